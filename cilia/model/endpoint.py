@@ -1,0 +1,144 @@
+"""Endpoints: what is attached to the node's network, and the life it lives.
+
+States are those Cilium's users see in CiliumEndpoint (row EP10).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from cilia.model.ids import EndpointId, IdentityId, SubjectId
+from cilia.model.labels import Labels
+
+
+class EndpointState(enum.StrEnum):
+    """Where an endpoint stands in its life."""
+
+    CREATING = "creating"
+    WAITING_FOR_IDENTITY = "waiting-for-identity"
+    NOT_READY = "not-ready"
+    WAITING_TO_REGENERATE = "waiting-to-regenerate"
+    REGENERATING = "regenerating"
+    RESTORING = "restoring"
+    READY = "ready"
+    DISCONNECTING = "disconnecting"
+    DISCONNECTED = "disconnected"
+    INVALID = "invalid"
+
+
+TRANSITIONS: dict[EndpointState, frozenset[EndpointState]] = {
+    EndpointState.CREATING: frozenset(
+        {EndpointState.WAITING_FOR_IDENTITY, EndpointState.DISCONNECTING, EndpointState.INVALID}
+    ),
+    EndpointState.WAITING_FOR_IDENTITY: frozenset(
+        {EndpointState.REGENERATING, EndpointState.DISCONNECTING, EndpointState.INVALID}
+    ),
+    EndpointState.REGENERATING: frozenset(
+        {EndpointState.READY, EndpointState.NOT_READY, EndpointState.DISCONNECTING}
+    ),
+    EndpointState.READY: frozenset(
+        {
+            EndpointState.WAITING_FOR_IDENTITY,
+            EndpointState.WAITING_TO_REGENERATE,
+            EndpointState.REGENERATING,
+            EndpointState.DISCONNECTING,
+        }
+    ),
+    EndpointState.WAITING_TO_REGENERATE: frozenset({EndpointState.REGENERATING, EndpointState.DISCONNECTING}),
+    EndpointState.NOT_READY: frozenset({EndpointState.REGENERATING, EndpointState.DISCONNECTING}),
+    EndpointState.RESTORING: frozenset(
+        {
+            EndpointState.WAITING_FOR_IDENTITY,
+            EndpointState.REGENERATING,
+            EndpointState.READY,
+            EndpointState.DISCONNECTING,
+            EndpointState.INVALID,
+        }
+    ),
+    EndpointState.DISCONNECTING: frozenset({EndpointState.DISCONNECTED}),
+    EndpointState.DISCONNECTED: frozenset(),
+    EndpointState.INVALID: frozenset({EndpointState.DISCONNECTING}),
+}
+"""All transitions on one page; anything else is a bug and raises."""
+
+
+class NamedPort(msgspec.Struct, frozen=True):
+    """A container port with a name."""
+
+    name: str
+    port: int
+    protocol: str = "TCP"
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a CNI ADD made: written to the state directory, so that a restarted agent adopts it."""
+
+    id: EndpointId
+    container_id: str
+    interface: str
+    """Name of the interface inside the pod, as a rule eth0."""
+    netns: str
+    """Path of the pod's network namespace."""
+    host_interface: str
+    ifindex: int
+    """Of the host-side interface."""
+    mac: str
+    host_mac: str
+    ipv4: str = ""
+    ipv6: str = ""
+    namespace: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A local endpoint: its attachment, whom it speaks for, and where it stands."""
+
+    attachment: Attachment
+    labels: Labels = Labels()
+    identity: IdentityId = IdentityId(0)
+    named_ports: tuple[NamedPort, ...] = ()
+    state: EndpointState = EndpointState.CREATING
+
+    @property
+    def id(self) -> EndpointId:
+        return self.attachment.id
+
+    @property
+    def pod_name(self) -> str:
+        """`namespace/pod`, or an empty string."""
+        return f"{self.attachment.namespace}/{self.attachment.pod}" if self.attachment.pod else ""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The pod's addresses, IPv4 first."""
+        return tuple(a for a in (self.attachment.ipv4, self.attachment.ipv6) if a)
+
+
+class RemoteEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody else's endpoint, as its CiliumEndpoint tells."""
+
+    namespace: str
+    name: str
+    identity: IdentityId
+    node_ip: str
+    addresses: tuple[str, ...]
+    labels: Labels = Labels()
+    named_ports: tuple[NamedPort, ...] = ()
+
+
+class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel must know of a local endpoint (maps `endpoints` and `ifaces`)."""
+
+    id: EndpointId
+    ifindex: int
+    identity: IdentityId
+    subject: SubjectId
+    mac: str
+    host_mac: str
+    ipv4: str = ""
+    ipv6: str = ""
+    flags: int = 0
+    """enum endpoint_flags of bpf/abi/endpoint.h"""

@@ -1,0 +1,109 @@
+"""Every table of the agent on one page: what a row is, its key, who writes it, who reads it.
+
+The rooms meet here and nowhere else. One writer per table.
+
+    input tables (writer: sources, api)          desired tables (writer: control)
+    ----------------------------------           --------------------------------
+    pods, namespaces, policies, nodes,           endpoint_entries, subjects, ipcache,
+    remote_endpoints, cluster_identities,        routes, node_addresses, cookies,
+    attachments                                  policy_states, endpoints, identities
+"""
+
+from __future__ import annotations
+
+from cilia.model.endpoint import Attachment, Endpoint, EndpointEntry, NamedPort, RemoteEndpoint
+from cilia.model.identity import Identity
+from cilia.model.ids import Cookie, EndpointId, IdentityId, SubjectId
+from cilia.model.node import IpcacheEntry, Node, NodeAddress, Route
+from cilia.model.policy import CookieRow, PolicyObject, PolicyState, SubjectPolicy
+from cilia.schema.rows import NamespaceRow, PodRow
+from cilia.tables.table import Table
+
+__all__ = ["Desired", "Inputs", "NamedPort", "NamespaceRow", "PodRow"]
+
+
+class Inputs:
+    """What the outside world says. Control reads these and nothing else."""
+
+    def __init__(self) -> None:
+        self.pods: Table[tuple[str, str], PodRow] = Table("pods", lambda row: (row.namespace, row.name))
+        """Pods of this node. Writer: sources.pods. Readers: control.endpoints, api."""
+
+        self.namespaces: Table[str, NamespaceRow] = Table("namespaces", lambda row: row.name)
+        """Namespaces and their labels. Writer: sources.namespaces. Readers: control.identity."""
+
+        self.policies: Table[tuple[str, str, str], PolicyObject] = Table("policies", lambda row: row.key)
+        """Policies of all kinds. Writer: sources.policies. Readers: control.policy."""
+
+        self.nodes: Table[str, Node] = Table("nodes", lambda row: row.name)
+        """Nodes of the cluster, this one too. Writer: sources.nodes. Readers: control.nodes."""
+
+        self.remote_endpoints: Table[tuple[str, str], RemoteEndpoint] = Table(
+            "remote_endpoints", lambda row: (row.namespace, row.name)
+        )
+        """CiliumEndpoints of other nodes. Writer: sources.endpoints. Readers: control.ipcache."""
+
+        self.cluster_identities: Table[IdentityId, Identity] = Table(
+            "cluster_identities", lambda row: row.id, {"labels": lambda row: (row.labels,)}
+        )
+        """CiliumIdentities. Writer: sources.identities. Readers: control.identity."""
+
+        self.attachments: Table[EndpointId, Attachment] = Table(
+            "attachments",
+            lambda row: row.id,
+            {
+                "container": lambda row: ((row.container_id, row.interface),),
+                "pod": lambda row: ((row.namespace, row.pod),),
+            },
+        )
+        """Interfaces the CNI plugin made here. Writer: api (CNI). Readers: control.endpoints."""
+
+    def tables(self) -> list[Table]:  # type: ignore[type-arg]
+        """All of them, in the order of this page."""
+        return [table for table in vars(self).values() if isinstance(table, Table)]
+
+
+class Desired:
+    """What should be. Data plane, Hubble and API read these."""
+
+    def __init__(self) -> None:
+        self.endpoints: Table[EndpointId, Endpoint] = Table(
+            "endpoints",
+            lambda row: row.id,
+            {"identity": lambda row: (row.identity,), "address": lambda row: row.addresses},
+        )
+        """Local endpoints with identity and state. Writer: control.endpoints. Readers: api, hubble,
+        the writer of CiliumEndpoints."""
+
+        self.identities: Table[IdentityId, Identity] = Table("identities", lambda row: row.id)
+        """All identities known here: reserved, cluster, local. Writer: control.identity. Readers:
+        control.policy, hubble, api."""
+
+        self.endpoint_entries: Table[EndpointId, EndpointEntry] = Table(
+            "endpoint_entries", lambda row: row.id
+        )
+        """Endpoints as the kernel knows them. Writer: control.endpoints. Reader: dataplane."""
+
+        self.subjects: Table[SubjectId, SubjectPolicy] = Table("subjects", lambda row: row.subject)
+        """Policy entries per subject. Writer: control.policy. Readers: dataplane, api."""
+
+        self.ipcache: Table[str, IpcacheEntry] = Table("ipcache", lambda row: row.prefix)
+        """Prefix to identity and tunnel endpoint. Writer: control.ipcache. Readers: dataplane, hubble."""
+
+        self.routes: Table[str, Route] = Table("routes", lambda row: row.prefix)
+        """Routes of the host's stack to pods. Writer: control.nodes. Reader: dataplane."""
+
+        self.node_addresses: Table[str, NodeAddress] = Table("node_addresses", lambda row: row.address)
+        """Underlay addresses of all nodes. Writer: control.nodes. Reader: dataplane."""
+
+        self.cookies: Table[Cookie, CookieRow] = Table("cookies", lambda row: row.cookie)
+        """Rule cookies and what they stand for. Writer: control.policy. Readers: hubble, api, disk."""
+
+        self.policy_states: Table[tuple[str, str, str], PolicyState] = Table(
+            "policy_states", lambda row: row.key
+        )
+        """Valid or not, and why. Writer: control.policy. Readers: api, the writer of statuses."""
+
+    def tables(self) -> list[Table]:  # type: ignore[type-arg]
+        """All of them, in the order of this page."""
+        return [table for table in vars(self).values() if isinstance(table, Table)]
