@@ -1,0 +1,53 @@
+"""The endpoints of this node on disk: what a restarted agent adopts before it hears anybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from cilia.kit.files import private_directory, sync_directory, write_atomic
+from cilia.model.endpoint import Attachment
+from cilia.model.ids import EndpointId
+
+log = structlog.get_logger(__name__)
+
+
+class SavedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One file: the attachment, and whom the endpoint spoke for."""
+
+    attachment: Attachment
+    identity: int = 0
+    labels: tuple[str, ...] = ()
+
+
+class EndpointFiles:
+    """One JSON file per endpoint under `<state>/endpoints`, written whole and durably."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._directory = state_dir / "endpoints"
+        private_directory(self._directory)
+
+    def load(self) -> list[SavedEndpoint]:
+        """All endpoints; a file that can't be read is set aside and said."""
+        saved = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                saved.append(msgspec.json.decode(path.read_bytes(), type=SavedEndpoint))
+            except (OSError, msgspec.MsgspecError) as error:
+                log.error("endpoint file set aside", file=path.name, error=str(error))
+                path.rename(path.with_suffix(".broken"))
+        return saved
+
+    def save(self, endpoint: SavedEndpoint) -> None:
+        """Write one endpoint. Raises OSError when it can't be made durable (disk full)."""
+        write_atomic(self._path(endpoint.attachment.id), msgspec.json.encode(endpoint))
+
+    def remove(self, identifier: EndpointId) -> None:
+        """Forget one endpoint; forgetting the unknown is no error."""
+        self._path(identifier).unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+    def _path(self, identifier: EndpointId) -> Path:
+        return self._directory / f"{identifier}.json"

@@ -1,0 +1,188 @@
+"""Who is behind an address: the ipcache, from everything that claims one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from cilia.model.endpoint import Endpoint, RemoteEndpoint
+from cilia.model.identity import (
+    HOST,
+    KUBE_APISERVER,
+    REMOTE_NODE,
+    UNKNOWN,
+    WORLD_IPV4,
+    WORLD_IPV6,
+)
+from cilia.model.node import IpcacheEntry, Node
+from cilia.model.policy import CidrIdentity
+from cilia.schema import Desired, Inputs
+from cilia.tables.table import Table
+
+TUNNEL = 1
+"""enum ipcache_flags of bpf/abi/ipcache.h, like the two below."""
+HOST_ADDRESS = 2
+UNDERLAY = 4
+
+# Who wins when two claim one prefix: what lives here, then nodes, then what others say, then policies.
+RANK_ENDPOINT, RANK_NODE, RANK_REMOTE, RANK_CIDR, RANK_POD_CIDR, RANK_WORLD = range(6)
+
+
+class IpcacheNode:
+    """endpoints + nodes + remote_endpoints + CIDR identities -> ipcache.
+
+    Every claim is kept by its claimant, so that one that goes gives way to the next in rank and the
+    result depends on the present claims only.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        desired: Desired,
+        cidrs: Table[str, CidrIdentity],
+        *,
+        node: str,
+        tunnel: bool,
+        apiserver_addresses: Iterable[str] = (),
+    ) -> None:
+        self._inputs = inputs
+        self._desired = desired
+        self._cidrs = cidrs
+        self._node = node
+        self._tunnel = tunnel
+        self._apiserver = frozenset(apiserver_addresses)
+        self._endpoints = desired.endpoints.cursor()
+        self._remote = inputs.remote_endpoints.cursor()
+        self._nodes = inputs.nodes.cursor()
+        self._cidr_changes = cidrs.cursor()
+        self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
+        self._claimed: dict[tuple[int, object], tuple[str, ...]] = {}
+        self._claim(
+            (RANK_WORLD, "world"),
+            [
+                IpcacheEntry(prefix="0.0.0.0/0", identity=WORLD_IPV4),
+                IpcacheEntry(prefix="::/0", identity=WORLD_IPV6),
+            ],
+        )
+        self._claim(
+            (RANK_REMOTE, "kube-apiserver"),
+            [
+                IpcacheEntry(prefix=_host(address), identity=KUBE_APISERVER, flags=HOST_ADDRESS)
+                for address in sorted(self._apiserver)
+            ],
+        )
+
+    def step(self) -> None:
+        """Bring the claims of everything that changed up to date."""
+        endpoints, gone = self._endpoints.take()
+        for endpoint in endpoints:
+            self._claim((RANK_ENDPOINT, endpoint.id), list(_of_endpoint(endpoint)))
+        for identifier in gone:
+            self._claim((RANK_ENDPOINT, identifier), [])
+        if self._nodes.pending:
+            self._step_nodes()
+        remote, lost = self._remote.take()
+        for row in remote:
+            self._claim((RANK_REMOTE, (row.namespace, row.name)), list(self._of_remote(row)))
+        for key in lost:
+            self._claim((RANK_REMOTE, key), [])
+        cidrs, dropped = self._cidr_changes.take()
+        for cidr in cidrs:
+            self._claim((RANK_CIDR, cidr.prefix), [IpcacheEntry(prefix=cidr.prefix, identity=cidr.identity)])
+        for prefix in dropped:
+            self._claim((RANK_CIDR, prefix), [])
+
+    def _step_nodes(self) -> None:
+        nodes, removed = self._nodes.take()
+        for node in nodes:
+            self._claim((RANK_NODE, node.name), list(self._of_node(node)))
+            self._claim((RANK_POD_CIDR, node.name), list(self._of_pod_cidrs(node)))
+        for name in removed:
+            self._claim((RANK_NODE, name), [])
+            self._claim((RANK_POD_CIDR, name), [])
+        if removed:
+            # A vanished node takes its pods' addresses with it, whoever still speaks of them.
+            for row in self._inputs.remote_endpoints:
+                self._claim((RANK_REMOTE, (row.namespace, row.name)), list(self._of_remote(row)))
+
+    def _of_node(self, node: Node) -> Iterator[IpcacheEntry]:
+        local = node.name == self._node
+        underlay = node.addresses[0] if node.addresses else ""
+        for address in node.addresses:
+            identity = HOST if local else REMOTE_NODE
+            if not local and address in self._apiserver:
+                identity = KUBE_APISERVER
+            yield IpcacheEntry(prefix=_host(address), identity=identity, flags=HOST_ADDRESS | UNDERLAY)
+        for address in node.router_addresses:
+            if local:
+                yield IpcacheEntry(prefix=_host(address), identity=HOST, flags=HOST_ADDRESS)
+            else:
+                yield self._through(_host(address), REMOTE_NODE, underlay, HOST_ADDRESS)
+
+    def _of_pod_cidrs(self, node: Node) -> Iterator[IpcacheEntry]:
+        """Pods of another node that nobody has described yet are reachable and match only "any"."""
+        if node.name == self._node or not node.addresses:
+            return
+        for cidr in node.pod_cidrs:
+            yield self._through(cidr, UNKNOWN, node.addresses[0])
+
+    def _of_remote(self, row: RemoteEndpoint) -> Iterator[IpcacheEntry]:
+        for address in row.addresses:
+            yield self._through(
+                _host(address), row.identity, row.node_ip, namespace=row.namespace, pod=row.name
+            )
+
+    def _through(
+        self, prefix: str, identity: int, node: str, flags: int = 0, *, namespace: str = "", pod: str = ""
+    ) -> IpcacheEntry:
+        return IpcacheEntry(
+            prefix=prefix,
+            identity=identity,
+            tunnel_endpoint=node if self._tunnel else "",
+            flags=flags | (TUNNEL if self._tunnel else 0),
+            namespace=namespace,
+            pod=pod,
+        )
+
+    def _claim(self, claimant: tuple[int, object], entries: list[IpcacheEntry]) -> None:
+        """Replace all that `claimant` says; what it no longer says falls to the next in rank."""
+        touched = dict.fromkeys([*self._claimed.get(claimant, ()), *(entry.prefix for entry in entries)])
+        for prefix in self._claimed.pop(claimant, ()):
+            claims = self._claims[prefix]
+            del claims[claimant]
+            if not claims:
+                del self._claims[prefix]
+        for entry in entries:
+            self._claims.setdefault(entry.prefix, {})[claimant] = entry
+        if entries:
+            self._claimed[claimant] = tuple(dict.fromkeys(entry.prefix for entry in entries))
+        for prefix in touched:
+            self._settle(prefix)
+
+    def _settle(self, prefix: str) -> None:
+        claims = self._claims.get(prefix)
+        if not claims:
+            self._desired.ipcache.delete(prefix)
+            return
+        winner = min(claims, key=_rank)
+        self._desired.ipcache.put(claims[winner])
+
+
+def _rank(claimant: tuple[int, object]) -> tuple[int, str]:
+    """Orders claimants: by rank, then by name, so that a tie has one answer."""
+    return claimant[0], str(claimant[1])
+
+
+def _of_endpoint(endpoint: Endpoint) -> Iterator[IpcacheEntry]:
+    if not endpoint.identity:
+        return
+    for address in endpoint.addresses:
+        yield IpcacheEntry(
+            prefix=_host(address),
+            identity=endpoint.identity,
+            namespace=endpoint.attachment.namespace,
+            pod=endpoint.attachment.pod,
+        )
+
+
+def _host(address: str) -> str:
+    return f"{address}/128" if ":" in address else f"{address}/32"
