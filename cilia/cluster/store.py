@@ -6,10 +6,12 @@ boundary as raw JSON; `decode` turns them into structs of `cilia.model.resources
 Source: Kubernetes API concepts (resource versions, watches, optimistic concurrency).
 """
 
-from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol, TypeVar
 
 import msgspec
+
+from cilia.wire.watch_stream import WatchEvent as WatchEvent
 
 T = TypeVar("T")
 
@@ -121,13 +123,6 @@ class Listing(msgspec.Struct, frozen=True):
     resource_version: str
 
 
-class WatchEvent(msgspec.Struct, frozen=True):
-    """One change. A BOOKMARK carries only a newer `metadata.resourceVersion`."""
-
-    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
-    object: msgspec.Raw
-
-
 class Preconditions(msgspec.Struct, frozen=True):
     """What must still be true of an object for it to be deleted; `None` is not checked."""
 
@@ -161,7 +156,7 @@ class Store(Protocol):
         namespace: str | None = None,
         label_selector: str | None = None,
         field_selector: str | None = None,
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Yield changes after `since`; ends when the store ends the stream, which is no error.
 
         Raises Gone when the history is no longer kept. To stop early, close the iterator.

@@ -31,7 +31,8 @@ def test_every_name_of_the_language_is_understood() -> None:
     policy = cnp(
         b"""{"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
         "egress": [{"toFQDNs": [{"matchName": "example.org."}], "toCIDRSet": [{"cidr": "10.0.0.0/8",
-          "except": ["10.1.0.0/16"]}, {"cidrGroupRef": "g"}], "toServices": [{"k8sService": {"serviceName": "s"}}],
+          "except": ["10.1.0.0/16"]}, {"cidrGroupRef": "g"}],
+          "toServices": [{"k8sService": {"serviceName": "s"}}],
           "toGroups": [{"aws": {"securityGroupsIds": ["x"]}}], "authentication": {"mode": "required"},
           "toPorts": [{"ports": [{"port": "80", "endPort": 90, "protocol": "TCP"}],
             "terminatingTLS": {"secret": {"name": "s"}, "trustedCA": "ca"},
