@@ -24,10 +24,7 @@ Belongs here: generated modules and stubs only. Imports nothing else of Cilia.
 """
 '''
 
-MODULE_IMPORT = re.compile(rf"^from ({'|'.join(PACKAGES)}) import ", re.MULTILINE)
-STUB_IMPORT = re.compile(rf"^import ({'|'.join(PACKAGES)})\.(\w+)$", re.MULTILINE)
-STUB_FROM_IMPORT = re.compile(rf"^from ({'|'.join(PACKAGES)})(\.\w+)? import ", re.MULTILINE)
-STUB_NAME = re.compile(rf"(?<![\w.\"])({'|'.join(PACKAGES)})\.(\w+_pb2)\.")
+SIBLING_IMPORT = re.compile(rf"^from ({'|'.join(PACKAGES)}) import ", re.MULTILINE)
 
 
 def compile_protos(scratch: Path) -> None:
@@ -39,13 +36,9 @@ def compile_protos(scratch: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def into_package(text: str, *, stub: bool) -> str:
-    """Point the imports among generated modules at `cilia.proto`, where they live."""
-    if not stub:
-        return MODULE_IMPORT.sub(r"from cilia.proto.\1 import ", text)
-    text = STUB_IMPORT.sub(r"import cilia.proto.\1.\2", text)
-    text = STUB_FROM_IMPORT.sub(r"from cilia.proto.\1\2 import ", text)
-    return STUB_NAME.sub(r"cilia.proto.\1.\2.", text)
+def into_package(text: str) -> str:
+    """Point the imports among generated files at `cilia.proto`, where they live."""
+    return SIBLING_IMPORT.sub(r"from cilia.proto.\1 import ", text)
 
 
 def generate() -> dict[str, str]:
@@ -57,7 +50,7 @@ def generate() -> dict[str, str]:
         for path in sorted(scratch.rglob("*.py*")):
             relative = path.relative_to(scratch)
             files[f"{relative.parent}/__init__.py"] = f'"""Generated from `proto/{relative.parent}`."""\n'
-            files[str(relative)] = into_package(path.read_text(), stub=path.suffix == ".pyi")
+            files[str(relative)] = into_package(path.read_text())
     return files
 
 
