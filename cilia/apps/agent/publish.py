@@ -1,0 +1,319 @@
+"""What the agent tells the cluster: CiliumEndpoints, missing CiliumIdentities, policy statuses.
+
+Desired tables in, objects out. Each publisher keeps a cursor, writes what changed, and tries again what
+failed; the API server may be away for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from cilia.cluster import store as cluster
+from cilia.cluster.store import Store
+from cilia.kit.backoff import Backoff
+from cilia.kit.clock import Clock
+from cilia.model.endpoint import Endpoint
+from cilia.model.identity import CLUSTER_FIRST, CLUSTER_LAST, Identity
+from cilia.model.ids import EndpointId, IdentityId
+from cilia.model.labels import NAMESPACE, Labels
+from cilia.model.policy import PolicyState, SubjectPolicy
+from cilia.model.resources import cilium_endpoint as cep
+from cilia.model.resources.base import ObjectMeta, OwnerReference
+from cilia.model.resources.cilium_identity import CiliumIdentity
+from cilia.schema import Desired, Inputs
+from cilia.tables.table import Cursor
+
+log = structlog.get_logger(__name__)
+
+POLICY_RESOURCES = {
+    "CiliumNetworkPolicy": cluster.CILIUM_NETWORK_POLICIES,
+    "CiliumClusterwideNetworkPolicy": cluster.CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+}
+
+
+def endpoint_object(endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: str) -> cep.CiliumEndpoint:
+    """The CiliumEndpoint of a local endpoint: named, placed and owned like its pod."""
+    attachment = endpoint.attachment
+    return cep.CiliumEndpoint(
+        metadata=ObjectMeta(
+            name=attachment.pod,
+            namespace=attachment.namespace,
+            owner_references=(
+                OwnerReference(api_version="v1", kind="Pod", name=attachment.pod, uid=attachment.pod_uid),
+            )
+            if attachment.pod_uid
+            else None,
+        ),
+        status=cep.EndpointStatus(
+            id=endpoint.id,
+            external_identifiers=cep.ExternalIdentifiers(
+                cni_attachment_id=f"{attachment.container_id}:{attachment.interface}",
+                container_id=attachment.container_id,
+                k8s_namespace=attachment.namespace,
+                k8s_pod_name=attachment.pod,
+                pod_name=endpoint.pod_name,
+            ),
+            identity=cep.EndpointIdentity(id=endpoint.identity, labels=tuple(endpoint.labels.strings())),
+            networking=cep.EndpointNetworking(
+                addressing=(cep.AddressPair(ipv4=attachment.ipv4 or None, ipv6=attachment.ipv6 or None),),
+                node=node_ip,
+            ),
+            policy=_policy_status(subject),
+            state=endpoint.state.value,
+            named_ports=tuple(
+                cep.NamedPort(name=port.name, port=port.port, protocol=port.protocol)
+                for port in endpoint.named_ports
+            )
+            or None,
+        ),
+    )
+
+
+def _policy_status(subject: SubjectPolicy | None) -> cep.EndpointPolicy | None:
+    if subject is None:
+        return None
+    return cep.EndpointPolicy(
+        ingress=_direction(subject.ingress_enforced), egress=_direction(subject.egress_enforced)
+    )
+
+
+def _direction(enforced: bool) -> cep.PolicyDirection:
+    return cep.PolicyDirection(enforcing=enforced, state="enforcing" if enforced else "disabled")
+
+
+class EndpointPublisher:
+    """Keeps the CiliumEndpoints of this node's pods as the endpoints table has them."""
+
+    def __init__(self, store: Store, desired: Desired, node_ip: Callable[[], str]) -> None:
+        self._store = store
+        self._desired = desired
+        self._node_ip = node_ip
+        self._endpoints = desired.endpoints.cursor()
+        self._subjects = desired.subjects.cursor()
+        self._published: dict[EndpointId, cep.CiliumEndpoint] = {}
+        self._writing: dict[EndpointId, asyncio.Lock] = {}
+
+    def dirty(self) -> list[EndpointId]:
+        """Endpoints whose object may be out of date."""
+        put, deleted = self._endpoints.take()
+        touched = dict.fromkeys([*(row.id for row in put), *deleted])
+        subjects, _ = self._subjects.take()
+        for subject in subjects:
+            rows = self._desired.endpoints.by("identity", subject.identity)
+            touched.update(dict.fromkeys(row.id for row in rows))
+        return list(touched)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be written."""
+        return self._endpoints.pending or self._subjects.pending
+
+    def retry(self, identifier: EndpointId) -> None:
+        """Have `dirty` name an endpoint again."""
+        self._endpoints.mark(identifier)
+
+    async def publish(self, identifier: EndpointId) -> None:
+        """Write or remove one CiliumEndpoint. Raises StoreError."""
+        async with self._writing.setdefault(identifier, asyncio.Lock()):
+            endpoint = self._desired.endpoints.get(identifier)
+            before = self._published.get(identifier)
+            if endpoint is None or not endpoint.attachment.pod:
+                if before is not None:
+                    await self._delete(before)
+                    self._published.pop(identifier, None)
+                self._writing.pop(identifier, None)
+                return
+            subject = next((row for row in self._desired.subjects if row.identity == endpoint.identity), None)
+            wanted = endpoint_object(endpoint, subject, self._node_ip())
+            if wanted != before:
+                await self._write(wanted, exists=before is not None)
+                self._published[identifier] = wanted
+
+    async def _write(self, wanted: cep.CiliumEndpoint, *, exists: bool) -> None:
+        body = cluster.encode(cluster.CILIUM_ENDPOINTS, wanted)
+        namespace, name = wanted.metadata.namespace, wanted.metadata.name
+        if not exists:
+            try:
+                await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
+                return
+            except cluster.AlreadyExists:
+                pass
+        try:
+            await self._store.replace(cluster.CILIUM_ENDPOINTS, name, body, namespace=namespace)
+        except cluster.NotFound:
+            await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
+
+    async def _delete(self, before: cep.CiliumEndpoint) -> None:
+        """Remove the object, unless another pod of the same name has taken it over."""
+        name, namespace = before.metadata.name, before.metadata.namespace
+        try:
+            raw = await self._store.get(cluster.CILIUM_ENDPOINTS, name, namespace=namespace)
+            present = cluster.decode(raw, cep.CiliumEndpoint)
+            mine = before.status.external_identifiers if before.status else None
+            theirs = present.status.external_identifiers if present.status else None
+            if mine == theirs:
+                await self._store.delete(
+                    cluster.CILIUM_ENDPOINTS,
+                    name,
+                    namespace=namespace,
+                    preconditions=cluster.Preconditions(uid=present.metadata.uid or None),
+                )
+        except (cluster.NotFound, cluster.Conflict):
+            return
+
+
+class IdentityAllocator:
+    """Gives a label set a cluster-wide number by creating its CiliumIdentity.
+
+    Numbers are tried from a start that depends on the labels, so that two nodes rarely race for one, and
+    a name that exists is simply not ours: the next is tried. Two nodes may give one label set a number
+    each; selection goes by labels, so both are right.
+    """
+
+    def __init__(self, store: Store, inputs: Inputs) -> None:
+        self._store = store
+        self._inputs = inputs
+        self._running: dict[Labels, asyncio.Future[IdentityId]] = {}
+
+    async def allocate(self, labels: Labels) -> IdentityId:
+        """Return the number of a label set, creating it when there is none. Raises StoreError."""
+        rows = self._inputs.cluster_identities.by("labels", labels)
+        if rows:
+            return min(row.id for row in rows)
+        running = self._running.get(labels)
+        if running is None:
+            running = asyncio.ensure_future(self._create(labels))
+            self._running[labels] = running
+            running.add_done_callback(lambda _: self._running.pop(labels, None))
+        return await asyncio.shield(running)
+
+    async def _create(self, labels: Labels) -> IdentityId:
+        span = CLUSTER_LAST - CLUSTER_FIRST + 1
+        start = hash_of(labels) % span
+        for offset in range(span):
+            number = IdentityId(CLUSTER_FIRST + (start + offset) % span)
+            if number in self._inputs.cluster_identities:
+                continue
+            try:
+                await self._store.create(cluster.CILIUM_IDENTITIES, identity_object(number, labels))
+            except cluster.AlreadyExists:
+                continue
+            # The watch will say so too; the caller need not wait for it.
+            self._inputs.cluster_identities.put(Identity(number, labels))
+            return number
+        raise cluster.Unavailable(f"all {span} identity numbers of the cluster are taken")
+
+
+def hash_of(labels: Labels) -> int:
+    """A number that depends on the labels only (FNV-1a, 64 bits)."""
+    value = 0xCBF29CE484222325
+    for byte in "\n".join(labels.strings()).encode():
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def identity_object(number: IdentityId, labels: Labels) -> bytes:
+    """The CiliumIdentity of a number, as JSON."""
+    security = labels.security_labels()
+    plain = {label.key: label.value for label in labels.items if label.source == "k8s"}
+    body = CiliumIdentity(
+        metadata=ObjectMeta(
+            name=str(number),
+            labels={key: value for key, value in plain.items() if key == NAMESPACE or _is_label(key, value)},
+        ),
+        security_labels=security,
+    )
+    return cluster.encode(cluster.CILIUM_IDENTITIES, body)
+
+
+def _is_label(key: str, value: str) -> bool:
+    """Whether a pair is a valid Kubernetes label (prefixed namespace labels can be too long)."""
+    name = key.rpartition("/")[2]
+    return len(name) <= 63 and len(value) <= 63 and key.count("/") <= 1
+
+
+class StatusPublisher:
+    """Writes the `Valid` condition of CiliumNetworkPolicies and their clusterwide kind."""
+
+    def __init__(self, store: Store, inputs: Inputs, desired: Desired, clock: Clock) -> None:
+        self._store = store
+        self._inputs = inputs
+        self._clock = clock
+        self._states: Cursor[tuple[str, str, str], PolicyState] = desired.policy_states.cursor()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a status waits to be written."""
+        return self._states.pending
+
+    async def publish(self) -> None:
+        """Write all statuses that changed; what fails is tried again at the next call."""
+        rows, _ = self._states.take()
+        for state in rows:
+            resource = POLICY_RESOURCES.get(state.kind)
+            if resource is None or self._is_said(state):
+                continue
+            try:
+                await self._store.patch(
+                    resource,
+                    state.name,
+                    self._patch(state),
+                    namespace=state.namespace or None,
+                    subresource="status",
+                )
+            except cluster.NotFound:
+                continue
+            except cluster.StoreError:
+                self._states.mark(state.key)
+                raise
+
+    def _is_said(self, state: PolicyState) -> bool:
+        """Whether the object says it already: every node computes the same, one write is enough."""
+        policy = self._inputs.policies.get(state.key)
+        status = getattr(policy.body, "status", None) if policy is not None else None
+        valid = [row for row in (status.conditions or ()) if row.type == "Valid"] if status else []
+        return any(
+            (row.status, row.message) == (_truth(state.valid), condition_message(state)) for row in valid
+        )
+
+    def _patch(self, state: PolicyState) -> bytes:
+        stamp = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {
+            "type": "Valid",
+            "status": _truth(state.valid),
+            "message": condition_message(state),
+            "reason": "Accepted" if state.valid else "Refused",
+            "lastTransitionTime": stamp,
+        }
+        return msgspec.json.encode({"status": {"conditions": [condition]}})
+
+
+def condition_message(state: PolicyState) -> str:
+    """One sentence for the author of the policy."""
+    if state.valid:
+        return "Policy validation succeeded"
+    return "; ".join(f"{problem.path}: {problem.sentence}" for problem in state.problems)
+
+
+def _truth(value: bool) -> str:
+    return "True" if value else "False"
+
+
+async def persist(name: str, wake: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` whenever `wake` is set, and again after a growing pause while the store refuses."""
+    backoff = Backoff()
+    while True:
+        await wake.wait()
+        wake.clear()
+        try:
+            await work()
+            backoff.reset()
+        except cluster.StoreError as error:
+            log.warning("not written yet", what=name, error=str(error))
+            await asyncio.sleep(backoff.next())
+            wake.set()
