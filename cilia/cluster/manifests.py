@@ -1,0 +1,169 @@
+"""A directory of YAML and JSON files as Kubernetes objects: scanning, parsing, what is wrong where.
+
+Nothing of an earlier parse survives: the objects of a file are what it says now, or, while it can't be
+parsed, none. Only the moment of reading is buffered: a file that is being written is read when it rests.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from cilia.cluster.store import RESOURCES, Resource
+from cilia.model.resources.base import AnyObject
+
+Fields = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace (empty for kinds without) and name."""
+
+SUFFIXES = (".yaml", ".yml", ".json")
+MAX_BYTES = 16 << 20
+
+_KINDS = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why a file, or one of its documents, counts for nothing."""
+
+    path: str
+    sentence: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One object a file holds."""
+
+    resource: Resource
+    key: Key
+    fields: Fields
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    """What tells that a file changed."""
+
+    inode: int
+    size: int
+    modified: int
+
+
+class _File(msgspec.Struct):
+    stamp: _Stamp
+    manifests: list[Manifest] = []
+    problems: list[Problem] = []
+
+
+class Manifests:
+    """The files below a directory. Call `scan` now and then; it reads only what changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[Path, _File] = {}
+        self._moving: dict[Path, _Stamp] = {}
+
+    def scan(self, *, settled: bool = True) -> bool:
+        """Look at the directory; returns whether anything changed. Raises OSError when it can't be read.
+
+        With `settled`, a changed file is read at the first scan that finds it as the scan before did.
+        """
+        present = dict(_stamps(self.directory))
+        changed = False
+        for path in [path for path in self._files if path not in present]:
+            del self._files[path]
+            changed = True
+        moving: dict[Path, _Stamp] = {}
+        for path, stamp in present.items():
+            known = self._files.get(path)
+            if known is not None and known.stamp == stamp:
+                continue
+            if settled and self._moving.get(path) != stamp:
+                moving[path] = stamp
+                continue
+            self._files[path] = _read(path, stamp)
+            changed = True
+        self._moving = moving
+        return changed
+
+    def objects(self) -> tuple[dict[Resource, dict[Key, Fields]], list[Problem]]:
+        """Return all objects and all problems. Of two objects of one name the first file's counts."""
+        found: dict[Resource, dict[Key, Fields]] = {}
+        problems: list[Problem] = []
+        for path in sorted(self._files):
+            file = self._files[path]
+            problems += file.problems
+            for manifest in file.manifests:
+                kind = found.setdefault(manifest.resource, {})
+                if manifest.key in kind:
+                    name = "/".join(part for part in manifest.key if part)
+                    sentence = f"{manifest.resource.kind} {name} is defined twice; this one is ignored"
+                    problems.append(Problem(str(path), sentence))
+                else:
+                    kind[manifest.key] = manifest.fields
+        return found, problems
+
+
+def _stamps(directory: Path) -> Iterator[tuple[Path, _Stamp]]:
+    """Yield the files that count; hidden ones are editors' and mounted volumes' scaffolding."""
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir():
+                    yield from _stamps(Path(entry.path))
+                elif entry.name.endswith(SUFFIXES):
+                    status = entry.stat()
+                    yield Path(entry.path), _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:
+                continue
+
+
+def _read(path: Path, stamp: _Stamp) -> _File:
+    file = _File(stamp, [], [])
+    try:
+        if stamp.size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+        documents = list(_documents(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.DecodeError) as error:
+        sentence = f"can't be read, none of its objects count: {' '.join(str(error).split())}"
+        file.problems.append(Problem(str(path), sentence))
+        return file
+    for number, document in enumerate(documents, 1):
+        try:
+            file.manifests += _manifests(document)
+        except (ValueError, TypeError, RecursionError) as error:
+            file.problems.append(Problem(str(path), f"document {number} is ignored: {error}"))
+    return file
+
+
+def _documents(path: Path) -> Iterator[Any]:
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        yield msgspec.json.decode(content)
+        return
+    for document in yaml.load_all(content.decode(), Loader=yaml.CSafeLoader):
+        if document is not None:
+            yield document
+
+
+def _manifests(document: Any) -> Iterator[Manifest]:
+    """Return the objects of a document: itself, or the items of a List."""
+    if not isinstance(document, dict):
+        raise ValueError("it is not an object with apiVersion and kind")
+    if document.get("apiVersion") == "v1" and document.get("kind") == "List":
+        for item in document.get("items") or ():
+            yield from _manifests(item)
+        return
+    version, kind = str(document.get("apiVersion")), str(document.get("kind"))
+    resource = _KINDS.get((version, kind))
+    if resource is None:
+        raise ValueError(f"kind {kind} of apiVersion {version} is not known here")
+    # A round through JSON leaves what an API server could have sent: text keys, no dates, no sharing.
+    fields: Fields = msgspec.json.decode(msgspec.json.encode(document))
+    metadata = msgspec.convert(fields, AnyObject).metadata
+    if not metadata.name:
+        raise ValueError(f"{resource.kind} has no metadata.name")
+    namespace = (metadata.namespace or "default") if resource.namespaced else ""
+    fields["metadata"].pop("namespace", None)
+    yield Manifest(resource, (namespace, metadata.name), fields)

@@ -1,0 +1,269 @@
+"""A directory of files behaves as an API server does, and says what it can't use."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cilia.cluster import store
+from cilia.cluster.directory import HISTORY, DirectoryStore
+from cilia.cluster.store import (
+    CILIUM_IDENTITIES,
+    CILIUM_NETWORK_POLICIES,
+    CILIUM_NODES,
+    EVENTS,
+    NAMESPACES,
+    PODS,
+    Preconditions,
+    Resource,
+)
+from cilia.model.resources.base import AnyObject
+
+POLL = 0.005
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web, tier: "1"}}
+spec: {nodeName: n1}
+"""
+Story = Callable[[DirectoryStore, Path], Awaitable[None]]
+
+
+def run(tmp_path: Path, story: Story, **files: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (source / name.replace("_", ".")).write_text(text)
+
+    async def main() -> None:
+        async with DirectoryStore(source, tmp_path / "state", poll=POLL) as directory:
+            await asyncio.wait_for(story(directory, source), 10)
+
+    asyncio.run(main())
+
+
+async def names(directory: DirectoryStore, resource: Resource, **options: str) -> list[str]:
+    listing = await directory.list(resource, **options)
+    return [store.decode(item, AnyObject).metadata.name for item in listing.items]
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    while not await condition():  # noqa: ASYNC110 - what is waited for is the store's own polling
+        await asyncio.sleep(POLL)
+
+
+def body(resource: Resource, name: str, **fields: Any) -> bytes:
+    return store.encode(resource, {"metadata": {"name": name}, **fields})
+
+
+def test_files_hold_many_documents_lists_and_json(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        assert await names(directory, PODS) == ["web"]
+        assert sorted(await names(directory, NAMESPACES)) == ["a", "b", "c"]
+        assert directory.problems == ()
+        pod = json.loads(await directory.get(PODS, "web", namespace="default"))
+        assert pod["metadata"]["resourceVersion"].isdecimal()
+        assert pod["metadata"]["labels"]["tier"] == "1"
+
+    run(
+        tmp_path,
+        story,
+        one_yaml=POD + "---\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n",
+        two_json='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "b", "namespace": "x"}}',
+        three_yml="{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, metadata: {name: c}}]}",
+        notes_txt="not: ours",
+    )
+
+
+def test_selectors(tmp_path: Path) -> None:
+    pods = POD + "---" + POD.replace("web", "db").replace("n1", "n2")
+
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        assert await names(directory, PODS, field_selector="spec.nodeName=n2") == ["db"]
+        assert await names(directory, PODS, field_selector="spec.nodeName!=n2,metadata.name=web") == ["web"]
+        assert await names(directory, PODS, label_selector="app in (web, x),tier") == ["web"]
+        assert await names(directory, PODS, namespace="other") == []
+        for wrong in ({"label_selector": "a b"}, {"field_selector": "x"}):
+            with pytest.raises(store.Invalid):
+                await names(directory, PODS, **wrong)
+
+    run(tmp_path, story, pods_yaml=pods)
+
+
+def test_what_can_not_be_used_is_reported_and_nothing_of_it_kept(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        assert [problem.sentence for problem in directory.problems] == [
+            "document 1 is ignored: kind Deployment of apiVersion apps/v1 is not known here",
+            "document 2 is ignored: Pod has no metadata.name",
+            "document 3 is ignored: it is not an object with apiVersion and kind",
+            "document 5 is ignored: Expected `str`, got `int` - at `$.metadata.labels[...]`",
+            "Pod default/web is defined twice; this one is ignored",
+        ]
+        assert await names(directory, PODS) == ["web"]
+        (source / "a.yaml").write_text("{ broken")
+
+        async def broken() -> bool:
+            return any("none of its objects count" in problem.sentence for problem in directory.problems)
+
+        await until(broken)
+        assert await names(directory, PODS) == ["web"], "the second definition counts now"
+        (source / "b.yaml").unlink()
+
+        async def gone() -> bool:
+            return await names(directory, PODS) == []
+
+        await until(gone)
+
+    run(
+        tmp_path,
+        story,
+        a_yaml="apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Pod\n---\n- 1\n---"
+        + POD
+        + "---"
+        + POD.replace('"1"', "1"),
+        b_yaml=POD,
+    )
+
+
+def test_a_watch_sees_files_come_change_and_go(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        listing = await directory.list(PODS)
+        seen = []
+        async with aclosing(
+            directory.watch(PODS, since=listing.resource_version, label_selector="app=web")
+        ) as events:
+            (source / "pod.yaml").write_text(POD)
+            async for event in events:
+                if event.type == "BOOKMARK":
+                    continue
+                seen.append(event.type)
+                if seen == ["ADDED"]:
+                    (source / "pod.yaml").write_text(POD.replace("n1", "n2"))
+                elif seen == ["ADDED", "MODIFIED"]:
+                    (source / "pod.yaml").write_text(POD.replace("app: web", "app: db"))
+                else:
+                    break
+        assert seen == ["ADDED", "MODIFIED", "DELETED"]
+
+    run(tmp_path, story)
+
+
+def test_own_objects_survive_a_restart(tmp_path: Path) -> None:
+    versions: list[bytes] = []
+
+    async def write(directory: DirectoryStore, source: Path) -> None:
+        await directory.create(
+            CILIUM_IDENTITIES, body(CILIUM_IDENTITIES, "256", **{"security-labels": {"a": "b"}})
+        )
+        with pytest.raises(store.AlreadyExists):
+            await directory.create(CILIUM_IDENTITIES, body(CILIUM_IDENTITIES, "256"))
+        versions.append(await directory.get(CILIUM_IDENTITIES, "256"))
+
+    async def read(directory: DirectoryStore, source: Path) -> None:
+        assert [await directory.get(CILIUM_IDENTITIES, "256")] == versions
+        await directory.delete(CILIUM_IDENTITIES, "256")
+        assert await names(directory, CILIUM_IDENTITIES) == []
+        with pytest.raises(store.NotFound):
+            await directory.delete(CILIUM_IDENTITIES, "256")
+
+    run(tmp_path, write)
+    run(tmp_path, read)
+    run(tmp_path, lambda directory, _: until(lambda: _empty(directory)))
+
+
+async def _empty(directory: DirectoryStore) -> bool:
+    return await names(directory, CILIUM_IDENTITIES) == []
+
+
+def test_an_outdated_write_conflicts(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        first = json.loads(
+            await directory.create(CILIUM_NODES, body(CILIUM_NODES, "n1", spec={"bootid": "1"}))
+        )
+        await directory.patch(CILIUM_NODES, "n1", b'{"spec": {"bootid": "2"}}')
+        with pytest.raises(store.Conflict):
+            await directory.replace(CILIUM_NODES, "n1", json.dumps(first).encode())
+        version = first["metadata"]["resourceVersion"]
+        with pytest.raises(store.Conflict):
+            await directory.delete(CILIUM_NODES, "n1", preconditions=Preconditions(resource_version=version))
+        assert json.loads(await directory.get(CILIUM_NODES, "n1"))["spec"] == {"bootid": "2"}
+
+    run(tmp_path, story)
+
+
+def test_a_status_is_kept_beside_the_users_file(tmp_path: Path) -> None:
+    policy = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: p}, "
+    policy += "spec: {endpointSelector: {}}}"
+
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        status = b'{"status": {"conditions": [{"type": "Valid", "status": "True"}]}}'
+        await directory.patch(CILIUM_NETWORK_POLICIES, "p", status, namespace="default", subresource="status")
+        stored = json.loads(await directory.get(CILIUM_NETWORK_POLICIES, "p", namespace="default"))
+        assert stored["status"]["conditions"][0]["type"] == "Valid"
+        assert stored["spec"] == {"endpointSelector": {}}
+        assert (source / "p.yaml").read_text() == policy
+        with pytest.raises(store.Forbidden, match="defined by a file"):
+            await directory.delete(CILIUM_NETWORK_POLICIES, "p", namespace="default")
+        with pytest.raises(store.Forbidden, match="add a file"):
+            await directory.create(PODS, body(PODS, "x"), namespace="default")
+        (source / "p.yaml").unlink()
+
+        async def gone() -> bool:
+            return await names(directory, CILIUM_NETWORK_POLICIES) == []
+
+        await until(gone)
+
+    run(tmp_path, story, p_yaml=policy)
+
+
+def test_a_users_field_wins_over_our_own(tmp_path: Path) -> None:
+    node = "{apiVersion: cilium.io/v2, kind: CiliumNode, metadata: {name: n1}, "
+    node += "spec: {ipam: {podCIDRs: [10.9.0.0/24]}}}"
+
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        change = b'{"spec": {"bootid": "b", "ipam": {"podCIDRs": ["10.0.0.0/24"]}}}'
+        await directory.patch(CILIUM_NODES, "n1", change)
+        spec = json.loads(await directory.get(CILIUM_NODES, "n1"))["spec"]
+        assert spec == {"bootid": "b", "ipam": {"podCIDRs": ["10.9.0.0/24"]}}
+
+    run(tmp_path, story, node_yaml=node)
+
+
+def test_a_reader_too_far_behind_lists_again(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        await directory.create(CILIUM_NODES, body(CILIUM_NODES, "n1"))
+        since = (await directory.list(CILIUM_NODES)).resource_version
+        directory._history.extend(directory._history[0] for _ in range(HISTORY))
+        directory._sequence += HISTORY + 1
+        for outdated in (since, "rubbish", "99999999"):
+            with pytest.raises(store.Gone):
+                await anext(directory.watch(CILIUM_NODES, since=outdated))
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "", "A", "a/b", ".hidden"])
+def test_names_that_are_no_names(tmp_path: Path, name: str) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        with pytest.raises(store.Invalid):
+            await directory.create(CILIUM_NODES, body(CILIUM_NODES, name))
+
+    run(tmp_path, story)
+
+
+def test_events_are_logged_and_a_missing_directory_is_named(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        await directory.create(EVENTS, body(EVENTS, "e", reason="R"), namespace="default")
+        assert await names(directory, EVENTS) == []
+
+    run(tmp_path, story)
+
+    async def missing() -> None:
+        with pytest.raises(store.Invalid, match="is not a directory"):
+            await DirectoryStore(tmp_path / "none", tmp_path / "state").__aenter__()
+
+    asyncio.run(missing())
