@@ -74,7 +74,8 @@ def test_files_hold_many_documents_lists_and_json(tmp_path: Path) -> None:
         story,
         one_yaml=POD + "---\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n",
         two_json='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "b", "namespace": "x"}}',
-        three_yml="{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, metadata: {name: c}}]}",
+        three_yml="{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, "
+        "metadata: {name: c}}]}",
         notes_txt="not: ours",
     )
 
