@@ -4,6 +4,6 @@ Belongs here: the reader of the compiled object (ELF sections, BTF) and what it 
 system calls, any number typed a second time. Nothing is kept in sync by hand: the object is the source.
 """
 
-from cilia.abi.layout import LAYOUT, Layout, MapSpec, ObjectMissing, layout, object_path
+from cilia.abi.layout import LAYOUT, Layout, MapSpec, ObjectMissing, layout, object_path, read
 
-__all__ = ["LAYOUT", "Layout", "MapSpec", "ObjectMissing", "layout", "object_path"]
+__all__ = ["LAYOUT", "Layout", "MapSpec", "ObjectMissing", "layout", "object_path", "read"]

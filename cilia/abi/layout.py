@@ -153,7 +153,7 @@ SCALARS = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "u64": "<u8"}
 def _enum(found: Type) -> type[enum.IntEnum]:
     strip = "DROP_" if found.name == "drop_reason" else ""
     members = [(name.removeprefix(strip), value) for name, value in found.values]
-    made: type[enum.IntEnum] = enum.IntEnum(found.name, members)  # type: ignore[assignment]
+    made: type[enum.IntEnum] = enum.IntEnum(found.name, members)  # type: ignore[misc]
     return made
 
 

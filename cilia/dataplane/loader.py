@@ -1,0 +1,216 @@
+"""Loads the programs once per node and keeps what outlives the agent under one prefix of bpffs.
+
+    <prefix>/                     0700; a lock on it says that an agent runs
+      v1/maps/<name>              adopted by the next agent, with the size they have
+      v1/programs/<name>          the programs of the last start
+      v1/links/<name>             TCX links; a new start exchanges their program in place
+
+A restarted agent recognises its own by these paths alone. Pod filters (clsact) need no pin; `links`
+replaces them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cilia import abi
+from cilia.dataplane import bpf, libbpf, requirements
+from cilia.dataplane.bpf import Attach, BpfError, Map, MapType
+
+REVISION_MAP = "policy_revision"
+"""Highest policy revision ever given out: lives and dies with the conntrack that remembers them."""
+
+
+class Dataplane:
+    """The loaded data path of this node: maps by name, program descriptors by name."""
+
+    def __init__(self, prefix: Path, layout: abi.Layout, lock: int) -> None:
+        self.prefix = prefix
+        self.layout = layout
+        self.maps: dict[str, Map] = {}
+        self.programs: dict[str, int] = {}
+        self.links: dict[str, int] = {}
+        self.adopted: frozenset[str] = frozenset()
+        """Names of the maps that were there before."""
+        self._lock = lock
+
+    @property
+    def root(self) -> Path:
+        """Where this layout version pins."""
+        return root_of(self.prefix)
+
+    def attach(self, name: str, program: str, ifindex: int, where: Attach) -> None:
+        """Attach a program to a device under a link name; again: exchange it in place.
+
+        Raises OSError; EINVAL when the kernel knows no TCX.
+        """
+        path = self.root / "links" / name
+        link = self.links.pop(name, None) or bpf.get(path)
+        if link is not None:
+            if self._exchange(link, program, ifindex):
+                self.links[name] = link
+                return
+            os.close(link)
+            path.unlink(missing_ok=True)
+        link = bpf.link_create(self.programs[program], ifindex, where)
+        bpf.pin(link, path)
+        self.links[name] = link
+
+    def detach(self, name: str) -> None:
+        """Remove a link; the absent is no error."""
+        link = self.links.pop(name, None)
+        (self.root / "links" / name).unlink(missing_ok=True)
+        if link is not None:
+            os.close(link)
+
+    def attached(self) -> list[str]:
+        """Names of all pinned links."""
+        return sorted(path.name for path in (self.root / "links").iterdir())
+
+    def close(self) -> None:
+        """Let go of everything; what is pinned stays and works on."""
+        for found in self.maps.values():
+            found.close()
+        for fd in (*self.programs.values(), *self.links.values(), self._lock):
+            os.close(fd)
+        self.maps, self.programs, self.links = {}, {}, {}
+
+    def _exchange(self, link: int, program: str, ifindex: int) -> bool:
+        """Put the program into an existing link; False when the link is not on that device (any more)."""
+        if bpf.link_target(link)[1] != ifindex:
+            return False
+        try:
+            bpf.link_update(link, self.programs[program])
+        except OSError as error:
+            if error.errno == errno.ENOLINK:
+                return False
+            raise
+        return True
+
+
+def root_of(prefix: Path) -> Path:
+    """The directory of this layout version."""
+    return prefix / f"v{abi.LAYOUT}"
+
+
+def load(
+    prefix: Path,
+    constants: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    object_path: Path | None = None,
+) -> Dataplane:
+    """Load the programs, adopt or make the maps, pin both under `prefix`, and hold the lock on it.
+
+    `constants`: load-time constants by name (bpf/config). `sizes`: max_entries of maps by name, for maps
+    that are not pinned yet. Raises BpfError (one sentence, the verifier's log behind it) and ObjectMissing.
+    """
+    requirements.check()
+    path = object_path or abi.object_path()
+    layout = abi.read(path) if object_path else abi.layout()
+    requirements.ensure_bpffs(prefix)
+    lock = take_lock(prefix)
+    dataplane = Dataplane(prefix, layout, lock)
+    try:
+        for name in ("maps", "programs", "links"):
+            (dataplane.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        _load_into(dataplane, path, dict(constants or {}), dict(sizes or {}))
+    except BaseException:
+        dataplane.close()
+        raise
+    return dataplane
+
+
+def take_lock(prefix: Path) -> int:
+    """Make the prefix and lock it; the lock goes with the descriptor. Raises BpfError when it is taken."""
+    try:
+        prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prefix.chmod(0o700)
+    except OSError as error:
+        raise BpfError(f"{prefix} can't be made ({error.strerror}): check the BPF file system") from error
+    lock = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise BpfError(
+            f"another agent holds {prefix}: stop it first, or give this one its own --bpf-prefix"
+        ) from None
+    return lock
+
+
+def remove(prefix: Path) -> None:
+    """Take away everything under a prefix: links first, then the rest; the absent is no error.
+
+    Raises BpfError when an agent still runs on it.
+    """
+    if not prefix.exists():
+        return
+    lock = take_lock(prefix)
+    try:
+        for links in prefix.glob("v*/links"):
+            shutil.rmtree(links)
+        shutil.rmtree(prefix)
+    finally:
+        os.close(lock)
+
+
+def _load_into(dataplane: Dataplane, path: Path, constants: dict[str, Any], sizes: dict[str, int]) -> None:
+    layout, pins = dataplane.layout, dataplane.root / "maps"
+    adopted: set[str] = set()
+    with libbpf.BpfObject(path) as found:
+        found.set_constants(constants, layout.constants)
+        for name, handle in found.maps():
+            pinned = bpf.get(pins / name) if name in layout.maps else None
+            if pinned is not None:
+                _adopt(found, layout, name, handle, pinned)
+                adopted.add(name)
+            elif name in sizes:
+                found.resize(handle, sizes[name])
+        loaded = found.load()
+    dataplane.programs = loaded.programs
+    for name, fd in loaded.maps.items():
+        dataplane.maps[name] = _map(layout, name, fd)
+        if name not in adopted:
+            bpf.pin(fd, pins / name)
+    for name, fd in loaded.programs.items():
+        bpf.pin(fd, dataplane.root / "programs" / name)
+    dataplane.maps[REVISION_MAP] = _revision_map(pins / REVISION_MAP)
+    dataplane.adopted = frozenset(adopted)
+
+
+def _adopt(found: libbpf.BpfObject, layout: abi.Layout, name: str, handle: int, pinned: int) -> None:
+    try:
+        info, spec = bpf.map_info(pinned), layout.maps[name]
+        if info.type != spec.type:
+            raise BpfError(f"the pinned map {name} is of another type: remove the pins and start again")
+        found.resize(handle, info.max_entries)
+        found.reuse(handle, pinned)
+    finally:
+        os.close(pinned)
+
+
+def _map(layout: abi.Layout, name: str, fd: int) -> Map:
+    spec = layout.maps[name]
+    if spec.type == MapType.RINGBUF:
+        return Map(fd, np.dtype("V0"), np.dtype("V0"), name)
+    value = "u32" if spec.type in bpf.OF_MAPS else spec.value
+    return Map(fd, layout.dtype(spec.key), layout.dtype(value), name)
+
+
+def _revision_map(path: Path) -> Map:
+    key, value = np.dtype("<u4"), np.dtype("<u8")
+    fd = bpf.get(path)
+    if fd is not None:
+        return Map(fd, key, value, REVISION_MAP)
+    made = bpf.create_map(MapType.ARRAY, key, value, 1, flags=bpf.MMAPABLE, name=REVISION_MAP)
+    bpf.pin(made.fd, path)
+    return made
