@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+#include "types.h"
+
+/* snat: translations of both ways. The forward key is the flow as the pod sent it, the reverse key
+ * the flow as the world answers it; each value is the other end of the rewrite. */
+enum nat_way {
+	NAT_FORWARD = 1,
+	NAT_REVERSE = 2,
+};
+
+struct nat_key {
+	struct address source;
+	struct address destination;
+	__be16 source_port; /* ICMP: the identifier */
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 way; /* enum nat_way */
+	__u16 cluster;
+};
+
+struct nat_entry {
+	struct address address; /* what the source (forward) or destination (reverse) becomes */
+	__be16 port;
+	__u16 endpoint; /* owner: for quotas and the list of heaviest users */
+	__u32 created;	/* coarse seconds */
+	__u32 seen;
+	__u32 reserved;
+};
+
+/* fragments: ports of the first fragment, for those that follow. */
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	__be32 id;
+	__u32 scope; /* ifindex, or VNI in the overlay: two senders may share a tuple */
+	__u8 protocol;
+	__u8 reserved[7];
+};
+
+struct fragment_entry {
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 seen; /* coarse seconds */
+};

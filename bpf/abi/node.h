@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+#include "types.h"
+
+enum node_flags {
+	NODE_TUNNEL = 1 << 0, /* remote pods are reached through VXLAN */
+	NODE_MASQUERADE_IPV4 = 1 << 1,
+	NODE_MASQUERADE_IPV6 = 1 << 2,
+	NODE_POLICY_AUDIT = 1 << 3,
+	NODE_READER_ASLEEP = 1 << 4,
+};
+
+enum aggregation {
+	AGGREGATION_NONE = 0,	/* every packet is reported */
+	AGGREGATION_LOW = 1,	/* receive-side events of established flows are left out */
+	AGGREGATION_MEDIUM = 3, /* new, close, changed TCP flags, one per interval */
+};
+
+/* node[0]: what may change while the programs run. */
+struct node_settings {
+	struct address ipv4; /* the underlay address masqueraded traffic leaves with */
+	struct address ipv6;
+	struct address router_ipv4; /* the pods' gateway */
+	struct address router_ipv6;
+	__u32 flags;	    /* enum node_flags */
+	__u32 host_ifindex; /* the host's end of the node's own veth pair */
+	__u32 net_ifindex;  /* its other end, where the host's packets surface */
+	__u32 tunnel_ifindex;
+	__u32 native_ifindex; /* the device of the default route */
+	__u32 mtu;	      /* of the pods */
+	__u8 host_mac[6];     /* of host_ifindex */
+	__u8 reserved[2];
+	__u32 aggregation;	/* enum aggregation */
+	__u32 report_interval;	/* seconds between two reports of one established flow */
+	__u32 report_tcp_flags; /* TCP flags whose first sight is reported */
+	__u32 drop_rate;	/* reports per second, endpoint and reason; 0: unlimited */
+	__u32 drop_burst;
+	__u16 nat_first_port; /* host byte order */
+	__u16 nat_last_port;
+	__u16 tunnel_port; /* host byte order */
+	__u16 cluster;
+	__u32 ct_quota; /* conntrack entries one endpoint may open; 0: unlimited */
+};
+
+/* nodes: every underlay address of the cluster's nodes. */
+struct node_entry {
+	__u32 flags; /* enum ipcache_flags */
+	__u32 mtu;
+};

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Lifetimes of tracked flows, in seconds since the last packet. */
+#include <linux/types.h>
+
+/* TCP, until both sides have been heard. */
+const volatile __u32 ct_lifetime_syn = 60;
+
+/* TCP, once both sides have been heard. */
+const volatile __u32 ct_lifetime_tcp = 8000;
+
+/* TCP, after a reset or the second FIN; not renewed by stragglers. */
+const volatile __u32 ct_lifetime_closing = 10;
+
+/* UDP and everything else with ports. */
+const volatile __u32 ct_lifetime_any = 60;
+
+/* ICMP requests and their replies. */
+const volatile __u32 ct_lifetime_icmp = 60;

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 6: flows. One entry per flow under its canonical tuple, looked up once per packet; it holds
+ * what each local side's policy said, and for which policy and peer it said so. */
+#include "aggregate.h"
+#include "policy.h"
+#include "../config/conntrack.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_CONNTRACK
+
+#define EEXIST 17
+#define CT_DENIED (1ULL << 63)
+#define CT_CLOSING_ANY (CT_CLOSING_ORIGINAL | CT_CLOSING_REPLY | CT_CLOSED)
+
+/* A flow as its initiator sees it. */
+struct opening {
+	struct party initiator;
+	struct party responder;
+	__be16 port;
+	__u8 protocol;
+};
+
+static __always_inline int compare_numbers(__be64 a, __be64 b)
+{
+	__u64 x = bpf_be64_to_cpu(a), y = bpf_be64_to_cpu(b);
+
+	return x < y ? -1 : x > y;
+}
+
+static __always_inline bool sent_by_low(const struct packet *packet)
+{
+	int order = compare_numbers(packet->source.hi, packet->destination.hi);
+
+	if (!order)
+		order = compare_numbers(packet->source.lo, packet->destination.lo);
+	if (!order && packet->kind == PACKET_PLAIN)
+		order =
+		    (int)bpf_ntohs(packet->source_port) - (int)bpf_ntohs(packet->destination_port);
+	return order <= 0;
+}
+
+/* Fills key; returns whether the packet's sender is the key's lower half. */
+static __always_inline bool canonical_key(const struct packet *packet, struct ct_key *key)
+{
+	bool by_low = sent_by_low(packet);
+
+	key->low = by_low ? packet->source : packet->destination;
+	key->high = by_low ? packet->destination : packet->source;
+	key->protocol = packet->protocol;
+	key->zone = CT_ZONE_POD;
+	key->cluster = 0;
+	if (packet->kind == PACKET_PLAIN) {
+		key->low_port = by_low ? packet->source_port : packet->destination_port;
+		key->high_port = by_low ? packet->destination_port : packet->source_port;
+		return by_low;
+	}
+	key->low_port = packet->source_port;
+	key->high_port = packet->destination_port;
+	if ((packet->kind == PACKET_REQUEST) != by_low)
+		key->high_port |= bpf_htons(CT_ICMP_ASKED_BY_HIGH);
+	return by_low;
+}
+
+/* What judged must hold for the side's verdict to be still good; 0: no policy is known. */
+static __always_inline __u64 expected_word(const struct endpoint *pod, __u32 peer)
+{
+	__u64 revision = active_policy(pod->subject).revision & POLICY_REVISION_MASK;
+
+	return revision ? revision << 32 | peer : 0;
+}
+
+static __always_inline struct opening seen_by_initiator(const struct flow *flow, bool reply)
+{
+	const struct packet *packet = &flow->packet;
+	bool swap = reply && packet->kind == PACKET_PLAIN;
+	struct opening opening = {
+	    .initiator = reply ? flow->destination : flow->source,
+	    .responder = reply ? flow->source : flow->destination,
+	    .port = swap ? packet->source_port : packet->destination_port,
+	    .protocol = packet->protocol,
+	};
+
+	return opening;
+}
+
+/* Asks one side's policy and notes the answer in side; audit turns a denial into a note. */
+static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
+				      const struct party *judge, __u32 peer, __be16 port,
+				      __u8 direction)
+{
+	const struct endpoint *pod = judge->pod;
+	struct policy_active active = active_policy(pod->subject);
+	struct policy_question question = {
+	    .slot = active.slot,
+	    .peer = peer,
+	    .direction = direction,
+	    .protocol = flow->packet.protocol,
+	    .port = port,
+	};
+	__u64 revision = active.revision & POLICY_REVISION_MASK;
+	struct policy_entry *entry = revision ? decide(&question) : NULL;
+	enum drop_reason reason = reason_of(entry);
+	bool audit;
+
+	if (!entry)
+		return DROP(flow, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION);
+	audit = (entry->flags & POLICY_AUDIT) || (pod->flags & ENDPOINT_AUDIT) ||
+		(flow->settings->flags & NODE_POLICY_AUDIT);
+	side->judged = revision << 32 | peer;
+	side->cookie = entry->cookie;
+	side->endpoint = pod->id;
+	side->match = entry->match;
+	side->flags = entry->flags & ~POLICY_AUDIT;
+	if (!reason)
+		return 0;
+	if (audit) {
+		side->flags |= POLICY_AUDIT;
+		flow->audited = true;
+		return 0;
+	}
+	side->judged |= CT_DENIED;
+	return dropped_at(flow, reason, SOURCE_FILE, __LINE__);
+}
+
+/* Judges every side that lives here, the initiator's first; the first denial ends it. */
+static __always_inline int judge_sides(struct flow *flow, struct ct_entry *entry,
+				       const struct opening *opening)
+{
+	int dropped = 0;
+
+	if (opening->initiator.pod)
+		dropped = judge_side(flow, &entry->side[CT_EGRESS], &opening->initiator,
+				     opening->responder.identity, opening->port, DIRECTION_EGRESS);
+	if (dropped) {
+		flow->direction = DIRECTION_EGRESS;
+	} else if (opening->responder.pod) {
+		dropped = judge_side(flow, &entry->side[CT_INGRESS], &opening->responder,
+				     opening->initiator.identity, opening->port, DIRECTION_INGRESS);
+		if (dropped)
+			flow->direction = DIRECTION_INGRESS;
+	}
+	recall_rules(flow, entry);
+	return dropped;
+}
+
+static __always_inline __u32 lifetime_of(const struct packet *packet, __u32 flags)
+{
+	if (packet->protocol == IPPROTO_TCP) {
+		if (flags & CT_CLOSED)
+			return ct_lifetime_closing;
+		return flags & CT_SEEN_REPLY ? ct_lifetime_tcp : ct_lifetime_syn;
+	}
+	return packet->kind == PACKET_PLAIN ? ct_lifetime_any : ct_lifetime_icmp;
+}
+
+/* Endpoints that open more flows than the node allows each would starve the others. The sender
+ * pays when it lives here, else the receiver. */
+static __always_inline struct ct_quota *quota_of(__u32 owner)
+{
+	return bpf_map_lookup_elem(&ct_quota, &owner);
+}
+
+static __always_inline void repay(__u32 owner)
+{
+	struct ct_quota *quota = quota_of(owner);
+
+	if (quota)
+		__sync_fetch_and_add(&quota->live, -1ULL);
+}
+
+static __always_inline int charge(struct flow *flow, __u32 owner)
+{
+	struct ct_quota *quota = quota_of(owner);
+	__u32 allowed = flow->settings->ct_quota;
+
+	if (!quota)
+		return 0;
+	if (__sync_fetch_and_add(&quota->live, 1) < allowed || !allowed)
+		return 0;
+	__sync_fetch_and_add(&quota->live, -1ULL);
+	return DROP(flow, DROP_RATE_LIMITED);
+}
+
+static __always_inline __u16 owner_of(const struct opening *opening)
+{
+	const struct endpoint *pod =
+	    opening->initiator.pod ? opening->initiator.pod : opening->responder.pod;
+
+	return pod ? pod->id : 0;
+}
+
+/* flags of a flow whose first packet this is: a stray FIN or RST leaves nothing to wait for. */
+static __always_inline __u32 first_flags(const struct packet *packet, bool by_low)
+{
+	__u32 flags = by_low ? 0 : CT_INITIATOR_HIGH;
+
+	if (packet->tcp_flags & (TCP_RST | TCP_FIN))
+		flags |= CT_CLOSED;
+	return flags;
+}
+
+/* stale: an expired or closed entry is in the way and is replaced; its owner gets the quota back.
+ */
+static __always_inline int store_flow(struct flow *flow, struct ct_key *key, struct ct_entry *fresh,
+				      const struct ct_entry *stale)
+{
+	__u16 old_owner = stale ? stale->owner : 0;
+	int dropped, error;
+
+	dropped = charge(flow, fresh->owner);
+	if (dropped)
+		return dropped;
+	if (stale)
+		repay(old_owner);
+	error = bpf_map_update_elem(&conntrack, key, fresh, stale ? BPF_ANY : BPF_NOEXIST);
+	if (likely(!error))
+		return 0;
+	repay(fresh->owner);
+	/* Another CPU opened the same flow in between, with the same verdict. */
+	if (error == -EEXIST)
+		return 0;
+	return DROP(flow, CT_MAP_INSERTION_FAILED);
+}
+
+/* A flow never seen before: judged, and remembered when it may pass. A denied one leaves no entry.
+ */
+static __noinline int open_flow(struct flow *flow, struct ct_key *key, struct ct_entry *stale,
+				bool by_low)
+{
+	const struct packet *packet = &flow->packet;
+	struct opening opening = seen_by_initiator(flow, false);
+	struct ct_entry fresh = {};
+	int dropped;
+
+	flow->state = CONNECTION_NEW;
+	if (packet->kind == PACKET_REPLY)
+		return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
+	dropped = judge_sides(flow, &fresh, &opening);
+	if (dropped)
+		return dropped;
+	fresh.packets[0] = 1;
+	fresh.bytes[0] = packet->length;
+	fresh.created = flow->now;
+	fresh.reported[0] = flow->now;
+	fresh.flags_reported[0] = packet->tcp_flags;
+	fresh.flags = first_flags(packet, by_low);
+	fresh.expires = flow->now + lifetime_of(packet, fresh.flags);
+	fresh.source_identity = opening.initiator.identity;
+	fresh.owner = owner_of(&opening);
+	flow->flags |= EVENT_FIRST_REPORT;
+	flow->report = true;
+	return store_flow(flow, key, &fresh, stale);
+}
+
+/* The policy, a peer's identity or an endpoint behind an address changed: asks again as if the flow
+ * began now. The entry is replaced under its key, never changed in place: its memory may already
+ * belong to another flow. Counters keep what they have. */
+static __noinline int judge_again(struct flow *flow, struct ct_key *key, struct ct_entry *entry,
+				  bool reply)
+{
+	struct opening opening = seen_by_initiator(flow, reply);
+	struct ct_entry changed = *entry;
+	int dropped;
+
+	__builtin_memset(changed.side, 0, sizeof(changed.side));
+	dropped = judge_sides(flow, &changed, &opening);
+	bpf_map_update_elem(&conntrack, key, &changed, BPF_EXIST);
+	return dropped;
+}
+
+/* 0: still good; 1: must be judged again; negative: denied, and still so. */
+static __always_inline int check_side(struct flow *flow, const struct ct_side *side,
+				      const struct party *judge, __u32 peer)
+{
+	__u64 judged = side->judged;
+
+	if (!judge->pod)
+		return 0;
+	if (unlikely(!judged || (judged & ~CT_DENIED) != expected_word(judge->pod, peer) ||
+		     side->endpoint != judge->pod->id))
+		return 1;
+	if (likely(!(judged & CT_DENIED)))
+		return 0;
+	return dropped_at(flow,
+			  side->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY,
+			  SOURCE_FILE, __LINE__);
+}
+
+static __always_inline int check_sides(struct flow *flow, struct ct_key *key,
+				       struct ct_entry *entry, bool reply)
+{
+	const struct party *initiator = reply ? &flow->destination : &flow->source;
+	const struct party *responder = reply ? &flow->source : &flow->destination;
+	int result;
+
+	result = check_side(flow, &entry->side[CT_EGRESS], initiator, responder->identity);
+	if (likely(!result)) {
+		result = check_side(flow, &entry->side[CT_INGRESS], responder, initiator->identity);
+		if (result < 0)
+			flow->direction = DIRECTION_INGRESS;
+	} else if (result < 0) {
+		flow->direction = DIRECTION_EGRESS;
+	}
+	if (likely(!result))
+		return 0;
+	if (result > 0)
+		return judge_again(flow, key, entry, reply);
+	recall_rules(flow, entry);
+	return result;
+}
+
+/* What a packet changes in a flow's life. */
+static __always_inline __u32 transitions(const struct packet *packet, __u32 flags, bool reply)
+{
+	__u32 added = reply ? CT_SEEN_REPLY : 0;
+
+	if (packet->protocol != IPPROTO_TCP)
+		return added & ~flags;
+	if (packet->tcp_flags & TCP_FIN)
+		added |= reply ? CT_CLOSING_REPLY : CT_CLOSING_ORIGINAL;
+	if (packet->tcp_flags & TCP_RST)
+		added |= CT_CLOSED;
+	if (((flags | added) & CT_CLOSING_ORIGINAL) && ((flags | added) & CT_CLOSING_REPLY))
+		added |= CT_CLOSED;
+	return added & ~flags;
+}
+
+static __always_inline void touch(struct flow *flow, struct ct_entry *entry, bool reply)
+{
+	const struct packet *packet = &flow->packet;
+	__u32 flags = entry->flags;
+	__u32 added = transitions(packet, flags, reply);
+	__u32 expires;
+
+	if (reply) {
+		entry->packets[1]++;
+		entry->bytes[1] += packet->length;
+	} else {
+		entry->packets[0]++;
+		entry->bytes[0] += packet->length;
+	}
+	if (unlikely(added))
+		__sync_fetch_and_or(&entry->flags, added);
+	if (!(flags & CT_CLOSED)) {
+		expires = flow->now + lifetime_of(packet, flags | added);
+		if (entry->expires != expires)
+			entry->expires = expires;
+	}
+	if (events_enabled)
+		aggregate(flow, entry, added, reply);
+}
+
+/* A SYN that opens, as opposed to the SYN-ACK that answers. */
+static __always_inline bool is_opening(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* Finds the packet's flow, or opens it, and holds it to the policies of the pods at its ends. */
+static __always_inline int track(struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct ct_key key;
+	bool by_low = canonical_key(packet, &key);
+	struct ct_entry *entry = bpf_map_lookup_elem(&conntrack, &key);
+	bool reply;
+	int dropped;
+
+	flow->now = coarse_seconds();
+	if (!entry || flow->now >= entry->expires)
+		return open_flow(flow, &key, entry, by_low);
+	reply = by_low == !!(entry->flags & CT_INITIATOR_HIGH);
+	if (unlikely(is_opening(packet))) {
+		if (entry->flags & CT_CLOSING_ANY)
+			return open_flow(flow, &key, entry, by_low);
+		if (reply)
+			return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
+	}
+	flow->state = reply ? CONNECTION_REPLY : CONNECTION_ESTABLISHED;
+	if (reply)
+		flow->flags |= EVENT_IS_REPLY;
+	dropped = check_sides(flow, &key, entry, reply);
+	if (unlikely(dropped))
+		return dropped;
+	touch(flow, entry, reply);
+	return 0;
+}

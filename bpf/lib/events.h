@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 10: what the outside hears of a packet. */
+#include "flow.h"
+#include "../config/events.h"
+#include "../abi/event.h"
+#include <linux/in.h>
+
+/* The reader that went to sleep asks, in the settings, to be woken; the first to see it does. */
+static __always_inline __u64 wakeup_flag(struct node_settings *settings)
+{
+	__u32 before;
+
+	if (likely(!(settings->flags & NODE_READER_ASLEEP)))
+		return BPF_RB_NO_WAKEUP;
+	before = __sync_fetch_and_and(&settings->flags, ~NODE_READER_ASLEEP);
+	return before & NODE_READER_ASLEEP ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+
+static __always_inline struct event_state *event_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&event_state, &zero);
+}
+
+static __always_inline void describe_party(const struct party *party, __u32 *identity,
+					   __u16 *endpoint)
+{
+	*identity = party->identity;
+	*endpoint = party->pod ? party->pod->id : 0;
+}
+
+static __always_inline void describe_packet(struct event *event, const struct packet *packet)
+{
+	bool has_ports = packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP;
+
+	event->source = packet->source;
+	event->destination = packet->destination;
+	event->source_port = has_ports ? packet->source_port : 0;
+	event->destination_port = has_ports ? packet->destination_port : 0;
+	event->protocol = packet->protocol;
+	event->icmp_type = packet->icmp_type;
+	event->icmp_code = packet->icmp_code;
+	event->tcp_flags = packet->tcp_flags;
+	event->length = packet->length;
+	copy_bytes(event->destination_mac, packet->macs, sizeof(event->destination_mac));
+	copy_bytes(event->source_mac, packet->macs + 6, sizeof(event->source_mac));
+}
+
+static __always_inline void describe_flow(struct event *event, const struct flow *flow)
+{
+	describe_packet(event, &flow->packet);
+	describe_party(&flow->source, &event->source_identity, &event->source_endpoint);
+	describe_party(&flow->destination, &event->destination_identity,
+		       &event->destination_endpoint);
+	event->vni = flow->vni;
+	if (flow->vni)
+		event->tunnel = flow->next_hop;
+	event->egress_cookie = flow->cookie[CT_EGRESS];
+	event->ingress_cookie = flow->cookie[CT_INGRESS];
+	event->egress_match = flow->match[CT_EGRESS];
+	event->ingress_match = flow->match[CT_INGRESS];
+	event->direction = flow->direction;
+	event->state = flow->state;
+	event->flags = flow->flags;
+	if (flow->packet.family == FAMILY_IPV6)
+		event->flags |= EVENT_IS_IPV6;
+}
+
+/* The fields that say what happened to the packet. */
+struct happening {
+	__u8 kind;
+	__u8 verdict;
+	__u8 reason;
+	__u8 ring;
+	__u32 suppressed;
+};
+
+static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
+			   const struct happening *happening)
+{
+	struct event_state *state = event_counters();
+	bool priority = happening->ring == RING_PRIORITY;
+	struct event *event;
+	__u64 sequence;
+
+	if (!state)
+		return 0;
+	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
+			    : __sync_fetch_and_add(&state->sequence[1], 1);
+	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)
+			 : bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__sync_fetch_and_add(priority ? &state->lost[0] : &state->lost[1], 1);
+		return 0;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->sequence = sequence;
+	event->cpu = bpf_get_smp_processor_id();
+	event->kind = happening->kind;
+	event->verdict = happening->verdict;
+	event->reason = happening->reason;
+	event->ring = happening->ring;
+	event->suppressed = happening->suppressed;
+	event->ifindex = skb->ifindex;
+	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
+	describe_flow(event, flow);
+	if (happening->reason) {
+		event->file = flow->file;
+		event->line = flow->line;
+	} else {
+		event->point = flow->point;
+	}
+	bpf_ringbuf_submit(event, wakeup_flag(flow->settings));
+	return 0;
+}
+
+static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flow)
+{
+	struct happening trace = {
+	    .kind = EVENT_TRACE,
+	    .verdict = VERDICT_FORWARDED,
+	    .ring = RING_NORMAL,
+	};
+
+	emit(skb, flow, &trace);
+}
+
+/* A packet that passed only because denials are not enforced here. */
+static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flow)
+{
+	struct happening audit = {
+	    .kind = EVENT_VERDICT,
+	    .verdict = VERDICT_AUDIT,
+	    .ring = RING_PRIORITY,
+	};
+
+	emit(skb, flow, &audit);
+}
+
+static __always_inline void refill(struct bucket *bucket, const struct node_settings *settings,
+				   __u64 now)
+{
+	__u64 tokens =
+	    bucket->tokens + (now - bucket->filled) * settings->drop_rate / NS_PER_SECOND;
+
+	if (tokens == bucket->tokens)
+		return;
+	bucket->tokens = tokens < settings->drop_burst ? tokens : settings->drop_burst;
+	bucket->filled = now;
+}
+
+static __always_inline void note_suppressed(const struct bucket_key *owner, __u32 cookie)
+{
+	struct suppressed_key key = {
+	    .cookie = cookie,
+	    .endpoint = owner->endpoint,
+	    .reason = owner->reason,
+	};
+	__u64 *count = bpf_map_lookup_elem(&suppressed, &key), one = 1;
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(&suppressed, &key, &one, BPF_ANY);
+}
+
+/* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
+ * flooded endpoint must not hide the drops of the others. */
+static __always_inline bool take_token(const struct node_settings *settings,
+				       const struct bucket_key *key, __u32 cookie, __u32 *held_back)
+{
+	struct bucket *bucket;
+	__u64 now;
+
+	if (!settings->drop_rate)
+		return true;
+	now = bpf_ktime_get_ns();
+	bucket = bpf_map_lookup_elem(&drop_buckets, key);
+	if (!bucket) {
+		struct bucket full = {.filled = now, .tokens = settings->drop_burst};
+
+		if (full.tokens)
+			full.tokens--;
+		bpf_map_update_elem(&drop_buckets, key, &full, BPF_ANY);
+		return true;
+	}
+	refill(bucket, settings, now);
+	if (!bucket->tokens) {
+		bucket->suppressed++;
+		note_suppressed(key, cookie);
+		return false;
+	}
+	bucket->tokens--;
+	*held_back = bucket->suppressed;
+	bucket->suppressed = 0;
+	return true;
+}
+
+static __always_inline __u16 endpoint_to_blame(const struct flow *flow)
+{
+	const struct party *blamed =
+	    flow->direction == DIRECTION_INGRESS ? &flow->destination : &flow->source;
+
+	return blamed->pod ? blamed->pod->id : 0;
+}
+
+static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u32 reason)
+{
+	struct bucket_key key = {.endpoint = endpoint_to_blame(flow), .reason = reason};
+	struct happening drop = {
+	    .kind = EVENT_DROP,
+	    .verdict = VERDICT_DROPPED,
+	    .reason = reason,
+	    .ring = RING_PRIORITY,
+	};
+	__u32 cookie = flow->direction == DIRECTION_INGRESS ? flow->cookie[CT_INGRESS]
+							    : flow->cookie[CT_EGRESS];
+
+	if (take_token(flow->settings, &key, cookie, &drop.suppressed))
+		emit(skb, flow, &drop);
+	return 0;
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 2: what is known about the packet in hand. It lives on the entry program's stack; each step
+ * reads what earlier steps found and adds its own. */
+#include "maps.h"
+
+enum packet_kind {
+	PACKET_PLAIN = 0,   /* TCP, UDP, or a protocol that is not tracked */
+	PACKET_REQUEST = 1, /* ICMP that opens a flow */
+	PACKET_REPLY = 2,   /* ICMP that answers a request */
+	PACKET_ERROR = 3,   /* ICMP about another packet, which it quotes */
+	PACKET_CONTROL = 4, /* neighbour discovery and multicast listener messages */
+	PACKET_STRANGE = 5, /* any other ICMP */
+};
+
+enum fragment_kind {
+	FRAGMENT_NONE = 0,
+	FRAGMENT_FIRST = 1,
+	FRAGMENT_LATER = 2,
+};
+
+enum tcp_flag {
+	TCP_FIN = 1 << 0,
+	TCP_SYN = 1 << 1,
+	TCP_RST = 1 << 2,
+	TCP_ACK = 1 << 4,
+};
+
+/* The parser's result. */
+struct packet {
+	struct address source;
+	struct address destination;
+	__be16 source_port;	 /* ICMP: the identifier */
+	__be16 destination_port; /* ICMP: the request's type, also in a reply */
+	__u16 l3;		 /* offset of the IP header */
+	__u16 l4;		 /* offset of the transport header */
+	__u32 length;		 /* from the IP header on */
+	__be32 fragment_id;
+	__u8 protocol;
+	__u8 family; /* enum family */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 ttl;
+	__u8 fragment; /* enum fragment_kind */
+	__u8 kind;     /* enum packet_kind */
+	__u8 macs[12]; /* destination, source */
+};
+
+/* One end of the flow. */
+struct party {
+	struct endpoint *pod; /* when it lives on this node and has a policy; else NULL */
+	__u32 identity;
+};
+
+struct flow {
+	struct packet packet;
+	struct node_settings *settings;
+	struct party source;
+	struct party destination;
+	struct address next_hop; /* the tunnel's other end, or the gateway */
+	__u32 next_hop_family;	 /* AF_INET or AF_INET6 of a gateway */
+	__u32 now;		 /* coarse seconds */
+	__u32 ifindex;		 /* where it goes; 0: nowhere yet */
+	__u32 vni;
+	__u32 cookie[2]; /* enum ct_side_index */
+	__u8 match[2];
+	__u8 audited;	/* a side would have denied it */
+	__u8 direction; /* enum direction */
+	__u8 point;	/* enum observation_point */
+	__u8 state;	/* enum connection_state */
+	__u8 report;	/* aggregation lets it be reported */
+	__u8 flags;	/* enum event_flags */
+	__u8 silent;	/* a drop that is counted but not reported */
+	__u8 file;	/* enum source_file: where it was dropped */
+	__u16 line;
+};
+
+/* A step that ends the packet returns DROP(flow, NAME): the negative reason, with its place noted.
+ * Each header says which file it is in SOURCE_FILE. */
+#define DROP(flow, name) dropped_at((flow), DROP_##name, SOURCE_FILE, __LINE__)
+
+static __always_inline int dropped_at(struct flow *flow, enum drop_reason reason,
+				      enum source_file file, __u16 line)
+{
+	flow->file = file;
+	flow->line = line;
+	return -(int)reason;
+}
+
+/* Broadcast and multicast are everyday noise of a pod: counted, never reported. */
+static __always_inline int silently(struct flow *flow, int dropped)
+{
+	flow->silent = true;
+	return dropped;
+}
+
+static __always_inline struct node_settings *node_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&node, &zero);
+}

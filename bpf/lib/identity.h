@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 4: who an address is. Cluster 0 in keys is this cluster. */
+#include "parse.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_IDENTITY
+
+static __always_inline struct endpoint *lookup_endpoint(const struct address *address)
+{
+	return bpf_map_lookup_elem(&endpoints, address);
+}
+
+static __always_inline bool is_pod(const struct endpoint *endpoint)
+{
+	return !(endpoint->flags & ENDPOINT_HOST);
+}
+
+static __always_inline struct ipcache_entry *lookup_ipcache(__u8 family,
+							    const struct address *address)
+{
+	struct ipcache_key key = {
+	    .prefixlen = IPCACHE_HOST_PREFIX,
+	    .family = family,
+	    .address = *address,
+	};
+	struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache_hosts, &key);
+
+	return entry ? entry : bpf_map_lookup_elem(&ipcache, &key);
+}
+
+/* An address nobody has told us about is the world. */
+static __always_inline __u32 identity_of(const struct ipcache_entry *entry, __u8 family)
+{
+	if (entry)
+		return entry->identity;
+	return family == FAMILY_IPV4 ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
+}
+
+static __always_inline bool is_world(__u32 identity)
+{
+	return identity == IDENTITY_WORLD || identity == IDENTITY_WORLD_IPV4 ||
+	       identity == IDENTITY_WORLD_IPV6;
+}
+
+/* Pods of this or another node; not nodes, not the world, not prefixes. */
+static __always_inline bool is_workload(__u32 identity)
+{
+	if (identity < IDENTITY_CLUSTER_FIRST)
+		return identity == IDENTITY_HEALTH || identity == IDENTITY_INIT ||
+		       identity == IDENTITY_UNMANAGED || identity == IDENTITY_INGRESS;
+	return identity < IDENTITY_LOCAL_CIDR;
+}
+
+static __always_inline void set_party(struct party *party, struct endpoint *endpoint)
+{
+	party->identity = endpoint->identity;
+	party->pod = is_pod(endpoint) ? endpoint : NULL;
+}
+
+/* The identity a trusted program of this node put into the mark; 0: none. */
+static __always_inline __u32 marked_identity(__u32 mark)
+{
+	if ((mark & MARK_KIND_MASK) != MARK_KIND_IDENTITY)
+		return IDENTITY_UNKNOWN;
+	return (mark & 0xff) << 16 | mark >> 16;
+}
+
+static __always_inline bool is_multicast(const struct packet *packet)
+{
+	if (packet->family == FAMILY_IPV6)
+		return top_byte(&packet->destination) == 0xff;
+	return ipv4_of(&packet->destination) >> 28 >= 0xe;
+}
+
+/* A pod may use its own addresses only. */
+static __always_inline int check_source(struct flow *flow, const struct iface *iface)
+{
+	const struct packet *packet = &flow->packet;
+	const struct address *own = packet->family == FAMILY_IPV4 ? &iface->ipv4 : &iface->ipv6;
+
+	if (likely(same_address(&packet->source, own)))
+		return 0;
+	if (iface->endpoint.flags & ENDPOINT_NO_SOURCE_CHECK)
+		return 0;
+	return DROP(flow, INVALID_SOURCE_IP);
+}

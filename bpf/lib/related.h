@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 7: ICMP errors. They pass when the packet they quote belongs to a live flow between the
+ * very addresses they travel between. */
+#include "conntrack.h"
+#include "fragment.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_CONNTRACK
+
+#define ICMP_HEADER_LENGTH 8
+
+/* The quoted packet's addresses, protocol and where its transport header starts. */
+static __always_inline int quoted_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *quoted)
+{
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.ihl < 5)
+		return -1;
+	map_ipv4(&quoted->source, bpf_ntohl(ip.saddr));
+	map_ipv4(&quoted->destination, bpf_ntohl(ip.daddr));
+	quoted->protocol = ip.protocol;
+	quoted->l4 = offset + ip.ihl * 4;
+	return 0;
+}
+
+static __always_inline int quoted_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *quoted)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return -1;
+	copy_bytes(&quoted->source, &ip.saddr, sizeof(quoted->source));
+	copy_bytes(&quoted->destination, &ip.daddr, sizeof(quoted->destination));
+	quoted->protocol = ip.nexthdr;
+	quoted->l4 = offset + sizeof(ip);
+	return 0;
+}
+
+static __always_inline int quoted_icmp(struct __sk_buff *skb, struct packet *quoted)
+{
+	struct icmp_header icmp;
+
+	if (bpf_skb_load_bytes(skb, quoted->l4, &icmp, sizeof(icmp)))
+		return -1;
+	quoted->icmp_type = icmp.type;
+	quoted->kind =
+	    quoted->family == FAMILY_IPV4 ? icmpv4_kind(icmp.type) : icmpv6_kind(icmp.type);
+	quoted->source_port = icmp.id;
+	quoted->destination_port = bpf_htons(request_type(quoted));
+	return quoted->kind == PACKET_REQUEST || quoted->kind == PACKET_REPLY ? 0 : -1;
+}
+
+static __always_inline int quoted_ports(struct __sk_buff *skb, struct packet *quoted)
+{
+	__be16 ports[2];
+
+	if (quoted->protocol == icmp_protocol(quoted))
+		return quoted_icmp(skb, quoted);
+	if (quoted->protocol != IPPROTO_TCP && quoted->protocol != IPPROTO_UDP)
+		return -1;
+	if (bpf_skb_load_bytes(skb, quoted->l4, ports, sizeof(ports)))
+		return -1;
+	quoted->source_port = ports[0];
+	quoted->destination_port = ports[1];
+	return 0;
+}
+
+/* Reads what an ICMP error quotes; negative: cut off, or a protocol that starts no flow. */
+static __noinline int parse_quoted(struct __sk_buff *skb, const struct packet *packet,
+				   struct packet *quoted)
+{
+	__u32 offset = packet->l4 + ICMP_HEADER_LENGTH;
+	int error;
+
+	quoted->family = packet->family;
+	error = packet->family == FAMILY_IPV4 ? quoted_ipv4(skb, offset, quoted)
+					      : quoted_ipv6(skb, offset, quoted);
+	return error ?: quoted_ports(skb, quoted);
+}
+
+static __always_inline int strange_icmp(struct flow *flow)
+{
+	return flow->packet.family == FAMILY_IPV4 ? DROP(flow, UNKNOWN_ICMPV4_TYPE)
+						  : DROP(flow, UNKNOWN_ICMPV6_TYPE);
+}
+
+/* An error is only believed on its way to the sender of what it quotes. */
+static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet quoted = {};
+	struct ct_key key;
+	struct ct_entry *entry;
+
+	if (parse_quoted(skb, &flow->packet, &quoted) ||
+	    !same_address(&quoted.source, &flow->packet.destination))
+		return strange_icmp(flow);
+	canonical_key(&quoted, &key);
+	entry = bpf_map_lookup_elem(&conntrack, &key);
+	flow->now = coarse_seconds();
+	if (!entry || flow->now >= entry->expires)
+		return strange_icmp(flow);
+	recall_rules(flow, entry);
+	if ((entry->side[CT_EGRESS].judged | entry->side[CT_INGRESS].judged) & CT_DENIED)
+		return DROP(flow, POLICY_DENIED);
+	flow->state = CONNECTION_RELATED;
+	flow->report = true;
+	return 0;
+}
+
+/* The tracker's door: any packet the parser knows. */
+static __always_inline int track_packet(struct __sk_buff *skb, struct flow *flow, __u32 scope)
+{
+	const struct packet *packet = &flow->packet;
+	int dropped;
+
+	if (unlikely(packet->fragment != FRAGMENT_NONE)) {
+		dropped = resolve_fragment(flow, scope);
+		if (dropped)
+			return dropped;
+	} else if (unlikely(packet->kind >= PACKET_ERROR)) {
+		return packet->kind == PACKET_ERROR ? track_error(skb, flow) : strange_icmp(flow);
+	}
+	return track(flow);
+}
+
+static __always_inline bool is_tracked_protocol(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP ||
+	       packet->protocol == icmp_protocol(packet);
+}

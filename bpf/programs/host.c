@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The node's own veth pair: what the host's stack sends to pods surfaces at one end, what pods send
+ * to the host goes in at the other. */
+#include "../lib/answer.h"
+#include "../lib/finish.h"
+#include "../lib/related.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_HOST
+
+/* Only the node's own addresses speak as the host. Others came through the host's stack and are who
+ * the ipcache says; a pod of this node never comes this way. */
+static __always_inline int identify_host(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	struct endpoint *local = lookup_endpoint(&packet->source);
+	__u32 marked = marked_identity(skb->mark);
+
+	if (local && is_pod(local))
+		return DROP(flow, INVALID_SOURCE_IP);
+	if (marked)
+		flow->source.identity = marked;
+	else if (local)
+		flow->source.identity = IDENTITY_HOST;
+	else
+		flow->source.identity =
+		    identity_of(lookup_ipcache(packet->family, &packet->source), packet->family);
+	return 0;
+}
+
+static __always_inline int parse_from_host(struct __sk_buff *skb, struct flow *flow)
+{
+	int dropped;
+
+	flow->settings = node_settings();
+	flow->direction = DIRECTION_INGRESS;
+	if (!flow->settings)
+		return DROP(flow, DROP_HOST_NOT_READY);
+	dropped = parse_packet(skb, flow, ETH_HLEN);
+	return dropped ?: identify_host(skb, flow);
+}
+
+/* Nobody but pods is reached this way. */
+static __always_inline int find_destination(struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	struct endpoint *local = lookup_endpoint(&packet->destination);
+	struct ipcache_entry *known;
+
+	if (local) {
+		set_party(&flow->destination, local);
+		return is_pod(local) ? 0 : DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
+	}
+	known = lookup_ipcache(packet->family, &packet->destination);
+	flow->destination.identity = identity_of(known, packet->family);
+	if (!tunnel_enabled || !known || !(known->flags & IPCACHE_TUNNEL))
+		return DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
+	flow->next_hop = known->tunnel_endpoint;
+	return 0;
+}
+
+static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow *flow)
+{
+	int dropped;
+
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return answer_host_arp(skb, flow);
+	dropped = parse_from_host(skb, flow);
+	if (dropped)
+		return dropped;
+	if (flow->packet.kind == PACKET_CONTROL)
+		return answer_host_control(skb, flow);
+	if (is_multicast(&flow->packet))
+		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+	if (!is_tracked_protocol(&flow->packet))
+		return DROP(flow, UNKNOWN_L4_PROTOCOL);
+	dropped = find_destination(flow);
+	if (dropped)
+		return dropped;
+	if (!flow->destination.pod) {
+		flow->direction = DIRECTION_EGRESS;
+		return encapsulate(skb, flow);
+	}
+	dropped = track_packet(skb, flow, skb->ifindex);
+	return dropped ?: prepare_local(skb, flow);
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	struct flow flow = {};
+	int result = handle_host_packet(skb, &flow);
+
+	return finish(skb, &flow, result);
+}
+
+SEC("tc")
+int to_host(struct __sk_buff *skb)
+{
+	struct flow flow = {.point = POINT_TO_HOST};
+
+	return finish(skb, &flow, DECISION_STACK);
+}
