@@ -225,7 +225,7 @@ class _Configuration(msgspec.Struct):
     log_level: str = msgspec.field(name="log-level", default="")
     mtu: int = 0
     runtime_config: dict[str, Any] | None = msgspec.field(name="runtimeConfig", default=None)
-    previous: msgspec.Raw | None = msgspec.field(name="prevResult", default=None)
+    previous: msgspec.Raw = msgspec.field(name="prevResult", default=msgspec.Raw())
     valid: list[_ValidAttachment] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
 
 
@@ -319,7 +319,6 @@ def _attachment(
         raise CniError(
             Code.INVALID_CONFIG, "CHECK needs prevResult: the runtime must pass the result of its ADD."
         )
-    assert configuration.previous is not None
     return Check(
         network=network,
         container_id=container_id,
@@ -496,12 +495,12 @@ def _gateway(text: str | None) -> str:
         ) from None
 
 
-def _given(document: msgspec.Raw | None) -> bool:
-    return document is not None and bytes(document) != b"null"
+def _given(document: msgspec.Raw) -> bool:
+    return bytes(document) not in (b"", b"null")
 
 
-def _previous_if_readable(document: msgspec.Raw | None) -> Result | None:
-    if document is None or not _given(document):
+def _previous_if_readable(document: msgspec.Raw) -> Result | None:
+    if not _given(document):
         return None
     try:
         return parse_result(bytes(document))

@@ -1,0 +1,123 @@
+"""What stands behind the agent's doors.
+
+The servers of this room know HTTP and CNI; a `Backend` knows the node. Methods may raise `ApiError`;
+anything else is a bug of ours, logged with its trace and answered with a plain sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from cilia.api.types import (
+    CookieView,
+    EndpointPolicy,
+    EndpointView,
+    IdentityView,
+    IpEntry,
+    MapDump,
+    MapView,
+    NodeView,
+    PolicyList,
+    PolicyRevision,
+    Setting,
+    StatusResponse,
+)
+from cilia.wire import cni
+
+CniRequest = cni.Add | cni.Delete | cni.Check | cni.CollectGarbage | cni.Status
+
+
+class ApiError(Exception):
+    """An answer that isn't a success: an HTTP status and one sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+def not_found(what: str, name: object, hint: str) -> ApiError:
+    """404, with the command that lists what there is."""
+    return ApiError(404, f"There is no {what} {name} on this node; {hint} lists what there is.")
+
+
+class EndpointReference(msgspec.Struct, frozen=True, kw_only=True):
+    """How a caller names an endpoint; one of the three is set."""
+
+    id: int = 0
+    container_id: str = ""
+    namespace: str = ""
+    pod: str = ""
+    """With `namespace`."""
+
+    def __str__(self) -> str:
+        if self.pod:
+            return f"pod-name:{self.namespace}/{self.pod}"
+        return f"container-id:{self.container_id}" if self.container_id else str(self.id)
+
+
+def parse_reference(text: str) -> EndpointReference:
+    """Read `17`, `container-id:ID` or `pod-name:NAMESPACE/NAME`. Raises `ApiError` 400."""
+    kind, colon, rest = text.partition(":")
+    if not colon and text.isascii() and text.isdigit() and len(text) <= 5 and int(text) > 0:
+        return EndpointReference(id=int(text))
+    if kind == "container-id" and rest:
+        return EndpointReference(container_id=rest)
+    namespace, slash, pod = rest.partition("/")
+    if kind == "pod-name" and slash and namespace and pod and "/" not in pod:
+        return EndpointReference(namespace=namespace, pod=pod)
+    raise ApiError(
+        400,
+        f"{text[:80]!r} names no endpoint; write its number, container-id:ID or pod-name:NAMESPACE/NAME.",
+    )
+
+
+class CniBackend(Protocol):
+    """Serves the plugin."""
+
+    async def cni(self, request: CniRequest) -> cni.Result | None:
+        """Serve one call: ADD returns its result, the others None. Raises `cni.CniError`.
+
+        Calls of one container come one after the other; those of different containers at once.
+        """
+        ...
+
+
+class Backend(CniBackend, Protocol):
+    """Serves the plugin and the REST API."""
+
+    async def status(self) -> StatusResponse: ...
+
+    async def endpoints(self) -> list[EndpointView]: ...
+
+    async def endpoint(self, reference: EndpointReference) -> EndpointView: ...
+
+    async def endpoint_policy(self, reference: EndpointReference) -> EndpointPolicy: ...
+
+    async def identities(self) -> list[IdentityView]: ...
+
+    async def identity(self, number: int) -> IdentityView: ...
+
+    async def addresses(self) -> list[IpEntry]: ...
+
+    async def policies(self) -> PolicyList: ...
+
+    async def wait_policy(self, revision: int, timeout: float) -> PolicyRevision:
+        """Return once all endpoints enforce `revision` or a newer one, or after `timeout` seconds."""
+        ...
+
+    async def cookie(self, number: int) -> CookieView: ...
+
+    async def maps(self) -> list[MapView]: ...
+
+    async def map(self, name: str, limit: int) -> MapDump: ...
+
+    async def nodes(self) -> list[NodeView]: ...
+
+    async def settings(self) -> list[Setting]: ...
+
+    async def metrics(self) -> bytes:
+        """Prometheus text format."""
+        ...

@@ -1,0 +1,343 @@
+"""What goes over the REST socket.
+
+Field names are those of Cilium's agent API where it has the thing, so that scripts around `-o json` keep
+working; what is ours alone is named in the same manner. Answers may gain fields; readers ignore what
+they don't know.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class Health(enum.StrEnum):
+    """How a component is."""
+
+    OK = "Ok"
+    WARNING = "Warning"
+    FAILURE = "Failure"
+    DISABLED = "Disabled"
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """Base of everything on the wire: kebab-case names."""
+
+
+class Component(Answer, frozen=True, kw_only=True):
+    """State of one component and a sentence about it."""
+
+    state: Health
+    msg: str = ""
+
+
+class HubbleStatus(Component, frozen=True, kw_only=True):
+    """State of the flow store."""
+
+    current_flows: int = 0
+    max_flows: int = 0
+    seen_flows: int = 0
+    lost_events: int = 0
+
+
+class IpamStatus(Answer, frozen=True, kw_only=True):
+    """Pod addresses of this node: how many of each family are taken, and of how many."""
+
+    mode: str = "cluster-pool"
+    ipv4_used: int = 0
+    ipv4_total: int = 0
+    ipv6_used: int = 0
+    ipv6_total: int = 0
+
+
+class ControllerStatus(Answer, frozen=True, kw_only=True):
+    """A background task."""
+
+    name: str
+    success_count: int = 0
+    failure_count: int = 0
+    consecutive_failure_count: int = 0
+    last_failure_msg: str = ""
+
+
+class MapPressure(Answer, frozen=True, kw_only=True):
+    """How full a kernel map is."""
+
+    name: str
+    used: int
+    size: int
+
+
+class StatusResponse(Answer, frozen=True, kw_only=True):
+    """GET /v1/healthz."""
+
+    agent: Component = msgspec.field(name="cilium")
+    """The node as a whole: Ok when pods can be added and policy is enforced."""
+    kubernetes: Component = Component(state=Health.DISABLED)
+    operator: Component = Component(state=Health.DISABLED)
+    hubble: HubbleStatus = HubbleStatus(state=Health.DISABLED)
+    datapath: Component = Component(state=Health.DISABLED)
+    cni_file: Component = Component(state=Health.DISABLED)
+    ipam: IpamStatus = IpamStatus()
+    controllers: tuple[ControllerStatus, ...] = ()
+    endpoints: dict[str, int] = {}
+    """Endpoint state to number of endpoints."""
+    maps: tuple[MapPressure, ...] = ()
+    node: str = ""
+    version: str = ""
+    uptime_seconds: float = 0.0
+    policy_revision: int = 0
+    """Newest revision that all endpoints enforce."""
+    policy_count: int = 0
+    identity_count: int = 0
+    node_count: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the node serves."""
+        return self.agent.state in (Health.OK, Health.WARNING)
+
+
+class IdentityView(Answer, frozen=True, kw_only=True):
+    """An identity and its labels."""
+
+    id: int
+    labels: tuple[str, ...] = ()
+
+
+class AddressPair(Answer, frozen=True, kw_only=True):
+    """The addresses of an endpoint; empty where it has none of the family."""
+
+    ipv4: str = ""
+    ipv6: str = ""
+
+
+class EndpointNetworking(Answer, frozen=True, kw_only=True):
+    """Interfaces and addresses of an endpoint."""
+
+    addressing: tuple[AddressPair, ...] = ()
+    interface_name: str = ""
+    interface_index: int = 0
+    container_interface_name: str = ""
+    mac: str = ""
+    host_mac: str = ""
+
+
+class EndpointIdentifiers(Answer, frozen=True, kw_only=True):
+    """What the world calls an endpoint."""
+
+    container_id: str = ""
+    pod_name: str = ""
+    """namespace/name"""
+    k8s_pod_name: str = ""
+    k8s_namespace: str = ""
+    k8s_uid: str = ""
+    netns: str = ""
+
+
+class RealizedPolicy(Answer, frozen=True, kw_only=True):
+    """What an endpoint enforces: "none", "ingress", "egress" or "both", and since which revision."""
+
+    policy_enabled: str = "none"
+    policy_revision: int = 0
+    subject: int = 0
+    entries: int = 0
+
+
+class EndpointPolicyStatus(Answer, frozen=True, kw_only=True):
+    """The policy part of an endpoint's status."""
+
+    realized: RealizedPolicy = RealizedPolicy()
+
+
+class NamedPortView(Answer, frozen=True, kw_only=True):
+    """A named container port."""
+
+    name: str
+    port: int
+    protocol: str
+
+
+class EndpointStatus(Answer, frozen=True, kw_only=True):
+    """What is known of an endpoint."""
+
+    state: str
+    identity: IdentityView
+    external_identifiers: EndpointIdentifiers = EndpointIdentifiers()
+    networking: EndpointNetworking = EndpointNetworking()
+    policy: EndpointPolicyStatus = EndpointPolicyStatus()
+    named_ports: tuple[NamedPortView, ...] = ()
+    error: str = ""
+    """Why the endpoint is not ready, where that is known."""
+
+
+class EndpointView(Answer, frozen=True, kw_only=True):
+    """GET /v1/endpoint: one of the list."""
+
+    id: int
+    status: EndpointStatus
+
+
+class RuleView(Answer, frozen=True, kw_only=True):
+    """Where a rule stands in its YAML."""
+
+    kind: str
+    namespace: str
+    name: str
+    resource_version: str
+    path: str
+
+
+class EntryView(Answer, frozen=True, kw_only=True):
+    """One entry of an endpoint's policy, and the rules it comes from."""
+
+    direction: str
+    """ingress or egress"""
+    peer: int
+    """Identity; 0 for any."""
+    peer_labels: tuple[str, ...] = ()
+    protocol: str = "any"
+    port: str = "any"
+    """A port, a range such as 8000-8015, or any."""
+    verdict: str
+    """allow, deny or redirect"""
+    proxy_port: int = 0
+    precedence: int = 0
+    match: str = ""
+    audit: bool = False
+    default: bool = False
+    cookie: int = 0
+    rules: tuple[RuleView, ...] = ()
+
+
+class EndpointPolicy(Answer, frozen=True, kw_only=True):
+    """GET /v1/endpoint/{reference}/policy."""
+
+    id: int
+    subject: int
+    revision: int
+    policy_enabled: str
+    entries: tuple[EntryView, ...] = ()
+
+
+class IpMetadata(Answer, frozen=True, kw_only=True):
+    """Who has the address."""
+
+    source: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class IpEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """GET /v1/ip: one of the list (camel case, as Cilium's)."""
+
+    cidr: str
+    identity: int
+    host_ip: str = msgspec.field(name="hostIP", default="")
+    """Underlay address of the node behind which it is; empty: here, or outside the cluster."""
+    encrypt_key: int = 0
+    metadata: IpMetadata = IpMetadata()
+
+
+class ProblemView(Answer, frozen=True, kw_only=True):
+    """Why a policy is not enforced."""
+
+    path: str
+    sentence: str
+
+
+class PolicyView(Answer, frozen=True, kw_only=True):
+    """A policy object and what became of it."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    state: str = "pending"
+    """valid, invalid, or pending: not looked at yet."""
+    problems: tuple[ProblemView, ...] = ()
+
+
+class PolicyList(Answer, frozen=True, kw_only=True):
+    """GET /v1/policy."""
+
+    revision: int
+    """Newest revision computed."""
+    realized: int
+    """Newest revision that all endpoints enforce."""
+    policies: tuple[PolicyView, ...] = ()
+
+
+class PolicyRevision(Answer, frozen=True, kw_only=True):
+    """GET /v1/policy/wait: what all endpoints enforce now, and whether that is what was asked for."""
+
+    realized: int
+    reached: bool
+
+
+class CookieView(Answer, frozen=True, kw_only=True):
+    """GET /v1/cookie/{number}: the rules a cookie stands for."""
+
+    cookie: int
+    default: bool = False
+    log: str = ""
+    rules: tuple[RuleView, ...] = ()
+
+
+class MapView(Answer, frozen=True, kw_only=True):
+    """GET /v1/map: one of the list."""
+
+    name: str
+    type: str = ""
+    path: str = ""
+    key_size: int = 0
+    value_size: int = 0
+    max_entries: int = 0
+    entries: int | None = None
+    """How many are in use; None where counting would cost too much."""
+
+
+class MapEntry(Answer, frozen=True, kw_only=True):
+    """A key and its value, fields by name as bpf/abi names them."""
+
+    key: Any
+    value: Any
+
+
+class MapDump(Answer, frozen=True, kw_only=True):
+    """GET /v1/map/{name}."""
+
+    name: str
+    entries: tuple[MapEntry, ...] = ()
+    truncated: bool = False
+    """More entries were there than an answer carries."""
+
+
+class NodeView(Answer, frozen=True, kw_only=True):
+    """GET /v1/node: one of the list."""
+
+    name: str
+    local: bool = False
+    addresses: tuple[str, ...] = ()
+    router_addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class Setting(Answer, frozen=True, kw_only=True):
+    """GET /v1/config: one of the list."""
+
+    name: str
+    value: Any
+    source: str = "default"
+    """Where the value comes from: default, file, environment, flag."""
+
+
+class Fault(Answer, frozen=True, kw_only=True):
+    """Body of every answer that isn't a success: one sentence."""
+
+    error: str
