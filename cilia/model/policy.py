@@ -54,7 +54,9 @@ class PolicyObject(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     labels: dict[str, str] = {}
     body: Any = None
-    """The typed resource of `cilia.model.resources`."""
+    """The typed resource of `cilia.model.resources`; None when it could not be decoded."""
+    problem: PolicyProblem | None = None
+    """Why it could not be decoded: to be refused with this path and sentence."""
 
     @property
     def key(self) -> tuple[str, str, str]:

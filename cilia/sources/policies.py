@@ -1,0 +1,76 @@
+"""Policies of three kinds into `policies`, as written: what they mean is decided elsewhere.
+
+A policy that can't be decoded still has a row, which says why: it must be refused in the open, with the path
+of what is wrong, and not be missing as if nobody had written it.
+"""
+
+import re
+
+import msgspec
+
+from cilia.cluster import store
+from cilia.cluster.store import Invalid, Resource, decode
+from cilia.model.policy import PolicyObject, PolicyProblem
+from cilia.model.resources.base import AnyObject, Object
+from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.network_policy import NetworkPolicy
+from cilia.sources.reflector import Translation
+
+Key = tuple[str, str, str]
+
+MODELS: dict[Resource, type[Object]] = {
+    store.NETWORK_POLICIES: NetworkPolicy,
+    store.CILIUM_NETWORK_POLICIES: CiliumNetworkPolicy,
+    store.CILIUM_CLUSTERWIDE_NETWORK_POLICIES: CiliumClusterwideNetworkPolicy,
+}
+
+_WHERE = re.compile(
+    r"^not a valid \w+: (?P<sentence>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
+)
+
+
+def policies(resource: Resource) -> Translation[Key, PolicyObject]:
+    """Translate all policies of one kind."""
+    model = MODELS[resource]
+
+    def key(any_object: AnyObject) -> Key:
+        return resource.kind, any_object.metadata.namespace, any_object.metadata.name
+
+    def row(raw: msgspec.Raw) -> PolicyObject:
+        meta = decode(raw, AnyObject).metadata
+        body: Object | None = None
+        problem: PolicyProblem | None = None
+        try:
+            body = decode(raw, model)
+        except Invalid as error:
+            problem = explain(error)
+        return PolicyObject(
+            kind=resource.kind,
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=meta.uid,
+            resource_version=meta.resource_version,
+            generation=meta.generation,
+            labels=meta.labels or {},
+            body=body,
+            problem=problem,
+        )
+
+    return Translation(resource, row, key, owns=lambda policy: policy.kind == resource.kind, same=same)
+
+
+def same(before: PolicyObject, after: PolicyObject) -> bool:
+    """Whether only the status changed: the store counts `generation` up with every other change."""
+    return (
+        after.generation > 0
+        and (before.uid, before.generation, before.labels) == (after.uid, after.generation, after.labels)
+        and (before.body is None) == (after.body is None)
+    )
+
+
+def explain(error: Invalid) -> PolicyProblem:
+    """Return path and sentence of a decoding error."""
+    found = _WHERE.match(str(error))
+    if found is None:
+        return PolicyProblem("", str(error))
+    return PolicyProblem(found["path"] or "", found["sentence"])

@@ -1,0 +1,1 @@
+"""Tests; see the architecture page for what each directory needs to run."""

@@ -1,0 +1,174 @@
+"""A table follows its collection through changes, gaps and absences of the store."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from cilia.cluster import store as cluster
+from cilia.cluster.store import CILIUM_NETWORK_POLICIES, NAMESPACES, NETWORK_POLICIES
+from cilia.kit.tasks import TaskGroup
+from cilia.schema import Inputs
+from cilia.schema.rows import NamespaceRow
+from cilia.sources.cluster import Sources
+from cilia.sources.namespaces import namespaces
+from cilia.sources.policies import policies
+from cilia.sources.reflector import Reflector
+from tests.support.memory_store import MemoryStore
+
+Story = Callable[[MemoryStore, Inputs], Awaitable[None]]
+
+
+def namespace(name: str, **labels: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": labels}}
+
+
+def policy(name: str, generation: int, **parts: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "n", "generation": generation}
+    return {"metadata": metadata, "spec": {"endpointSelector": {}}, **parts}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nothing announces that a reflector is idle
+            await asyncio.sleep(0.001)
+
+
+def run(story: Story) -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        async with TaskGroup() as tasks:
+            tasks.spawn("namespaces", Reflector(memory, inputs.namespaces, namespaces()).run())
+            await story(memory, inputs)
+
+    asyncio.run(main())
+
+
+def test_rows_follow_the_objects() -> None:
+    async def story(memory: MemoryStore, inputs: Inputs) -> None:
+        await memory.put(NAMESPACES, namespace("a", team="x"))
+        await until(lambda: "a" in inputs.namespaces)
+        await memory.put(NAMESPACES, namespace("a", team="y"))
+        await until(lambda: inputs.namespaces.get("a") == NamespaceRow(name="a", labels={"team": "y"}))
+        await memory.delete(NAMESPACES, "a")
+        await until(lambda: "a" not in inputs.namespaces)
+        assert memory.lists == 1
+
+    run(story)
+
+
+def test_a_watch_that_ends_goes_on_where_it_was() -> None:
+    async def story(memory: MemoryStore, inputs: Inputs) -> None:
+        await memory.put(NAMESPACES, namespace("a"))
+        await until(lambda: "a" in inputs.namespaces)
+        await memory.interrupt()
+        await memory.put(NAMESPACES, namespace("b"))
+        await until(lambda: "b" in inputs.namespaces)
+        assert memory.lists == 1
+
+    run(story)
+
+
+def test_after_a_gap_the_whole_list_counts_and_only_differences_are_announced() -> None:
+    async def story(memory: MemoryStore, inputs: Inputs) -> None:
+        for name in ("stays", "goes"):
+            await memory.put(NAMESPACES, namespace(name))
+        await until(lambda: len(inputs.namespaces) == 2)
+        cursor = inputs.namespaces.cursor()
+        cursor.take()
+        memory.down = cluster.Unavailable("away")
+        await memory.interrupt()
+        memory.down = None
+        await memory.delete(NAMESPACES, "goes")
+        await memory.put(NAMESPACES, namespace("comes"))
+        await memory.compact()
+        await until(lambda: "comes" in inputs.namespaces)
+        put, deleted = cursor.take()
+        assert [row.name for row in put] == ["comes"]
+        assert deleted == ["goes"]
+
+    run(story)
+
+
+def test_while_the_store_is_away_the_rows_stay_and_the_reason_is_known() -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        await memory.put(NAMESPACES, namespace("a"))
+        reflector = Reflector(memory, inputs.namespaces, namespaces())
+        async with TaskGroup() as tasks:
+            tasks.spawn("run", reflector.run())
+            await until(lambda: "a" in inputs.namespaces)
+            memory.down = cluster.Unavailable("away")
+            await memory.interrupt()
+            await until(lambda: reflector.error == "away")
+            assert "a" in inputs.namespaces
+            memory.down = None
+            await memory.put(NAMESPACES, namespace("b"))
+            await until(lambda: "b" in inputs.namespaces)
+            assert reflector.error == ""
+
+    asyncio.run(main())
+
+
+def test_an_object_nobody_understands_has_no_row_and_stops_nothing() -> None:
+    async def story(memory: MemoryStore, inputs: Inputs) -> None:
+        await memory.put(NAMESPACES, {"metadata": {"name": "bad", "labels": {"x": 1}}})
+        await memory.put(NAMESPACES, namespace("a"))
+        await until(lambda: "a" in inputs.namespaces)
+        await memory.put(NAMESPACES, {"metadata": {"name": "worse", "labels": 7}})
+        await memory.put(NAMESPACES, namespace("b"))
+        await until(lambda: "b" in inputs.namespaces)
+        assert list(inputs.namespaces.keys()) == ["a", "b"]
+
+    run(story)
+
+
+def test_kinds_that_share_a_table_do_not_delete_each_others_rows() -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 1))
+        await memory.put(NETWORK_POLICIES, {"metadata": {"name": "p", "namespace": "n"}, "spec": {}})
+        async with TaskGroup() as tasks:
+            for resource in (CILIUM_NETWORK_POLICIES, NETWORK_POLICIES):
+                tasks.spawn(resource.plural, Reflector(memory, inputs.policies, policies(resource)).run())
+            await until(lambda: len(inputs.policies) == 2)
+            await memory.compact()
+            await until(lambda: memory.lists == 4)
+            assert len(inputs.policies) == 2
+
+    asyncio.run(main())
+
+
+def test_a_status_write_is_no_new_policy() -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 1))
+        async with TaskGroup() as tasks:
+            tasks.spawn("run", Reflector(memory, inputs.policies, policies(CILIUM_NETWORK_POLICIES)).run())
+            await until(lambda: len(inputs.policies) == 1)
+            revision = inputs.policies.revision
+            condition = {"type": "Valid", "status": "True"}
+            await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 1, status={"conditions": [condition]}))
+            await memory.put(CILIUM_NETWORK_POLICIES, policy("q", 1))
+            await until(lambda: len(inputs.policies) == 2)
+            assert inputs.policies.revision == revision + 1
+            await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 2))
+            await until(lambda: inputs.policies.revision == revision + 2)
+
+    asyncio.run(main())
+
+
+def test_tables_are_synced_when_all_their_kinds_are() -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        memory.down = cluster.Forbidden("no")
+        sources = Sources(memory, inputs, node="n1", own_addresses=frozenset())
+        async with TaskGroup() as tasks:
+            sources.start(tasks)
+            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 8)
+            assert not any(table.synced for table in inputs.tables())
+            memory.down = None
+            async with asyncio.timeout(5):
+                await sources.wait_synced()
+            assert {table.name for table in inputs.tables() if not table.synced} == {"attachments"}
+
+    asyncio.run(main())
