@@ -1,0 +1,72 @@
+"""Cookies: a 32-bit name for a set of rules, made from its content.
+
+The same set has the same cookie on every node and after every restart. Two sets that hash alike are told
+apart by taking the next free number; that choice, alone, depends on which came first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from cilia.model.ids import Cookie
+from cilia.model.policy import CookieRow, RuleRef
+
+RETAINED = 4096
+"""Cookies kept after their last use, so that recent flows still find their rules."""
+
+
+class CookieBook:
+    """Hands out cookies and remembers what they stand for."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Cookie, CookieRow] = {}
+        self._by_content: dict[tuple[tuple[RuleRef, ...], bool], Cookie] = {}
+        self._unused: dict[Cookie, None] = {}
+        self._used: frozenset[Cookie] = frozenset()
+
+    def name(self, rules: frozenset[RuleRef], *, default: bool = False) -> Cookie:
+        """The cookie of a set of rules."""
+        content = (tuple(sorted(rules)), default)
+        known = self._by_content.get(content)
+        if known is not None:
+            return known
+        cookie = first_choice(*content)
+        while cookie in self._rows:
+            cookie = Cookie(cookie % 0xFFFF_FFFF + 1)
+        self._rows[cookie] = CookieRow(cookie, *content)
+        self._by_content[content] = cookie
+        self._unused[cookie] = None
+        return cookie
+
+    def row(self, cookie: Cookie) -> CookieRow:
+        """What a cookie stands for."""
+        return self._rows[cookie]
+
+    def settle(self, used: frozenset[Cookie]) -> tuple[list[CookieRow], list[Cookie]]:
+        """Tell which cookies are in use now; returns the rows that came into use and those to forget.
+
+        A cookie out of use is forgotten when `RETAINED` others have gone out of use after it.
+        """
+        fresh = [self._rows[cookie] for cookie in sorted(used - self._used)]
+        for cookie in used - self._used:
+            self._unused.pop(cookie, None)
+        self._unused.update(dict.fromkeys(sorted(self._used - used)))
+        self._used = used
+        forgotten = list(self._unused)[: max(0, len(self._unused) - RETAINED)]
+        for cookie in forgotten:
+            del self._unused[cookie]
+            row = self._rows.pop(cookie)
+            del self._by_content[(row.rules, row.default)]
+        return fresh, forgotten
+
+
+def first_choice(rules: tuple[RuleRef, ...], default: bool) -> Cookie:
+    """The cookie of sorted rules unless another set has it already; never 0."""
+    digest = hashlib.blake2b(digest_size=4)
+    digest.update(b"default" if default else b"rules")
+    for ref in rules:
+        for part in (ref.kind, ref.namespace, ref.name, ref.resource_version, ref.path):
+            digest.update(b"\0")
+            digest.update(part.encode())
+        digest.update(b"\1")
+    return Cookie(int.from_bytes(digest.digest(), "big") or 1)

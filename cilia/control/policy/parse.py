@@ -1,0 +1,62 @@
+"""From a policy object to rules, whatever its kind, and the memory of objects already read.
+
+An object that says anything this version can't enforce is refused as a whole: it has no effect, as if the
+API server had not taken it, and its state says which part and what to write instead.
+"""
+
+from __future__ import annotations
+
+from cilia.control.policy import parse_cilium, parse_kubernetes
+from cilia.control.policy.reading import Reader
+from cilia.control.policy.rules import Parsed
+from cilia.model.policy import PolicyObject
+from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.network_policy import NetworkPolicy
+
+
+def parse(policy: PolicyObject, cluster: str = "default") -> Parsed:
+    """Read one object. `cluster` is the name whose pods entity `cluster` means."""
+    reader = Reader(policy, cluster)
+    body = policy.body
+    if isinstance(body, NetworkPolicy):
+        parse_kubernetes.read(reader, body)
+    elif isinstance(body, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
+        parse_cilium.read(reader, body)
+    else:
+        reader.refuse("", f"A {policy.kind} can't be enforced here: apply one of the supported kinds.")
+    return reader.result()
+
+
+class RuleBook:
+    """Remembers what was read, so that two readers of one table read each object once."""
+
+    def __init__(self, cluster: str = "default") -> None:
+        self._cluster = cluster
+        self._read: dict[tuple[str, str, str], tuple[PolicyObject, Parsed]] = {}
+
+    def parsed(self, policy: PolicyObject) -> Parsed:
+        """The rules of `policy`.
+
+        An object whose status or annotations alone changed keeps its rules, which go on naming the
+        resource version that first had this spec: writing a status must not change what is enforced.
+        """
+        known = self._read.get(policy.key)
+        if known is not None and _same_spec(known[0], policy):
+            return known[1]
+        parsed = parse(policy, self._cluster)
+        self._read[policy.key] = (policy, parsed)
+        return parsed
+
+    def forget(self, key: tuple[str, str, str]) -> None:
+        """Drop an object that is gone; forgetting the unknown is no error."""
+        self._read.pop(key, None)
+
+
+def _same_spec(old: PolicyObject, new: PolicyObject) -> bool:
+    if old is new:
+        return True
+    return bool(new.uid) and old.uid == new.uid and _specs(old) == _specs(new)
+
+
+def _specs(policy: PolicyObject) -> tuple[object, object]:
+    return getattr(policy.body, "spec", None), getattr(policy.body, "specs", None)

@@ -1,0 +1,116 @@
+"""NetworkPolicy (networking.k8s.io/v1) read into rules.
+
+Meanings are those of the Kubernetes API reference: absent and empty `from`, `to` and `ports` restrict
+nothing; a peer's namespace selector and pod selector hold together; a pod selector alone is about the
+policy's own namespace; only pods are selected by labels, only addresses outside the cluster by ipBlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cilia.control.policy.ports import PROTOCOLS
+from cilia.control.policy.reading import Reader
+from cilia.control.policy.rules import (
+    ALL_PORTS,
+    HAS_NAMESPACE,
+    Peer,
+    PortRange,
+    Rule,
+    Section,
+    Selector,
+    equals,
+)
+from cilia.model.labels import NAMESPACE, NAMESPACE_LABELS
+from cilia.model.policy import Direction
+from cilia.model.resources.base import LabelSelector
+from cilia.model.resources.network_policy import (
+    IPBlock,
+    NetworkPolicy,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+)
+
+
+def read(reader: Reader, body: NetworkPolicy) -> None:
+    """Add the one section a NetworkPolicy makes."""
+    spec = body.spec
+    types: tuple[str, ...] = spec.policy_types or (("Ingress", "Egress") if spec.egress else ("Ingress",))
+    isolates: list[Direction] = []
+    rules: list[Rule] = []
+    if "Ingress" in types:
+        isolates.append(Direction.INGRESS)
+        for number, ingress in enumerate(spec.ingress or ()):
+            path = f"spec.ingress[{number}]"
+            rules += _rules(reader, Direction.INGRESS, ingress.from_, "from", ingress.ports, path)
+    if "Egress" in types:
+        isolates.append(Direction.EGRESS)
+        for number, egress in enumerate(spec.egress or ()):
+            path = f"spec.egress[{number}]"
+            rules += _rules(reader, Direction.EGRESS, egress.to, "to", egress.ports, path)
+    subject = _pods_of_own_namespace(reader, spec.pod_selector, "spec.podSelector")
+    reader.sections.append(Section(subject, reader.ref("spec"), tuple(isolates), tuple(rules)))
+
+
+def _rules(
+    reader: Reader,
+    direction: Direction,
+    peers: tuple[NetworkPolicyPeer, ...] | None,
+    field: str,
+    ports: tuple[NetworkPolicyPort, ...] | None,
+    path: str,
+) -> Iterator[Rule]:
+    ranges = _ports(reader, ports, path)
+    if not peers:
+        yield reader.rule(direction, None, path, ranges)
+    for number, peer in enumerate(peers or ()):
+        where = f"{path}.{field}[{number}]"
+        meant = _peer(reader, peer, where)
+        if meant is not None:
+            yield reader.rule(direction, meant, where, ranges)
+
+
+def _peer(reader: Reader, peer: NetworkPolicyPeer, path: str) -> Peer:
+    """The peer, or None after a refusal."""
+    pods, namespaces, block = peer.pod_selector, peer.namespace_selector, peer.ip_block
+    if block is not None:
+        if pods is not None or namespaces is not None:
+            reader.refuse(path, "ipBlock can't be combined with selectors: write two peers.")
+        return _block(reader, block, f"{path}.ipBlock")
+    if namespaces is None:
+        if pods is not None:
+            return _pods_of_own_namespace(reader, pods, f"{path}.podSelector")
+        reader.refuse(path, "The peer names nobody: give a podSelector, a namespaceSelector or an ipBlock.")
+        return None
+    found = reader.requirements(namespaces, f"{path}.namespaceSelector", prefix=NAMESPACE_LABELS)
+    if pods is not None:
+        found += reader.requirements(pods, f"{path}.podSelector")
+    return reader.selector([HAS_NAMESPACE, *found])
+
+
+def _block(reader: Reader, block: IPBlock, path: str) -> Peer:
+    excepts = ((text, f"{path}.except[{n}]") for n, text in enumerate(block.except_ or ()))
+    return reader.cidr(block.cidr, f"{path}.cidr", excepts)
+
+
+def _pods_of_own_namespace(reader: Reader, selector: LabelSelector, path: str) -> Selector:
+    own = equals("k8s", NAMESPACE, reader.policy.namespace)
+    return reader.selector([own, *reader.requirements(selector, path)])
+
+
+def _ports(reader: Reader, ports: tuple[NetworkPolicyPort, ...] | None, path: str) -> tuple[PortRange, ...]:
+    if not ports:
+        return ALL_PORTS
+    ranges: list[PortRange] = []
+    for number, port in enumerate(ports):
+        where = f"{path}.ports[{number}]"
+        (protocol,) = PROTOCOLS[port.protocol]
+        if isinstance(port.port, str):
+            reader.refuse(f"{where}.port", "Named ports are not supported yet: write the number.")
+        elif port.port is None:
+            if port.end_port is not None:
+                reader.refuse(f"{where}.endPort", "endPort needs port: give the first port of the range.")
+            ranges.append(PortRange(protocol))
+        else:
+            ranges.append(reader.port_range(protocol, port.port, port.end_port, f"{where}.endPort"))
+    return tuple(ranges)

@@ -1,0 +1,163 @@
+"""Rules: what a policy object says once the three dialects are read, still in terms of labels and prefixes.
+
+A rule is one peer of one rule of an object, with the ports it is about: the unit that a verdict names.
+All types are frozen and hashable.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from cilia.model.labels import NAMESPACE, Labels
+from cilia.model.policy import Direction, PolicyProblem, RuleRef
+
+ANY_SOURCE = "any"
+"""The source of a selector's key that matches labels of every source."""
+
+ICMP = 1
+TCP = 6
+UDP = 17
+ICMPV6 = 58
+SCTP = 132
+"""Protocol numbers of IP (IANA); 0 stands for all of them."""
+
+
+class Operator(enum.StrEnum):
+    """How a requirement compares (Kubernetes label selectors)."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+class Requirement(msgspec.Struct, frozen=True, order=True):
+    """One condition on the labels under `source:key`."""
+
+    source: str
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Labels) -> bool:
+        """Whether `labels` meet the condition; the negative operators also hold where the key is absent."""
+        found = [
+            label.value
+            for label in labels.items
+            if label.key == self.key and self.source in (ANY_SOURCE, label.source)
+        ]
+        if self.operator is Operator.EXISTS:
+            return bool(found)
+        if self.operator is Operator.DOES_NOT_EXIST:
+            return not found
+        matched = any(value in self.values for value in found)
+        return matched if self.operator is Operator.IN else not matched
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """Label sets that meet every requirement; no requirement selects every label set."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    @classmethod
+    def of(cls, requirements: Iterable[Requirement]) -> Selector:
+        """Sort and remove duplicates, so that equal meanings share one cache entry more often."""
+        return cls(tuple(sorted(set(requirements))))
+
+    def matches(self, labels: Labels) -> bool:
+        """Whether `labels` are selected."""
+        return all(requirement.holds(labels) for requirement in self.requirements)
+
+
+def equals(source: str, key: str, value: str = "") -> Requirement:
+    """The requirement that a label has this value."""
+    return Requirement(source, key, Operator.IN, (value,))
+
+
+def exists(source: str, key: str) -> Requirement:
+    """The requirement that a label is there."""
+    return Requirement(source, key, Operator.EXISTS)
+
+
+def reserved(name: str) -> Selector:
+    """The selector of a reserved identity."""
+    return Selector((equals("reserved", name),))
+
+
+HAS_NAMESPACE = exists("k8s", NAMESPACE)
+"""True of pods only."""
+
+
+class Cidr(msgspec.Struct, frozen=True):
+    """Addresses outside the cluster within `prefix` and in none of `excepts` (canonical text, sorted).
+
+    Pods and nodes are never meant, whatever their addresses.
+    """
+
+    prefix: str
+    excepts: tuple[str, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """All prefixes it speaks of: each needs an identity of its own."""
+        return (self.prefix, *self.excepts)
+
+
+Peer = Selector | Cidr | None
+"""Whom a rule is about; None is everybody, also those nobody knows."""
+
+
+class PortRange(msgspec.Struct, frozen=True, order=True):
+    """Ports `first`..`last` of a protocol; for ICMP the types. Protocol 0: all protocols and ports."""
+
+    protocol: int = 0
+    first: int = 0
+    last: int = 65535
+
+    def covers(self, protocol: int, port: int) -> bool:
+        """Whether a packet to `port` is meant."""
+        return self.protocol in (0, protocol) and self.first <= port <= self.last
+
+
+ALL_PORTS = (PortRange(),)
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Allow or deny one peer on some ports, in one direction."""
+
+    direction: Direction
+    peer: Peer
+    ports: tuple[PortRange, ...]
+    deny: bool
+    ref: RuleRef
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One spec of an object: whom it is for, the directions it isolates, its rules."""
+
+    subject: Selector
+    ref: RuleRef
+    """The spec as a whole: what a default deny names."""
+    isolates: tuple[Direction, ...]
+    rules: tuple[Rule, ...]
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """A policy object read. With problems it is refused as a whole: no section of it is in force."""
+
+    sections: tuple[Section, ...] = ()
+    problems: tuple[PolicyProblem, ...] = ()
+
+    @property
+    def prefixes(self) -> frozenset[str]:
+        """Every CIDR prefix that some rule speaks of."""
+        return frozenset(
+            prefix
+            for section in self.sections
+            for rule in section.rules
+            if isinstance(rule.peer, Cidr)
+            for prefix in rule.peer.prefixes
+        )
