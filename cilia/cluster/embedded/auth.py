@@ -1,7 +1,7 @@
 """Who is asking, and may they: tokens and roles.
 
-There is no anonymous access. A token is 32 random bytes; the token file holds only its SHA-256, so that the file
-does not give it away, and comparing digests tells a guesser nothing. Roles are a closed list, written out below.
+There is no anonymous access. A token is 32 random bytes; the token file holds only its SHA-256, so that
+the file does not give it away, and comparing digests tells a guesser nothing. Roles are a closed list.
 An *agent* is bound to its node: :func:`check_object` looks into what it wants to write.
 """
 
@@ -111,7 +111,7 @@ class Authenticator:
             self._users = {record.sha256: User(record.user, record.role, record.node) for record in records}
 
 
-# --- roles -------------------------------------------------------------------------------------------------------
+# --- roles -------------------------------------------------------------------------------------------------
 
 _READ: Final = frozenset({"get", "list", "watch"})
 _WRITE: Final = frozenset({"create", "update", "patch"})

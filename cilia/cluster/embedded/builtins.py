@@ -16,7 +16,7 @@ from .printing import AGE, NAME, Cell, Column, age, dig, field, selector_text
 from .registry import Kind, Value, Version
 from .schema import Schema
 
-# --- words for schemas ---------------------------------------------------------------------------------------
+# --- words for schemas -------------------------------------------------------------------------------------
 
 _STR: Final[Schema] = {"type": "string"}
 _INT: Final[Schema] = {"type": "integer"}
@@ -94,7 +94,7 @@ _NETWORK_PEER: Final = _obj(
 _NETWORK_PORT: Final = _obj(protocol=_PROTOCOL, port=_INT_OR_STR, endPort=_INT32)
 _EVENT_SERIES: Final = _open(count=_INT32)
 
-# --- cells -----------------------------------------------------------------------------------------------------
+# --- cells -------------------------------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:
@@ -271,7 +271,7 @@ _EVENT_COLUMNS: Final = (
     Column("Name", field("metadata", "name"), format="name", wide=True),
 )
 
-# --- checks ------------------------------------------------------------------------------------------------------
+# --- checks ------------------------------------------------------------------------------------------------
 
 
 def _check_policy(value: Value, old: Value | None) -> list[FieldError]:
@@ -393,7 +393,7 @@ def _check_slice(value: Value, old: Value | None) -> list[FieldError]:
     return faults
 
 
-# --- completion (defaults that other programs rely on) -----------------------------------------------------------
+# --- completion (defaults that other programs rely on) -----------------------------------------------------
 
 
 def _complete_namespace(value: Value) -> Value:
@@ -454,7 +454,7 @@ def _complete_secret(value: Value) -> Value:
     return value
 
 
-# --- events.k8s.io/v1 over core/v1 -------------------------------------------------------------------------------
+# --- events.k8s.io/v1 over core/v1 -------------------------------------------------------------------------
 
 _EVENT_NAMES: Final = (
     ("note", "message"),
@@ -477,7 +477,7 @@ def _event_outward(value: Value) -> Value:
     return {**{names.get(key, key): item for key, item in value.items()}, "apiVersion": "events.k8s.io/v1"}
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table ---------------------------------------------------------------------------------------------
 
 
 def _kind(

@@ -47,20 +47,26 @@ def make_authority(directory: Path, sans: Iterable[str] = ()) -> Authority:
     private_directory(directory)
     authority = Authority(directory / "ca.crt", directory / "server.crt", directory / "server.key")
     names = list(dict.fromkeys(["localhost", "kubernetes", "127.0.0.1", "::1", socket.gethostname(), *sans]))
-    if not _fits(authority, names):
+    record = directory / "server.json"
+    if not _fits(authority, record, names):
         _make(directory, authority, names)
+        made = _Made(names, datetime.now(UTC) + SERVER_LIFE)
+        write_atomic(record, msgspec.json.encode(made))
     return authority
 
 
-def _fits(authority: Authority, names: list[str]) -> bool:
-    from cryptography import x509
+class _Made(msgspec.Struct, frozen=True):
+    """What the certificate on disk says; kept beside it, so that a restart needs no X.509 library."""
 
-    if not all(path.exists() for path in (authority.ca, authority.certificate, authority.key)):
+    names: list[str]
+    expires: datetime
+
+
+def _fits(authority: Authority, record: Path, names: list[str]) -> bool:
+    if not all(path.exists() for path in (authority.ca, authority.certificate, authority.key, record)):
         return False
-    certificate = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
-    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    have = {str(name.value) for name in extension}
-    return set(names) <= have and certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=30)
+    made = msgspec.json.decode(record.read_bytes(), type=_Made)
+    return set(names) <= set(made.names) and made.expires > datetime.now(UTC) + timedelta(days=30)
 
 
 def _make(directory: Path, authority: Authority, names: list[str]) -> None:

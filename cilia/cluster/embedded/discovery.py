@@ -1,7 +1,7 @@
 """What the server says about itself: API groups, resources, versions and schemas. Pure.
 
-Sources: https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api (aggregated v2 and the older
-per-group documents) and the OpenAPI v3 endpoint, of which ``kubectl explain`` and ``kubectl apply`` read parts.
+Sources: https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api (aggregated v2 and the
+older documents per group) and the OpenAPI v3 endpoint, of which ``kubectl explain`` and ``apply`` read parts.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _discovered_resources(registry: Registry, group: str, version: str) -> list[
     return found
 
 
-# --- OpenAPI v3 --------------------------------------------------------------------------------------------------
+# --- OpenAPI v3 --------------------------------------------------------------------------------------------
 
 
 def openapi_index(registry: Registry) -> Document:
@@ -213,7 +213,7 @@ def openapi_index(registry: Registry) -> Document:
 
 
 def openapi(registry: Registry, group: str, version: str) -> Document | None:
-    """``/openapi/v3/apis/<group>/<version>``: schemas, and paths that say that fieldValidation is understood."""
+    """``/openapi/v3/apis/<group>/<version>``: schemas, and paths that promise fieldValidation."""
     kinds = registry.of_version(group, version)
     if not kinds:
         return None
@@ -296,7 +296,7 @@ def _paths(kind: Kind, version: Version, schema: str, gvk: Document) -> Document
         f"{root}{scope}/{kind.plural}/{{name}}": {
             "get": operation("get"),
             "put": operation("put", "application/json"),
-            # Strategic merge is understood but not advertised: kubectl then takes merge keys from its own types.
+            # Strategic merge is not advertised, so that kubectl takes the merge keys from its own types.
             "patch": operation("patch", "application/merge-patch+json"),
             "delete": operation("delete"),
         },

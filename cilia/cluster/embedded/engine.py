@@ -1,7 +1,7 @@
 """The objects in memory: a committed state for readers, a head for writers, and the history for watchers.
 
-All methods run on the event loop; only :class:`~.storage.Storage` has a thread. A write reads :meth:`Engine.head`
-and calls :meth:`Engine.write` without awaiting in between, so that it needs no lock.
+All methods run on the event loop; only :class:`~.storage.Storage` has a thread. A write reads
+:meth:`Engine.head` and calls :meth:`Engine.write` without awaiting in between, so that it needs no lock.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Event:
-    """One committed change. ``line`` is what plain watchers get, encoded once; ``cache`` holds other encodings."""
+    """One committed change. ``cache`` holds its encodings, by representation, made when first asked for."""
 
     __slots__ = ("before", "cache", "entry", "type", "version")
 
@@ -159,7 +159,7 @@ class Engine:
         return sorted(self._owned.get(uid, ()))
 
     def since(self, version: int, resource: str) -> list[Event]:
-        """Events of a kind after ``version``; raises 410 if they are no longer kept or never happened here."""
+        """Events of a kind after ``version``; raises 410 if they are not kept or never happened here."""
         if version < self._compacted:
             raise expired(f"too old resource version: {version} ({self._compacted})")
         if version > self._version:
@@ -191,8 +191,8 @@ class Engine:
     def write(self, changes: Iterable[Change]) -> tuple[list[Entry], asyncio.Future[None]]:
         """Stamp versions, move the head and queue the commit.
 
-        The future is done when the changes are on disk and visible; it raises ApiError 507 or 500 if they will
-        never be. Removing an object yields its last state under the new version.
+        The future is done when the changes are on disk and visible; it raises ApiError 507 or 500 if they
+        never will be. Removing an object yields its last state under the new version.
         """
         rows: list[Row] = []
         entries: list[Entry] = []

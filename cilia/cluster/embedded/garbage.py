@@ -1,7 +1,7 @@
 """What goes when something else has gone: dependents of owners, content of namespaces and kinds, old events.
 
-The collector is told of commits (:meth:`Collector.notice`), keeps a list of what to look at, and works in the
-background through the same :class:`~.writes.Writer` as clients. It is memoryless: a start looks at everything.
+The collector is told of commits (:meth:`Collector.notice`), keeps a list of what to look at, and works in
+the background through the same :class:`~.writes.Writer` as clients. A start looks at everything.
 """
 
 from __future__ import annotations

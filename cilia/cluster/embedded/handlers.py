@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from . import auth, crds, discovery
+from . import auth, crds, discovery, protobuf
 from .auth import User
 from .engine import Engine, Entry, encode
 from .errors import ApiError, conflict, expired, not_found
@@ -262,8 +262,7 @@ class Handlers:
         return entry.decoded() if entry is not None else None
 
     async def _create(self, request: Request, target: Target, kind: Kind, version: Version) -> Reply:
-        _must_be_json(request)
-        value = decode_object(request.body)
+        value = _read_object(request)
         if target.subresource == "binding":
             return await self._bind(request, target, kind, version, value)
         if target.name:
@@ -291,8 +290,7 @@ class Handlers:
         return json_reply(201, _success())
 
     async def _update(self, request: Request, target: Target, kind: Kind, version: Version) -> Reply:
-        _must_be_json(request)
-        value = decode_object(request.body)
+        value = _read_object(request)
         key = Key(kind.key, target.namespace, target.name)
         options = self._options(request, target, kind, "update")
         below = "" if target.subresource == "finalize" else target.subresource
@@ -382,8 +380,7 @@ class Handlers:
         user = request.user
         if (target.group, target.version, target.plural) not in {q[:3] for q in discovery.QUESTIONS}:
             return None
-        _must_be_json(request)
-        value = decode_object(request.body)
+        value = _read_object(request)
         spec = value["spec"] if isinstance(value.get("spec"), dict) else {}
         match target.plural:
             case "selfsubjectreviews":
@@ -437,11 +434,14 @@ def _verb(request: Request, target: Target) -> str:
     raise ApiError(405, "the server does not allow this method on the requested resource")
 
 
-def _must_be_json(request: Request) -> None:
-    if request.content_type not in ("", "application/json"):
-        raise ApiError(
-            415, f"the body is {request.content_type[:80]}; this server reads application/json only"
-        )
+def _read_object(request: Request) -> Value:
+    """The object in a request's body; 415 if it is written in anything unknown."""
+    match request.content_type:
+        case "" | "application/json":
+            return decode_object(request.body)
+        case protobuf.CONTENT_TYPE:
+            return protobuf.decode_body(request.body)
+    raise ApiError(415, f"the body is {request.content_type[:80]}; this server reads application/json")
 
 
 def _patcher(request: Request, kind: Kind) -> Callable[[Value], Any]:
@@ -449,7 +449,7 @@ def _patcher(request: Request, kind: Kind) -> Callable[[Value], Any]:
     if request.content_type in ("application/apply-patch+yaml", "application/apply-patch+cbor"):
         raise ApiError(
             415,
-            "this server does not do server-side apply; use client-side apply (kubectl apply --server-side=false)",
+            "this server has no server-side apply; use client-side apply (kubectl apply without --server-side)",
         )
     patch = decode_json(request.body)
     match request.content_type:
@@ -475,9 +475,8 @@ def _delete_options(request: Request) -> tuple[DeleteOptions, bool]:
     """Options from the body, or else from the query; and whether it is a dry run."""
     wish = DeleteOptions()
     if request.body.strip():
-        _must_be_json(request)
         try:
-            wish = msgspec.convert(decode_object(request.body), DeleteOptions)
+            wish = msgspec.convert(_read_object(request), DeleteOptions)
         except msgspec.ValidationError as error:
             raise ApiError(400, f"the body is not DeleteOptions: {error}") from error
     query = request.query

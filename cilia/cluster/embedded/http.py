@@ -1,7 +1,7 @@
 """The ASGI application: bytes in, bytes out, and nothing a client sends may raise past it.
 
-It is a bare ASGI callable: the paths of this API are a grammar (:mod:`.requests`), not a table of routes, and a watch
-writes frames that a framework's response object would only hand through.
+It is a bare ASGI callable: the paths of this API are a grammar (:mod:`.requests`), not a table of routes, and
+a watch writes frames that a framework's response object would only hand through.
 """
 
 from __future__ import annotations

@@ -15,12 +15,26 @@ from .registry import Kind, Value
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KEY: Final = re.compile(
-    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
 _VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 # Kinds whose names are DNS labels, because they become part of host names.
 _SHORT_NAMES: Final = frozenset({"/namespaces", "/services"})
 MAX_ANNOTATIONS: Final = 256 << 10
+
+_KEY_RULE: Final = "a label key is [prefix/]name of at most 63 letters, digits, '-', '_' and '.'"
+_VALUE_RULE: Final = (
+    "a label value is at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+)
+_LABEL_RULE: Final = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', "
+    "must start and end with an alphanumeric character, and have at most 63 characters"
+)
+_SUBDOMAIN_RULE: Final = (
+    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', "
+    "must start and end with an alphanumeric character, and have at most 253 characters"
+)
 
 _SERVER_OWNED: Final = (
     "uid",
@@ -92,25 +106,25 @@ def check(kind: Kind, value: Value) -> list[FieldError]:
     meta = value["metadata"]
     faults = _check_name(kind, meta.get("name", ""))
     for name, text in meta.get("labels", {}).items():
-        if not _KEY.fullmatch(name):
+        if not _is_key(name):
             faults.append(
                 invalid(
                     "metadata.labels",
                     name,
-                    "a label key is [prefix/]name of at most 63 characters: letters, digits, '-', '_' and '.'",
+                    _KEY_RULE,
                 )
             )
-        if not _VALUE.fullmatch(text):
+        if len(text) > 63 or not _VALUE.fullmatch(text):
             faults.append(
                 invalid(
                     "metadata.labels",
                     text,
-                    "a label value is at most 63 characters: letters, digits, '-', '_' and '.', and must start and end with a letter or digit",
+                    _VALUE_RULE,
                 )
             )
     annotations = meta.get("annotations", {})
     for name in annotations:
-        if not _KEY.fullmatch(name.lower()):
+        if not _is_key(name.lower()):
             faults.append(
                 invalid(
                     "metadata.annotations",
@@ -129,6 +143,11 @@ def check(kind: Kind, value: Value) -> list[FieldError]:
     return faults
 
 
+def _is_key(text: str) -> bool:
+    # The length first: the pattern takes quadratic time on what does not match.
+    return len(text) <= 253 + 1 + 63 and _KEY.fullmatch(text) is not None
+
+
 def _check_name(kind: Kind, name: str) -> list[FieldError]:
     if not name:
         return [required("metadata.name", "name or generateName is required")]
@@ -138,7 +157,7 @@ def _check_name(kind: Kind, name: str) -> list[FieldError]:
                 invalid(
                     "metadata.name",
                     name,
-                    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', must start and end with an alphanumeric character, and have at most 63 characters",
+                    _LABEL_RULE,
                 )
             ]
     elif len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
@@ -146,7 +165,7 @@ def _check_name(kind: Kind, name: str) -> list[FieldError]:
             invalid(
                 "metadata.name",
                 name,
-                "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', must start and end with an alphanumeric character, and have at most 253 characters",
+                _SUBDOMAIN_RULE,
             )
         ]
     return []
@@ -170,7 +189,7 @@ def keep_server_owned(value: Value, current: Value) -> None:
 
 
 def tidy(value: Value) -> Value:
-    """The object with apiVersion, kind and metadata in front, metadata ordered, empty parts of it left out."""
+    """The object with apiVersion, kind and metadata in front; metadata ordered and without empty parts."""
     meta = value["metadata"]
     ordered = {key: meta[key] for key in _KNOWN if key in meta and meta[key] not in ({}, [], "")}
     rest = {key: item for key, item in value.items() if key not in ("apiVersion", "kind", "metadata")}

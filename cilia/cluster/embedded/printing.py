@@ -179,7 +179,7 @@ DEFAULT = (
 
 
 def custom_columns(definitions: Iterable[dict[str, Any]]) -> tuple[Column, ...]:
-    """Columns from ``additionalPrinterColumns``; without any, name and age. Raises ValueError for a bad path."""
+    """Columns from ``additionalPrinterColumns``; without any, name and age. Raises ValueError."""
     columns = [_custom(definition) for definition in definitions]
     return (NAME, *(columns or [AGE]))
 

@@ -1,4 +1,4 @@
-"""Which kinds the server knows: the built-in ones and those that CustomResourceDefinitions add at run time."""
+"""Which kinds the server knows: the built-in ones and those that CustomResourceDefinitions add."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _MAX_FAULTS: Final = 20
 
 
 def prune(schema: Schema, value: Any) -> list[str]:
-    """Remove fields the schema does not know, in place; return their paths. The root keeps its type and metadata."""
+    """Remove fields the schema does not know, in place; return their paths. Type and metadata stay."""
     unknown: list[str] = []
     if isinstance(value, dict):
         kept = {key: value[key] for key in _META if key in value}
@@ -82,9 +82,8 @@ def apply_defaults(schema: Schema, value: Any) -> None:
     """Fill in ``default`` values, in place, from the outside in."""
     if isinstance(value, dict):
         for key, child in (schema.get("properties") or {}).items():
-            if key not in value and "default" in child:
-                value[key] = copy.deepcopy(child["default"])
-            elif key in value and value[key] is None and "default" in child and not child.get("nullable"):
+            absent = key not in value or (value[key] is None and not child.get("nullable"))
+            if absent and "default" in child:
                 value[key] = copy.deepcopy(child["default"])
             if key in value:
                 apply_defaults(child, value[key])
@@ -253,10 +252,10 @@ def _check_logic(schema: Schema, value: Any, path: str, faults: list[FieldError]
     for part in schema.get("allOf") or ():
         _validate(part, value, path, faults)
     if (choices := schema.get("anyOf")) and not schema.get("x-kubernetes-int-or-string"):
-        outcomes = [validate(part, value, path) for part in choices]
-        if all(outcomes):
+        failures = [validate(part, value, path) for part in choices]
+        if all(failures):
             faults.append(invalid(path, value, f"{_where(path)} must validate at least one schema (anyOf)"))
-            faults.extend(min(outcomes, key=len))
+            faults.extend(min(failures, key=lambda found: len(found)))
     if choices := schema.get("oneOf"):
         outcomes = [validate(part, value, path) for part in choices]
         passed = outcomes.count([])
@@ -311,7 +310,7 @@ _FORMATS: Final[dict[str, Callable[[str], bool]]] = {
 }
 
 
-# --- is the schema itself structural -------------------------------------------------------------------------
+# --- is the schema itself structural -----------------------------------------------------------------------
 
 
 def check_structure(schema: Any, path: str, depth: int = 0) -> list[FieldError]:

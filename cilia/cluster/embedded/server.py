@@ -86,7 +86,7 @@ def listen(address: str) -> socket.socket:
         return _bound(family, kind, protocol, where)
     except OSError as error:
         raise ListenError(
-            f"can't listen on {address}: {error.strerror or error}; stop what uses it or choose another --listen"
+            f"can't listen on {address}: {error.strerror or error}; stop what uses it or change --listen"
         ) from error
 
 
@@ -177,7 +177,7 @@ async def _bootstrap(registry: Registry, writer: Writer) -> None:
 def _uvicorn(application: Application, certificate: Path, key: Path) -> uvicorn.Config:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return uvicorn.Config(
-        application,  # type: ignore[arg-type]
+        application,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -1,8 +1,8 @@
 """SQLite: objects, a bounded history of events, and one writer thread that commits in groups.
 
-Every write that :meth:`Storage.submit` reports as done is on disk (WAL, ``synchronous=FULL``: SQLite calls fsync
-in each commit). While one commit waits for the disk, later writes queue; the next transaction takes them all.
-When a transaction fails, everything submitted under its epoch fails with it, because a later write may have been
+Every job that :class:`Storage` reports as done is on disk (WAL, ``synchronous=FULL``: SQLite calls fsync in
+each commit). While one commit waits for the disk, later jobs queue; the next transaction takes them all. When a
+transaction fails, everything submitted under its epoch fails with it, because a later write may have been
 judged against an earlier one that now never happened.
 """
 
@@ -44,7 +44,7 @@ class StorageError(Exception):
 
 
 class Key(msgspec.Struct, frozen=True, order=True):
-    """Where an object lives. ``resource`` is ``group/plural``; ``namespace`` is empty for cluster-wide kinds."""
+    """Where an object lives. ``resource`` is ``group/plural``; cluster-wide kinds have no ``namespace``."""
 
     resource: str
     namespace: str
@@ -123,7 +123,8 @@ class Storage:
             history = [
                 Row(version, kind, Key(resource, namespace, name), body, before)
                 for version, kind, resource, namespace, name, before, body in self._database.execute(
-                    "SELECT version, type, resource, namespace, name, before, body FROM history ORDER BY version"
+                    "SELECT version, type, resource, namespace, name, before, body"
+                    " FROM history ORDER BY version"
                 )
             ]
             meta = dict(self._database.execute("SELECT name, value FROM meta"))

@@ -1,8 +1,8 @@
 """Strategic merge patch for the built-in kinds, as client-side ``kubectl apply`` sends it. Pure.
 
 Lists named in :data:`MERGE_KEYS` are merged by their key, other lists are replaced. Understood directives:
-``$patch: delete|replace|merge`` (in a map or a list item), ``$deleteFromPrimitiveList/x``, ``$setElementOrder/x``
-and ``$retainKeys``. Source: "Strategic Merge Patch" in the API conventions' companion document
+``$patch: delete|replace|merge`` (in a map or a list item), ``$deleteFromPrimitiveList/x``,
+``$setElementOrder/x`` and ``$retainKeys``. Source: "Strategic Merge Patch" beside the API conventions
 (https://github.com/kubernetes/community/blob/master/contributors/devel/sig-api-machinery/strategic-merge-patch.md);
 the keys are the ``patchMergeKey`` tags of the API reference.
 """
@@ -132,7 +132,7 @@ def _delete_primitives(result: dict[str, Any], name: str, values: Any) -> None:
 
 
 def _set_order(kind: str, result: dict[str, Any], name: str, order: Any) -> None:
-    """Put the items the patch knows into its order; items it does not know keep their relative place behind."""
+    """Put the items the patch knows into its order; the others keep theirs, behind."""
     current = result.get(name)
     if not isinstance(current, list) or not isinstance(order, list):
         return

@@ -1,7 +1,7 @@
 """Create, change and remove objects: every rule between a client's wish and :meth:`Engine.write`.
 
-Methods named in the imperative judge a wish against the head and queue it without awaiting in between; then they
-await the disk. The garbage collector uses the same methods as the HTTP side.
+Each method judges a wish against the head and queues it without awaiting in between; then it awaits the
+disk. The garbage collector uses the same methods as the HTTP side.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Writer:
                 what = "API version" if field == "apiVersion" else "kind"
                 raise ApiError(
                     400,
-                    f"the {what} in the data ({str(got)[:200]}) does not match the expected {what} ({wanted})",
+                    f"the {what} in the data ({str(got)[:99]}) does not match the expected {what} ({wanted})",
                 )
         faults = meta.shape(value)
         if faults:
@@ -257,14 +257,15 @@ class Writer:
 
     def _check_preconditions(self, kind: Kind, key: Key, old: Value, wanted: Value) -> None:
         version, uid = wanted.get("resourceVersion"), wanted.get("uid")
+        present = old["metadata"]["uid"]
         if version not in (None, "", "0", old["metadata"]["resourceVersion"]):
             raise conflict(kind.plural, kind.group, key.name)
-        if uid not in (None, "", old["metadata"]["uid"]):
+        if uid not in (None, "", present):
             raise conflict(
                 kind.plural,
                 kind.group,
                 key.name,
-                f"Precondition failed: UID in precondition: {uid}, UID in object meta: {old['metadata']['uid']}",
+                f"Precondition failed: UID in precondition: {uid}, UID in object meta: {present}",
             )
 
     def _refine(
@@ -303,7 +304,7 @@ class Writer:
         return own.schema if own else None
 
     def _unknown_fields(self, kind: Kind, schema: dict[str, Any], value: Value) -> list[str]:
-        """Built-in kinds keep what their light schemas don't know; custom ones are pruned, as users expect."""
+        """Built-in kinds keep what their light schemas don't know; custom ones are pruned."""
         if kind.custom:
             return prune(schema, value)
         return prune(schema, msgspec.json.decode(msgspec.json.encode(value)))
@@ -382,7 +383,7 @@ class Writer:
         return bool(self._engine.entries(f"{spec['group']}/{spec['names']['plural']}"))
 
     async def finish(self, key: Key, finalizer: str) -> None:
-        """Take a finalizer off an object that is being deleted; the last one lets it go. For the collector."""
+        """Take a finalizer off an object being deleted; the last one lets it go. For the collector."""
         current = self._engine.head(key)
         kind = self._registry.by_key(key.resource)
         if current is None or kind is None or not current.deleting:
