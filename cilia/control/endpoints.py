@@ -45,8 +45,7 @@ class EndpointNode:
         self.wanted = {
             endpoint.labels: None
             for endpoint in self._desired.endpoints
-            if endpoint.state is EndpointState.WAITING_FOR_IDENTITY
-            or (endpoint.labels.items and self._lookup(endpoint.labels) is None)
+            if endpoint.state is EndpointState.WAITING_FOR_IDENTITY and endpoint.labels.items
         }
 
     def next_deadline(self) -> float | None:
@@ -100,17 +99,22 @@ class EndpointNode:
         )
 
     def _without_pod(self, attachment: Attachment) -> Endpoint:
-        """A container nobody described: reserved:init, until somebody does."""
-        if attachment.pod:
-            before = self._desired.endpoints.get(attachment.id)
-            if before is not None and before.identity and before.attachment == attachment:
-                return before
-        return Endpoint(
-            attachment=attachment,
-            labels=Labels.reserved("init"),
-            identity=INIT,
-            state=EndpointState.READY if not attachment.pod else EndpointState.WAITING_FOR_IDENTITY,
-        )
+        """A container without a pod is reserved:init; one whose pod is not known speaks for nobody.
+
+        A pod that vanishes before its container does keeps whom it spoke for: it is on its way out, and
+        its last packets are judged as before.
+        """
+        if not attachment.pod:
+            return Endpoint(
+                attachment=attachment,
+                labels=Labels.reserved("init"),
+                identity=INIT,
+                state=EndpointState.READY,
+            )
+        before = self._desired.endpoints.get(attachment.id)
+        if before is not None and before.identity and before.attachment == attachment:
+            return before
+        return Endpoint(attachment=attachment, state=EndpointState.WAITING_FOR_IDENTITY)
 
     def _without_identity(
         self,

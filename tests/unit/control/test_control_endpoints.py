@@ -84,6 +84,27 @@ def test_a_container_without_a_pod_is_init() -> None:
     assert row is not None and (row.identity, row.state) == (INIT, EndpointState.READY)
 
 
+def test_an_endpoint_whose_pod_nobody_knows_speaks_for_nobody() -> None:
+    inputs, desired, node = build()
+    inputs.attachments.put(attachment())
+    node.step(0.0)
+    row = desired.endpoints.get(EndpointId(1))
+    assert row is not None and (row.identity, row.state) == (0, EndpointState.WAITING_FOR_IDENTITY)
+    assert not node.wanted
+
+
+def test_a_pod_that_goes_before_its_container_keeps_its_identity() -> None:
+    inputs, desired, node = build()
+    inputs.pods.put(pod("web"))
+    inputs.attachments.put(attachment())
+    inputs.cluster_identities.put(Identity(IdentityId(300), labels("web")))
+    node.step(0.0)
+    inputs.pods.delete(("demo", "web"))
+    node.step(0.0)
+    row = desired.endpoints.get(EndpointId(1))
+    assert row is not None and row.identity == 300
+
+
 def test_a_namespace_label_reaches_its_pods() -> None:
     inputs, desired, node = build()
     inputs.pods.put(pod("web"))

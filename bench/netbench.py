@@ -1,0 +1,124 @@
+"""Runs bench/netbench.c between two network namespaces and compares paths, round by round.
+
+Paths are measured interleaved (one round of each, again and again), so that a slow minute of the machine
+hits all of them; a ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BINARY = HERE / "netbench"
+SERVER_START = 0.3
+"""Seconds the four server processes get to bind."""
+
+
+def build() -> Path:
+    """Compile netbench.c when it is missing or older than its source."""
+    source = HERE / "netbench.c"
+    if not BINARY.exists() or BINARY.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run(["gcc", "-O2", "-o", str(BINARY), str(source)], check=True)
+    return BINARY
+
+
+@dataclass(frozen=True)
+class Test:
+    """One thing measured: netbench's mode, which CPUs, and which field is the result."""
+
+    name: str
+    mode: str
+    field: str
+    client_cpu: int
+    server_cpu: int
+    lower_is_better: bool = False
+
+
+ROUND_TRIPS = Test("TCP round trips, one CPU", "TCP_RR", "rate", 0, 0)
+CONNECTIONS = Test("connections (p50), one CPU", "TCP_CRR", "p50_us", 0, 0, lower_is_better=True)
+UDP_ROUND_TRIPS = Test("UDP round trips, one CPU", "UDP_RR", "rate", 0, 0)
+UDP_PACKETS = Test("UDP packets per second, two CPUs", "UDP_PPS", "recv_pps", 0, 1)
+STREAM = Test("one TCP stream, two CPUs", "TCP_STREAM", "gbps", 0, 1)
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way from a client to a server: namespaces by name, and the server's address."""
+
+    name: str
+    client: str
+    server: str
+    address: str
+
+
+def inside(namespace: str) -> list[str]:
+    """The words that run a command in a network namespace; empty for a pid's."""
+    if namespace.startswith("pid:"):
+        return ["nsenter", "-t", namespace[4:], "-n", "--"]
+    return ["ip", "netns", "exec", namespace]
+
+
+@contextmanager
+def server(path: Route, cpu: int) -> Iterator[None]:
+    """netbench's servers in the path's server namespace."""
+    process = subprocess.Popen(
+        [*inside(path.server), "taskset", "-c", str(cpu), str(BINARY), "-s", "-B", str(cpu)],
+        start_new_session=True,
+    )
+    try:
+        time.sleep(SERVER_START)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def measure(path: Route, test: Test, seconds: float) -> float:
+    """One run. Raises RuntimeError with netbench's own words when it fails."""
+    with server(path, test.server_cpu):
+        words = [*inside(path.client), "nice", "-n", "-10", str(BINARY), "-c", path.address, "-m", test.mode]
+        words += ["-t", str(seconds), "-A", str(test.client_cpu)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 30)
+    if done.returncode:
+        raise RuntimeError(f"{path.name}: {test.mode}: {done.stderr.strip() or done.stdout.strip()}")
+    result: Mapping[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return float(result[test.field])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out: medians per path, and the median of the rounds' ratios against the first path."""
+
+    test: Test
+    medians: dict[str, float]
+    ratios: dict[str, float]
+    spread: dict[str, float]
+    """Half the distance between the 25th and 75th percentile of the rounds' ratios."""
+
+
+def compare(paths: Sequence[Route], test: Test, *, rounds: int, seconds: float) -> Comparison:
+    """Measure all paths interleaved; the first is the baseline. A ratio above 1 is better than it."""
+    samples: dict[str, list[float]] = {path.name: [] for path in paths}
+    for index in range(rounds):
+        order = paths if index % 2 == 0 else list(reversed(paths))
+        for path in order:
+            samples[path.name].append(measure(path, test, seconds))
+    base = samples[paths[0].name]
+    ratios: dict[str, float] = {}
+    spread: dict[str, float] = {}
+    for path in paths[1:]:
+        pairs = zip(base, samples[path.name], strict=True)
+        values = [b / v if test.lower_is_better else v / b for b, v in pairs]
+        ratios[path.name] = statistics.median(values)
+        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        spread[path.name] = (quartiles[2] - quartiles[0]) / 2
+    return Comparison(test, {n: statistics.median(v) for n, v in samples.items()}, ratios, spread)

@@ -1,0 +1,80 @@
+"""Hubble's questions, answered from the agent's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cilia.hubble.directory import Pod, Workload
+from cilia.model.endpoint import Endpoint
+from cilia.model.ids import Cookie, EndpointId, IdentityId
+from cilia.model.policy import CookieRow
+from cilia.schema import Desired, Inputs
+
+
+class TableDirectory:
+    """Who is behind an address, an identity, a cookie or an interface, at this moment."""
+
+    def __init__(
+        self, inputs: Inputs, desired: Desired, *, cluster: str, device: Callable[[int], str]
+    ) -> None:
+        self._inputs = inputs
+        self._desired = desired
+        self._cluster = cluster
+        self._device = device
+
+    def revision(self) -> int:
+        """The tables' revisions together: each only grows, so the sum changes with any of them."""
+        desired = self._desired
+        return (
+            desired.endpoints.revision
+            + desired.identities.revision
+            + desired.ipcache.revision
+            + desired.cookies.revision
+            + self._inputs.pods.revision
+        )
+
+    def endpoint(self, address: str, endpoint_id: int) -> Pod | None:
+        """A local endpoint, or another node's pod."""
+        local = self._desired.endpoints.by("address", address)
+        if local:
+            return self._local(local[0])
+        if endpoint_id:
+            row = self._desired.endpoints.get(EndpointId(endpoint_id))
+            return self._local(row) if row is not None else None
+        entry = self._desired.ipcache.get(f"{address}/128" if ":" in address else f"{address}/32")
+        if entry is None:
+            return None
+        return Pod(
+            identity=entry.identity,
+            cluster=self._cluster if entry.pod else "",
+            namespace=entry.namespace,
+            name=entry.pod,
+        )
+
+    def labels(self, identity: int) -> tuple[str, ...]:
+        row = self._desired.identities.get(IdentityId(identity))
+        return tuple(row.labels.strings()) if row is not None else ()
+
+    def names(self, address: str) -> tuple[str, ...]:
+        """DNS names: none are learned yet."""
+        return ()
+
+    def rules(self, cookie: int) -> CookieRow | None:
+        return self._desired.cookies.get(Cookie(cookie))
+
+    def device(self, index: int) -> str:
+        return self._device(index)
+
+    def _local(self, endpoint: Endpoint) -> Pod:
+        attachment = endpoint.attachment
+        pod = self._inputs.pods.get((attachment.namespace, attachment.pod))
+        owner = (Workload(pod.owner_kind, pod.owner_name),) if pod is not None and pod.owner_name else ()
+        return Pod(
+            id=endpoint.id,
+            identity=endpoint.identity,
+            cluster=self._cluster,
+            namespace=attachment.namespace,
+            name=attachment.pod,
+            labels=tuple(endpoint.labels.strings()),
+            workloads=owner,
+        )

@@ -1,0 +1,121 @@
+"""The wiring of the brain: which node reads which table, and in which order they run.
+
+    cluster_identities ─┐
+    policies ───────────┼─► IdentityNode ──► identities, (cidrs) ───────────────┐
+                        │                        │                              │
+    attachments ─┐      │                        ▼                              ▼
+    pods ────────┼─► EndpointNode ─► endpoints ─► PolicyNode ─► subjects,    IpcacheNode ─► ipcache
+    namespaces ──┘                       │          │   ▲       cookies,         ▲ ▲
+                                         │          │   │       policy_states    │ │
+                                         │          │   └ policies               │ │
+                                         ▼          ▼                            │ │
+                                        EntryNode ──► endpoint_entries           │ │
+    remote_endpoints ────────────────────────────────────────────────────────────┘ │
+    nodes ──► NodesNode ──► node_addresses, routes ────────────────────────────────┘
+
+One step runs every node once, in an order in which each sees what the earlier ones wrote; no node writes
+what an earlier one reads, so one pass is enough. Nodes that have nothing to do return at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cilia.control.endpoints import EndpointNode, EntryNode
+from cilia.control.identity import IdentityNode
+from cilia.control.ipcache import IpcacheNode
+from cilia.control.nodes import NodesNode
+from cilia.control.policy.node import PolicyNode
+from cilia.control.policy.parse import RuleBook
+from cilia.control.policy.resolve import PolicyMode
+from cilia.model.ids import IdentityId, Revision, SubjectId
+from cilia.schema import Desired, Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """What the brain must know besides the tables."""
+
+    node: str
+    """Name of this node."""
+    cluster: str = "default"
+    """Name of the cluster, a label of every pod."""
+    tunnel: bool = True
+    """Pods of other nodes are reached through tunnels."""
+    route_device: str = "cilia_host"
+    """Device of the host's routes to pods."""
+    mtu: int = 1450
+    """Of the routes to pods, bytes."""
+    mode: PolicyMode = PolicyMode.DEFAULT
+    identity_change_grace: float = 0.0
+    """Seconds a relabelled pod keeps its old identity."""
+    apiserver_addresses: tuple[str, ...] = ()
+    """Addresses that are the identity kube-apiserver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a predecessor left in the kernel and on disk, so that numbers stay what they were."""
+
+    cidrs: Mapping[str, IdentityId] = field(default_factory=dict)
+    subjects: Mapping[IdentityId, SubjectId] = field(default_factory=dict)
+
+
+class ControlGraph:
+    """Input tables in, desired tables out."""
+
+    def __init__(
+        self, inputs: Inputs, desired: Desired, config: GraphConfig, restored: Restored | None = None
+    ) -> None:
+        restored = restored or Restored()
+        book = RuleBook()
+        self.inputs = inputs
+        self.desired = desired
+        self.identities = IdentityNode(inputs, desired, book, restored=restored.cidrs)
+        self.endpoints = EndpointNode(
+            inputs, desired, cluster=config.cluster, grace=config.identity_change_grace
+        )
+        self.policy = PolicyNode(inputs, desired, book, mode=config.mode, restored=restored.subjects)
+        self.entries = EntryNode(desired)
+        self.nodes = NodesNode(inputs, desired, node=config.node, device=config.route_device, mtu=config.mtu)
+        self.ipcache = IpcacheNode(
+            inputs,
+            desired,
+            self.identities.cidrs,
+            node=config.node,
+            tunnel=config.tunnel,
+            apiserver_addresses=config.apiserver_addresses,
+        )
+
+    @property
+    def policy_revision(self) -> Revision:
+        """Counts changes of the policies; what people wait for."""
+        return Revision(self.inputs.policies.revision)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input is known in full; before that nothing may be enforced or pruned."""
+        return all(table.synced for table in self.inputs.tables())
+
+    def step(self, now: float) -> None:
+        """Bring the desired tables up to date with the inputs. `now`: monotonic seconds."""
+        self.identities.step()
+        self.endpoints.step(now)
+        self.policy.step(self.policy_revision)
+        self.entries.step()
+        self.nodes.step()
+        self.ipcache.step()
+        if self.complete:
+            mark_synced(self.desired)
+
+
+def mark_synced(desired: Desired) -> None:
+    """Say that the desired tables are complete: what is not in them may go."""
+    for table in desired.tables():
+        table.synced = True
+
+
+def restored_subjects(pairs: Iterable[tuple[int, int]]) -> dict[IdentityId, SubjectId]:
+    """The subject of each identity, from (identity, subject) pairs of the kernel's endpoint map."""
+    return {IdentityId(identity): SubjectId(subject) for identity, subject in pairs if subject}
