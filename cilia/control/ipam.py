@@ -1,0 +1,290 @@
+"""Addresses: which prefix a node gets of the cluster's, and which address a pod gets of its node's. Pure.
+
+`NodePools` is the operator's, a function of all nodes' present prefixes. `AddressPool` is the agent's, a
+small ledger that its owner fills again after a restart with `claim`.
+
+Source: the behaviour of cluster-scope IPAM as Cilium's users know it (row IP01).
+"""
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from cilia.model.address import IPAddress, IPNetwork
+
+
+class PoolError(Exception):
+    """An address or prefix can't be had; the message says why and what to do."""
+
+
+class NodeClaim(msgspec.Struct, frozen=True, kw_only=True):
+    """A node and the prefixes it has by now."""
+
+    name: str
+    created: str = ""
+    """RFC 3339; of two nodes with one prefix the older keeps it."""
+    cidrs: tuple[str, ...] = ()
+
+
+class NodeGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node shall have, and why it can't have more."""
+
+    name: str
+    cidrs: tuple[str, ...]
+    error: str = ""
+
+
+class NodePool(msgspec.Struct, frozen=True):
+    """A prefix of the cluster from which nodes get prefixes of `mask` bits."""
+
+    network: IPNetwork
+    mask: int
+
+    def __post_init__(self) -> None:
+        if not self.network.prefixlen <= self.mask <= self.network.max_prefixlen:
+            raise PoolError(
+                f"nodes can't get /{self.mask} prefixes from {self.network}: choose a mask size from "
+                f"{self.network.prefixlen} to {self.network.max_prefixlen}"
+            )
+
+    @property
+    def size(self) -> int:
+        """How many nodes it serves."""
+        return 1 << (self.mask - self.network.prefixlen)
+
+    def at(self, index: int) -> IPNetwork:
+        """The prefix number `index`, from 0."""
+        step = self.network.max_prefixlen - self.mask
+        base = int(self.network.network_address) + (index << step)
+        return _network(self.network.version, base, self.mask)
+
+    def overlaps(self, network: IPNetwork) -> tuple[int, int] | None:
+        """The first and last number of the prefixes that share addresses with `network`."""
+        if network.version != self.network.version or not network.overlaps(self.network):
+            return None
+        step = self.network.max_prefixlen - self.mask
+        base = int(self.network.network_address)
+        first = max(int(network.network_address) - base, 0) >> step
+        last = (int(network.broadcast_address) - base) >> step
+        return first, min(last, self.size - 1)
+
+
+class NodePools:
+    """The prefixes of the cluster: one family after the other, each pool in the order given."""
+
+    def __init__(self, pools: Sequence[NodePool]) -> None:
+        """Raises PoolError when two pools overlap."""
+        self.pools = tuple(pools)
+        for index, pool in enumerate(self.pools):
+            for other in self.pools[:index]:
+                if pool.overlaps(other.network) is not None:
+                    raise PoolError(f"pools {other.network} and {pool.network} overlap: remove one of them")
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """IP versions that nodes get prefixes of, 4 first."""
+        return tuple(sorted({pool.network.version for pool in self.pools}))
+
+    def assign(self, claims: Iterable[NodeClaim]) -> dict[str, NodeGrant]:
+        """Return what each node shall have: what it has, in a pool or not, and of each family one.
+
+        The result depends on the claims only: first the oldest nodes, the lowest free prefix first.
+        """
+        ordered = sorted(claims, key=lambda claim: (claim.created, claim.name))
+        taken = _Taken(self.pools)
+        kept: dict[str, tuple[list[IPNetwork], list[str]]] = {}
+        for claim in ordered:
+            kept[claim.name] = _keep(claim, taken)
+        return {claim.name: self._grant(claim, *kept[claim.name], taken) for claim in ordered}
+
+    def _grant(self, claim: NodeClaim, own: list[IPNetwork], errors: list[str], taken: "_Taken") -> NodeGrant:
+        for version in self.families:
+            if errors or any(network.version == version for network in own):
+                continue
+            free = taken.lowest_free(version)
+            if free is None:
+                pools = ", ".join(str(pool.network) for pool in self.pools if pool.network.version == version)
+                errors.append(f"no IPv{version} prefix is left in {pools}: append another cluster pool")
+            else:
+                taken.take(free, claim.name)
+                own.append(free)
+        own.sort(key=lambda network: network.version)
+        return NodeGrant(
+            name=claim.name, cidrs=tuple(str(network) for network in own), error="; ".join(errors)
+        )
+
+    def free(self, claims: Iterable[NodeClaim], version: int) -> int:
+        """How many more nodes can get a prefix of a family."""
+        taken = _Taken(self.pools)
+        for claim in claims:
+            _keep(claim, taken)
+        return taken.count_free(version)
+
+
+def _keep(claim: NodeClaim, taken: "_Taken") -> tuple[list[IPNetwork], list[str]]:
+    """Note what a node has; returns it, and what is wrong with it."""
+    own: list[IPNetwork] = []
+    errors: list[str] = []
+    for text in claim.cidrs:
+        try:
+            network: IPNetwork = ipaddress.ip_network(text)
+        except ValueError:
+            errors.append(f"podCIDR {text!r} is not a prefix: remove it from spec.ipam.podCIDRs")
+            continue
+        owner = taken.owner(network)
+        if owner is not None:
+            errors.append(f"podCIDR {network} overlaps with that of node {owner}: remove it from one of them")
+        taken.take(network, owner or claim.name)
+        own.append(network)
+    return own, errors
+
+
+class _Taken:
+    """Which prefixes of the pools are gone, and all prefixes with their nodes."""
+
+    def __init__(self, pools: Sequence[NodePool]) -> None:
+        self._pools = pools
+        self._gone: list[list[tuple[int, int]]] = [[] for _ in pools]
+        self._owners: list[tuple[IPNetwork, str]] = []
+
+    def owner(self, network: IPNetwork) -> str | None:
+        """The node that has part of `network`."""
+        for other, owner in self._owners:
+            if other.version == network.version and other.overlaps(network):
+                return owner
+        return None
+
+    def take(self, network: IPNetwork, owner: str) -> None:
+        self._owners.append((network, owner))
+        for pool, gone in zip(self._pools, self._gone, strict=True):
+            span = pool.overlaps(network)
+            if span is not None:
+                gone.append(span)
+
+    def lowest_free(self, version: int) -> IPNetwork | None:
+        for pool, gone in zip(self._pools, self._gone, strict=True):
+            if pool.network.version != version:
+                continue
+            index = 0
+            for first, last in sorted(gone):
+                if index < first:
+                    break
+                index = max(index, last + 1)
+            if index < pool.size:
+                return pool.at(index)
+        return None
+
+    def count_free(self, version: int) -> int:
+        free = 0
+        for pool, gone in zip(self._pools, self._gone, strict=True):
+            if pool.network.version == version:
+                used, end = 0, -1
+                for first, last in sorted(gone):
+                    used += max(0, last - max(first, end + 1) + 1)
+                    end = max(end, last)
+                free += pool.size - used
+        return free
+
+
+class AddressPool:
+    """The addresses of one node and family: who has which.
+
+    Addresses are handed out next-fit and rest for `quarantine` seconds after their release, so that neither a
+    neighbour's cache nor a late packet meets another pod; when nothing else is left, the one that rested
+    longest is used. The network address, the broadcast address (IPv4) and the first address, which is the
+    node's own among its pods, are never handed out.
+    """
+
+    def __init__(self, network: IPNetwork, *, quarantine: float = 30.0) -> None:
+        """Raises PoolError when the prefix has no address for a pod."""
+        self.network = network
+        self.quarantine = quarantine
+        self._first = int(network.network_address) + 2
+        self._last = int(network.broadcast_address) - (1 if network.version == 4 else 0)
+        if self._last < self._first:
+            raise PoolError(f"{network} has no address for a pod: give the node a larger prefix")
+        self._next = self._first
+        self._owners: dict[int, str] = {}
+        self._resting: dict[int, float] = {}
+
+    @property
+    def router(self) -> IPAddress:
+        """The node's own address among its pods: the first of the prefix."""
+        return _address(self.network.version, self._first - 1)
+
+    @property
+    def capacity(self) -> int:
+        """How many pods fit."""
+        return self._last - self._first + 1
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def owners(self) -> Iterator[tuple[IPAddress, str]]:
+        """Yield address and owner, by address."""
+        for value in sorted(self._owners):
+            yield _address(self.network.version, value), self._owners[value]
+
+    def owner(self, address: IPAddress) -> str | None:
+        """Who has an address, or None."""
+        return self._owners.get(int(address)) if address.version == self.network.version else None
+
+    def allocate(self, owner: str, now: float) -> IPAddress:
+        """Hand out an address; raises PoolError when all are in use. `now` is monotonic, in seconds."""
+        for value in [value for value, until in self._resting.items() if until <= now]:
+            del self._resting[value]
+        value = self._find_free()
+        self._resting.pop(value, None)
+        self._owners[value] = owner
+        self._next = value + 1
+        return _address(self.network.version, value)
+
+    def claim(self, address: IPAddress, owner: str) -> None:
+        """Note that `owner` has `address` already; raises PoolError when it can't.
+
+        Claiming one's own address again changes nothing.
+        """
+        value = int(address)
+        if address.version != self.network.version or not self._first <= value <= self._last:
+            raise PoolError(f"{address} is not an address for pods in {self.network}")
+        if self._owners.get(value, owner) != owner:
+            raise PoolError(f"{address} belongs to {self._owners[value]}, {owner} can't have it")
+        self._resting.pop(value, None)
+        self._owners[value] = owner
+        self._next = max(self._next, value + 1)
+
+    def release(self, address: IPAddress, now: float, *, owner: str | None = None) -> bool:
+        """Take an address back; returns whether it was in use (by `owner`, if given)."""
+        held = self.owner(address)
+        if held is None or owner not in (None, held):
+            return False
+        del self._owners[int(address)]
+        self._resting[int(address)] = now + self.quarantine
+        return True
+
+    def _find_free(self) -> int:
+        """Return the next address nobody has and that does not rest, else the one that rested longest."""
+        value = self._next
+        for _ in range(len(self._owners) + len(self._resting) + 1):
+            if value > self._last:
+                value = self._first
+            if value not in self._owners and value not in self._resting:
+                return value
+            value += 1
+        if not self._resting:
+            raise PoolError(
+                f"all {self.capacity} addresses of {self.network} are in use: remove pods from this node or "
+                "give it another prefix"
+            )
+        return min(self._resting, key=self._resting.__getitem__)
+
+
+def _address(version: int, value: int) -> IPAddress:
+    return ipaddress.IPv4Address(value) if version == 4 else ipaddress.IPv6Address(value)
+
+
+def _network(version: int, value: int, prefix: int) -> IPNetwork:
+    if version == 4:
+        return ipaddress.IPv4Network((value, prefix))
+    return ipaddress.IPv6Network((value, prefix))
