@@ -1,0 +1,26 @@
+"""The eyes: event bytes in, answers out.
+
+    kernel rings                                                             clients
+    (dataplane)      store.append()                 observer                 observe, relay, UI
+        |                 |                             |                          ^
+        v                 v                             v                          |
+    event batches -> columnar ring -> filters -> convert -> rpc.server --- gRPC ---+
+    + losses         (store)          (masks     (protobuf
+                         |             over       from cached
+                     intern,           columns)   fragments)
+                     directory
+
+Belongs here: the flow store and what gives its numbers names (`directory`, `intern`), filters,
+conversion to Hubble's messages, the observer and peer services, and the little gRPC they speak (`rpc`).
+
+Must not be here: reading the kernel's rings (that is `dataplane`; a batch is an argument of `append`),
+deciding anything (that is `control`), printing (that is `cli`). Talks to: `model` for rule references,
+`proto` for messages, `kit` for the clock and tasks; the agent's application hands in the batches and a
+`Directory` made from its tables.
+
+One rule runs through all modules: work per distinct value, not per flow. Names are looked up once per
+distinct peer, filters on names are evaluated once per distinct peer, and a peer's protobuf bytes are made
+once. A flow stays a row of numbers until a client asks for it.
+
+Everything runs on the event loop's thread: rows are views into the ring and hold until the next `append`.
+"""

@@ -1,0 +1,82 @@
+"""How this room sees a batch of events: the fields it needs, and fast views of them.
+
+The layout is `struct event` of bpf/abi/event.h; whoever hands in batches takes the dtype from the compiled
+object. Only names matter here, not offsets.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Events: TypeAlias = npt.NDArray[np.void]
+"""Shape (n,), contiguous, of a dtype with at least FIELDS."""
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Refs: TypeAlias = npt.NDArray[np.uint32]
+"""Indexes into an interner's values."""
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Times: TypeAlias = npt.NDArray[np.int64]
+"""Nanoseconds since the Unix epoch."""
+
+FIELDS = tuple(
+    """
+    time sequence source destination original_source original_destination tunnel socket_cookie cgroup
+    egress_cookie ingress_cookie source_identity destination_identity source_endpoint destination_endpoint
+    source_port destination_port original_source_port original_destination_port proxy_port line length
+    ifindex vni suppressed cpu vlan source_mac destination_mac kind point verdict reason file protocol
+    icmp_type icmp_code tcp_flags direction state flags egress_match ingress_match auth ring
+    """.split()  # noqa: SIM905
+)
+
+KIND_DROP = 1
+KIND_TRACE = 2
+KIND_VERDICT = 3
+KIND_SOCKET = 4
+
+FLAG_REPLY = 1
+FLAG_IPV6 = 2
+FLAG_ENCRYPTED = 4
+
+INGRESS = 1
+EGRESS = 2
+
+
+def check_layout(dtype: np.dtype[np.void]) -> None:
+    """Raise ValueError when a field this room needs is missing."""
+    missing = [name for name in FIELDS if name not in (dtype.names or ())]
+    if missing:
+        raise ValueError(f"the event layout lacks {', '.join(missing)}: rebuild the eBPF object")
+
+
+def octets(events: Events, name: str) -> Bytes:
+    """The raw bytes of a field: shape (n, size), a view."""
+    dtype, offset = events.dtype.fields[name][:2]  # type: ignore[index]
+    flat = events.view(np.uint8).reshape(len(events), events.dtype.itemsize)
+    return flat[:, offset : offset + dtype.itemsize]
+
+
+def address_words(events: Events, name: str) -> tuple[Words, Words]:
+    """The two halves of an address as raw words: good for equality and masks, not for order."""
+    words = octets(events, name).view(np.uint64)
+    return words[:, 0], words[:, 1]
+
+
+def equal(events: Events, name: str, value: int) -> Mask:
+    """Where a column has a value."""
+    return np.asarray(events[name] == value, np.bool_)
+
+
+def flagged(events: Events, flag: int) -> Mask:
+    """Where a bit of `flags` is set."""
+    return np.asarray((events["flags"] & flag) != 0, np.bool_)
+
+
+def translated(events: Events) -> Mask:
+    """Which packets left with another source than their sender gave them."""
+    high, low = address_words(events, "original_source")
+    return np.asarray((high | low) != 0, np.bool_)

@@ -1,0 +1,119 @@
+"""Length-prefixed messages, status codes and time-outs: gRPC without sockets."""
+
+from __future__ import annotations
+
+import enum
+import re
+import struct
+from collections.abc import Iterable
+from urllib.parse import quote, unquote
+
+PREFIX = struct.Struct("!BI")
+MAX_MESSAGE = 4 << 20
+"""Bytes; what gRPC implementations accept by default."""
+
+TIMEOUT = re.compile(r"^(\d{1,8})([HMSmun])$")
+UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+class Code(enum.IntEnum):
+    """gRPC status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class RpcError(Exception):
+    """A call that ended with another status than OK."""
+
+    def __init__(self, code: Code, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+class FramingError(Exception):
+    """The peer's bytes are not gRPC messages; its text is a sentence."""
+
+
+class Unframer:
+    """Bytes in, messages out."""
+
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages completed by `data`. Raises FramingError for compressed or too large ones."""
+        self._buffer += data
+        messages = []
+        start = 0
+        while len(self._buffer) - start >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(self._buffer, start)
+            if compressed:
+                raise FramingError("compressed messages are not supported: send them as they are")
+            if length > self._limit:
+                raise FramingError(f"a message of {length} bytes is larger than {self._limit}")
+            end = start + PREFIX.size + length
+            if end > len(self._buffer):
+                break
+            messages.append(bytes(self._buffer[start + PREFIX.size : end]))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+    @property
+    def pending(self) -> bool:
+        """Whether a message is cut off."""
+        return bool(self._buffer)
+
+
+def frame(messages: Iterable[bytes]) -> bytes:
+    """Messages with their prefixes, joined."""
+    parts = []
+    for message in messages:
+        parts.append(PREFIX.pack(0, len(message)))
+        parts.append(message)
+    return b"".join(parts)
+
+
+def parse_timeout(value: str) -> float:
+    """Seconds of a grpc-timeout header. Raises FramingError."""
+    match = TIMEOUT.match(value)
+    if not match:
+        raise FramingError(f"grpc-timeout {value!r} is not a number and a unit")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def format_timeout(seconds: float) -> str:
+    """A grpc-timeout header, in milliseconds; at most eight digits."""
+    return f"{min(99_999_999, max(1, int(seconds * 1000)))}m"
+
+
+def trailers(code: Code, sentence: str = "") -> list[tuple[str, str]]:
+    """The headers that end a call; the sentence is percent-encoded as the protocol says."""
+    headers = [("grpc-status", str(int(code)))]
+    if sentence:
+        headers.append(("grpc-message", quote(sentence, safe=" !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~")))
+    return headers
+
+
+def status_of(headers: dict[str, str]) -> RpcError | None:
+    """The error a call's trailers tell, or None for OK."""
+    number = headers.get("grpc-status", "")
+    if number == "0":
+        return None
+    try:
+        code = Code(int(number))
+    except ValueError:
+        code = Code.UNKNOWN
+    default = f"the server answered HTTP status {headers.get(':status', 'none')} without a gRPC status"
+    return RpcError(code, unquote(headers.get("grpc-message", "" if number else default)))
