@@ -3,6 +3,8 @@
  * abi/ what user space sees, config/ what is set before load. */
 #include "programs/lxc.c"
 #include "programs/host.c"
+#include "programs/overlay.c"
+#include "programs/netdev.c"
 #include "programs/batch.c"
 
 char cilia_license[] SEC("license") = "Dual BSD/GPL";

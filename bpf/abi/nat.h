@@ -12,7 +12,8 @@ enum nat_way {
 struct nat_key {
 	struct address source;
 	struct address destination;
-	__be16 source_port; /* ICMP: the identifier */
+	__be16 source_port; /* ICMP: the identifier at the pod's end, the request's type at the
+			       other */
 	__be16 destination_port;
 	__u8 protocol;
 	__u8 way; /* enum nat_way */

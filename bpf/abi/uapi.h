@@ -9,3 +9,4 @@
 #define TCX_DROP 2
 #define TCX_REDIRECT 7
 #define BPF_FIB_LOOKUP_SKIP_NEIGH (1U << 2) /* linux/bpf.h, kernel 6.3 (31de4105f00d) */
+#define BPF_F_IPV6 (1ULL << 7) /* linux/bpf.h, kernel 6.16 (ead7f9b8de65); older ones refuse it */

@@ -62,10 +62,13 @@ static __always_inline int finish(struct __sk_buff *skb, struct flow *flow, int 
 	return hand_over(flow, result);
 }
 
-/* What was never ours goes on as if no program were here: not counted, not reported. */
-static __always_inline int leave_alone(const struct flow *flow)
+/* For programs that see the node's own traffic, too: what is neither dropped nor taken over goes on
+ * as if no program were here, not counted and not reported. */
+static __always_inline int finish_passing(struct __sk_buff *skb, struct flow *flow, int result)
 {
+	if (result < 0 || result == DECISION_LOCAL)
+		return finish(skb, flow, result);
 	if (record_decisions)
-		record(flow, DECISION_STACK);
+		record(flow, result);
 	return TCX_NEXT;
 }

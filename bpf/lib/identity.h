@@ -85,3 +85,23 @@ static __always_inline int check_source(struct flow *flow, const struct iface *i
 		return 0;
 	return DROP(flow, INVALID_SOURCE_IP);
 }
+
+/* Only the node's own addresses speak as the host. Others came through the host's stack and are who
+ * the ipcache says; a pod of this node never comes this way. */
+static __always_inline int identify_sender_behind_stack(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	struct endpoint *local = lookup_endpoint(&packet->source);
+	__u32 marked = marked_identity(skb->mark);
+
+	if (local && is_pod(local))
+		return DROP(flow, INVALID_SOURCE_IP);
+	if (marked)
+		flow->source.identity = marked;
+	else if (local)
+		flow->source.identity = IDENTITY_HOST;
+	else
+		flow->source.identity =
+		    identity_of(lookup_ipcache(packet->family, &packet->source), packet->family);
+	return 0;
+}

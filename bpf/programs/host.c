@@ -8,26 +8,6 @@
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_HOST
 
-/* Only the node's own addresses speak as the host. Others came through the host's stack and are who
- * the ipcache says; a pod of this node never comes this way. */
-static __always_inline int identify_host(struct __sk_buff *skb, struct flow *flow)
-{
-	struct packet *packet = &flow->packet;
-	struct endpoint *local = lookup_endpoint(&packet->source);
-	__u32 marked = marked_identity(skb->mark);
-
-	if (local && is_pod(local))
-		return DROP(flow, INVALID_SOURCE_IP);
-	if (marked)
-		flow->source.identity = marked;
-	else if (local)
-		flow->source.identity = IDENTITY_HOST;
-	else
-		flow->source.identity =
-		    identity_of(lookup_ipcache(packet->family, &packet->source), packet->family);
-	return 0;
-}
-
 static __always_inline int parse_from_host(struct __sk_buff *skb, struct flow *flow)
 {
 	int dropped;
@@ -37,7 +17,7 @@ static __always_inline int parse_from_host(struct __sk_buff *skb, struct flow *f
 	if (!flow->settings)
 		return DROP(flow, DROP_HOST_NOT_READY);
 	dropped = parse_packet(skb, flow, ETH_HLEN);
-	return dropped ?: identify_host(skb, flow);
+	return dropped ?: identify_sender_behind_stack(skb, flow);
 }
 
 /* Nobody but pods is reached this way. */

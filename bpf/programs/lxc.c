@@ -130,3 +130,40 @@ int from_container(struct __sk_buff *skb)
 
 	return finish(skb, &flow, result);
 }
+
+/* Answers to ARP and neighbour discovery come this way, too, and pass. */
+static __always_inline int handle_packet_to_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	__u32 ifindex = skb->ifindex;
+	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	int dropped;
+
+	flow->settings = node_settings();
+	flow->direction = DIRECTION_INGRESS;
+	flow->point = POINT_TO_ENDPOINT;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return DECISION_STACK;
+	if (!iface)
+		return DROP(flow, STALE_OR_UNROUTABLE_IP);
+	if (!flow->settings)
+		return DROP(flow, DROP_HOST_NOT_READY);
+	set_party(&flow->destination, &iface->endpoint);
+	dropped = parse_packet(skb, flow, ETH_HLEN);
+	if (dropped)
+		return dropped;
+	if (flow->packet.kind == PACKET_CONTROL)
+		return DECISION_STACK;
+	if (!is_tracked_protocol(&flow->packet))
+		return DROP(flow, UNKNOWN_L4_PROTOCOL);
+	dropped = identify_sender_behind_stack(skb, flow);
+	return dropped ?: track_packet(skb, flow, skb->ifindex) ?: DECISION_STACK;
+}
+
+SEC("tc")
+int to_container(struct __sk_buff *skb)
+{
+	struct flow flow = {};
+	int result = handle_packet_to_pod(skb, &flow);
+
+	return finish(skb, &flow, result);
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 8: masquerade. What pods send out of the cluster leaves with the node's address and a port
+ * of the node's own range; what comes back is translated the other way. */
+#include "related.h"
+#include "rewrite.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_NAT
+
+#define NAT_PROBES 16
+
+/* A flow's tuple as the pod's end (inside) and the world's (outside) see it. */
+static __always_inline __be16 inside_port(const struct packet *packet, bool leaving)
+{
+	if (packet->kind != PACKET_PLAIN)
+		return packet->source_port;
+	return leaving ? packet->source_port : packet->destination_port;
+}
+
+static __always_inline __be16 outside_port(const struct packet *packet, bool leaving)
+{
+	if (packet->kind != PACKET_PLAIN)
+		return packet->destination_port;
+	return leaving ? packet->destination_port : packet->source_port;
+}
+
+/* The key under which a packet from a pod (or quoted as such) is known. */
+static __always_inline struct nat_key forward_key(const struct packet *packet)
+{
+	struct nat_key key = {
+	    .source = packet->source,
+	    .destination = packet->destination,
+	    .source_port = inside_port(packet, true),
+	    .destination_port = outside_port(packet, true),
+	    .protocol = packet->protocol,
+	    .way = NAT_FORWARD,
+	};
+
+	return key;
+}
+
+/* The key under which the world's answer is known. */
+static __always_inline struct nat_key reverse_key(const struct packet *packet)
+{
+	struct nat_key key = {
+	    .source = packet->source,
+	    .destination = packet->destination,
+	    .source_port = outside_port(packet, false),
+	    .destination_port = inside_port(packet, false),
+	    .protocol = packet->protocol,
+	    .way = NAT_REVERSE,
+	};
+
+	return key;
+}
+
+/* The same flow, seen from its other end. */
+static __always_inline void swap_ends(struct nat_key *key)
+{
+	struct address source = key->source;
+	__be16 port = key->source_port;
+
+	key->source = key->destination;
+	key->destination = source;
+	key->source_port = key->destination_port;
+	key->destination_port = port;
+}
+
+static __always_inline const struct address *own_address(const struct flow *flow)
+{
+	return flow->packet.family == FAMILY_IPV4 ? &flow->settings->ipv4 : &flow->settings->ipv6;
+}
+
+/* Candidate ports: the flow's own if it may be had, then a walk from a place the flow determines.
+ */
+struct port_walk {
+	__u16 first;
+	__u16 range;
+	__u16 wanted;
+	__u32 start;
+};
+
+static __always_inline struct port_walk port_walk_of(const struct flow *flow, __be16 port)
+{
+	const struct packet *packet = &flow->packet;
+	struct port_walk walk = {
+	    .first = flow->settings->nat_first_port,
+	    .range = flow->settings->nat_last_port - flow->settings->nat_first_port + 1,
+	    .wanted = bpf_ntohs(port),
+	};
+
+	walk.start = (__u32)packet->source.lo ^ (__u32)(packet->source.lo >> 32) ^
+		     (__u32)(packet->destination.lo >> 32) * 2654435761U ^ bpf_get_prandom_u32();
+	return walk;
+}
+
+static __always_inline __be16 candidate(const struct port_walk *walk, __u32 probe)
+{
+	__u16 range = walk->range ?: 1;
+
+	if (!probe && walk->wanted >= walk->first && walk->wanted - walk->first < range)
+		return bpf_htons(walk->wanted);
+	return bpf_htons(walk->first + (walk->start + probe * 0x9e37U) % range);
+}
+
+/* The way back of a translation: its key, and in *entry its value instead of the translation's. */
+static __always_inline struct nat_key turn_back(const struct nat_key *forward,
+						struct nat_entry *entry)
+{
+	struct nat_key reverse = {
+	    .source = forward->destination,
+	    .destination = entry->address,
+	    .source_port = forward->destination_port,
+	    .destination_port = entry->port,
+	    .protocol = forward->protocol,
+	    .way = NAT_REVERSE,
+	};
+
+	entry->address = forward->source;
+	entry->port = forward->source_port;
+	return reverse;
+}
+
+/* Finds a free outside port for the flow and remembers it both ways. Returns whether it could. */
+static __noinline int allocate(struct flow *flow, const struct nat_key *forward)
+{
+	struct port_walk walk = port_walk_of(flow, forward->source_port);
+	struct nat_entry entry = {
+	    .address = *own_address(flow),
+	    .endpoint = flow->source.pod ? flow->source.pod->id : 0,
+	    .created = flow->now,
+	    .seen = flow->now,
+	};
+	struct nat_key reverse = turn_back(forward, &entry);
+
+	for (__u32 probe = 0; probe < NAT_PROBES; probe++) {
+		reverse.destination_port = candidate(&walk, probe);
+		if (bpf_map_update_elem(&snat, &reverse, &entry, BPF_NOEXIST))
+			continue;
+		entry.address = reverse.destination;
+		entry.port = reverse.destination_port;
+		return !bpf_map_update_elem(&snat, forward, &entry, BPF_ANY);
+	}
+	return false;
+}
+
+/* Once a second: the map forgets whoever was not used for longest, one way at a time; a way back
+ * that went missing is put back. */
+static __noinline int refresh(const struct nat_key *forward, struct nat_entry *known, __u32 now)
+{
+	struct nat_entry entry = *known;
+	struct nat_key reverse;
+
+	known->seen = entry.seen = now;
+	reverse = turn_back(forward, &entry);
+	if (!bpf_map_lookup_elem(&snat, &reverse))
+		bpf_map_update_elem(&snat, &reverse, &entry, BPF_NOEXIST);
+	return 0;
+}
+
+/* The world opened this flow towards the pod's own address: its answers keep that address. */
+static __noinline bool was_opened_outside(const struct flow *flow)
+{
+	struct ct_key key;
+	bool by_low = canonical_key(&flow->packet, &key);
+	struct ct_entry *entry = bpf_map_lookup_elem(&conntrack, &key);
+
+	if (!entry || coarse_seconds() >= entry->expires)
+		return false;
+	return by_low == !!(entry->flags & CT_INITIATOR_HIGH);
+}
+
+static __always_inline bool is_current(const struct flow *flow, const struct nat_entry *known)
+{
+	return known && same_address(&known->address, own_address(flow));
+}
+
+/* The node's end of the pod's flow into change: 1; 0: the flow is not to be translated; or a
+ * negative reason. */
+static __noinline int find_translation(struct flow *flow, struct change *change)
+{
+	struct nat_key key = forward_key(&flow->packet);
+	struct nat_entry *known = bpf_map_lookup_elem(&snat, &key);
+
+	flow->now = coarse_seconds();
+	if (!is_current(flow, known)) {
+		if (flow->packet.kind == PACKET_REPLY || was_opened_outside(flow))
+			return 0;
+		known = allocate(flow, &key) ? bpf_map_lookup_elem(&snat, &key) : NULL;
+		if (!known)
+			return DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
+	} else if (known->seen != flow->now) {
+		refresh(&key, known, flow->now);
+	}
+	change->from = key.source;
+	change->from_port = key.source_port;
+	change->to = known->address;
+	change->to_port = known->port;
+	return 1;
+}
+
+/* Gives the packet of a local pod the node's address. Returns 1: done, 0: not to be translated, or
+ * a negative reason. */
+static __always_inline int masquerade(struct __sk_buff *skb, struct flow *flow)
+{
+	struct change change = {.is_source = 1};
+	int found = find_translation(flow, &change);
+
+	return found > 0 ? rewrite(skb, flow, &change) ?: 1 : found;
+}
+
+/* A pod's ICMP error about an answer from outside: what it quotes is the answer as the pod got it.
+ */
+static __noinline int masquerade_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet quoted = {};
+	struct change outer = {.from = flow->packet.source, .is_source = 1};
+	struct change inner = {};
+	struct nat_key key;
+	struct nat_entry *known;
+	int dropped;
+
+	if (parse_quoted(skb, &flow->packet, &quoted))
+		return strange_icmp(flow);
+	key = reverse_key(&quoted);
+	key.way = NAT_FORWARD;
+	swap_ends(&key);
+	known = bpf_map_lookup_elem(&snat, &key);
+	if (!known)
+		return 0;
+	inner.from = key.source;
+	inner.from_port = key.source_port;
+	inner.to = outer.to = known->address;
+	inner.to_port = known->port;
+	dropped = rewrite_quoted(skb, flow, &quoted, &inner);
+	return dropped ?: rewrite(skb, flow, &outer) ?: 1;
+}
+
+/* The packet's destination is the pod's again, in the packet and in what is known of it. */
+static __always_inline int give_back(struct __sk_buff *skb, struct flow *flow,
+				     struct change *change)
+{
+	struct packet *packet = &flow->packet;
+	int dropped = rewrite(skb, flow, change);
+
+	if (dropped)
+		return dropped;
+	packet->destination = change->to;
+	if (packet->kind == PACKET_PLAIN)
+		packet->destination_port = change->to_port;
+	else
+		packet->source_port = change->to_port;
+	/* Its ports are known by now, even if it is a later fragment. */
+	packet->fragment = FRAGMENT_NONE;
+	return 1;
+}
+
+/* An answer to a masqueraded flow. Returns as masquerade does. */
+static __noinline int unmasquerade(struct __sk_buff *skb, struct flow *flow)
+{
+	struct nat_key key = reverse_key(&flow->packet);
+	struct nat_entry *known = bpf_map_lookup_elem(&snat, &key);
+	struct change change = {.from = key.destination, .from_port = key.destination_port};
+
+	if (!known)
+		return 0;
+	change.to = known->address;
+	change.to_port = known->port;
+	return give_back(skb, flow, &change);
+}
+
+/* An ICMP error about a masqueraded packet: it quotes the packet as it left. */
+static __noinline int unmasquerade_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet quoted = {};
+	struct change outer = {.from = flow->packet.destination};
+	struct change inner = {.is_source = 1};
+	struct nat_key key;
+	struct nat_entry *known;
+	int dropped;
+
+	if (parse_quoted(skb, &flow->packet, &quoted))
+		return 0;
+	key = forward_key(&quoted);
+	key.way = NAT_REVERSE;
+	swap_ends(&key);
+	known = bpf_map_lookup_elem(&snat, &key);
+	if (!known)
+		return 0;
+	inner.from = key.destination;
+	inner.from_port = key.destination_port;
+	inner.to = outer.to = known->address;
+	inner.to_port = known->port;
+	dropped = rewrite_quoted(skb, flow, &quoted, &inner);
+	if (dropped)
+		return dropped;
+	outer.from_port = outer.to_port = flow->packet.source_port;
+	return give_back(skb, flow, &outer);
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The node's native devices: masquerade on the way out, its reverse and direct delivery on the way
+ * in. They carry the node's own traffic, too; whatever is not clearly a pod's goes on untouched. */
+#include "../lib/finish.h"
+#include "../lib/nat.h"
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_NETDEV
+
+static __always_inline __u32 link_header_length(void)
+{
+	return native_l2 ? ETH_HLEN : 0;
+}
+
+/* Whether the packet is one the data path may have to do with: whole IP without tags. */
+static __always_inline bool is_ours_to_look_at(struct __sk_buff *skb, struct flow *flow)
+{
+	flow->settings = node_settings();
+	return flow->settings && !skb->vlan_present &&
+	       !parse_packet(skb, flow, link_header_length());
+}
+
+/* Nobody outside has an address of this node, nor, in tunnel mode, one of any pod. */
+static __always_inline int check_outside_source(struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct ipcache_entry *known = lookup_ipcache(packet->family, &packet->source);
+
+	flow->source.identity = identity_of(known, packet->family);
+	if (lookup_endpoint(&packet->source))
+		return DROP(flow, INVALID_SOURCE_IP);
+	if (tunnel_enabled && known && known->flags & IPCACHE_TUNNEL &&
+	    !(known->flags & IPCACHE_UNDERLAY))
+		return DROP(flow, INVALID_SOURCE_IP);
+	return 0;
+}
+
+/* from_overlay looks closer at what such a packet brings. */
+static __always_inline bool carries_tunnel(const struct flow *flow)
+{
+	return flow->packet.protocol == IPPROTO_UDP &&
+	       flow->packet.destination_port == bpf_htons(flow->settings->tunnel_port) &&
+	       same_address(&flow->packet.destination, own_address(flow));
+}
+
+/* Returns as unmasquerade does. */
+static __always_inline int translate_back(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+
+	if (packet->fragment != FRAGMENT_NONE && resolve_fragment(flow, skb->ifindex))
+		return 0;
+	if (packet->kind == PACKET_ERROR)
+		return unmasquerade_error(skb, flow);
+	return is_tracked_protocol(packet) ? unmasquerade(skb, flow) : 0;
+}
+
+/* A device without link headers: the pod's has them. */
+static __always_inline int add_link_header(struct __sk_buff *skb, struct flow *flow)
+{
+	__be16 ethertype = skb->protocol;
+
+	if (native_l2)
+		return 0;
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
+	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &ethertype, sizeof(ethertype), 0))
+		return DROP(flow, ERROR_WRITING_TO_PACKET);
+	flow->packet.l3 += ETH_HLEN;
+	flow->packet.l4 += ETH_HLEN;
+	return 0;
+}
+
+static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	int dropped;
+
+	flow->direction = DIRECTION_INGRESS;
+	if (!is_tracked_protocol(&flow->packet))
+		return DROP(flow, UNKNOWN_L4_PROTOCOL);
+	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
+	if (dropped)
+		return dropped;
+	dropped = track_packet(skb, flow, skb->ifindex);
+	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
+}
+
+static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct endpoint *local;
+	int result;
+
+	if (!is_ours_to_look_at(skb, flow) || is_multicast(packet))
+		return DECISION_STACK;
+	flow->direction = DIRECTION_INGRESS;
+	if (carries_tunnel(flow))
+		return DECISION_STACK;
+	result = check_outside_source(flow);
+	if (result)
+		return result;
+	if (same_address(&packet->destination, own_address(flow))) {
+		result = translate_back(skb, flow);
+		if (result <= 0)
+			return result ?: DECISION_STACK;
+	}
+	local = lookup_endpoint(&packet->destination);
+	if (!local || !is_pod(local))
+		return DECISION_STACK;
+	set_party(&flow->destination, local);
+	return deliver_to_pod(skb, flow);
+}
+
+SEC("tc")
+int from_netdev(struct __sk_buff *skb)
+{
+	struct flow flow = {};
+	int result = handle_arrival(skb, &flow);
+
+	return finish_passing(skb, &flow, result);
+}
+
+static __always_inline bool is_masqueraded_family(const struct flow *flow)
+{
+	__u32 wanted =
+	    flow->packet.family == FAMILY_IPV4 ? NODE_MASQUERADE_IPV4 : NODE_MASQUERADE_IPV6;
+
+	return flow->settings->flags & wanted && !is_zero_address(own_address(flow));
+}
+
+/* Pods know each other by their own addresses, wherever they are. */
+static __always_inline bool leaves_the_cluster(struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct ipcache_entry *known = lookup_ipcache(packet->family, &packet->destination);
+
+	flow->destination.identity = identity_of(known, packet->family);
+	return !known || known->flags & IPCACHE_HOST_ADDRESS || !is_workload(known->identity);
+}
+
+static __always_inline int translate(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	int dropped;
+
+	if (!is_tracked_protocol(packet))
+		return DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE);
+	if (packet->fragment != FRAGMENT_NONE) {
+		dropped = resolve_fragment(flow, skb->ifindex);
+		if (dropped)
+			return dropped;
+	}
+	if (packet->kind == PACKET_ERROR)
+		return masquerade_error(skb, flow);
+	if (packet->kind > PACKET_ERROR)
+		return strange_icmp(flow);
+	return masquerade(skb, flow);
+}
+
+static __always_inline int handle_departure(struct __sk_buff *skb, struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct endpoint *local;
+	int result;
+
+	if (!is_ours_to_look_at(skb, flow) || !is_masqueraded_family(flow) ||
+	    same_address(&packet->source, own_address(flow)))
+		return DECISION_STACK;
+	local = lookup_endpoint(&packet->source);
+	if (!local || !is_pod(local) || !leaves_the_cluster(flow))
+		return DECISION_STACK;
+	set_party(&flow->source, local);
+	flow->direction = DIRECTION_EGRESS;
+	result = translate(skb, flow);
+	return result > 0 ? DECISION_NETWORK : result ?: DECISION_STACK;
+}
+
+SEC("tc")
+int to_netdev(struct __sk_buff *skb)
+{
+	struct flow flow = {};
+	int result = handle_departure(skb, &flow);
+
+	return finish_passing(skb, &flow, result);
+}
