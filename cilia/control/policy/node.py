@@ -194,7 +194,7 @@ class PolicyNode:
         if key == UNKNOWN:
             group = Group((), key.mode, allow_localhost=False)
         else:
-            sections = [self._sections[serial] for serial in key.serials]
+            sections = sorted((self._sections[serial] for serial in key.serials), key=lambda row: row.ref)
             group = Group(sections, key.mode, allow_localhost=self._allow_localhost)
         for peer in group.peers:
             self._selections.acquire(peer)

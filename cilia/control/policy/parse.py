@@ -18,7 +18,9 @@ def parse(policy: PolicyObject, cluster: str = "default") -> Parsed:
     """Read one object. `cluster` is the name whose pods entity `cluster` means."""
     reader = Reader(policy, cluster)
     body = policy.body
-    if isinstance(body, NetworkPolicy):
+    if policy.problem is not None:
+        reader.refuse(policy.problem.path, policy.problem.sentence)
+    elif isinstance(body, NetworkPolicy):
         parse_kubernetes.read(reader, body)
     elif isinstance(body, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
         parse_cilium.read(reader, body)
@@ -35,13 +37,9 @@ class RuleBook:
         self._read: dict[tuple[str, str, str], tuple[PolicyObject, Parsed]] = {}
 
     def parsed(self, policy: PolicyObject) -> Parsed:
-        """The rules of `policy`.
-
-        An object whose status or annotations alone changed keeps its rules, which go on naming the
-        resource version that first had this spec: writing a status must not change what is enforced.
-        """
+        """The rules of `policy`."""
         known = self._read.get(policy.key)
-        if known is not None and _same_spec(known[0], policy):
+        if known is not None and known[0] is policy:
             return known[1]
         parsed = parse(policy, self._cluster)
         self._read[policy.key] = (policy, parsed)
@@ -50,13 +48,3 @@ class RuleBook:
     def forget(self, key: tuple[str, str, str]) -> None:
         """Drop an object that is gone; forgetting the unknown is no error."""
         self._read.pop(key, None)
-
-
-def _same_spec(old: PolicyObject, new: PolicyObject) -> bool:
-    if old is new:
-        return True
-    return bool(new.uid) and old.uid == new.uid and _specs(old) == _specs(new)
-
-
-def _specs(policy: PolicyObject) -> tuple[object, object]:
-    return getattr(policy.body, "spec", None), getattr(policy.body, "specs", None)
