@@ -51,3 +51,43 @@ class NodeAddress(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     local: bool
     mtu: int = 0
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the data path knows of its node and may change while it runs (struct node_settings of
+    bpf/abi/node.h, field by field)."""
+
+    ipv4: str = ""
+    """Underlay address that masqueraded traffic leaves with."""
+    ipv6: str = ""
+    router_ipv4: str = ""
+    """The pods' gateway."""
+    router_ipv6: str = ""
+    flags: int = 0
+    """enum node_flags, without NODE_READER_ASLEEP, which belongs to the ring reader."""
+    host_ifindex: int = 0
+    """The host's end of the node's own veth pair."""
+    net_ifindex: int = 0
+    """Its other end, where the host's packets surface."""
+    tunnel_ifindex: int = 0
+    native_ifindex: int = 0
+    """The device of the default route."""
+    mtu: int = 1500
+    """Of the pods."""
+    host_mac: str = ""
+    """Of `host_ifindex`."""
+    aggregation: int = 3
+    """enum aggregation; 3: medium."""
+    report_interval: int = 5
+    """Seconds between two reports of one established flow."""
+    report_tcp_flags: int = 0x07
+    """TCP flags whose first sight is reported: FIN, SYN and RST."""
+    drop_rate: int = 100
+    """Drop reports per second, endpoint and reason; 0: unlimited."""
+    drop_burst: int = 200
+    nat_first_port: int = 32768
+    nat_last_port: int = 60999
+    tunnel_port: int = 8472
+    cluster: int = 0
+    ct_quota: int = 0
+    """Conntrack entries one endpoint may open; 0: unlimited."""

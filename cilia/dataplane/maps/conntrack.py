@@ -1,0 +1,167 @@
+"""Maps `conntrack`, `ct_quota` and `snat`: read, flushed and swept, never written by desire.
+
+A sweep is a generator that looks at one bounded run of entries per step (about a millisecond), so the
+event loop is never held up. An entry is removed a little after its time (`GRACE`), since the data path
+may revive it until then; quotas are set to what a whole sweep counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cilia import abi
+from cilia.dataplane.bpf import Array, Map
+from cilia.dataplane.maps import packing
+
+CHUNK = 2048
+"""Entries per step: their removal, too, stays well under 20 ms."""
+GRACE = 2
+"""Seconds an expired entry is left alone."""
+OWNERS = 65536
+
+
+class SweepStats(msgspec.Struct, frozen=True):
+    """What one whole sweep found."""
+
+    entries: int
+    """Alive after the sweep."""
+    expired: int
+    flushed: int
+    heaviest: tuple[tuple[int, int], ...] = ()
+    """(endpoint id, entries) of those that own most, heaviest first."""
+
+
+class Conntrack:
+    """Flows of this node."""
+
+    def __init__(self, conntrack: Map, quota: Map, layout: abi.Layout) -> None:
+        self._map = conntrack
+        self._quota = quota
+        self._initiator_high = layout.value("CT_INITIATOR_HIGH")
+        self._flags = layout.enum("ct_flags")
+        self._doomed: dict[bytes, int] = {}
+        self._owners: set[int] = set()
+
+    def doom(self, addresses: Iterable[str], now: int) -> None:
+        """Have the next sweep remove the flows of these addresses that began until `now` (coarse
+        monotonic seconds)."""
+        self._doomed.update({packing.address_bytes(text): now for text in addresses})
+
+    @property
+    def flush_pending(self) -> bool:
+        """Whether the next sweep has flows to flush, and should not wait."""
+        return bool(self._doomed)
+
+    def sweep(self, now: Callable[[], int]) -> Iterator[SweepStats | None]:
+        """Remove expired and doomed entries; yields None after each bounded step, the stats at the end.
+
+        `now`: coarse monotonic seconds, asked at each step.
+        """
+        doomed, self._doomed = self._doomed, {}
+        owned = np.zeros(OWNERS, np.int64)
+        alive = expired = flushed = 0
+        for keys, values in self._map.batches(CHUNK):
+            old = values["expires"].astype(np.int64) + GRACE < now()
+            dead = ~old & _of_addresses(keys, values, doomed)
+            self._map.remove(keys[old | dead])
+            expired, flushed = expired + int(old.sum()), flushed + int(dead.sum())
+            owners = values["owner"][~(old | dead)]
+            alive += len(owners)
+            owned += np.bincount(owners, minlength=OWNERS)
+            yield None
+        self._set_quotas(owned)
+        heaviest = np.argsort(owned)[::-1][:10]
+        yield SweepStats(
+            alive,
+            expired,
+            flushed,
+            tuple((int(owner), int(owned[owner])) for owner in heaviest if owned[owner]),
+        )
+
+    def flush(self, addresses: Iterable[str], now: int) -> int:
+        """Remove the flows of these addresses at once; how many there were."""
+        self.doom(addresses, now)
+        stats = [step for step in self.sweep(lambda: now) if step is not None]
+        return stats[-1].flushed
+
+    def rows(self, now: int, limit: int = 1 << 20) -> list[dict[str, Any]]:
+        """Living flows for people, from the initiator's point of view."""
+        found: list[dict[str, Any]] = []
+        for keys, values in self._map.batches(CHUNK):
+            for key, value in zip(keys, values, strict=True):
+                if int(value["expires"]) >= now:
+                    found.append(self._row(key, value, now))
+                if len(found) >= limit:
+                    return found
+        return found
+
+    def _row(self, key: Any, value: Any, now: int) -> dict[str, Any]:
+        flat = packing.record(key)
+        low, high = (flat["low"], flat["low_port"]), (flat["high"], flat["high_port"])
+        source, destination = (high, low) if value["flags"] & self._initiator_high else (low, high)
+        return {
+            "source": source[0],
+            "source_port": source[1],
+            "destination": destination[0],
+            "destination_port": destination[1],
+            "protocol": flat["protocol"],
+            "zone": flat["zone"],
+            "flags": [flag.name for flag in self._flags if value["flags"] & flag],
+            "expires_in": int(value["expires"]) - now,
+            "packets": value["packets"].tolist(),
+            "bytes": value["bytes"].tolist(),
+            "owner": int(value["owner"]),
+            "source_identity": int(value["source_identity"]),
+            "sides": [_side(side) for side in value["side"]],
+        }
+
+    def _set_quotas(self, owned: Array) -> None:
+        """Programs add while the sweep counts, so a quota may be off by what came meanwhile; the next
+        sweep corrects it."""
+        owners = set(np.flatnonzero(owned).tolist())
+        numbers = np.array(sorted(owners | self._owners), self._quota.key)
+        values = self._quota.values(len(numbers))
+        values["live"] = owned[numbers]
+        self._quota.put(numbers, values)
+        self._owners = owners
+
+
+def _side(side: Any) -> dict[str, Any]:
+    """One side's judgement: bit 63 denied, bits 62..32 revision, bits 31..0 peer identity."""
+    judged = int(side["judged"])
+    return {
+        "denied": bool(judged >> 63),
+        "revision": judged >> 32 & 0x7FFFFFFF,
+        "peer": judged & 0xFFFFFFFF,
+        "endpoint": int(side["endpoint"]),
+        "cookie": int(side["cookie"]),
+    }
+
+
+def _of_addresses(keys: Array, values: Array, doomed: dict[bytes, int]) -> Array:
+    """Which entries have a doomed address at either end and are as old as the doom."""
+    hit = np.zeros(len(keys), bool)
+    for raw, since in doomed.items():
+        hi, lo = int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
+        mine = np.zeros(len(keys), bool)
+        for end in ("low", "high"):
+            mine |= (keys[end]["lo"] == lo) & (keys[end]["hi"] == hi)
+        hit |= mine & (values["created"] <= since)
+    return hit
+
+
+def sweep_translations(snat: Map, now: Callable[[], int], idle: int) -> Iterator[int | None]:
+    """Remove translations that nobody used for `idle` seconds; yields None per step, the count at the end.
+
+    The map is an LRU: this only frees ports early.
+    """
+    removed = 0
+    for keys, values in snat.batches(CHUNK):
+        old = values["seen"].astype(np.int64) + idle < now()
+        removed += snat.remove(keys[old])
+        yield None
+    yield removed

@@ -1,0 +1,58 @@
+"""Maps `counters`, `event_state` and `suppressed`: sums over CPUs, read for metrics."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from cilia.dataplane.bpf import Map, possible_cpus
+
+DIRECTIONS = 4
+"""index = reason * 4 + direction (bpf/abi/event.h, struct counter)"""
+
+
+class Count(msgspec.Struct, frozen=True):
+    """Packets and bytes of one reason (0: forwarded) and direction."""
+
+    reason: int
+    direction: int
+    packets: int
+    bytes: int
+
+
+class Suppressed(msgspec.Struct, frozen=True):
+    """Drops that the token buckets kept out of the ring."""
+
+    cookie: int
+    endpoint: int
+    reason: int
+    count: int
+
+
+def counts(counters: Map) -> list[Count]:
+    """All counters that are not zero, summed over CPUs."""
+    keys, values = counters.dump()
+    per_cpu = values.reshape(len(keys), possible_cpus())
+    packets, octets = per_cpu["packets"].sum(axis=1), per_cpu["bytes"].sum(axis=1)
+    return [
+        Count(int(keys[at]) // DIRECTIONS, int(keys[at]) % DIRECTIONS, int(packets[at]), int(octets[at]))
+        for at in np.flatnonzero(packets)
+    ]
+
+
+def lost_events(event_state: Map) -> tuple[int, int]:
+    """Events that found their ring full since the maps were made: (priority, normal)."""
+    values = event_state.lookup(np.uint32(0))
+    if values is None:
+        return (0, 0)
+    lost = values["lost"].sum(axis=0)
+    return int(lost[0]), int(lost[1])
+
+
+def suppressed(suppressed_map: Map) -> list[Suppressed]:
+    """What the token buckets held back, by rule."""
+    keys, values = suppressed_map.dump()
+    return [
+        Suppressed(int(key["cookie"]), int(key["endpoint"]), int(key["reason"]), int(value))
+        for key, value in zip(keys, values, strict=True)
+    ]

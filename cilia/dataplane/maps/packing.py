@@ -1,0 +1,84 @@
+"""Text to kernel bytes and back: addresses, MACs, whole records."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cilia.dataplane.bpf import Array, Map
+
+MAPPED = b"\0" * 10 + b"\xff\xff"
+NO_ADDRESS = bytes(16)
+NO_MAC = bytes(6)
+ADDRESS_FIELDS = ("hi", "lo")
+MAC_SHAPE = (6,)
+
+
+def address_bytes(text: str) -> bytes:
+    """16 bytes of an address, IPv4 as v4-mapped; zeros for an empty text. Raises OSError for nonsense."""
+    if not text:
+        return NO_ADDRESS
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text)
+    return MAPPED + socket.inet_pton(socket.AF_INET, text)
+
+
+def address_text(raw: bytes) -> str:
+    """The address behind 16 bytes; empty for zeros."""
+    if raw == NO_ADDRESS:
+        return ""
+    if raw.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, raw[12:])
+    return socket.inet_ntop(socket.AF_INET6, raw)
+
+
+def addresses(texts: Iterable[str], dtype: np.dtype[Any]) -> Array:
+    """Addresses as an array of struct address."""
+    return np.frombuffer(b"".join(map(address_bytes, texts)), dtype)
+
+
+def mac_bytes(text: str) -> bytes:
+    """6 bytes of aa:bb:cc:dd:ee:ff; zeros for an empty text."""
+    return bytes.fromhex(text.replace(":", "")) if text else NO_MAC
+
+
+def macs(texts: Iterable[str]) -> Array:
+    """MACs as an array (n, 6)."""
+    return np.frombuffer(b"".join(map(mac_bytes, texts)), np.uint8).reshape(-1, 6)
+
+
+def raw_rows(array: Array) -> list[bytes]:
+    """Each element's bytes, usable in sets."""
+    size = array.dtype.itemsize
+    data = array.tobytes()
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def record(value: Any) -> Any:
+    """A kernel record as plain data: addresses and MACs as text, nested structs as dictionaries."""
+    dtype = value.dtype
+    if dtype.names == ADDRESS_FIELDS:
+        return address_text(value.tobytes())
+    if dtype.names:
+        return {name: record(value[name]) for name in dtype.names if not name.startswith("reserved")}
+    if value.shape == MAC_SHAPE and dtype == np.uint8:
+        return value.tobytes().hex(":")
+    if value.shape:
+        return [record(item) for item in value]
+    return value.item()
+
+
+def sentences(target: Map, failures: Mapping[int, OSError]) -> dict[int, str]:
+    """What went wrong, for people, by position."""
+    return {at: sentence(target, error) for at, error in failures.items()}
+
+
+def sentence(target: Map, error: OSError) -> str:
+    """Why a write to a map failed and what helps."""
+    if error.errno in (errno.E2BIG, errno.ENOSPC):
+        return f"map {target.name} is full ({target.info.max_entries} entries): raise its size"
+    return f"map {target.name}: {error.strerror}"

@@ -1,0 +1,149 @@
+"""The write order, in one readable list, and how far each table has got.
+
+An identity number must be known to every subject's policy before an address speaks for it, and an
+endpoint is reachable only when everything that judges it stands; removals run the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from cilia.dataplane.bpf import Map
+from cilia.dataplane.loader import REVISION_MAP, Dataplane
+from cilia.dataplane.maps import listing
+from cilia.dataplane.maps.conntrack import Conntrack
+from cilia.dataplane.maps.endpoints import Endpoints
+from cilia.dataplane.maps.ipcache import Ipcache
+from cilia.dataplane.maps.nodes import Nodes, Settings
+from cilia.dataplane.maps.policy import Policies
+from cilia.dataplane.pool import PolicyPool
+from cilia.model.ids import EndpointId
+from cilia.model.node import NodeSettings, Route
+from cilia.schema import Desired
+from cilia.tables.reconciler import Reconciler, State, Target
+
+
+class TableError(msgspec.Struct, frozen=True):
+    """A row that has not reached the kernel."""
+
+    table: str
+    key: str
+    error: str
+    since: float
+
+
+class KernelState:
+    """The desired tables on their way into the kernel."""
+
+    def __init__(self, dataplane: Dataplane, desired: Desired, routes: Target[str, Route]) -> None:
+        maps, layout = dataplane.maps, dataplane.layout
+        self._maps = maps
+        active = maps["policy_active"].memory()
+        live = active["slot"][active["revision"] != 0].tolist()
+        self.pool = PolicyPool(maps["policies"], layout, live)
+        self.policies = Policies(maps["policy_active"], maps[REVISION_MAP], self.pool, layout)
+        self.conntrack = Conntrack(maps["conntrack"], maps["ct_quota"], layout)
+        self.settings = Settings(maps["node"], layout)
+        self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
+        self._desired = desired
+        self.nodes = Reconciler(desired.node_addresses, Nodes(maps["nodes"], layout))
+        self.subjects = Reconciler(desired.subjects, self.policies)
+        self.ipcache = Reconciler(desired.ipcache, Ipcache(maps["ipcache"], maps["ipcache_hosts"], layout))
+        self.endpoints = Reconciler(desired.endpoint_entries, self._endpoint_maps)
+        self.routes = Reconciler(desired.routes, routes)
+        self._problem = ""
+        self._problem_since = 0.0
+
+    def apply(self, now: float) -> None:
+        """Bring every change, and the retries that are due, to the kernel once. `now`: monotonic seconds,
+        of CLOCK_MONOTONIC as the programs' coarse clock is."""
+        for step in self.order():
+            step(now)
+        self.conntrack.doom(self._endpoint_maps.gone, int(now))
+        self._endpoint_maps.gone.clear()
+
+    def order(self) -> list[Callable[[float], None]]:
+        """The list: one step per line, the reason beside it."""
+        return [
+            self.ipcache.step_deletes,  # nobody speaks for an identity that is about to be forgotten
+            self.endpoints.step_deletes,  # nor receives under its policy
+            self.nodes.step_updates,  # a peer must be known before its tunnel carries anything
+            self.subjects.step_updates,  # entries that name an identity, in every subject ...
+            self.ipcache.step_updates,  # ... before an address speaks for it
+            self._finish_policies,  # now nothing refers to the identities that left
+            self.routes.step_updates,  # the host's own way to a pod
+            self.endpoints.step_updates,  # all that judges it stands: the endpoint goes live
+            self.subjects.step_deletes,  # no endpoint uses the subject any more
+            self.nodes.step_deletes,  # no prefix is behind the node any more
+            self.routes.step_deletes,
+        ]
+
+    @property
+    def pending(self) -> bool:
+        """Whether `apply` has something to do now."""
+        return any(reconciler.pending for reconciler in self.reconcilers())
+
+    def next_retry(self) -> float | None:
+        """When a failed row wants another attempt (monotonic seconds), or None."""
+        times = [due for due in (found.next_retry() for found in self.reconcilers()) if due is not None]
+        return min(times, default=None)
+
+    def realised(self, endpoint: EndpointId) -> bool:
+        """Whether an endpoint is live in the kernel under its present policy."""
+        entry = self._desired.endpoint_entries.get(endpoint)
+        if entry is None:
+            return False
+        return self.endpoints.done(endpoint) and self.subjects.done(entry.subject)
+
+    def errors(self) -> list[TableError]:
+        """Everything that has not reached the kernel, with the reason."""
+        found = [
+            TableError(reconciler.table.name, str(key), status.error, status.since)
+            for reconciler in self.reconcilers()
+            for key, status in reconciler.status.items()
+            if status.state is State.ERROR
+        ]
+        if self._problem:
+            found.append(TableError("subjects", "*", self._problem, self._problem_since))
+        return found
+
+    def prune(self) -> int:
+        """Remove what a former agent left and no table holds; only when all inputs are complete.
+
+        Same order as removals. Raises RuntimeError when a table is not complete.
+        """
+        order = (self.ipcache, self.endpoints, self.subjects, self.nodes, self.routes)
+        return sum(reconciler.prune() for reconciler in order)
+
+    def set_node(self, settings: NodeSettings, host_addresses: Iterable[str]) -> None:
+        """Put node settings in force and make exactly these addresses the node's own. Raises OSError."""
+        self._endpoint_maps.set_hosts(host_addresses)
+        self.settings.write(settings)
+
+    def map_uses(self) -> list[listing.MapUse]:
+        """All maps with their sizes and use."""
+        return [listing.use(found) for found in self._maps.values()]
+
+    def dump(self, name: str, limit: int = 1 << 20) -> list[dict[str, Any]]:
+        """The elements of a map. Raises KeyError for a name that is none."""
+        return listing.dump(self._maps[name], limit)
+
+    def map(self, name: str) -> Map:
+        """A map by name. Raises KeyError."""
+        return self._maps[name]
+
+    def reconcilers(self) -> list[Reconciler[Any, Any]]:
+        """All of them."""
+        return [self.nodes, self.subjects, self.ipcache, self.endpoints, self.routes]
+
+    def _finish_policies(self, now: float) -> None:
+        try:
+            self.policies.finish()
+        except OSError as error:
+            self._problem_since = self._problem_since if self._problem else now
+            self._problem = f"entries of identities that left can't be removed: {error.strerror}"
+        else:
+            self._problem = ""
