@@ -6,6 +6,7 @@ small ledger that its owner fills again after a restart with `claim`.
 Source: the behaviour of cluster-scope IPAM as Cilium's users know it (row IP01).
 """
 
+import bisect
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -59,15 +60,13 @@ class NodePool(msgspec.Struct, frozen=True):
         base = int(self.network.network_address) + (index << step)
         return _network(self.network.version, base, self.mask)
 
-    def overlaps(self, network: IPNetwork) -> tuple[int, int] | None:
-        """The first and last number of the prefixes that share addresses with `network`."""
-        if network.version != self.network.version or not network.overlaps(self.network):
-            return None
+    def covered(self, first: int, last: int) -> tuple[int, int] | None:
+        """The first and last number of the prefixes with an address from `first` to `last`, if any."""
         step = self.network.max_prefixlen - self.mask
         base = int(self.network.network_address)
-        first = max(int(network.network_address) - base, 0) >> step
-        last = (int(network.broadcast_address) - base) >> step
-        return first, min(last, self.size - 1)
+        if last < base or first > int(self.network.broadcast_address):
+            return None
+        return max(first - base, 0) >> step, min((last - base) >> step, self.size - 1)
 
 
 class NodePools:
@@ -78,7 +77,7 @@ class NodePools:
         self.pools = tuple(pools)
         for index, pool in enumerate(self.pools):
             for other in self.pools[:index]:
-                if pool.overlaps(other.network) is not None:
+                if pool.network.version == other.network.version and pool.network.overlaps(other.network):
                     raise PoolError(f"pools {other.network} and {pool.network} overlap: remove one of them")
 
     @property
@@ -92,34 +91,39 @@ class NodePools:
         The result depends on the claims only: first the oldest nodes, the lowest free prefix first.
         """
         ordered = sorted(claims, key=lambda claim: (claim.created, claim.name))
-        taken = _Taken(self.pools)
-        kept: dict[str, tuple[list[IPNetwork], list[str]]] = {}
-        for claim in ordered:
-            kept[claim.name] = _keep(claim, taken)
-        return {claim.name: self._grant(claim, *kept[claim.name], taken) for claim in ordered}
+        taken = _Taken()
+        kept = [(claim.name, *_keep(claim, taken)) for claim in ordered]
+        free = {version: self._free(version, taken) for version in self.families}
+        return {name: self._grant(name, own, errors, free) for name, own, errors in kept}
 
-    def _grant(self, claim: NodeClaim, own: list[IPNetwork], errors: list[str], taken: "_Taken") -> NodeGrant:
-        for version in self.families:
-            if errors or any(network.version == version for network in own):
-                continue
-            free = taken.lowest_free(version)
-            if free is None:
+    def _grant(
+        self, name: str, own: list[IPNetwork], errors: list[str], free: dict[int, Iterator[IPNetwork]]
+    ) -> NodeGrant:
+        lacking = [v for v in self.families if not errors and all(network.version != v for network in own)]
+        for version in lacking:
+            network = next(free[version], None)
+            if network is None:
                 pools = ", ".join(str(pool.network) for pool in self.pools if pool.network.version == version)
                 errors.append(f"no IPv{version} prefix is left in {pools}: append another cluster pool")
             else:
-                taken.take(free, claim.name)
-                own.append(free)
+                own.append(network)
         own.sort(key=lambda network: network.version)
-        return NodeGrant(
-            name=claim.name, cidrs=tuple(str(network) for network in own), error="; ".join(errors)
-        )
+        return NodeGrant(name=name, cidrs=tuple(map(str, own)), error="; ".join(errors))
+
+    def _free(self, version: int, taken: "_Taken") -> Iterator[IPNetwork]:
+        """Yield the prefixes nobody has, in order."""
+        for pool in self.pools:
+            if pool.network.version == version:
+                for first, last in taken.gaps(pool):
+                    yield from map(pool.at, range(first, last + 1))
 
     def free(self, claims: Iterable[NodeClaim], version: int) -> int:
         """How many more nodes can get a prefix of a family."""
-        taken = _Taken(self.pools)
+        taken = _Taken()
         for claim in claims:
             _keep(claim, taken)
-        return taken.count_free(version)
+        mine = [pool for pool in self.pools if pool.network.version == version]
+        return sum(last - first + 1 for pool in mine for first, last in taken.gaps(pool))
 
 
 def _keep(claim: NodeClaim, taken: "_Taken") -> tuple[list[IPNetwork], list[str]]:
@@ -132,59 +136,45 @@ def _keep(claim: NodeClaim, taken: "_Taken") -> tuple[list[IPNetwork], list[str]
         except ValueError:
             errors.append(f"podCIDR {text!r} is not a prefix: remove it from spec.ipam.podCIDRs")
             continue
-        owner = taken.owner(network)
+        owner = taken.take(network, claim.name)
         if owner is not None:
             errors.append(f"podCIDR {network} overlaps with that of node {owner}: remove it from one of them")
-        taken.take(network, owner or claim.name)
         own.append(network)
     return own, errors
 
 
 class _Taken:
-    """Which prefixes of the pools are gone, and all prefixes with their nodes."""
+    """The prefixes nodes have, by family in order of address, and their nodes."""
 
-    def __init__(self, pools: Sequence[NodePool]) -> None:
-        self._pools = pools
-        self._gone: list[list[tuple[int, int]]] = [[] for _ in pools]
-        self._owners: list[tuple[IPNetwork, str]] = []
+    def __init__(self) -> None:
+        self._spans: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
+        self._conflicts: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
 
-    def owner(self, network: IPNetwork) -> str | None:
-        """The node that has part of `network`."""
-        for other, owner in self._owners:
-            if other.version == network.version and other.overlaps(network):
+    def take(self, network: IPNetwork, name: str) -> str | None:
+        """Note a prefix; returns the node that had part of it before, or None."""
+        spans = self._spans[network.version]
+        span = (int(network.network_address), int(network.broadcast_address), name)
+        at = bisect.bisect(spans, span)
+        # The spans in the list are disjoint, so only the neighbours can overlap.
+        for first, last, owner in spans[max(at - 1, 0) : at + 1]:
+            if first <= span[1] and span[0] <= last:
+                self._conflicts[network.version].append(span)
                 return owner
+        spans.insert(at, span)
         return None
 
-    def take(self, network: IPNetwork, owner: str) -> None:
-        self._owners.append((network, owner))
-        for pool, gone in zip(self._pools, self._gone, strict=True):
-            span = pool.overlaps(network)
-            if span is not None:
-                gone.append(span)
-
-    def lowest_free(self, version: int) -> IPNetwork | None:
-        for pool, gone in zip(self._pools, self._gone, strict=True):
-            if pool.network.version != version:
-                continue
-            index = 0
-            for first, last in sorted(gone):
-                if index < first:
-                    break
-                index = max(index, last + 1)
-            if index < pool.size:
-                return pool.at(index)
-        return None
-
-    def count_free(self, version: int) -> int:
+    def gaps(self, pool: NodePool) -> Iterator[tuple[int, int]]:
+        """Yield first and last number of each run of a pool's prefixes nobody has part of."""
+        version = pool.network.version
         free = 0
-        for pool, gone in zip(self._pools, self._gone, strict=True):
-            if pool.network.version == version:
-                used, end = 0, -1
-                for first, last in sorted(gone):
-                    used += max(0, last - max(first, end + 1) + 1)
-                    end = max(end, last)
-                free += pool.size - used
-        return free
+        for first, last, _ in sorted(self._spans[version] + self._conflicts[version]):
+            covered = pool.covered(first, last)
+            if covered is not None:
+                if free < covered[0]:
+                    yield free, covered[0] - 1
+                free = max(free, covered[1] + 1)
+        if free < pool.size:
+            yield free, pool.size - 1
 
 
 class AddressPool:
