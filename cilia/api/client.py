@@ -1,0 +1,168 @@
+"""A small blocking client of the agent's REST API, for commands that live a moment.
+
+Built on http.client, because importing anything bigger takes longer than the request.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from cilia.api.types import (
+    CookieView,
+    EndpointPolicy,
+    EndpointView,
+    Fault,
+    IdentityView,
+    IpEntry,
+    MapDump,
+    MapView,
+    NodeView,
+    PolicyList,
+    PolicyRevision,
+    Setting,
+    StatusResponse,
+)
+
+SOCKET_VARIABLE = "CILIA_AGENT_SOCKET"
+DEFAULT_SOCKET = "/run/cilia/agent.sock"
+
+T = TypeVar("T")
+
+
+class AgentError(Exception):
+    """The agent can't be asked or refuses; the text is one sentence with what to do next.
+
+    `status` is the HTTP status, 0 when there was no answer.
+    """
+
+    def __init__(self, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+        self._timeout = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.sock.close()
+            raise
+
+
+class AgentClient:
+    """Asks the agent behind `path` (default: $CILIA_AGENT_SOCKET, then /run/cilia/agent.sock)."""
+
+    def __init__(self, path: Path | str | None = None, timeout: float = 30.0) -> None:
+        self.path = str(path or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+        self.timeout = timeout
+
+    def status(self) -> StatusResponse:
+        return self._get("/v1/healthz", StatusResponse)
+
+    def endpoints(self) -> list[EndpointView]:
+        return self._get("/v1/endpoint", list[EndpointView])
+
+    def endpoint(self, reference: str) -> EndpointView:
+        """`reference`: a number, container-id:ID or pod-name:NAMESPACE/NAME."""
+        return self._get(f"/v1/endpoint/{quote(reference)}", EndpointView)
+
+    def endpoint_policy(self, reference: str) -> EndpointPolicy:
+        return self._get(f"/v1/endpoint/{quote(reference)}/policy", EndpointPolicy)
+
+    def identities(self) -> list[IdentityView]:
+        return self._get("/v1/identity", list[IdentityView])
+
+    def identity(self, number: int) -> IdentityView:
+        return self._get(f"/v1/identity/{number}", IdentityView)
+
+    def addresses(self) -> list[IpEntry]:
+        return self._get("/v1/ip", list[IpEntry])
+
+    def policies(self) -> PolicyList:
+        return self._get("/v1/policy", PolicyList)
+
+    def wait_policy(self, revision: int, timeout: float) -> PolicyRevision:
+        """Wait until all endpoints enforce `revision`, at most `timeout` seconds (up to 300)."""
+        query = urlencode({"revision": revision, "timeout": timeout})
+        return self._get(f"/v1/policy/wait?{query}", PolicyRevision, extra=timeout)
+
+    def cookie(self, number: int) -> CookieView:
+        return self._get(f"/v1/cookie/{number}", CookieView)
+
+    def maps(self) -> list[MapView]:
+        return self._get("/v1/map", list[MapView])
+
+    def map(self, name: str, limit: int = 10_000) -> MapDump:
+        return self._get(f"/v1/map/{quote(name, safe='')}?limit={limit}", MapDump)
+
+    def nodes(self) -> list[NodeView]:
+        return self._get("/v1/node", list[NodeView])
+
+    def settings(self) -> list[Setting]:
+        return self._get("/v1/config", list[Setting])
+
+    def metrics(self) -> str:
+        """Prometheus text."""
+        return self._request("/metrics", 0.0).decode()
+
+    def _get(self, path: str, kind: type[T], extra: float = 0.0) -> T:
+        body = self._request(path, extra)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise AgentError(
+                f"The agent's answer makes no sense ({error}); use the CLI of the agent's own version."
+            ) from error
+
+    def _request(self, path: str, extra: float) -> bytes:
+        connection = _UnixConnection(self.path, self.timeout + extra)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            body = response.read()
+        except TimeoutError as error:
+            raise AgentError(f"The agent at {self.path} doesn't answer; look at its log.") from error
+        except OSError as error:
+            raise AgentError(self._unreachable(error)) from error
+        except http.client.HTTPException as error:
+            raise AgentError(
+                f"What answers at {self.path} doesn't speak HTTP; point ${SOCKET_VARIABLE} at agent.sock."
+            ) from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise AgentError(_sentence(body, response.status), response.status)
+        return body
+
+    def _unreachable(self, error: OSError) -> str:
+        if isinstance(error, FileNotFoundError):
+            return (
+                f"There is no agent at {self.path}; start cilia-agent, "
+                f"or name its socket with --agent-socket or ${SOCKET_VARIABLE}."
+            )
+        if isinstance(error, PermissionError):
+            return f"You may not use {self.path}; try again as root."
+        if isinstance(error, ConnectionRefusedError):
+            return f"The agent of {self.path} is not running; start cilia-agent."
+        return f"The agent at {self.path} can't be asked ({error.strerror or error}); look at its log."
+
+
+def _sentence(body: bytes, status: int) -> str:
+    try:
+        return msgspec.json.decode(body, type=Fault).error
+    except (msgspec.MsgspecError, UnicodeError):
+        return f"The agent answered with HTTP status {status}; look at its log."
