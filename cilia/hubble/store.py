@@ -289,14 +289,24 @@ class FlowStore:
 
 def merged(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
     """One array in order of time; the order within one ring is kept among equal times."""
-    batches = [batch for batch in batches if len(batch)]
-    if not batches:
-        return np.zeros(0, dtype)
-    events = batches[0] if len(batches) == 1 else np.concatenate(batches)
+    for batch in batches:
+        if batch.dtype != dtype:
+            raise ValueError("a batch of events has another layout than the store: take both from cilia.abi")
+    events = batches[0] if len(batches) == 1 else joined(batches, dtype)
     times = events["time"]
     if (times[1:] >= times[:-1]).all():
         return events
     return events[np.argsort(times, kind="stable")]
+
+
+def joined(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
+    """All batches in one array. (np.concatenate would turn network byte order into the machine's.)"""
+    events = np.empty(sum(map(len, batches)), dtype)
+    start = 0
+    for batch in batches:
+        events[start : start + len(batch)] = batch
+        start += len(batch)
+    return events
 
 
 def party_key(events: Events, side: str) -> list[Words]:

@@ -18,7 +18,7 @@ from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import MemoryDirectory, Pod, Workload
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
-from cilia.hubble.store import FlowStore
+from cilia.hubble.store import FlowStore, joined
 from cilia.kit.clock import ManualClock
 from cilia.model.address import pack
 from cilia.model.ids import Cookie
@@ -71,7 +71,7 @@ def event(**fields: Any) -> Events:
 
 def events(*rows: dict[str, Any]) -> Events:
     """Several events, a millisecond apart unless they say when."""
-    return np.concatenate([event(**{"time": 1_000_000 * number, **row}) for number, row in enumerate(rows)])
+    return joined([event(**{"time": 1_000_000 * number, **row}) for number, row in enumerate(rows)], DTYPE)
 
 
 def flow(number: int, **fields: Any) -> dict[str, Any]:

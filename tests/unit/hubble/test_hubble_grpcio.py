@@ -100,7 +100,7 @@ def test_a_gap_stands_between_the_flows_around_it(running: Beside, channel: grpc
 
 
 def test_errors_carry_code_and_sentence(running: Beside, channel: grpc.Channel) -> None:
-    cases = [
+    cases: list[tuple[dict[str, Any], grpc.StatusCode]] = [
         ({"first": True, "follow": True}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"whitelist": [flow_pb2.FlowFilter(source_ip=["10.0.0.999"])]}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"whitelist": [flow_pb2.FlowFilter(http_path=["/x"])]}, grpc.StatusCode.UNIMPLEMENTED),
