@@ -116,3 +116,7 @@ def kubeconfig(
 def main() -> None:
     """Entry point."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -449,7 +449,7 @@ def _patcher(request: Request, kind: Kind) -> Callable[[Value], Any]:
     if request.content_type in ("application/apply-patch+yaml", "application/apply-patch+cbor"):
         raise ApiError(
             415,
-            "this server has no server-side apply; use client-side apply (kubectl apply without --server-side)",
+            "this server has no server-side apply; use client-side apply (leave --server-side out)",
         )
     patch = decode_json(request.body)
     match request.content_type:

@@ -1,8 +1,8 @@
 """Kubernetes' protobuf bodies, read into the JSON form. Pure.
 
-``kubectl create`` and ``kubectl auth`` send protobuf for the kinds they know by type, whatever the server prefers
-(custom resources and everything from files come as JSON). Only what those commands send is here; answers are
-always JSON, which they accept. Sources: the envelope,
+``kubectl create`` and ``kubectl auth`` send protobuf for the kinds they know by type, whatever the server
+prefers (custom resources and everything from files come as JSON). Only what those commands send is here;
+answers are always JSON, which they accept. Sources: the envelope,
 https://kubernetes.io/docs/reference/using-api/api-concepts/#protobuf-encoding, and the field numbers in the
 ``generated.proto`` files of https://github.com/kubernetes/api.
 """
@@ -20,7 +20,7 @@ CONTENT_TYPE: Final = "application/vnd.kubernetes.protobuf"
 _MAGIC: Final = b"k8s\x00"
 _MAX_DEPTH: Final = 20
 
-# A message is {number: (name, type)}; a type is a word, a message, [type] for a repeated field, or ("map", word).
+# A message is {number: (name, type)}; a type is a word, a message, [type] if repeated, or ("map", word).
 Message = dict[int, tuple[str, Any]]
 
 _TIME: Final[Message] = {1: ("seconds", "int"), 2: ("nanos", "int")}
@@ -141,7 +141,7 @@ def decode_body(body: bytes) -> dict[str, Any]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field: an int for varints, bytes for what has a length; fixed sizes are skipped."""
+    """(number, value) of each field: int for varints, bytes for what has a length."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -255,7 +255,8 @@ def _check_logic(schema: Schema, value: Any, path: str, faults: list[FieldError]
         failures = [validate(part, value, path) for part in choices]
         if all(failures):
             faults.append(invalid(path, value, f"{_where(path)} must validate at least one schema (anyOf)"))
-            faults.extend(min(failures, key=lambda found: len(found)))
+            closest = min(failures, key=len)
+            faults.extend(closest)
     if choices := schema.get("oneOf"):
         outcomes = [validate(part, value, path) for part in choices]
         passed = outcomes.count([])

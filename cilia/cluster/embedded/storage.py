@@ -1,9 +1,9 @@
 """SQLite: objects, a bounded history of events, and one writer thread that commits in groups.
 
 Every job that :class:`Storage` reports as done is on disk (WAL, ``synchronous=FULL``: SQLite calls fsync in
-each commit). While one commit waits for the disk, later jobs queue; the next transaction takes them all. When a
-transaction fails, everything submitted under its epoch fails with it, because a later write may have been
-judged against an earlier one that now never happened.
+each commit). While one commit waits for the disk, later jobs queue; the next transaction takes them all. When
+it fails, everything submitted under its epoch fails with it, because a later write may have been judged against
+an earlier one that now never happened.
 """
 
 from __future__ import annotations
