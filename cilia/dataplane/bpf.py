@@ -375,7 +375,7 @@ class Map:
         runs = list(self.batches())
         if not runs:
             return self.keys(0), self.values(0)
-        return np.concatenate([keys for keys, _ in runs]), np.concatenate([values for _, values in runs])
+        return _joined([keys for keys, _ in runs]), _joined([values for _, values in runs])
 
     def memory(self) -> Array:
         """An mmapable array map as a writable array of its values, shared with the kernel."""
@@ -421,6 +421,12 @@ class Map:
         except OSError as error:
             return {at: error}
         return {}
+
+
+def _joined(parts: list[Array]) -> Array:
+    """np.concatenate of records; by itself it would turn big-endian fields into native ones."""
+    dtype = parts[0].dtype
+    return np.frombuffer(b"".join(part.tobytes() for part in parts), dtype)
 
 
 def create_map(

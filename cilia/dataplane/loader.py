@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Dataplane:
         self.links: dict[str, int] = {}
         self.adopted: frozenset[str] = frozenset()
         """Names of the maps that were there before."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called before the maps are closed: whoever uses them in the background stops."""
         self._lock = lock
 
     @property
@@ -77,6 +79,8 @@ class Dataplane:
 
     def close(self) -> None:
         """Let go of everything; what is pinned stays and works on."""
+        for stop in self.on_close:
+            stop()
         for found in self.maps.values():
             found.close()
         for fd in (*self.programs.values(), *self.links.values(), self._lock):

@@ -44,6 +44,7 @@ class KernelState:
         active = maps["policy_active"].memory()
         live = active["slot"][active["revision"] != 0].tolist()
         self.pool = PolicyPool(maps["policies"], layout, live)
+        dataplane.on_close.append(self.pool.close)
         self.policies = Policies(maps["policy_active"], maps[REVISION_MAP], self.pool, layout)
         self.conntrack = Conntrack(maps["conntrack"], maps["ct_quota"], layout)
         self.settings = Settings(maps["node"], layout)

@@ -47,6 +47,7 @@ class PolicyPool:
         self._resting = [slot for slot in range(self._size) if slot not in self._live]
         self._initial = initial
         self._worker: threading.Thread | None = None
+        self._closed = False
         self.problem = ""
         """Why the pool can't grow, or an empty string."""
         self.refill()
@@ -101,6 +102,12 @@ class PolicyPool:
             self._worker = threading.Thread(target=self._work, name="policy-pool", daemon=True)
             self._worker.start()
 
+    def close(self) -> None:
+        """End the background work; the outer map may be closed afterwards."""
+        with self._lock:
+            self._closed = True
+        self.settle()
+
     def settle(self, timeout: float = 10.0) -> None:
         """Wait until the background work is done (seconds)."""
         worker = self._worker
@@ -108,7 +115,7 @@ class PolicyPool:
             worker.join(timeout)
 
     def _work_left(self) -> bool:
-        return bool(self._resting) or (self._shortage() > 0 and not self.problem)
+        return not self._closed and (bool(self._resting) or (self._shortage() > 0 and not self.problem))
 
     def _shortage(self) -> int:
         """How many more maps should stand ready: as many as live ones, so that all may change at once."""
@@ -119,11 +126,11 @@ class PolicyPool:
     def _work(self) -> None:
         while True:
             with self._lock:
-                resting, self._resting = self._resting, []
-                shortage = self._shortage() - len(resting)
-                if not resting and (shortage <= 0 or self.problem):
+                if not self._work_left():
                     self._worker = None
                     return
+                shortage = self._shortage()
+                resting, self._resting = self._resting, []
             try:
                 if resting:
                     bpf.wait_for_programs()

@@ -1,0 +1,120 @@
+"""What the system tests of the data plane share: a prefix of their own, rows of all tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cilia import abi
+from cilia.dataplane import loader
+from cilia.dataplane.loader import Dataplane
+from cilia.dataplane.order import KernelState
+from cilia.model.endpoint import EndpointEntry
+from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
+from cilia.model.labels import Labels
+from cilia.model.node import Route
+from cilia.model.policy import Entry, EntryKey, MatchKind, SubjectPolicy
+from cilia.schema import Desired
+
+PREFIX = Path(f"/sys/fs/bpf/cilia-test-dataplane-{os.getpid()}")
+SIZES = {"conntrack": 4096, "ipcache": 4096, "ipcache_hosts": 4096, "snat": 1024, "policies": 512}
+
+needs_kernel = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not abi.object_path().exists(), reason="needs the eBPF object: run make bpf"),
+]
+
+
+class NoRoutes:
+    """A target for routes that keeps them to itself."""
+
+    def update(self, rows: Sequence[Route]) -> dict[str, str]:
+        return {}
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def prune(self, keep: Any) -> int:
+        return 0
+
+
+@contextmanager
+def loaded(**options: Any) -> Iterator[Dataplane]:
+    """A data plane for the length of a block; the prefix stays for the next agent."""
+    dataplane = loader.load(PREFIX, sizes=SIZES, **options)
+    try:
+        yield dataplane
+    finally:
+        dataplane.close()
+
+
+def clean() -> None:
+    """Take the prefix away, whatever state it is in."""
+    try:
+        loader.remove(PREFIX)
+    finally:
+        shutil.rmtree(PREFIX, ignore_errors=True)
+
+
+@pytest.fixture
+def dataplane() -> Iterator[Dataplane]:
+    """A loaded data plane that leaves nothing behind."""
+    try:
+        with loaded() as found:
+            yield found
+    finally:
+        clean()
+
+
+def kernel_state(dataplane: Dataplane, desired: Desired) -> KernelState:
+    """All reconcilers, with the pool filled."""
+    state = KernelState(dataplane, desired, NoRoutes())
+    state.pool.settle()
+    return state
+
+
+def endpoint(
+    number: int, ipv4: str = "", ipv6: str = "", *, ifindex: int = 0, subject: int = 1
+) -> EndpointEntry:
+    """An endpoint row."""
+    return EndpointEntry(
+        id=EndpointId(number),
+        ifindex=ifindex or 1000 + number,
+        identity=IdentityId(256 + number),
+        subject=SubjectId(subject),
+        mac="02:00:00:00:00:01",
+        host_mac="02:00:00:00:00:02",
+        ipv4=ipv4,
+        ipv6=ipv6,
+    )
+
+
+def allow(cookie: int = 1, precedence: int = 100) -> Entry:
+    """An allowing entry."""
+    return Entry(precedence, True, Cookie(cookie), MatchKind.L3_ONLY)
+
+
+def deny(cookie: int = 2, precedence: int = 200) -> Entry:
+    """A denying entry."""
+    return Entry(precedence, False, Cookie(cookie), MatchKind.L3_ONLY)
+
+
+def subject(number: int, rules: str, entries: dict[EntryKey, Entry]) -> SubjectPolicy:
+    """A subject's policy."""
+    return SubjectPolicy(
+        subject=SubjectId(number),
+        identity=IdentityId(300),
+        labels=Labels(),
+        rules=rules,
+        revision=Revision(1),
+        entries=entries,
+        ingress_enforced=True,
+        egress_enforced=True,
+    )

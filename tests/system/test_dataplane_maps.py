@@ -1,0 +1,230 @@
+"""Desired tables into real kernel maps: order, switches, failures, restarts."""
+
+from __future__ import annotations
+
+from cilia.dataplane.loader import Dataplane
+from cilia.dataplane.order import KernelState
+from cilia.model.ids import EndpointId, SubjectId
+from cilia.model.node import IpcacheEntry, NodeAddress, NodeSettings
+from cilia.model.policy import EntryKey
+from cilia.schema import Desired
+from tests.support.dataplane import (
+    allow,
+    clean,
+    dataplane,
+    deny,
+    endpoint,
+    kernel_state,
+    loaded,
+    needs_kernel,
+    subject,
+)
+
+__all__ = ["dataplane"]
+pytestmark = needs_kernel
+
+INGRESS = 1
+PEER_A, PEER_B = EntryKey(INGRESS, 256), EntryKey(INGRESS, 257)
+ANYONE = EntryKey(INGRESS, 0)
+
+
+def entries(state: KernelState, number: int = 1) -> dict[tuple[int, int], int]:
+    """(peer, port) to verdict of a subject, as the kernel holds it."""
+    rows = state.policies.entries(SubjectId(number))
+    return {(row["peer"], row["port"]): row["verdict"] for row in rows}
+
+
+def test_every_table_reaches_its_maps(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.node_addresses.put(NodeAddress(address="192.0.2.9", node="b", local=False, mtu=1450))
+    desired.ipcache.put(
+        IpcacheEntry(prefix="10.1.0.0/24", identity=300, tunnel_endpoint="192.0.2.9", flags=1)
+    )
+    desired.ipcache.put(IpcacheEntry(prefix="fd00::5/128", identity=301))
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow(), EntryKey(INGRESS, 0, 6, 80, 24): allow(7)}))
+    desired.endpoint_entries.put(endpoint(5, "10.0.0.5", "fd00::5"))
+    assert not state.realised(EndpointId(5))
+    state.apply(1.0)
+    assert state.errors() == [] and not state.pending
+    assert state.realised(EndpointId(5))
+    assert state.dump("nodes") == [{"key": "192.0.2.9", "value": {"flags": 6, "mtu": 1450}}]
+    (prefix,) = state.dump("ipcache")
+    assert prefix["key"] == {"prefixlen": 152, "family": 4, "cluster": 0, "address": "10.1.0.0"}
+    assert prefix["value"] == {"identity": 300, "flags": 1, "tunnel_endpoint": "192.0.2.9"}
+    assert [row["key"]["address"] for row in state.dump("ipcache_hosts")] == ["fd00::5"]
+    assert {row["key"] for row in state.dump("endpoints")} == {"10.0.0.5", "fd00::5"}
+    (iface,) = state.dump("ifaces")
+    assert iface["key"] == 1005 and iface["value"]["ipv6"] == "fd00::5"
+    assert iface["value"]["endpoint"]["mac"] == "02:00:00:00:00:01"
+    assert entries(state) == {(256, 0): 1, (0, 80): 1}
+
+
+def test_removals_take_everything_back(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.ipcache.put(IpcacheEntry(prefix="10.1.0.0/24", identity=300))
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow()}))
+    desired.endpoint_entries.put(endpoint(5, "10.0.0.5"))
+    desired.node_addresses.put(NodeAddress(address="2001:db8::1", node="b", local=False))
+    state.apply(1.0)
+    for table in (desired.ipcache, desired.subjects, desired.endpoint_entries, desired.node_addresses):
+        table.replace([])
+    state.apply(2.0)
+    for name in ("ipcache", "ipcache_hosts", "endpoints", "ifaces", "nodes", "policy_active"):
+        assert state.dump(name) == [], name
+    assert state.conntrack.flush_pending
+
+
+def test_an_identity_that_comes_or_goes_leaves_the_revision(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow()}))
+    state.apply(1.0)
+    revision = state.policies.revision(SubjectId(1))
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow(), PEER_B: allow()}))
+    state.apply(2.0)
+    assert set(entries(state)) == {(256, 0), (257, 0)}
+    desired.subjects.put(subject(1, "r1", {PEER_B: allow()}))
+    state.apply(3.0)
+    assert set(entries(state)) == {(257, 0)}
+    assert state.policies.revision(SubjectId(1)) == revision
+
+
+def test_other_rules_switch_to_another_map_and_revision(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow()}))
+    state.apply(1.0)
+    slot, revision = state.policies._word(SubjectId(1))
+    desired.subjects.put(subject(1, "r2", {PEER_B: allow()}))
+    state.apply(2.0)
+    assert entries(state) == {(257, 0): 1}
+    after = state.policies._word(SubjectId(1))
+    assert after[0] != slot and after[1] > revision
+    state.pool.settle()
+    inner = state.pool.open(slot)
+    try:
+        assert len(inner.dump()[0]) == 0, "a map that comes back to the pool is empty"
+    finally:
+        inner.close()
+
+
+def test_denials_of_a_leaving_identity_outlast_its_prefix(dataplane: Dataplane) -> None:
+    """The old denial is carried through the switch and goes only after the ipcache moved on."""
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.subjects.put(subject(1, "r1", {PEER_A: deny(), ANYONE: allow()}))
+    state.apply(1.0)
+    desired.subjects.put(subject(1, "r2", {PEER_B: deny(), ANYONE: allow()}))
+    state.subjects.step(2.0)
+    assert entries(state) == {(256, 0): 0, (257, 0): 0, (0, 0): 1}
+    switched = state.policies.revision(SubjectId(1))
+    state.apply(3.0)
+    assert entries(state) == {(257, 0): 0, (0, 0): 1}
+    assert state.policies.revision(SubjectId(1)) > switched, "what was judged meanwhile is judged again"
+
+
+def test_too_many_entries_deny_everything_and_say_so(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.subjects.put(subject(1, "r1", {EntryKey(INGRESS, 256 + i): allow() for i in range(17000)}))
+    state.apply(1.0)
+    (problem,) = state.errors()
+    assert "17000 policy entries, 16384 fit" in problem.error and "denied" in problem.error
+    assert entries(state) == {(0, 0): 0}
+    desired.subjects.put(subject(1, "r1", {PEER_A: allow()}))
+    state.apply(2.0)
+    assert state.errors() == [] and entries(state) == {(256, 0): 1}
+
+
+def test_a_full_ipcache_fails_by_row_and_recovers(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    rows = [IpcacheEntry(prefix=f"10.{i >> 8}.{i & 255}.1/32", identity=300) for i in range(4100)]
+    desired.ipcache.replace(rows)
+    state.apply(1.0)
+    assert len(state.errors()) == 4
+    assert "map ipcache_hosts is full (4096 entries)" in state.errors()[0].error
+    desired.ipcache.replace(rows[:10] + rows[-4:])
+    state.apply(2.0)
+    assert state.errors() == [] or state.next_retry() is not None
+    state.apply(60.0)
+    assert state.errors() == [] and len(state.dump("ipcache_hosts")) == 14
+
+
+def test_fifty_subjects_switch_at_once(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    for rules in ("r1", "r2", "r3"):
+        for number in range(1, 51):
+            desired.subjects.put(subject(number, rules, {PEER_A: allow()}))
+        state.apply(1.0)
+        assert state.errors() == []
+    words = [state.policies._word(SubjectId(number)) for number in range(1, 51)]
+    assert len({slot for slot, _ in words}) == 50 and len({revision for _, revision in words}) == 50
+
+
+def test_an_endpoint_that_moves_leaves_nothing_behind(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    state.set_node(NodeSettings(router_ipv4="10.0.0.1", mtu=1450), ["10.0.0.1", "192.0.2.1"])
+    desired.endpoint_entries.put(endpoint(5, "10.0.0.5", ifindex=21))
+    state.apply(1.0)
+    desired.endpoint_entries.put(endpoint(5, "10.0.0.6", ifindex=22))
+    state.apply(2.0)
+    assert {row["key"] for row in state.dump("endpoints")} == {"10.0.0.6", "10.0.0.1", "192.0.2.1"}
+    assert [row["key"] for row in state.dump("ifaces")] == [22]
+    desired.endpoint_entries.synced = True
+    assert state.endpoints.prune() == 0
+    state.set_node(NodeSettings(), ["192.0.2.1"])
+    assert {row["key"] for row in state.dump("endpoints")} == {"10.0.0.6", "192.0.2.1"}
+
+
+def test_a_restarted_agent_adopts_what_is_in_force() -> None:
+    rows = [subject(1, "r1", {PEER_A: allow()}), subject(2, "r1", {PEER_B: allow()})]
+    try:
+        with loaded() as first:
+            desired = Desired()
+            state = kernel_state(first, desired)
+            desired.subjects.replace(rows)
+            desired.endpoint_entries.put(endpoint(5, "10.0.0.5"))
+            desired.endpoint_entries.put(endpoint(6, "10.0.0.6"))
+            state.apply(1.0)
+            before = [state.policies._word(SubjectId(number)) for number in (1, 2)]
+            state.policies.delete([SubjectId(2)])
+            state.pool.settle()
+        with loaded() as second:
+            assert "policies" in second.adopted and "conntrack" in second.adopted
+            desired = Desired()
+            state = kernel_state(second, desired)
+            desired.subjects.replace(rows)
+            desired.endpoint_entries.put(endpoint(5, "10.0.0.5"))
+            state.apply(1.0)
+            assert state.policies._word(SubjectId(1)) == before[0], "equal entries: nothing is switched"
+            assert state.policies.revision(SubjectId(2)) > before[1][1], "revisions are never reused"
+            for table in desired.tables():
+                table.synced = True
+            assert state.prune() == 1
+            assert [row["key"] for row in state.dump("endpoints")] == ["10.0.0.5"]
+    finally:
+        clean()
+
+
+def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane) -> None:
+    state = kernel_state(dataplane, Desired())
+    flows = state.map("conntrack")
+    keys, values = flows.keys(3000), flows.values(3000)
+    keys["low_port"] = range(3000)
+    keys["low"]["lo"][:100] = 0xFFFF0A000005
+    values["expires"][:2000] = 1000
+    values["expires"][2000:] = 50
+    values["owner"] = 7
+    assert flows.put(keys, values) == {}
+    steps = list(state.conntrack.sweep(lambda: 100))
+    stats = steps[-1]
+    assert stats is not None and (stats.entries, stats.expired, stats.heaviest) == (2000, 1000, ((7, 2000),))
+    quota = state.dump("ct_quota")
+    assert quota == [{"key": 7, "value": {"live": 2000}}]
+    assert state.conntrack.flush(["10.0.0.5"], 100) == 100
+    assert len(state.conntrack.rows(100)) == 1900
