@@ -2,8 +2,8 @@
 
 Every job that :class:`Storage` reports as done is on disk (WAL, ``synchronous=FULL``: SQLite calls fsync in
 each commit). While one commit waits for the disk, later jobs queue; the next transaction takes them all. When
-it fails, everything submitted under its epoch fails with it, because a later write may have been judged against
-an earlier one that now never happened.
+it fails, everything submitted under its epoch fails with it, because a later write may have been judged
+against an earlier one that now never happened.
 """
 
 from __future__ import annotations
