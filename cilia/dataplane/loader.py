@@ -2,8 +2,9 @@
 
     <prefix>/                     0700; a lock on it says that an agent runs
       v1/maps/<name>              adopted by the next agent, with the size they have
-      v1/programs/<name>          the programs of the last start
-      v1/links/<name>             TCX links; a new start exchanges their program in place
+      v1/programs/<print>/<name>  the programs, under the fingerprint of object and constants: the next
+                                  agent adopts them too when nothing changed, and spares the verifier
+      v1/links/<name>             TCX links; other programs are exchanged in place
 
 A restarted agent recognises its own by these paths alone. Pod filters (clsact) need no pin; `links`
 replaces them.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -167,7 +169,38 @@ def remove(prefix: Path) -> None:
         os.close(lock)
 
 
+def fingerprint(data: bytes, constants: Mapping[str, Any]) -> str:
+    """Names what was loaded: the same object with the same constants gives the same programs."""
+    digest = hashlib.sha256(data)
+    digest.update(repr(sorted(constants.items())).encode())
+    return digest.hexdigest()[:16]
+
+
 def _load_into(dataplane: Dataplane, path: Path, constants: dict[str, Any], sizes: dict[str, int]) -> None:
+    programs = dataplane.root / "programs"
+    ready = programs / fingerprint(path.read_bytes(), constants)
+    if not (ready.is_dir() and _take_over(dataplane, ready)):
+        _load_object(dataplane, path, constants, sizes)
+        _pin_programs(dataplane.programs, programs, ready)
+    dataplane.maps[REVISION_MAP] = _revision_map(dataplane.root / "maps" / REVISION_MAP)
+
+
+def _take_over(dataplane: Dataplane, ready: Path) -> bool:
+    """Adopt programs and maps as the last agent left them; False when one of the maps is missing."""
+    layout = dataplane.layout
+    maps = {name: bpf.get(dataplane.root / "maps" / name) for name in layout.maps}
+    if None in maps.values():
+        for fd in filter(None, maps.values()):
+            os.close(fd)
+        return False
+    dataplane.maps = {name: _map(layout, name, fd) for name, fd in maps.items() if fd is not None}
+    found = {path.name: bpf.get(path) for path in ready.iterdir()}
+    dataplane.programs = {name: fd for name, fd in found.items() if fd is not None}
+    dataplane.adopted = frozenset(maps)
+    return True
+
+
+def _load_object(dataplane: Dataplane, path: Path, constants: dict[str, Any], sizes: dict[str, int]) -> None:
     layout, pins = dataplane.layout, dataplane.root / "maps"
     adopted: set[str] = set()
     with libbpf.BpfObject(path) as found:
@@ -185,10 +218,18 @@ def _load_into(dataplane: Dataplane, path: Path, constants: dict[str, Any], size
         dataplane.maps[name] = _map(layout, name, fd)
         if name not in adopted:
             bpf.pin(fd, pins / name)
-    for name, fd in loaded.programs.items():
-        bpf.pin(fd, dataplane.root / "programs" / name)
-    dataplane.maps[REVISION_MAP] = _revision_map(pins / REVISION_MAP)
     dataplane.adopted = frozenset(adopted)
+
+
+def _pin_programs(programs: Mapping[str, int], directory: Path, ready: Path) -> None:
+    """Pin all programs, whole or not at all: the directory gets its name last."""
+    for former in directory.iterdir():
+        shutil.rmtree(former)
+    scratch = directory / "incomplete"
+    scratch.mkdir(mode=0o700)
+    for name, fd in programs.items():
+        bpf.pin(fd, scratch / name)
+    scratch.rename(ready)
 
 
 def _adopt(found: libbpf.BpfObject, layout: abi.Layout, name: str, handle: int, pinned: int) -> None:
