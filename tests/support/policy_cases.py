@@ -20,7 +20,7 @@ from cilia.control.policy.resolve import PolicyMode
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.model.endpoint import Attachment, Endpoint
 from cilia.model.identity import Identity
-from cilia.model.ids import EndpointId, IdentityId, Revision
+from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.policy import Direction, PolicyObject, SubjectPolicy
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
@@ -86,14 +86,14 @@ PODS = [
 class World:
     """The inputs, and the control nodes this room is about."""
 
-    def __init__(self, mode: PolicyMode = PolicyMode.DEFAULT, *, allow_localhost: bool = True) -> None:
+    def __init__(
+        self, mode: PolicyMode = PolicyMode.DEFAULT, restored: dict[IdentityId, SubjectId] | None = None
+    ) -> None:
         self.inputs = Inputs()
         self.desired = Desired()
         self.book = RuleBook()
         self.identities = IdentityNode(self.inputs, self.desired, self.book)
-        self.policies = PolicyNode(
-            self.inputs, self.desired, self.book, mode=mode, allow_localhost=allow_localhost
-        )
+        self.policies = PolicyNode(self.inputs, self.desired, self.book, mode=mode, restored=restored)
 
     def step(self) -> World:
         """Let control see what changed."""

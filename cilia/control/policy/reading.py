@@ -43,7 +43,7 @@ class Reader:
     def result(self) -> Parsed:
         """The sections, or the problems."""
         if self._problems:
-            return Parsed((), tuple(self._problems))
+            return Parsed((), tuple(dict.fromkeys(self._problems)))
         return Parsed(tuple(self.sections))
 
     def ref(self, path: str) -> RuleRef:

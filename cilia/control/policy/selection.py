@@ -17,6 +17,9 @@ from cilia.model.identity import WORLD_IPV4, WORLD_IPV6
 from cilia.model.ids import IdentityId
 from cilia.model.labels import NAMESPACE, Label, Labels
 
+Name = tuple[str, ...]
+"""Where identities and selectors meet in the indexes: (source, key) or (source, key, value)."""
+
 _EVERYWHERE = {WORLD_IPV4: "0.0.0.0/0", WORLD_IPV6: "::/0"}
 
 
@@ -72,8 +75,7 @@ class IdentityIndex:
         self._labels: dict[IdentityId, Labels] = {}
         self._spans: dict[IdentityId, Span] = {}
         self._sorted: dict[int, list[tuple[int, int, IdentityId]]] = {4: [], 6: []}
-        self._by_key: dict[tuple[str, str], set[IdentityId]] = {}
-        self._by_value: dict[tuple[str, str, str], set[IdentityId]] = {}
+        self._by_name: dict[Name, set[IdentityId]] = {}
 
     def get(self, identity: IdentityId) -> Labels | None:
         """The labels of an identity, or None."""
@@ -86,10 +88,8 @@ class IdentityIndex:
     def put(self, identity: IdentityId, labels: Labels) -> None:
         """Add an identity that is not there yet."""
         self._labels[identity] = labels
-        for label in labels.items:
-            for source in (label.source, ANY_SOURCE):
-                self._by_key.setdefault((source, label.key), set()).add(identity)
-                self._by_value.setdefault((source, label.key, label.value), set()).add(identity)
+        for name in _names(labels):
+            self._by_name.setdefault(name, set()).add(identity)
         network = network_of(identity, labels)
         if network is not None:
             span = Span(network)
@@ -101,10 +101,11 @@ class IdentityIndex:
         labels = self._labels.pop(identity, None)
         if labels is None:
             return
-        for label in labels.items:
-            for source in (label.source, ANY_SOURCE):
-                _discard(self._by_key, (source, label.key), identity)
-                _discard(self._by_value, (source, label.key, label.value), identity)
+        for name in _names(labels):
+            members = self._by_name[name]
+            members.discard(identity)
+            if not members:
+                del self._by_name[name]
         span = self._spans.pop(identity, None)
         if span is not None:
             line = self._sorted[span.version]
@@ -131,10 +132,10 @@ class IdentityIndex:
         """Who carries the key, with one of the values if the requirement has any."""
         name = (requirement.source, requirement.key)
         if not requirement.values:
-            return self._by_key.get(name, set())
+            return self._by_name.get(name, set())
         if len(requirement.values) == 1:
-            return self._by_value.get((*name, requirement.values[0]), set())
-        return set().union(*(self._by_value.get((*name, value), ()) for value in requirement.values))
+            return self._by_name.get((*name, requirement.values[0]), set())
+        return set().union(*(self._by_name.get((*name, value), ()) for value in requirement.values))
 
     def _addresses(self, cidr: Cidr) -> set[IdentityId]:
         spans = CidrSpans(cidr)
@@ -149,11 +150,14 @@ class IdentityIndex:
         return chosen
 
 
-def _discard(index: dict, key: tuple[str, ...], identity: IdentityId) -> None:  # type: ignore[type-arg]
-    members = index[key]
-    members.discard(identity)
-    if not members:
-        del index[key]
+def _names(labels: Labels) -> set[Name]:
+    """Under which names an identity with these labels is found."""
+    found: set[Name] = set()
+    for label in labels.items:
+        for source in (label.source, ANY_SOURCE):
+            found.add((source, label.key))
+            found.add((source, label.key, label.value))
+    return found
 
 
 class Selections:
@@ -164,7 +168,7 @@ class Selections:
         self._members: dict[Selector | Cidr, set[IdentityId]] = {}
         self._users: dict[Selector | Cidr, int] = {}
         self._spans: dict[Cidr, CidrSpans] = {}
-        self._asking: dict[tuple[str, ...], dict[Selector | Cidr, None]] = {}
+        self._asking: dict[Name, dict[Selector | Cidr, None]] = {}
 
     def members(self, peer: Selector | Cidr) -> set[IdentityId]:
         """The identities an acquired peer means now (live: do not change or keep it)."""
@@ -218,10 +222,8 @@ class Selections:
     def _candidates(self, identity: IdentityId, labels: Labels) -> list[Selector | Cidr]:
         """Peers that could mean an identity: those asking for one of its labels, or for none."""
         found: dict[Selector | Cidr, None] = dict(self._asking.get((), {}))
-        for label in labels.items:
-            for source in (label.source, ANY_SOURCE):
-                found.update(self._asking.get((source, label.key), {}))
-                found.update(self._asking.get((source, label.key, label.value), {}))
+        for name in _names(labels):
+            found.update(self._asking.get(name, {}))
         if self.index.span(identity) is not None:
             found.update(dict.fromkeys(self._spans))
         return list(found)
@@ -244,7 +246,7 @@ class Selections:
                 del self._asking[name]
 
 
-def _filed_under(selector: Selector) -> list[tuple[str, ...]]:
+def _filed_under(selector: Selector) -> list[Name]:
     """Under which labels a selector is looked for: all that satisfy its most telling demand.
 
     Most identities carry a namespace and many share one, so that other keys tell more. A selector that

@@ -1,0 +1,193 @@
+"""The policy node tells the story row by row: who is isolated, what changes when, what a cookie says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cilia.control.policy.resolve import PolicyMode, decide
+from cilia.control.policy.rules import TCP
+from cilia.model.identity import HOST, Identity
+from cilia.model.ids import SubjectId
+from cilia.model.labels import Labels
+from cilia.model.policy import CookieRow, Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
+from tests.support.policy_cases import World, endpoint, pod, policy
+
+WEB, DB, JOB = pod(300, "red", "web"), pod(301, "red", "db"), pod(302, "red", "job")
+DEFAULT_IN, DEFAULT_OUT = EntryKey(Direction.INGRESS, 0), EntryKey(Direction.EGRESS, 0)
+
+
+def cluster(*local: Identity, mode: PolicyMode = PolicyMode.DEFAULT) -> World:
+    """Pods of three kinds, those `local` on this node."""
+    world = World(mode)
+    world.inputs.cluster_identities.replace([WEB, DB, JOB])
+    for number, identity in enumerate(local, 1):
+        world.desired.endpoints.put(endpoint(number, identity.id))
+    return world.step()
+
+
+def cnp(name: str, **spec: Any) -> Any:
+    return policy("CiliumNetworkPolicy", name, {"endpointSelector": {}} | spec)
+
+
+def named(world: World, subject: SubjectPolicy, peer: int, port: int = 80) -> tuple[bool, list[str]]:
+    """Whether the peer gets in over TCP, and the rules the verdict names."""
+    hit = decide(subject.entries, peer, Direction.INGRESS, TCP, port)
+    assert hit is not None
+    row = world.desired.cookies.get(hit[1].cookie)
+    return hit[1].allow, [f"{ref.name} {ref.path}".strip() for ref in row.rules] if row else []
+
+
+def test_without_policies_everything_is_allowed_by_default() -> None:
+    row = cluster(WEB).subject(300)
+    default = Entry(0, True, row.entries[DEFAULT_IN].cookie, MatchKind.NONE, EntryFlags.DEFAULT)
+    assert row.entries == {DEFAULT_IN: default, DEFAULT_OUT: default}
+    assert default.cookie == 0
+    assert not row.ingress_enforced
+    assert not row.egress_enforced
+
+
+def test_default_deny_names_the_policies_that_isolate() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("one", ingress=[{}]))
+    world.inputs.policies.put(cnp("two", ingress=[{}]))
+    row = world.step().subject(300)
+    assert named(world, row, DB.id) == (False, ["one spec", "two spec"])
+    assert (row.ingress_enforced, row.egress_enforced) == (True, False)
+    cookie = world.desired.cookies.get(row.entries[DEFAULT_IN].cookie)
+    assert cookie is not None
+    assert cookie.default
+
+
+def test_a_verdict_names_its_rule() -> None:
+    world = cluster(WEB)
+    peers = [{"matchLabels": {"app": "db"}}, {"matchLabels": {"app": "job"}}]
+    ports = [{"ports": [{"port": "80", "protocol": "TCP"}]}]
+    world.inputs.policies.put(cnp("p", ingress=[{"fromEndpoints": peers, "toPorts": ports}]))
+    row = world.step().subject(300)
+    assert named(world, row, DB.id) == (True, ["p spec.ingress[0].fromEndpoints[0]"])
+    assert named(world, row, JOB.id) == (True, ["p spec.ingress[0].fromEndpoints[1]"])
+    assert named(world, row, WEB.id) == (False, ["p spec"])
+
+
+def test_the_node_reaches_its_pods_unless_denied() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    assert named(world.step(), world.subject(300), HOST) == (True, ["allow-localhost"])
+    world.inputs.policies.put(cnp("q", ingressDeny=[{"fromEntities": ["host"]}]))
+    assert named(world.step(), world.subject(300), HOST) == (False, ["q spec.ingressDeny[0].fromEntities[0]"])
+
+
+def test_a_refused_policy_has_no_effect_and_says_why() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{}], egress=[{"toFQDNs": [{"matchName": "a.org"}]}]))
+    row = world.step().subject(300)
+    assert not row.ingress_enforced
+    (state,) = world.desired.policy_states
+    assert not state.valid
+    assert state.problems[0].path == "spec.egress[0].toFQDNs"
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    assert world.step().subject(300).ingress_enforced
+    (state,) = world.desired.policy_states
+    assert state.valid
+    world.inputs.policies.delete(state.key)
+    assert not world.step().subject(300).ingress_enforced
+    assert len(world.desired.policy_states) == 0
+
+
+def test_modes() -> None:
+    world = cluster(WEB, mode=PolicyMode.ALWAYS)
+    row = world.subject(300)
+    assert (row.ingress_enforced, row.egress_enforced) == (True, True)
+    assert world.desired.cookies.get(row.entries[DEFAULT_OUT].cookie) == CookieRow(
+        row.entries[DEFAULT_OUT].cookie, (), default=True
+    )
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    world.policies.mode = PolicyMode.NEVER
+    row = world.step().subject(300)
+    assert len(row.entries) == 2
+    assert all(entry.allow for entry in row.entries.values())
+    world.policies.mode = PolicyMode.DEFAULT
+    assert world.step().subject(300).ingress_enforced
+
+
+def test_subjects_alike_share_their_entries() -> None:
+    world = cluster(WEB, DB)
+    world.inputs.policies.put(cnp("p", ingress=[{"fromEndpoints": [{}]}]))
+    world.step()
+    assert world.subject(300).entries is world.subject(301).entries
+    assert world.subject(300).rules == world.subject(301).rules
+    assert world.subject(300).subject != world.subject(301).subject
+
+
+def test_an_identity_more_keeps_the_rules_and_the_untouched_rows() -> None:
+    world = cluster(WEB, DB)
+    selector = {"matchLabels": {"app": "web"}}
+    peers = [{"matchLabels": {"app": "new"}}]
+    world.inputs.policies.put(cnp("p", endpointSelector=selector, ingress=[{"fromEndpoints": peers}]))
+    before = world.step().subject(300)
+    cursor = world.desired.subjects.cursor()
+    cursor.take()
+    world.inputs.cluster_identities.put(pod(400, "red", "new"))
+    after = world.step().subject(300)
+    assert [row.identity for row in cursor.take()[0]] == [300]
+    assert after.rules == before.rules
+    assert after.entries.keys() - before.entries.keys() == {EntryKey(Direction.INGRESS, 400)}
+    world.inputs.cluster_identities.delete(pod(400, "red", "new").id)
+    assert world.step().subject(300).entries == before.entries
+
+
+def test_the_last_endpoint_takes_its_subject_along() -> None:
+    world = cluster(WEB, DB)
+    world.desired.endpoints.put(endpoint(9, WEB.id))
+    world.desired.endpoints.delete(endpoint(1, WEB.id).id)
+    assert len(world.step().desired.subjects) == 2
+    world.desired.endpoints.delete(endpoint(9, WEB.id).id)
+    assert [row.identity for row in world.step().desired.subjects] == [DB.id]
+
+
+def test_an_endpoint_without_identity_has_no_subject() -> None:
+    world = cluster()
+    world.desired.endpoints.put(endpoint(1, 0))
+    assert len(world.step().desired.subjects) == 0
+
+
+def test_a_subject_whose_labels_are_unknown_is_cut_off() -> None:
+    world = cluster(pod(999, "red", "web"))
+    row = world.subject(999)
+    assert row.labels == Labels()
+    assert {key: entry.allow for key, entry in row.entries.items()} == {DEFAULT_IN: False, DEFAULT_OUT: False}
+    world.inputs.cluster_identities.put(pod(999, "red", "web"))
+    assert world.step().subject(999).entries[DEFAULT_IN].allow
+
+
+def test_a_relabelled_identity_is_selected_anew() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", endpointSelector={"matchLabels": {"app": "db"}}, ingress=[{}]))
+    assert not world.step().subject(300).ingress_enforced
+    world.inputs.cluster_identities.put(Identity(WEB.id, DB.labels))
+    assert world.step().subject(300).ingress_enforced
+
+
+def test_rows_tell_the_revision_they_were_computed_for() -> None:
+    world = cluster(WEB)
+    first = world.subject(300).revision
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    assert world.step().subject(300).revision == world.policies.revision > first
+    selector = {"matchLabels": {"app": "elsewhere"}}
+    world.inputs.policies.put(cnp("q", endpointSelector=selector, ingress=[{}]))
+    row = world.step().subject(300)
+    assert row.revision < world.policies.revision
+
+
+def test_an_object_put_again_with_the_same_rules_changes_no_row() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    before = world.step().subject(300)
+    world.inputs.policies.put(cnp("p", ingress=[{}], description="said anew"))
+    assert world.step().subject(300) is before
+
+
+def test_restored_subject_numbers_are_kept() -> None:
+    world = World(restored={WEB.id: SubjectId(7)})
+    world.desired.endpoints.put(endpoint(1, WEB.id))
+    assert world.step().subject(300).subject == 7

@@ -1,0 +1,432 @@
+"""What a policy object means, read from YAML as its author writes it; what it can't mean yet is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from cilia.control.policy.oracle import judge
+from cilia.control.policy.parse import RuleBook, parse
+from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Cidr, Parsed
+from cilia.model import identity as ids
+from cilia.model.identity import Identity, reserved_identities
+from cilia.model.ids import IdentityId
+from cilia.model.labels import Labels
+from cilia.model.policy import Direction, PolicyObject, PolicyProblem
+from tests.support.policy_cases import pod, policy
+
+IN, OUT = Direction.INGRESS, Direction.EGRESS
+WEB = pod(300, "red", "web", team="r")
+DB = pod(301, "red", "db", team="r")
+JOB = pod(302, "blue", "job", team="b")
+RESERVED = {identity.id: identity for identity in reserved_identities()}
+HOST, WORLD4 = RESERVED[ids.HOST], RESERVED[ids.WORLD_IPV4]
+NODE, API = RESERVED[ids.REMOTE_NODE], RESERVED[ids.KUBE_APISERVER]
+PREFIX = {
+    text: Identity(IdentityId((1 << 24) + n), Labels.parse([f"cidr:{text}", "reserved:world"]))
+    for n, text in enumerate(("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"), 1)
+}
+
+
+def read(kind: str, text: str) -> Parsed:
+    return parse(policy(kind, "p", yaml.safe_load(text)))
+
+
+def netpol(text: str) -> Parsed:
+    return read("NetworkPolicy", text)
+
+
+def cnp(text: str) -> Parsed:
+    return read("CiliumNetworkPolicy", text)
+
+
+def ccnp(text: str) -> Parsed:
+    return read("CiliumClusterwideNetworkPolicy", text)
+
+
+def allows(
+    parsed: Parsed,
+    peer: Identity,
+    port: int = 80,
+    *,
+    subject: Identity = WEB,
+    direction: Direction = IN,
+    protocol: int = TCP,
+) -> bool:
+    assert not parsed.problems
+    verdict = judge(parsed.sections, subject.labels, peer, direction, protocol, port, allow_localhost=False)
+    return verdict.allow
+
+
+def who(parsed: Parsed, **asked: Any) -> list[Identity]:
+    """Which of the usual peers get through."""
+    return [peer for peer in (WEB, DB, JOB, HOST, WORLD4) if allows(parsed, peer, **asked)]
+
+
+class TestNetworkPolicy:
+    def test_without_types_and_rules_it_isolates_ingress_only(self) -> None:
+        parsed = netpol("{podSelector: {}}")
+        assert who(parsed) == []
+        assert len(who(parsed, direction=OUT)) == 5
+        assert parsed.sections[0].isolates == (IN,)
+
+    @pytest.mark.parametrize(
+        ("spec", "isolates"),
+        [
+            ("{podSelector: {}, egress: []}", (IN,)),
+            ("{podSelector: {}, egress: [{}]}", (IN, OUT)),
+            ("{podSelector: {}, policyTypes: [Egress]}", (OUT,)),
+            ("{podSelector: {}, policyTypes: [Egress], ingress: [{}]}", (OUT,)),
+            ("{podSelector: {}, policyTypes: []}", (IN,)),
+        ],
+    )
+    def test_types(self, spec: str, isolates: tuple[Direction, ...]) -> None:
+        (section,) = netpol(spec).sections
+        assert section.isolates == isolates
+        assert all(rule.direction in isolates for rule in section.rules)
+
+    def test_it_selects_pods_of_its_own_namespace(self) -> None:
+        parsed = netpol("{podSelector: {matchLabels: {app: web}}}")
+        assert not allows(parsed, DB)
+        assert allows(parsed, WEB, subject=DB)
+        assert allows(parsed, WEB, subject=JOB)
+
+    @pytest.mark.parametrize("field", ["{}", "{from: []}", "{ports: []}", "{from: [], ports: []}"])
+    def test_absent_and_empty_restrict_nothing(self, field: str) -> None:
+        assert len(who(netpol(f"{{podSelector: {{}}, ingress: [{field}]}}"))) == 5
+
+    @pytest.mark.parametrize(
+        ("peer", "expected"),
+        [
+            ("{podSelector: {}}", [WEB, DB]),
+            ("{podSelector: {matchLabels: {app: db}}}", [DB]),
+            ("{namespaceSelector: {}}", [WEB, DB, JOB]),
+            ("{namespaceSelector: {matchLabels: {team: b}}}", [JOB]),
+            ("{namespaceSelector: {matchExpressions: [{key: team, operator: DoesNotExist}]}}", []),
+            ("{namespaceSelector: {matchExpressions: [{key: team, operator: NotIn, values: [r]}]}}", [JOB]),
+            ("{namespaceSelector: {}, podSelector: {matchLabels: {app: job}}}", [JOB]),
+            ("{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [db]}]}}", [WEB]),
+            ("{podSelector: {matchExpressions: [{key: app, operator: In, values: [db, job]}]}}", [DB]),
+            ("{ipBlock: {cidr: 0.0.0.0/0}}", [WORLD4]),
+        ],
+    )
+    def test_peers(self, peer: str, expected: list[Identity]) -> None:
+        assert who(netpol(f"{{podSelector: {{}}, ingress: [{{from: [{peer}]}}]}}")) == expected
+
+    def test_a_block_less_its_exceptions(self) -> None:
+        parsed = netpol(
+            "{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]}"
+        )
+        assert allows(parsed, PREFIX["10.0.0.0/8"], direction=OUT)
+        assert not allows(parsed, PREFIX["10.1.0.0/16"], direction=OUT)
+        assert not allows(parsed, PREFIX["10.1.2.0/24"], direction=OUT)
+        assert not allows(parsed, WORLD4, direction=OUT)
+        assert parsed.prefixes == {"10.0.0.0/8", "10.1.0.0/16"}
+
+    def test_ports(self) -> None:
+        parsed = netpol(
+            "{podSelector: {}, ingress: [{ports: [{port: 80}, {port: 90, endPort: 95, protocol: UDP},"
+            " {protocol: SCTP}]}]}"
+        )
+        assert allows(parsed, DB, 80)
+        assert not allows(parsed, DB, 80, protocol=UDP)
+        assert [allows(parsed, DB, port, protocol=UDP) for port in (89, 90, 95, 96)] == [0, 1, 1, 0]
+        assert allows(parsed, DB, 7, protocol=SCTP)
+        assert not allows(parsed, DB, 8, protocol=ICMP)
+
+    @pytest.mark.parametrize(
+        ("spec", "path", "sentence"),
+        [
+            ("ingress: [{ports: [{port: http}]}]", "spec.ingress[0].ports[0].port", "Named ports"),
+            ("ingress: [{ports: [{endPort: 9}]}]", "spec.ingress[0].ports[0].endPort", "needs port"),
+            ("ingress: [{ports: [{port: 9, endPort: 8}]}]", "spec.ingress[0].ports[0].endPort", "below"),
+            ("ingress: [{from: [{}]}]", "spec.ingress[0].from[0]", "names nobody"),
+            (
+                "egress: [{to: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]}]",
+                "spec.egress[0].to[0]",
+                "two peers",
+            ),
+            ("egress: [{to: [{ipBlock: {cidr: ten}}]}]", "spec.egress[0].to[0].ipBlock.cidr", "'ten'"),
+            (
+                "egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]",
+                "spec.egress[0].to[0].ipBlock.except[0]",
+                "not within",
+            ),
+            (
+                "egress: [{to: [{ipBlock: {cidr: '::ffff:10.0.0.0/104'}}]}]",
+                "spec.egress[0].to[0].ipBlock.cidr",
+                "IPv4",
+            ),
+            (
+                "ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: In}]}}]}]",
+                "spec.ingress[0].from[0].podSelector.matchExpressions[0]",
+                "at least one",
+            ),
+        ],
+    )
+    def test_refusals(self, spec: str, path: str, sentence: str) -> None:
+        parsed = netpol(f"{{podSelector: {{}}, {spec}}}")
+        assert parsed.sections == ()
+        (problem,) = parsed.problems
+        assert problem.path == path
+        assert sentence in problem.sentence
+
+
+class TestCilium:
+    @pytest.mark.parametrize(
+        ("peers", "expected"),
+        [
+            ("", []),
+            ("fromEndpoints: []", []),
+            ("fromEntities: []", []),
+            ("fromEndpoints: [{}]", [WEB, DB]),
+            ("fromEndpoints: [{matchLabels: {app: db}}]", [DB]),
+            ("fromEndpoints: [{matchLabels: {'k8s:app': db}}]", [DB]),
+            ("fromEndpoints: [{matchLabels: {'any:app': db}}]", [DB]),
+            ("fromEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': blue}}]", [JOB]),
+            ("fromEndpoints: [{matchLabels: {io.cilium.k8s.namespace.labels.team: b}}]", [JOB]),
+            (
+                "fromEndpoints: [{matchExpressions: "
+                "[{key: 'k8s:io.kubernetes.pod.namespace', operator: NotIn, values: [red]}]}]",
+                [JOB],
+            ),
+            ("fromEndpoints: [{matchLabels: {'reserved:host': ''}}]", [HOST]),
+            ("fromEntities: [all]", [WEB, DB, JOB, HOST, WORLD4]),
+            ("fromEntities: [cluster]", [WEB, DB, JOB, HOST]),
+            ("fromEntities: [world]", [WORLD4]),
+            ("fromEntities: [host, world]", [HOST, WORLD4]),
+            ("fromEntities: [none]", []),
+            ("fromCIDR: [0.0.0.0/0]", [WORLD4]),
+            ("toPorts: [{ports: [{port: '80'}]}]", [WEB, DB, JOB, HOST, WORLD4]),
+            ("fromEndpoints: [], toPorts: [{ports: [{port: '80'}]}]", []),
+            ("fromEndpoints: [], fromEntities: [all]", []),
+        ],
+    )
+    def test_peers_of_a_namespaced_policy(self, peers: str, expected: list[Identity]) -> None:
+        assert who(cnp(f"{{endpointSelector: {{}}, ingress: [{{{peers}}}]}}")) == expected
+
+    def test_clusterwide_peers_are_pods_of_every_namespace(self) -> None:
+        parsed = ccnp("{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}")
+        assert who(parsed) == [WEB, DB, JOB]
+        assert len(who(parsed, subject=JOB)) == 5
+
+    def test_clusterwide_about_initialising_pods_means_truly_everybody(self) -> None:
+        parsed = ccnp(
+            "{endpointSelector: {matchLabels: {'reserved:init': ''}}, ingress: [{fromEndpoints: [{}]}]}"
+        )
+        assert parsed.sections[0].rules[0].peer is None
+
+    def test_entity_cluster_is_this_cluster(self) -> None:
+        spec = {"endpointSelector": {}, "ingress": [{"fromEntities": ["cluster"]}]}
+        parsed = parse(policy("CiliumNetworkPolicy", "p", spec), cluster="other")
+        assert not allows(parsed, DB)
+        assert allows(parsed, NODE)
+        assert allows(parsed, API)
+
+    def test_remote_nodes_and_the_api_server(self) -> None:
+        parsed = cnp("{endpointSelector: {}, egress: [{toEntities: [kube-apiserver]}]}")
+        assert allows(parsed, API, direction=OUT)
+        assert not allows(parsed, NODE, direction=OUT)
+        assert allows(
+            cnp("{endpointSelector: {}, egress: [{toEntities: [remote-node]}]}"), API, direction=OUT
+        )
+
+    def test_deny_beats_allow(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingress: [{fromEntities: [all]}],"
+            " ingressDeny: [{fromEndpoints: [{matchLabels: {app: db}}], toPorts: [{ports: [{port: '80'}]}]}]}"
+        )
+        assert not allows(parsed, DB, 80)
+        assert allows(parsed, DB, 81)
+        assert allows(parsed, WEB, 80)
+
+    def test_an_empty_deny_denies_nobody_but_isolates(self) -> None:
+        parsed = cnp("{endpointSelector: {}, ingress: [{fromEntities: [host]}], egressDeny: [{}]}")
+        assert who(parsed) == [HOST]
+        assert who(parsed, direction=OUT) == []
+
+    @pytest.mark.parametrize(
+        ("rules", "isolates"),
+        [
+            ("ingress: []", ()),
+            ("ingress: [{}]", (IN,)),
+            ("ingressDeny: [{}]", (IN,)),
+            ("egress: [{}], enableDefaultDeny: {egress: false}", ()),
+            ("egress: [{}], enableDefaultDeny: {ingress: true}", (IN, OUT)),
+        ],
+    )
+    def test_default_deny(self, rules: str, isolates: tuple[Direction, ...]) -> None:
+        assert cnp(f"{{endpointSelector: {{}}, {rules}}}").sections[0].isolates == isolates
+
+    def test_a_policy_that_does_not_isolate_still_denies(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingressDeny: [{fromEntities: [world]}],"
+            " enableDefaultDeny: {ingress: false}}"
+        )
+        assert who(parsed) == [WEB, DB, JOB, HOST]
+
+    def test_ports_and_protocols(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: '80'},"
+            " {port: '90', endPort: 95, protocol: UDP}]}, {ports: [{port: '0', protocol: SCTP}]}]}]}"
+        )
+        assert all(allows(parsed, DB, 80, protocol=protocol) for protocol in (TCP, UDP, SCTP))
+        assert [allows(parsed, DB, port, protocol=UDP) for port in (89, 90, 95, 96)] == [0, 1, 1, 0]
+        assert allows(parsed, DB, 1, protocol=SCTP)
+        assert not allows(parsed, DB, 8, protocol=ICMP)
+
+    def test_icmp_types_by_name_and_number(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingress: [{icmps: [{fields:"
+            " [{type: EchoRequest}, {type: 128, family: IPv6}, {type: '3'}]}]}]}"
+        )
+        assert allows(parsed, DB, 8, protocol=ICMP)
+        assert allows(parsed, DB, 3, protocol=ICMP)
+        assert allows(parsed, DB, 128, protocol=ICMPV6)
+        assert not allows(parsed, DB, 0, protocol=ICMP)
+        assert not allows(parsed, DB, 8, protocol=ICMPV6)
+        assert not allows(parsed, DB, 8, protocol=TCP)
+
+    def test_rules_without_ports_are_about_every_protocol(self) -> None:
+        parsed = cnp("{endpointSelector: {}, ingress: [{fromEntities: [host]}]}")
+        assert allows(parsed, HOST, 8, protocol=ICMP)
+
+    def test_specs_are_read_as_spec_is(self) -> None:
+        row = policy("CiliumNetworkPolicy", "p", {"endpointSelector": {}, "ingress": [{}]})
+        body = row.body
+        both = PolicyObject(
+            kind=row.kind,
+            namespace="red",
+            name="p",
+            body=type(body)(metadata=body.metadata, specs=(body.spec, body.spec)),
+        )
+        assert [section.ref.path for section in parse(both).sections] == ["specs[0]", "specs[1]"]
+
+    def test_rules_name_their_place(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: '80'}]}]},"
+            " {fromEndpoints: [{}, {matchLabels: {a: b}}]}], egressDeny: [{toCIDRSet: [{cidr: 10.0.0.0/8}]}]}"
+        )
+        assert [rule.ref.path for rule in parsed.sections[0].rules] == [
+            "spec.ingress[0]",
+            "spec.ingress[1].fromEndpoints[0]",
+            "spec.ingress[1].fromEndpoints[1]",
+            "spec.egressDeny[0].toCIDRSet[0]",
+        ]
+
+    def test_prefixes_are_written_one_way(self) -> None:
+        parsed = cnp("{endpointSelector: {}, egress: [{toCIDR: [10.9.9.9/8, 192.0.2.1, '2001:DB8::/32']}]}")
+        assert [rule.peer for rule in parsed.sections[0].rules] == [
+            Cidr("10.0.0.0/8"),
+            Cidr("192.0.2.1/32"),
+            Cidr("2001:db8::/32"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("part", "path"),
+        [
+            ("ingress: [{fromRequires: [{}]}]", "spec.ingress[0].fromRequires"),
+            ("ingress: [{fromGroups: []}]", "spec.ingress[0].fromGroups"),
+            ("ingressDeny: [{fromNodes: [{}]}]", "spec.ingressDeny[0].fromNodes"),
+            ("egress: [{toRequires: [{}]}]", "spec.egress[0].toRequires"),
+            ("egress: [{toGroups: [{}]}]", "spec.egress[0].toGroups"),
+            ("egress: [{toNodes: [{}]}]", "spec.egress[0].toNodes"),
+            ("egressDeny: [{toServices: [{}]}]", "spec.egressDeny[0].toServices"),
+            ("egress: [{toFQDNs: [{matchName: a.org}]}]", "spec.egress[0].toFQDNs"),
+            ("egress: [{authentication: {mode: required}}]", "spec.egress[0].authentication.mode"),
+            ("egress: [{toCIDRSet: [{cidrGroupRef: g}]}]", "spec.egress[0].toCIDRSet[0].cidrGroupRef"),
+            ("egress: [{toPorts: [{ports: [{port: web}]}]}]", "spec.egress[0].toPorts[0].ports[0].port"),
+            ("egress: [{toPorts: [{}]}]", "spec.egress[0].toPorts[0].ports"),
+            (
+                "egress: [{toPorts: [{ports: [{port: '0', endPort: 9}]}]}]",
+                "spec.egress[0].toPorts[0].ports[0].endPort",
+            ),
+            (
+                "egress: [{toPorts: [{ports: [{port: '1'}], rules: {http: [{}]}}]}]",
+                "spec.egress[0].toPorts[0].rules",
+            ),
+            (
+                "egress: [{toPorts: [{ports: [{port: '1'}], serverNames: [a]}]}]",
+                "spec.egress[0].toPorts[0].serverNames",
+            ),
+            (
+                "egress: [{toPorts: [{ports: [{port: '1'}], terminatingTLS: {secret: {name: s}}}]}]",
+                "spec.egress[0].toPorts[0].terminatingTLS",
+            ),
+            (
+                "egress: [{toPorts: [{ports: [{port: '1'}], originatingTLS: {secret: {name: s}}}]}]",
+                "spec.egress[0].toPorts[0].originatingTLS",
+            ),
+            (
+                "egress: [{toPorts: [{ports: [{port: '1'}], listener: {name: l, envoyConfig: {name: e}}}]}]",
+                "spec.egress[0].toPorts[0].listener",
+            ),
+            (
+                "egress: [{icmps: [{fields: [{type: EchoRequest}]}], toPorts: [{ports: [{port: '1'}]}]}]",
+                "spec.egress[0].icmps",
+            ),
+            (
+                "egress: [{icmps: [{fields: [{type: PacketTooBig}]}]}]",
+                "spec.egress[0].icmps[0].fields[0].type",
+            ),
+            ("egress: [{toCIDR: [10.0.0.0/8], toEntities: [all]}]", "spec.egress[0]"),
+            ("egress: [{toEndpoints: [{matchLabels: {'cidr:a': ''}}]}]", "spec.egress[0].toEndpoints[0]"),
+            (
+                "egress: [{toEndpoints: [{matchExpressions: [{key: a, operator: Exists, values: [b]}]}]}]",
+                "spec.egress[0].toEndpoints[0].matchExpressions[0]",
+            ),
+        ],
+    )
+    def test_what_cannot_be_enforced_refuses_the_whole_object(self, part: str, path: str) -> None:
+        parsed = cnp(f"{{endpointSelector: {{}}, {part}}}")
+        assert parsed.sections == ()
+        assert [problem.path for problem in parsed.problems] == [path]
+        assert parsed.problems[0].sentence.endswith(".")
+
+    def test_policies_for_nodes_are_refused(self) -> None:
+        (problem,) = ccnp("{nodeSelector: {}, ingress: [{}]}").problems
+        assert problem.path == "spec.nodeSelector"
+
+    def test_a_namespaced_policy_selects_no_subject_elsewhere(self) -> None:
+        own = "{endpointSelector: {matchLabels: {'k8s:io.kubernetes.pod.namespace': %s}}, ingress: [{}]}"
+        assert cnp(own % "red").problems == ()
+        (problem,) = cnp(own % "blue").problems
+        assert problem.path == "spec.endpointSelector"
+
+    def test_disabled_authentication_is_no_demand(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, ingress: [{fromEntities: [host], authentication: {mode: disabled}}]}"
+        )
+        assert who(parsed) == [HOST]
+
+    def test_every_problem_is_told(self) -> None:
+        parsed = cnp("{endpointSelector: {}, egress: [{toFQDNs: []}, {toServices: []}]}")
+        assert len(parsed.problems) == 2
+
+    def test_a_policy_without_rules_is_refused(self) -> None:
+        body = policy("CiliumNetworkPolicy", "p", {"endpointSelector": {}}).body
+        empty = PolicyObject(
+            kind="CiliumNetworkPolicy", namespace="red", name="p", body=type(body)(metadata=body.metadata)
+        )
+        assert [problem.path for problem in parse(empty).problems] == ["spec"]
+
+
+def test_what_could_not_be_decoded_is_refused_with_its_problem() -> None:
+    problem = PolicyProblem("spec.ingress[0]", "unknown field")
+    row = PolicyObject(kind="CiliumNetworkPolicy", namespace="red", name="p", problem=problem)
+    assert parse(row) == Parsed((), (problem,))
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    assert parse(PolicyObject(kind="Wish", namespace="red", name="p")).problems
+
+
+def test_the_book_reads_an_object_once() -> None:
+    book = RuleBook()
+    row = policy("CiliumNetworkPolicy", "p", {"endpointSelector": {}, "ingress": [{}]})
+    assert book.parsed(row) is book.parsed(row)
+    book.forget(row.key)
+    book.forget(row.key)
+    assert book.parsed(row) == parse(row)
