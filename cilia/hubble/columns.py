@@ -60,6 +60,11 @@ def octets(events: Events, name: str) -> Bytes:
     return flat[:, offset : offset + dtype.itemsize]
 
 
+def blobs(events: Events) -> Events:
+    """The same memory as opaque records: numpy copies those whole, and structured ones field by field."""
+    return events.view(np.dtype((np.void, events.dtype.itemsize)))
+
+
 def address_words(events: Events, name: str) -> tuple[Words, Words]:
     """The two halves of an address as raw words: good for equality and masks, not for order."""
     words = octets(events, name).view(np.uint64)

@@ -38,7 +38,7 @@ from cilia.hubble.columns import (
     translated,
 )
 from cilia.hubble.directory import Party
-from cilia.hubble.encode import block, number, text, texts, varint
+from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
 from cilia.hubble.store import FlowStore, LossRow, Rows
 from cilia.model.address import MAPPED_PREFIX
 from cilia.model.policy import CookieRow, RuleRef
@@ -79,14 +79,14 @@ POLICY_LABEL = "k8s:io.cilium.k8s.policy."
 RULE_LABEL = "cilia:rule="
 VERSION_LABEL = "cilia:resource-version="
 
-REMEMBERED_FRAGMENTS = 1 << 16
+REMEMBERED_FRAGMENTS = 1 << 14
+"""Per kind of fragment: a few MiB at most."""
 
 VXLAN = 1
 FROM_OVERLAY, FROM_NETWORK = 9, 10
 POST_DIRECTION_FORWARD = 2
 
 Key = TypeVar("Key", bytes, int)
-R = TypeVar("R")
 
 PAIR_FIELDS = ("source", "destination", "original_source", "tunnel", "vni", "source_mac", "destination_mac")
 MEANING_FIELDS = tuple(
@@ -117,7 +117,10 @@ class Converter:
         self._tail = text(1000, node.name)
         self._boot = secrets.randbits(64) & ~0xF000 | 0x4000
         boot = f"{self._boot:016x}"
-        self._uuid = f"{boot[:8]}-{boot[8:12]}-{boot[12:]}".encode()
+        self._uuid = tag(34, LENGTH) + f"${boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-".encode()
+        """All of the field but the row's number: 36 (`$`) characters follow the key."""
+        self._sources: Remembered[int] = Remembered()
+        self._destinations: Remembered[int] = Remembered()
         self._pairs: Remembered[bytes] = Remembered()
         self._meanings: Remembered[bytes] = Remembered()
         self._transports: Remembered[int] = Remembered()
@@ -126,30 +129,27 @@ class Converter:
     def responses(self, rows: Rows) -> list[bytes]:
         """Serialised GetFlowsResponse messages, one per row and in their order."""
         self._forget_compacted()
-        events = rows.events
-        meanings = self._meanings.look_up(packed(events, MEANING_FIELDS), events, self._meaning)
-        transports = self._transports.look_up(transport_keys(events), events, transport)
+        events, tail = rows.events, self._tail
+        sources = self._sources.look_up(rows.source.tolist(), rows, self._source)
+        destinations = self._destinations.look_up(rows.destination.tolist(), rows, self._destination)
         pairs = self._pairs.look_up(pair_keys(rows), rows, self._pair)
-        sockets = socket_fragments(events)
-        times = [encode.timestamp(wall) for wall in rows.wall.tolist()]
-        prefix, tail = self._uuid, self._tail
+        meanings = self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning)
+        transports = self._transports.look_up(transport_keys(events), rows, transport)
         out = []
-        for time, row, ports, pair, meaning, rest in zip(
-            times, rows.numbers.tolist(), transports, pairs, meanings, sockets, strict=True
+        for time, row, *fragments in zip(
+            encode.timestamps(rows.wall),
+            rows.numbers.tolist(),
+            transports,
+            sources,
+            destinations,
+            pairs,
+            meanings,
+            socket_fragments(events),
+            strict=True,
         ):
-            length = len(time)
-            flow = b"".join(
-                (
-                    b"\n%c" % length,
-                    time,
-                    b"\x92\x02$%b-%04x-%012x" % (prefix, row >> 48 | 0x8000, row & 0xFFFFFFFFFFFF),
-                    ports,
-                    pair,
-                    meaning,
-                    rest,
-                )
-            )
-            out.append(b"\n%b%b%b\xca>%c%b" % (varint(len(flow)), flow, tail, length, time))
+            stamp = b"%c%b" % (len(time), time)
+            flow = b"\n%b%b%012x%b" % (stamp, self._uuid, row, b"".join(fragments))
+            out.append(b"\n%b%b%b\xca>%b" % (varint(len(flow)), flow, tail, stamp))
         return out
 
     def lost(self, loss: LossRow) -> bytes:
@@ -167,9 +167,9 @@ class Converter:
             boot, row = int(digits[:16], 16), int(digits[16:], 16)
         except ValueError:
             return None
-        if len(digits) != 32 or boot != self._boot or row >> 62 != 2:
+        if len(digits) != 32 or boot != self._boot or row >> 48 != 0x8000:
             return None
-        return row & (1 << 62) - 1
+        return row & (1 << 48) - 1
 
     # -- fragments ----------------------------------------------------------------------------------------
 
@@ -178,26 +178,25 @@ class Converter:
         generations = (store.parties.generation, store.rules.generation, store.devices.generation)
         if generations != self._generations:
             self._generations = generations
-            self._pairs.clear()
+            for remembered in (self._sources, self._destinations, self._pairs):
+                remembered.clear()
 
-    def _meaning(self, events: Events, index: int) -> bytes:
-        return self._head + meaning(events[index], self._node.files)
+    def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
+        who = self._store.parties.values[ref]
+        return block(8, party(who)) + texts(13, who.names)
 
-    def _pair(self, rows: Rows, index: int) -> bytes:
+    def _destination(self, ref: int, _rows: Rows, _index: int) -> bytes:
+        who = self._store.parties.values[ref]
+        return block(9, party(who)) + texts(14, who.names)
+
+    def _meaning(self, _key: bytes, rows: Rows, index: int) -> bytes:
+        return self._head + meaning(rows.events[index], self._node.files)
+
+    def _pair(self, _key: bytes, rows: Rows, index: int) -> bytes:
         store, event = self._store, rows.events[index]
         raw = {name: octets(rows.events[index : index + 1], name).tobytes() for name in PAIR_FIELDS}
         device = store.devices.values[rows.device[index]]
-        source = store.parties.values[rows.source[index]]
-        destination = store.parties.values[rows.destination[index]]
-        parts = [
-            block(5, addresses(raw, int(event["flags"]))),
-            ethernet(raw),
-            block(8, party(source)),
-            block(9, party(destination)),
-            texts(13, source.names),
-            texts(14, destination.names),
-            tunnel(raw, event),
-        ]
+        parts = [block(5, addresses(raw, int(event["flags"]))), ethernet(raw), tunnel(raw, event)]
         if device.index:
             parts.append(block(28, number(1, device.index) + text(2, device.name)))
         egress = store.rules.values[rows.egress[index]]
@@ -216,18 +215,18 @@ class Remembered(Generic[Key]):
         """Forget all."""
         self._fragments.clear()
 
-    def look_up(self, keys: list[Key], rows: R, make: Callable[[R, int], bytes]) -> list[bytes]:
-        """The fragment of each key; `make` gets the rows and the index of one that has the key."""
+    def look_up(self, keys: list[Key], rows: Rows, make: Callable[[Key, Rows, int], bytes]) -> list[bytes]:
+        """The fragment of each key; `make` gets the key, the rows, and the index of one that has it."""
         fragments = self._fragments
         if len(fragments) > REMEMBERED_FRAGMENTS:
             fragments.clear()
-        out = []
-        for index, key in enumerate(keys):
-            fragment = fragments.get(key)
-            if fragment is None:
-                fragment = fragments[key] = make(rows, index)
-            out.append(fragment)
-        return out
+        found = list(map(fragments.get, keys))
+        if None in found:
+            for index, key in enumerate(keys):
+                if key not in fragments:
+                    fragments[key] = make(key, rows, index)
+            return [fragments[key] for key in keys]
+        return cast(list[bytes], found)
 
 
 def packed(events: Events, names: Sequence[str]) -> list[bytes]:
@@ -238,7 +237,7 @@ def packed(events: Events, names: Sequence[str]) -> list[bytes]:
 def pair_keys(rows: Rows) -> list[bytes]:
     """Everything the fragment of a pair depends on."""
     columns = [octets(rows.events, name) for name in (*PAIR_FIELDS, "verdict", "direction", "point", "flags")]
-    for refs in (rows.source, rows.destination, rows.egress, rows.ingress, rows.device):
+    for refs in (rows.egress, rows.ingress, rows.device):
         columns.append(np.ascontiguousarray(refs).view(np.uint8).reshape(len(refs), 4))
     return void(columns)
 
@@ -259,15 +258,13 @@ def transport_keys(events: Events) -> list[int]:
     return keys
 
 
-def transport(events: Events, index: int) -> bytes:
-    """Flow.l4."""
-    word = transport_keys(events[index : index + 1])[0]
-    ports = number(1, word & 0xFFFF) + number(2, word >> 16 & 0xFFFF)
+def transport(word: int, _rows: Rows, _index: int) -> bytes:
+    """Flow.l4 of a key made by `transport_keys`."""
     protocol = word >> 32 & 0xFF
-    if protocol == TCP:
-        return block(6, block(1, ports + block(3, tcp_flags(word >> 40 & 0xFF))))
-    if protocol in (UDP, SCTP):
-        return block(6, block(2 if protocol == UDP else 5, ports))
+    if protocol in LAYER4_TAGS:
+        flags = TCP_FLAG_FIELDS[word >> 40 & 0xFF] if protocol == TCP else b""
+        header = b"\x08%b\x10%b%b" % (varint(word & 0xFFFF), varint(word >> 16 & 0xFFFF), flags)
+        return b"2%c%b%c%b" % (len(header) + 2, LAYER4_TAGS[protocol], len(header), header)
     if protocol in (ICMP, ICMPV6):
         kind = number(1, word >> 48 & 0xFF) + number(2, word >> 56)
         return block(6, block(3 if protocol == ICMP else 4, kind))
@@ -277,6 +274,13 @@ def transport(events: Events, index: int) -> bytes:
 def tcp_flags(bits: int) -> bytes:
     """flow.TCPFlags of the flag byte of a TCP header."""
     return b"".join(number(bit + 1, bits >> bit & 1) for bit in range(8))
+
+
+TCP_FLAG_FIELDS = [block(3, tcp_flags(bits)) for bits in range(256)]
+"""TCP.flags by flag byte."""
+
+LAYER4_TAGS = {TCP: tag(1, LENGTH), UDP: tag(2, LENGTH), SCTP: tag(5, LENGTH)}
+"""Of the fields of flow.Layer4 that have ports; written without `block`, because most flows need one."""
 
 
 def meaning(event: np.void, files: Mapping[int, str]) -> bytes:

@@ -15,7 +15,17 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from cilia.hubble.columns import KIND_DROP, Events, Mask, Refs, Times, Words, address_words, check_layout
+from cilia.hubble.columns import (
+    KIND_DROP,
+    Events,
+    Mask,
+    Refs,
+    Times,
+    Words,
+    address_words,
+    blobs,
+    check_layout,
+)
 from cilia.hubble.directory import Device, Directory, Party, describe
 from cilia.hubble.intern import Interner
 from cilia.model.address import unpack
@@ -130,6 +140,7 @@ class FlowStore:
         self.devices: Interner[Device] = Interner(1, self._device, bits=10)
         self._last_seen = np.zeros(0, np.int64)
         self._events = np.zeros(capacity, dtype)
+        self._blobs = blobs(self._events)
         self._wall = np.zeros(capacity, np.int64)
         self._refs = {name: np.zeros(capacity, np.uint32) for name in Rows._fields[3:]}
 
@@ -159,11 +170,8 @@ class FlowStore:
         self.head += seen - len(events)
         start = self.head & (self.capacity - 1)
         room = min(self.capacity - start, len(events))
-        for target, values in [
-            (self._events, events),
-            (self._wall, wall),
-            *((self._refs[name], refs) for name, refs in columns.items()),
-        ]:
+        targets = [self._blobs, self._wall, *(self._refs[name] for name in columns)]
+        for target, values in zip(targets, [blobs(events), wall, *columns.values()], strict=True):
             target[start : start + room] = values[:room]
             target[: len(events) - room] = values[room:]
         self.head += len(events)
@@ -266,9 +274,8 @@ class FlowStore:
         return self._rows(numbers & (self.capacity - 1), numbers)
 
     def _rows(self, where: slice | Times, numbers: Times) -> Rows:
-        return Rows(
-            numbers, self._events[where], self._wall[where], *(refs[where] for refs in self._refs.values())
-        )
+        events = self._blobs[where].view(self._events.dtype)
+        return Rows(numbers, events, self._wall[where], *(refs[where] for refs in self._refs.values()))
 
     def namespaces(self, since: int) -> set[tuple[str, str]]:
         """(cluster, namespace) of everybody seen at or after a moment (nanoseconds since the epoch)."""
@@ -296,17 +303,13 @@ def merged(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
     times = events["time"]
     if (times[1:] >= times[:-1]).all():
         return events
-    return events[np.argsort(times, kind="stable")]
+    return blobs(events)[np.argsort(times, kind="stable")].view(dtype)
 
 
 def joined(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
-    """All batches in one array. (np.concatenate would turn network byte order into the machine's.)"""
-    events = np.empty(sum(map(len, batches)), dtype)
-    start = 0
-    for batch in batches:
-        events[start : start + len(batch)] = batch
-        start += len(batch)
-    return events
+    """All batches in one array. (np.concatenate of records would put them into the machine's byte order.)"""
+    whole = [np.zeros(0, (np.void, dtype.itemsize)), *map(blobs, batches)]
+    return np.concatenate(whole).view(dtype)
 
 
 def party_key(events: Events, side: str) -> list[Words]:

@@ -1,0 +1,226 @@
+"""A blocking gRPC client for Hubble: enough for command lines, tests and tools.
+
+    with Client("unix:///var/run/cilia/hubble.sock") as client:
+        for response in client.get_flows(GetFlowsRequest(number=20)):
+            ...
+
+Targets: `unix:///path` (or a path), `host:port`, `tcp://host:port`, `tls://host:port`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+
+from cilia.hubble.rpc.messages import (
+    Code,
+    FramingError,
+    RpcError,
+    Unframer,
+    format_timeout,
+    frame,
+    status_of,
+)
+from cilia.proto.observer import observer_pb2
+from cilia.proto.peer import peer_pb2
+
+WINDOW = 4 << 20
+"""Bytes the server may send ahead."""
+READ = 256 << 10
+DEFAULT_PORT = 4244
+
+
+class Client:
+    """One connection; calls run one after the other."""
+
+    def __init__(self, target: str, *, timeout: float = 5.0, tls: ssl.SSLContext | None = None) -> None:
+        """Connect. Raises RpcError(UNAVAILABLE) when nobody answers within `timeout` seconds."""
+        self._target = target
+        self._socket = connect(target, timeout, tls)
+        self._h2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+        )
+        self._h2.initiate_connection()
+        self._h2.update_settings(
+            {
+                h2.settings.SettingCodes.ENABLE_PUSH: 0,
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+                h2.settings.SettingCodes.MAX_FRAME_SIZE: READ,
+            }
+        )
+        self._h2.increment_flow_control_window(WINDOW)
+        self._unacknowledged = 0
+
+    def close(self) -> None:
+        """Close the connection; a running call is cancelled by that."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- calls --------------------------------------------------------------------------------------------
+
+    def stream(self, method: str, request: bytes, *, timeout: float | None = None) -> Iterator[bytes]:
+        """Serialised answers of a call. Raises RpcError when the server says so or goes away."""
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", method),
+            (":authority", "localhost"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+            ("user-agent", "cilia"),
+        ]
+        if timeout is not None:
+            headers.append(("grpc-timeout", format_timeout(timeout)))
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, headers)
+        self._send_request(stream_id, frame([request]))
+        yield from self._answers(stream_id)
+
+    def unary(self, method: str, request: bytes, *, timeout: float | None = 10.0) -> bytes:
+        """The one serialised answer of a call. Raises RpcError."""
+        answers = list(self.stream(method, request, timeout=timeout))
+        if len(answers) != 1:
+            raise RpcError(Code.INTERNAL, f"the server sent {len(answers)} answers to a call that has one")
+        return answers[0]
+
+    def get_flows(self, request: observer_pb2.GetFlowsRequest) -> Iterator[observer_pb2.GetFlowsResponse]:
+        """Flows, gaps and node states. Raises RpcError."""
+        for data in self.stream("/observer.Observer/GetFlows", request.SerializeToString()):
+            yield observer_pb2.GetFlowsResponse.FromString(data)
+
+    def server_status(self) -> observer_pb2.ServerStatusResponse:
+        """Counters of the server. Raises RpcError."""
+        return observer_pb2.ServerStatusResponse.FromString(
+            self.unary("/observer.Observer/ServerStatus", b"")
+        )
+
+    def get_nodes(self) -> observer_pb2.GetNodesResponse:
+        """Nodes the server knows. Raises RpcError."""
+        return observer_pb2.GetNodesResponse.FromString(self.unary("/observer.Observer/GetNodes", b""))
+
+    def get_namespaces(self) -> observer_pb2.GetNamespacesResponse:
+        """Namespaces seen lately. Raises RpcError."""
+        return observer_pb2.GetNamespacesResponse.FromString(
+            self.unary("/observer.Observer/GetNamespaces", b"")
+        )
+
+    def peers(self) -> Iterator[peer_pb2.ChangeNotification]:
+        """Observers that come and go. Raises RpcError."""
+        for data in self.stream("/peer.Peer/Notify", b""):
+            yield peer_pb2.ChangeNotification.FromString(data)
+
+    # -- the wire -----------------------------------------------------------------------------------------
+
+    def _send_request(self, stream_id: int, data: bytes) -> None:
+        while data:
+            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+            if size <= 0:
+                for event in self._receive():
+                    self._ended(event, stream_id)
+                continue
+            self._h2.send_data(stream_id, data[:size], end_stream=size >= len(data))
+            data = data[size:]
+        self._flush()
+
+    def _answers(self, stream_id: int) -> Iterator[bytes]:
+        unframer = Unframer(WINDOW)
+        ready: deque[bytes] = deque()
+        ended = False
+        while not ended:
+            for event in self._receive():
+                if isinstance(event, h2.events.DataReceived) and event.stream_id == stream_id:
+                    self._acknowledge(event)
+                    ready += unframer.feed(event.data)
+                ended = ended or self._ended(event, stream_id)
+            while ready:
+                yield ready.popleft()
+
+    def _ended(self, event: h2.events.Event, stream_id: int) -> bool:
+        """Whether the call is over; raises its error."""
+        if isinstance(event, (h2.events.TrailersReceived, h2.events.ResponseReceived)):
+            headers = {str(name): str(value) for name, value in event.headers}
+            if "grpc-status" in headers or headers.get(":status", "200") != "200":
+                error = status_of(headers)
+                if error:
+                    raise error
+        if isinstance(event, h2.events.StreamReset) and event.stream_id == stream_id:
+            raise RpcError(Code.UNAVAILABLE, f"{self._target} ended the call")
+        if isinstance(event, h2.events.ConnectionTerminated):
+            raise RpcError(Code.UNAVAILABLE, f"{self._target} is shutting down: try again")
+        return isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id
+
+    def _acknowledge(self, event: h2.events.DataReceived) -> None:
+        """Give window back in big steps: a WINDOW_UPDATE per frame would cost as much as the frame."""
+        self._unacknowledged += event.flow_controlled_length or 0
+        if self._unacknowledged >= WINDOW // 4:
+            self._h2.acknowledge_received_data(self._unacknowledged, event.stream_id)
+            self._unacknowledged = 0
+
+    def _receive(self) -> list[h2.events.Event]:
+        self._flush()
+        try:
+            data = self._socket.recv(READ)
+            if not data:
+                raise RpcError(Code.UNAVAILABLE, f"{self._target} closed the connection: is the agent alive?")
+            events = self._h2.receive_data(data)
+        except (OSError, h2.exceptions.ProtocolError, FramingError) as error:
+            raise RpcError(Code.UNAVAILABLE, f"the connection to {self._target} broke: {error}") from error
+        self._flush()
+        return events
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if not data:
+            return
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise RpcError(Code.UNAVAILABLE, f"the connection to {self._target} broke: {error}") from error
+
+
+def connect(target: str, timeout: float, tls: ssl.SSLContext | None = None) -> socket.socket:
+    """A connected socket without a time-out. Raises RpcError(UNAVAILABLE)."""
+    try:
+        if target.startswith(("unix:", "/")):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(timeout)
+            connection.connect(target.removeprefix("unix:").replace("///", "/", 1))
+        else:
+            scheme, _, rest = target.rpartition("://")
+            host, port = split_port(rest)
+            connection = socket.create_connection((host, port), timeout)
+            if scheme == "tls" or tls:
+                context = tls or ssl.create_default_context()
+                context.set_alpn_protocols(["h2"])
+                connection = context.wrap_socket(connection, server_hostname=host)
+    except (OSError, ValueError) as error:
+        raise RpcError(
+            Code.UNAVAILABLE, f"can't reach Hubble at {target} ({error}): is the agent running?"
+        ) from error
+    connection.settimeout(None)
+    return connection
+
+
+def split_port(address: str) -> tuple[str, int]:
+    """Host and port of `host`, `host:port` or `[v6]:port`. Raises ValueError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or "]" in port:
+        host, port = address, str(DEFAULT_PORT)
+    return host.strip("[]"), int(port)
