@@ -1,0 +1,5 @@
+"""`python -m cilia.lab`: the lab's commands."""
+
+from cilia.lab.commands import main
+
+main()
