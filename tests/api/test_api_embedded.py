@@ -120,7 +120,8 @@ class TestRoles:
         assert refused.code == 403
         assert refused.json["message"] == (
             'ciliumnodes.cilium.io is forbidden: User "agent-n1" cannot create resource "ciliumnodes" in API '
-            'group "cilium.io" at the cluster scope: this agent may write only the CiliumNode of its own node n1'
+            'group "cilium.io" at the cluster scope: '
+            "this agent may write only the CiliumNode of its own node n1"
         )
         assert agent.post(ENDPOINTS, custom("CiliumEndpoint", "mine")).code == 201
         assert agent.post(ENDPOINTS, custom("CiliumEndpoint", "theirs")).code == 403
@@ -171,7 +172,7 @@ class TestRoles:
 
     def test_what_the_others_may(self, cilium: tuple[Server, Client]) -> None:
         server, admin = cilium
-        lab, operator, viewer = (server.client(r, r) for r in ("lab", "operator", "viewer"))  # type: ignore[arg-type]
+        lab, operator, viewer = (server.client(r, r) for r in ("lab", "operator", "viewer"))
         pods = "/api/v1/namespaces/default/pods"
         assert lab.merge(pods + "/mine/status", {"status": {"phase": "Running"}}).code == 200
         assert operator.merge(pods + "/mine/status", {"status": {"phase": "Failed"}}).code == 403
@@ -304,11 +305,11 @@ class TestDurability:
             subprocess.run(["umount", small], check=True)
 
 
-def refusal(*arguments: object, **more: Any) -> str:
+def refusal(*arguments: object) -> str:
     """The one line a server that can't start says."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, env=environment, check=False, **more
+        command(*arguments), capture_output=True, text=True, timeout=60, env=environment, check=False
     )
     assert done.returncode == 1, done
     assert done.stderr.count("\n") == 1, done.stderr
