@@ -1,0 +1,13 @@
+"""The `cilia` command: what people type to look at a node.
+
+Belongs here: commands, their flags, and how answers are printed. Does not: any knowledge of the kernel or
+the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's server, nothing else.
+
+    main.py      the root command; loads the module of a command only when it is called
+    lazy.py      how it does that
+    options.py   flags all commands share, and the way to the agent
+    output.py    tables and JSON
+    status.py endpoint.py identity.py addresses.py policy.py maps.py node.py observe.py
+
+Errors are one sentence on standard error and exit code 1; exit code 2 is a wrong command line.
+"""

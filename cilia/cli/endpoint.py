@@ -1,0 +1,131 @@
+"""`cilia endpoint ...`: the pods of this node."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cilia.api.types import EndpointView, EntryView, RuleView
+from cilia.cli.options import AgentSocket, Output, connect, group
+from cilia.cli.output import Format, print_json, print_table
+
+app = group("Endpoints of this node: pods, their identities and the policy each enforces.")
+
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENDPOINT", help="Its number, container-id:ID, pod-name:NAMESPACE/NAME or NAMESPACE/NAME."
+    ),
+]
+
+
+@app.command("list")
+def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
+    """List all endpoints."""
+    endpoints = connect(socket).endpoints()
+    if output is Format.JSON:
+        return print_json(endpoints)
+    return print_table(
+        ("ENDPOINT", "POD", "STATE", "IDENTITY", "POLICY", "REVISION", "IPV4", "IPV6"),
+        (
+            (
+                e.id,
+                e.status.external_identifiers.pod_name,
+                e.status.state,
+                e.status.identity.id or None,
+                e.status.policy.realized.policy_enabled,
+                e.status.policy.realized.policy_revision or None,
+                tuple(a.ipv4 for a in e.status.networking.addressing if a.ipv4),
+                tuple(a.ipv6 for a in e.status.networking.addressing if a.ipv6),
+            )
+            for e in endpoints
+        ),
+        empty="This node has no endpoints.",
+    )
+
+
+@app.command("get")
+def get_endpoint(reference: Reference, output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
+    """Show one endpoint."""
+    endpoint = connect(socket).endpoint(qualified(reference))
+    if output is Format.JSON:
+        return print_json(endpoint)
+    return print_table(("FIELD", "VALUE"), _fields(endpoint))
+
+
+@app.command("policy")
+def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
+    """Show the policy an endpoint enforces: each entry with the rules it comes from."""
+    policy = connect(socket).endpoint_policy(qualified(reference))
+    if output is Format.JSON:
+        return print_json(policy)
+    typer.echo(
+        f"Endpoint {policy.id}, revision {policy.revision}, enforced: {policy.policy_enabled}, "
+        f"{len(policy.entries)} entries (highest precedence first)"
+    )
+    return print_table(
+        ("DIRECTION", "PEER", "LABELS", "PROTOCOL", "PORT", "VERDICT", "RULE"),
+        (
+            (
+                e.direction,
+                e.peer or "any",
+                short_labels(e.peer_labels),
+                e.protocol,
+                e.port,
+                e.verdict,
+                rules_text(e),
+            )
+            for e in policy.entries
+        ),
+    )
+
+
+def qualified(reference: str) -> str:
+    """`NAMESPACE/NAME` means a pod; the rest is the API's syntax."""
+    return f"pod-name:{reference}" if "/" in reference and ":" not in reference else reference
+
+
+def short_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Labels without the cluster's and the service account's, which nearly all pods share."""
+    return tuple(label for label in labels if not label.startswith("k8s:io.cilium.k8s."))
+
+
+def rule_text(rule: RuleView) -> str:
+    """A rule as one opens it: kind, object, path."""
+    where = f"{rule.namespace}/{rule.name}" if rule.namespace else rule.name
+    return f"{rule.kind} {where} {rule.path}"
+
+
+def rules_text(entry: EntryView) -> tuple[str, ...]:
+    """The rules of an entry; a default verdict says so."""
+    rules = tuple(rule_text(rule) for rule in entry.rules)
+    if entry.default:
+        return tuple(f"default, isolated by {rule}" for rule in rules) or ("default",)
+    return rules
+
+
+def _fields(endpoint: EndpointView) -> list[tuple[str, object]]:
+    status = endpoint.status
+    network = status.networking
+    names = status.external_identifiers
+    return [
+        ("endpoint", endpoint.id),
+        ("state", status.state),
+        ("error", status.error),
+        ("pod", names.pod_name),
+        ("pod uid", names.k8s_uid),
+        ("container", names.container_id),
+        ("network namespace", names.netns),
+        ("identity", status.identity.id),
+        ("labels", status.identity.labels),
+        ("addresses", tuple(a for pair in network.addressing for a in (pair.ipv4, pair.ipv6) if a)),
+        ("interface", f"{network.interface_name} (index {network.interface_index})"),
+        ("interface in the pod", network.container_interface_name),
+        ("mac", network.mac),
+        ("mac of the host's side", network.host_mac),
+        ("policy enforced", status.policy.realized.policy_enabled),
+        ("policy revision", status.policy.realized.policy_revision),
+        ("policy entries", status.policy.realized.entries),
+        ("named ports", tuple(f"{p.name} {p.port}/{p.protocol}" for p in status.named_ports)),
+    ]
