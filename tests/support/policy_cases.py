@@ -109,7 +109,9 @@ class World:
     def judge(
         self, subject: SubjectPolicy, peer: Identity | None, direction: Direction, protocol: int, port: int
     ) -> oracle.Verdict:
-        """The oracle's answer over the policies present."""
+        """The oracle's answer over the policies present; a subject nobody knows is cut off."""
+        if subject.identity not in self.desired.identities:
+            return oracle.Verdict(False, frozenset(), default=True)
         sections = [s for row in self.inputs.policies for s in self.book.parsed(row).sections]
         return oracle.judge(
             sections, subject.labels, peer, direction, protocol, port, mode=self.policies.mode
@@ -127,6 +129,22 @@ def scenario(seed: int) -> World:
     for number in range(rng.randint(2, 6)):
         world.inputs.policies.put(random_policy(rng, f"p{number}"))
     return world.step()
+
+
+def change(world: World, rng: random.Random) -> None:
+    """One random event: a policy, an identity or an endpoint comes, changes or goes."""
+    what, identity = rng.randrange(4), rng.choice(PODS)
+    if what == 0:
+        world.inputs.policies.put(random_policy(rng, f"p{rng.randrange(4)}"))
+    elif what == 1:
+        kept = list(world.inputs.policies)
+        if kept:
+            world.inputs.policies.delete(rng.choice(kept).key)
+    elif what == 2:
+        if not world.inputs.cluster_identities.delete(identity.id):
+            world.inputs.cluster_identities.put(identity)
+    elif not world.desired.endpoints.delete(EndpointId(int(identity.id))):
+        world.desired.endpoints.put(endpoint(identity.id, identity.id))
 
 
 Case = tuple[SubjectPolicy, Identity | None, Direction, int, int, oracle.Verdict]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cilia.control.policy.resolve import PolicyMode, decide
 from cilia.model.policy import CookieRow, EntryFlags
-from tests.support.policy_cases import PODS, Case, World, cases, endpoint, random_policy, scenario
+from tests.support.policy_cases import Case, World, cases, change, scenario
 
 
 def answer(world: World, case: Case) -> tuple[bool, CookieRow | None, bool]:
@@ -62,22 +62,6 @@ def content(world: World) -> object:
         set(world.desired.identities),
         set(world.identities.cidrs),
     )
-
-
-def change(world: World, rng: random.Random) -> None:
-    """One random event: a policy, an identity or an endpoint comes, changes or goes."""
-    what, identity = rng.randrange(4), rng.choice(PODS)
-    if what == 0:
-        world.inputs.policies.put(random_policy(rng, f"p{rng.randrange(4)}"))
-    elif what == 1:
-        kept = list(world.inputs.policies)
-        if kept:
-            world.inputs.policies.delete(rng.choice(kept).key)
-    elif what == 2:
-        if not world.inputs.cluster_identities.delete(identity.id):
-            world.inputs.cluster_identities.put(identity)
-    elif not world.desired.endpoints.delete(identity.id):  # type: ignore[arg-type]
-        world.desired.endpoints.put(endpoint(identity.id, identity.id))
 
 
 def from_scratch(world: World) -> World:
