@@ -111,17 +111,22 @@ def test_strangers_are_refused(embedded: Server, tmp_path: Path) -> None:
 
 
 def test_history_that_is_gone(tmp_path: Path) -> None:
-    with serving(tmp_path / "state", "--keep-history", 16) as server:
+    """The embedded server forgets what is older than `--keep-history` when it starts again."""
+    since = []
 
-        async def story(kube: KubeStore) -> None:
-            since = (await kube.list(NAMESPACES)).resource_version
-            for index in range(40):
-                await kube.create(NAMESPACES, body(NAMESPACES, f"n{index}"))
-            with pytest.raises(store.Gone):
-                async for _ in kube.watch(NAMESPACES, since=since):
-                    pass
+    async def write(kube: KubeStore) -> None:
+        since.append((await kube.list(NAMESPACES)).resource_version)
+        for index in range(40):
+            await kube.create(NAMESPACES, body(NAMESPACES, f"n{index}"))
 
-        run(server.client().kubeconfig, story)
+    async def watch(kube: KubeStore) -> None:
+        with pytest.raises(store.Gone):
+            async for _ in kube.watch(NAMESPACES, since=since[0]):
+                pass
+
+    for story in (write, watch):
+        with serving(tmp_path / "state", "--keep-history", 16) as server:
+            run(server.client().kubeconfig, story)
 
 
 def free_port() -> int:
