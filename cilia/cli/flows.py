@@ -1,0 +1,305 @@
+"""How flows are printed: one line, a block, a table, or JSON.
+
+The one-line form is that of `hubble observe`, with one thing more: the rule that decided, at the end.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, tzinfo
+
+import msgspec
+from google.protobuf import json_format, timestamp_pb2
+
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer import observer_pb2
+
+DROP, TRACE, VERDICT, SOCKET, L7 = 1, 4, 5, 7, 129
+POLICY_DENIED = 133
+RULE = "cilia:rule="
+
+MATCHES = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
+RESERVED = {
+    1: "host",
+    2: "world",
+    3: "unmanaged",
+    4: "health",
+    5: "init",
+    6: "remote-node",
+    7: "kube-apiserver",
+    8: "ingress",
+    9: "world-ipv4",
+    10: "world-ipv6",
+}
+JUDGED = {
+    flow_pb2.FORWARDED: "ALLOWED",
+    flow_pb2.DROPPED: "DENIED",
+    flow_pb2.AUDIT: "AUDITED",
+    flow_pb2.REDIRECTED: "REDIRECTED",
+}
+WORDS = {"Ip": "IP", "Ipv6": "IPv6", "Icmpv4": "ICMPv4", "Icmpv6": "ICMPv6", "Ct": "CT", "Ttl": "TTL"}
+SAME_CASE = {"ip": "IP", "ipv6": "IPv6", "l3": "L3", "l4": "L4", "nat": "NAT", "vni": "VNI", "id": "ID"}
+
+
+class TimeFormat(enum.StrEnum):
+    """How times are printed; the names are those `hubble observe` takes."""
+
+    STAMP = "StampMilli"
+    RFC3339 = "RFC3339"
+    MILLI = "RFC3339Milli"
+    MICRO = "RFC3339Micro"
+    NANO = "RFC3339Nano"
+    RFC1123 = "RFC1123Z"
+
+
+class Style(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user chose."""
+
+    colour: bool = False
+    time_format: TimeFormat = TimeFormat.STAMP
+    zone: tzinfo = UTC
+    names: bool = True
+    """Pod and DNS names in place of addresses."""
+    numeric: bool = False
+    """No names of any kind: addresses, and identities as numbers."""
+    rules: bool = True
+    """The rule that decided."""
+    node: bool = False
+    """The node that saw it."""
+
+
+class Paint:
+    """ANSI colours, or none."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __call__(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._on and text else text
+
+
+VERDICT_COLOURS = {
+    flow_pb2.FORWARDED: "32",
+    flow_pb2.DROPPED: "31",
+    flow_pb2.ERROR: "31",
+    flow_pb2.AUDIT: "33",
+    flow_pb2.REDIRECTED: "33",
+}
+DIM, CYAN, MAGENTA, BOLD = "2", "36", "35", "1"
+
+
+def moment(stamp: timestamp_pb2.Timestamp, style: Style) -> str:
+    """A time as the user wants it."""
+    when = datetime.fromtimestamp(stamp.seconds, style.zone)
+    match style.time_format:
+        case TimeFormat.STAMP:
+            return f"{when:%b} {when.day:2} {when:%H:%M:%S}.{stamp.nanos // 1_000_000:03}"
+        case TimeFormat.RFC1123:
+            return f"{when:%a, %d %b %Y %H:%M:%S %z}"
+    digits = {TimeFormat.MILLI: 3, TimeFormat.MICRO: 6, TimeFormat.NANO: 9}.get(style.time_format, 0)
+    fraction = f".{stamp.nanos:09}"[: digits + 1] if digits else ""
+    zone = f"{when:%z}"
+    return f"{when:%Y-%m-%dT%H:%M:%S}{fraction}" + ("Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}")
+
+
+def side(flow: flow_pb2.Flow, source: bool, style: Style) -> tuple[str, str]:
+    """Name with port, and identity, of one side."""
+    who = flow.source if source else flow.destination
+    address = flow.IP.source if source else flow.IP.destination
+    dns = flow.source_names if source else flow.destination_names
+    name = address
+    if style.names and not style.numeric:
+        if who.pod_name:
+            name = f"{who.namespace}/{who.pod_name}"
+        elif dns:
+            name = dns[0]
+    header = getattr(flow.l4, flow.l4.WhichOneof("protocol") or "TCP")
+    port = getattr(header, "source_port" if source else "destination_port", 0)
+    if port:
+        name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    return name, identity(who.identity, style)
+
+
+def identity(number: int, style: Style) -> str:
+    """`(ID:4321)`, or the name of a reserved identity."""
+    if number in RESERVED and not style.numeric:
+        return f"({RESERVED[number]})"
+    return f"(ID:{number})"
+
+
+def what(flow: flow_pb2.Flow) -> str:
+    """The kind of event with its place or reason."""
+    kind = flow.event_type.type
+    if kind == DROP:
+        return reason(flow)
+    if kind == TRACE:
+        point = flow_pb2.TraceObservationPoint.Name(flow.trace_observation_point)
+        return point.lower().replace("_", "-")
+    if kind == VERDICT:
+        match = MATCHES[flow.policy_match_type] if flow.policy_match_type < len(MATCHES) else "unknown"
+        return f"policy-verdict:{match} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
+    if kind == SOCKET:
+        point = flow_pb2.SocketTranslationPoint.Name(flow.sock_xlate_point)
+        return point.removeprefix("SOCK_XLATE_POINT_").lower().replace("_direction_", "-xlate-")
+    if kind == L7:
+        return f"{flow.l7.WhichOneof('record') or 'l7'}-{flow_pb2.L7FlowType.Name(flow.l7.type).lower()}"
+    return f"event-{kind}"
+
+
+def reason(flow: flow_pb2.Flow) -> str:
+    """`POLICY_DENIED` as people read it: Policy denied."""
+    try:
+        name = flow_pb2.DropReason.Name(flow.drop_reason_desc)
+    except ValueError:
+        return f"Drop reason {flow.drop_reason}"
+    first, *rest = name.lower().split("_")
+    return " ".join([WORDS.get(first.capitalize(), first.capitalize()), *(SAME_CASE.get(w, w) for w in rest)])
+
+
+def outcome(flow: flow_pb2.Flow) -> str:
+    """FORWARDED, DROPPED, ...; of a policy verdict ALLOWED, DENIED, ..."""
+    if flow.event_type.type == VERDICT:
+        return JUDGED.get(flow.verdict, "UNKNOWN")
+    return flow_pb2.Verdict.Name(flow.verdict)
+
+
+def deciding_rules(flow: flow_pb2.Flow) -> str:
+    """`by CiliumNetworkPolicy demo/allow-web spec.ingress[0]`, or an empty string.
+
+    Of a drop the rules that denied; else those that allowed, of both sides when both judged.
+    """
+    denied = [*flow.egress_denied_by, *flow.ingress_denied_by]
+    policies = denied or [*flow.egress_allowed_by, *flow.ingress_allowed_by]
+    if not policies:
+        return ""
+    told = ", ".join(dict.fromkeys(rule_text(policy) for policy in policies))
+    default = denied and flow.drop_reason_desc == POLICY_DENIED
+    return f"by default deny of {told}" if default else f"by {told}"
+
+
+def rule_text(policy: flow_pb2.Policy) -> str:
+    """Kind, name and place in the YAML."""
+    name = f"{policy.namespace}/{policy.name}" if policy.namespace else policy.name
+    path = next((label.removeprefix(RULE) for label in policy.labels if label.startswith(RULE)), "")
+    return " ".join(part for part in (policy.kind, name, path) if part)
+
+
+def compact(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
+    """One line."""
+    paint = Paint(style.colour)
+    flow = response.flow
+    reply = flow.HasField("is_reply") and flow.is_reply.value
+    arrow = "<>" if not flow.HasField("is_reply") else "<-" if reply else "->"
+    ends = [side(flow, source, style) for source in ((False, True) if reply else (True, False))]
+    (left, left_id), (right, right_id) = ends
+    colour = VERDICT_COLOURS.get(flow.verdict, "0")
+    parts = [
+        f"{paint(DIM, moment(response.time, style))}{f' [{response.node_name}]' if style.node else ''}:",
+        f"{paint(CYAN, left)} {paint(MAGENTA, left_id)}",
+        arrow,
+        f"{paint(CYAN, right)} {paint(MAGENTA, right_id)}",
+        what(flow),
+        paint(colour, outcome(flow)),
+        f"({flow.Summary})" if flow.Summary else "",
+    ]
+    if style.rules:
+        parts.append(paint(f"{BOLD};{colour}", deciding_rules(flow)))
+    return " ".join(part for part in parts if part)
+
+
+def block(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
+    """A block of named lines, for `-o dict`."""
+    flow = response.flow
+    source, source_id = side(flow, True, style)
+    destination, destination_id = side(flow, False, style)
+    lines = [
+        ("TIMESTAMP", moment(response.time, style)),
+        ("NODE", response.node_name),
+        ("SOURCE", f"{source} {source_id}"),
+        ("DESTINATION", f"{destination} {destination_id}"),
+        ("TYPE", what(flow)),
+        ("VERDICT", outcome(flow)),
+        ("RULE", deciding_rules(flow) if style.rules else ""),
+        ("SUMMARY", flow.Summary),
+    ]
+    return "\n".join(f"{name:>11}: {value}" for name, value in lines if value)
+
+
+COLUMNS = ("TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY", "RULE")
+
+
+def table_row(response: observer_pb2.GetFlowsResponse, style: Style) -> tuple[str, ...]:
+    """Cells under COLUMNS."""
+    flow = response.flow
+    return (
+        moment(response.time, style),
+        " ".join(side(flow, True, style)),
+        " ".join(side(flow, False, style)),
+        what(flow),
+        outcome(flow),
+        flow.Summary,
+        deciding_rules(flow) if style.rules else "",
+    )
+
+
+def to_json(response: observer_pb2.GetFlowsResponse) -> str:
+    """One line of JSON as Hubble writes it."""
+    value = json_format.MessageToDict(response, preserving_proto_field_name=True)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def gap_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
+    """One line about lost events."""
+    lost = response.lost_events
+    source = flow_pb2.LostEventSource.Name(lost.source)
+    where = f" CPU({lost.cpu.value})" if lost.HasField("cpu") else ""
+    text = f"EVENTS LOST: {source}{where} {lost.num_events_lost}"
+    return f"{moment(response.time, style)}: {Paint(style.colour)('33', text)}"
+
+
+def node_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
+    """One line about nodes behind a relay."""
+    status = response.node_status
+    names = ", ".join(status.node_names)
+    return f"{moment(response.time, style)}: nodes {names}: {status.message or status.state_change}"
+
+
+class Completeness:
+    """Counts flows and gaps of one answer."""
+
+    def __init__(self) -> None:
+        self.flows = 0
+        self._lost: dict[str, int] = {}
+
+    def add(self, response: observer_pb2.GetFlowsResponse) -> None:
+        """Count one response."""
+        if response.HasField("flow"):
+            self.flows += 1
+        elif response.HasField("lost_events"):
+            lost = response.lost_events
+            where = f"on cpu {lost.cpu.value}" if lost.HasField("cpu") else "in this client's stream"
+            self._lost[where] = self._lost.get(where, 0) + lost.num_events_lost
+
+    def sentence(self) -> str:
+        """`20 flows, complete`, or how many events are missing and where."""
+        flows = f"{self.flows} flow{'' if self.flows == 1 else 's'}"
+        if not self._lost:
+            return f"{flows}, complete"
+        places = ", ".join(f"{count} {where}" for where, count in self._lost.items())
+        return f"{flows}, incomplete: {sum(self._lost.values())} events lost ({places})"
+
+
+def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows as lines with columns of equal width."""
+    cells = [COLUMNS, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
+    return [
+        "   ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+LINES: dict[str, Callable[[observer_pb2.GetFlowsResponse, Style], str]] = {"compact": compact, "dict": block}
+"""Forms that print a flow as text as it comes."""

@@ -1,0 +1,51 @@
+"""Moments as people type them: `5m`, `2 hours ago`, `yesterday`, `14:05`, `2026-11-23T04:20:00Z`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+WORDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 604800.0}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+AGO = re.compile(r"(\d+|an?)\s+(second|minute|hour|day|week)s?(?:\s+ago)?")
+
+
+def parse_moment(value: str, now: datetime) -> datetime:
+    """The moment meant by `value`; `now` has a zone, and times without one are in it.
+
+    Raises ValueError with a sentence.
+    """
+    text = value.strip()
+    days = {"now": 0, "today": 0, "yesterday": 1}
+    if text.lower() in days:
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return now if text.lower() == "now" else midnight - timedelta(days=days[text.lower()])
+    seconds = parse_ago(text.lower())
+    if seconds is not None:
+        return now - timedelta(seconds=seconds)
+    return parse_calendar(text, now)
+
+
+def parse_ago(text: str) -> float | None:
+    """Seconds of a duration such as `1h30m` or `5 minutes ago`; None when it is none."""
+    parts = DURATION.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text.removeprefix("-"):
+        return sum(float(number) * UNITS[unit] for number, unit in parts)
+    match = AGO.fullmatch(text)
+    if match:
+        return (1 if match[1].startswith("a") else int(match[1])) * WORDS[match[2]]
+    return None
+
+
+def parse_calendar(text: str, now: datetime) -> datetime:
+    """A date, a time of today, or both as RFC 3339 says. Raises ValueError with a sentence."""
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
+            text = f"{now.date().isoformat()}T{text.zfill(len(text) + (text[1] == ':'))}"
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a time: use a duration (5m, 1h30m), 14:05, or 2026-11-23T04:20:00Z"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo or UTC)
