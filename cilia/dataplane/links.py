@@ -38,6 +38,8 @@ NET_DEVICE = "cilia_net"
 TUNNEL_DEVICE = "cilia_vxlan"
 POD_PREFIX = "lxc"
 ALIAS_PREFIX = "cilia:"
+LOOPBACK_INDEX = 1
+"""In every network namespace."""
 NETDEV_LINKS = ("from_netdev_", "to_netdev_")
 
 HOST_SIDE_SYSCTLS = {
@@ -474,9 +476,8 @@ def _set_up_pod_side(link: PodLink) -> None:
         write_sysctls({path.format(link.interface): value for path, value in POD_SIDE_SYSCTLS.items()})
     with Netlink() as inside:
         (reply,) = inside.ask(rtnl.get_link(link.interface))
-        (loopback,) = inside.ask(rtnl.get_link("lo"))
         index = reply.fields[2]
-        requests = [rtnl.set_link(loopback.fields[2], up=True)]
+        requests = [rtnl.set_link(LOOPBACK_INDEX, up=True)]
         requests += [rtnl.add_address(index, address) for address in (link.ipv4, link.ipv6) if address]
         requests.append(rtnl.set_link(index, up=True))
         for address, gateway, everything in (

@@ -23,7 +23,6 @@ from cilia.cluster.store import Store
 from cilia.control.graph import ControlGraph
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
-from cilia.model.resources.core import Pod
 from cilia.schema import Inputs, PodRow
 from cilia.wire import cni
 
@@ -113,7 +112,7 @@ class Attacher:
         identities: IdentityAllocator,
         publisher: EndpointPublisher,
         gateways: Gateways,
-        put_pod: Callable[[Pod], PodRow],
+        put_pod: Callable[[bytes], PodRow],
     ) -> None:
         self._inputs = inputs
         self._graph = graph
@@ -237,7 +236,7 @@ class Attacher:
         while True:
             try:
                 raw = await self._store.get(cluster.PODS, pod.name, namespace=pod.namespace)
-                return self._put_pod(cluster.decode(raw, Pod))
+                return self._put_pod(raw)
             except cluster.NotFound as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise cni.CniError(

@@ -50,8 +50,8 @@ class AgentSettings:
     """none: every packet; low; medium: new flows, closes, new TCP flags and one report per interval."""
     report_interval: int = 5
     """Seconds between two reports of one established flow."""
-    hubble_capacity: int = 65_535
-    """Flows kept in memory; one less than a power of two, as Hubble counts."""
+    hubble_capacity: int = 65_536
+    """Flows kept in memory; a power of two."""
     enforcement: str = "default"
     """default: pods that a policy selects; always; never."""
     identity_change_grace: float = 1.0

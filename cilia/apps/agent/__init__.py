@@ -1,0 +1,17 @@
+"""cilia-agent: owns one node's network.
+
+    settings   what an operator may set
+    main       the command line
+    runtime    builds the rooms, in the order in which they can stand, and runs them until told to stop
+    engine     one step of brain and hands for every change
+    node       this node in the cluster: CiliumNode, pod prefixes, address pools
+    attach     CNI calls
+    publish    CiliumEndpoints, CiliumIdentities, policy statuses
+    state      endpoints on disk
+    flows      from the kernel's rings into Hubble's store
+    directory  Hubble's questions, answered from tables
+    backend    the API's questions, answered from tables and kernel
+    metrics    Prometheus
+
+Here rooms that never meet are handed to each other; nothing is decided here that a pure room could decide.
+"""

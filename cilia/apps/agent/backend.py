@@ -1,0 +1,203 @@
+"""The answers behind the agent's doors that are not in tables: status, maps, settings, CNI, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from cilia import __version__
+from cilia.api.backend import CniRequest, not_found
+from cilia.api.table_backend import TableBackend
+from cilia.api.types import (
+    Component,
+    Health,
+    HubbleStatus,
+    IpamStatus,
+    MapDump,
+    MapEntry,
+    MapPressure,
+    MapView,
+    PolicyRevision,
+    Setting,
+    StatusResponse,
+)
+from cilia.apps.agent.attach import Attacher
+from cilia.apps.agent.metrics import AgentMetrics
+from cilia.apps.agent.settings import AgentSettings
+from cilia.control.graph import ControlGraph
+from cilia.dataplane.order import KernelState
+from cilia.hubble.store import FlowStore
+from cilia.kit.clock import Clock
+from cilia.wire import cni
+
+SHOWN_MAPS = ("endpoints", "ipcache", "conntrack", "snat", "policies")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Condition:
+    """What the agent is doing and what is wrong, for status pages; the runtime keeps it."""
+
+    doing: str = "starting"
+    """Why the agent isn't ready; empty when it is."""
+    source_errors: Callable[[], dict[str, str]] = dict
+    """By kind of object: why it can't be heard."""
+    source: str = ""
+    """The API server's address, or the directory."""
+    conflist: str = ""
+    """Path of the CNI configuration; empty: not written."""
+
+
+class AgentBackend(TableBackend):
+    """Everything the API, the CNI plugin and Prometheus can ask of a running agent."""
+
+    def __init__(
+        self,
+        *,
+        settings: AgentSettings,
+        graph: ControlGraph,
+        kernel: KernelState,
+        hubble: FlowStore,
+        metrics: AgentMetrics,
+        condition: Condition,
+        addresses: Callable[[int], tuple[int, int]],
+        clock: Clock,
+    ) -> None:
+        super().__init__(graph.inputs, graph.desired, settings.node_name)
+        self._settings = settings
+        self._graph = graph
+        self._kernel = kernel
+        self._hubble = hubble
+        self._metrics = metrics
+        self._condition = condition
+        self._addresses = addresses
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._changed = asyncio.Event()
+        self.attacher: Attacher | None = None
+        """Set by the runtime when pods can be served."""
+
+    def stepped(self) -> None:
+        """The engine made a step: wake those who wait for a revision."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def computed_revision(self) -> int:
+        return int(self._graph.policy.revision)
+
+    def realized_revision(self) -> int:
+        """All subjects in the kernel means all policies computed are enforced."""
+        behind = [
+            row.revision - 1 for row in self.desired.subjects if not self._kernel.subjects.done(row.subject)
+        ]
+        return max(0, min(behind)) if behind else self.computed_revision()
+
+    async def cni(self, request: CniRequest) -> cni.Result | None:
+        """Serve the plugin; before the agent is ready a DEL waits on the plugin's disk."""
+        if self.attacher is None:
+            code = cni.Code.NOT_AVAILABLE if isinstance(request, cni.Status) else cni.Code.TRY_AGAIN_LATER
+            raise cni.CniError(code, f"the agent is not ready: {self._condition.doing}; try again")
+        start = time.perf_counter()
+        result = await self.attacher.serve(request)
+        if isinstance(request, cni.Add):
+            self._metrics.attach_seconds.observe(time.perf_counter() - start)
+        return result
+
+    async def status(self) -> StatusResponse:
+        errors = self._kernel.errors()
+        ready = not self._condition.doing
+        agent = Component(state=Health.OK if ready else Health.FAILURE, msg=self._condition.doing)
+        if ready and errors:
+            agent = Component(
+                state=Health.WARNING, msg=f"{len(errors)} rows are not in the kernel: {errors[0].error}"
+            )
+        datapath = Component(state=Health.WARNING if errors else Health.OK, msg=agent.msg if errors else "")
+        metrics = self._hubble.metrics
+        ipv4, ipv6 = self._addresses(4), self._addresses(6)
+        return StatusResponse(
+            agent=agent,
+            kubernetes=self._source(),
+            hubble=HubbleStatus(
+                state=Health.OK if self._settings.events else Health.DISABLED,
+                current_flows=len(self._hubble),
+                max_flows=self._hubble.capacity,
+                seen_flows=self._hubble.head,
+                lost_events=sum(metrics.lost.values()),
+            ),
+            datapath=datapath,
+            cni_file=Component(
+                state=Health.OK if self._condition.conflist else Health.DISABLED,
+                msg=self._condition.conflist,
+            ),
+            ipam=IpamStatus(ipv4_used=ipv4[0], ipv4_total=ipv4[1], ipv6_used=ipv6[0], ipv6_total=ipv6[1]),
+            endpoints=dict(Counter(row.state.value for row in self.desired.endpoints)),
+            maps=tuple(
+                MapPressure(name=use.name, used=use.used, size=use.max_entries)
+                for use in self._kernel.map_uses()
+                if use.name in SHOWN_MAPS and use.used is not None
+            ),
+            node=self.node,
+            version=__version__,
+            uptime_seconds=self._clock.monotonic() - self._started,
+            policy_revision=self.realized_revision(),
+            policy_count=len(self.inputs.policies),
+            identity_count=len(self.desired.identities),
+            node_count=len(self.inputs.nodes),
+        )
+
+    def _source(self) -> Component:
+        errors = self._condition.source_errors()
+        if errors:
+            kind, error = next(iter(errors.items()))
+            return Component(state=Health.WARNING, msg=f"{kind}: {error}")
+        return Component(state=Health.OK, msg=self._condition.source)
+
+    async def wait_policy(self, revision: int, timeout: float) -> PolicyRevision:
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            realized = self.realized_revision()
+            left = deadline - self._clock.monotonic()
+            if realized >= revision or left <= 0:
+                return PolicyRevision(realized=realized, reached=realized >= revision)
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                continue
+
+    async def maps(self) -> list[MapView]:
+        return [
+            MapView(
+                name=use.name,
+                type=use.type,
+                path=str(self._settings.bpf_prefix),
+                key_size=use.key_size,
+                value_size=use.value_size,
+                max_entries=use.max_entries,
+                entries=use.used,
+            )
+            for use in self._kernel.map_uses()
+        ]
+
+    async def map(self, name: str, limit: int) -> MapDump:
+        try:
+            rows: list[dict[str, Any]] = self._kernel.dump(name, limit + 1)
+        except KeyError:
+            raise not_found("map", name, "`cilia map list`") from None
+        return MapDump(
+            name=name,
+            entries=tuple(MapEntry(key=row["key"], value=row["value"]) for row in rows[:limit]),
+            truncated=len(rows) > limit,
+        )
+
+    async def settings(self) -> list[Setting]:
+        return [
+            Setting(name=field.name.replace("_", "-"), value=str(getattr(self._settings, field.name)))
+            for field in dataclasses.fields(self._settings)
+        ]
+
+    async def metrics(self) -> bytes:
+        return self._metrics.text()

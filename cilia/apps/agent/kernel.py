@@ -1,0 +1,253 @@
+"""The kernel of this node as the agent holds it: programs, links, maps, rings."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import structlog
+
+from cilia.apps.agent.attach import Gateways, PodInterface
+from cilia.apps.agent.metrics import KernelNumbers
+from cilia.apps.agent.settings import AgentSettings
+from cilia.dataplane import loader
+from cilia.dataplane.bpf import BpfError
+from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
+from cilia.dataplane.maps import counters
+from cilia.dataplane.maps.conntrack import sweep_translations
+from cilia.dataplane.order import KernelState
+from cilia.dataplane.ringbuf import LostEvents, RingReader
+from cilia.model.endpoint import Attachment
+from cilia.model.ids import EndpointId
+from cilia.model.node import NodeSettings
+from cilia.schema import Desired
+from cilia.tables.table import Table
+
+log = structlog.get_logger(__name__)
+
+VXLAN_OVERHEAD = 50
+"""Bytes of Ethernet, IPv4, UDP and VXLAN headers around a packet (RFC 7348)."""
+VXLAN_OVERHEAD_IPV6 = 70
+NAT_IDLE = 300
+"""Seconds a translation may rest before it is forgotten."""
+
+Events = np.ndarray[Any, np.dtype[np.void]]
+
+
+class NodeKernel:
+    """Loads, links and reads; what should be in the maps is the tables' business."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        """Raises BpfError when this machine can't, or another agent does."""
+        self._settings = settings
+        self._dataplane = loader.load(
+            settings.bpf_prefix,
+            {"events_enabled": settings.events, "tunnel_enabled": settings.tunnel},
+            {"conntrack": settings.conntrack_entries},
+        )
+        self._links = Links()
+        self._state: KernelState | None = None
+        self._gateways = Gateways("", "")
+        self._native = self._find_native()
+        self.addresses = self._underlay_addresses()
+        self.mtu = self._native.mtu - self._overhead()
+
+    @property
+    def event_dtype(self) -> np.dtype[np.void]:
+        """Of struct event."""
+        return self._dataplane.layout.dtype("event")
+
+    def close(self) -> None:
+        """Let go; what is pinned and linked works on."""
+        self._links.close()
+        self._dataplane.close()
+
+    def prepare_node(self, gateways: Gateways) -> None:
+        """The node's own devices, sysctls and hooks. Raises BpfError."""
+        self._gateways = gateways
+        routers = [address for address in (gateways.ipv4, gateways.ipv6) if address]
+        try:
+            self._links.configure_node()
+            self._pair = self._links.ensure_host_pair(routers, self.mtu)
+            self._tunnel = (
+                self._links.ensure_vxlan(self._settings.tunnel_port, self.mtu) if self._settings.tunnel else 0
+            )
+            self._links.attach_node(self._dataplane, self._pair, self._tunnel, [self._native])
+        except OSError as error:
+            raise BpfError(f"the node's devices can't be set up: {error.strerror or error}") from error
+
+    def follow(self, desired: Desired) -> KernelState:
+        """The reconcilers of the desired tables, and the node's settings in force."""
+        state = KernelState(self._dataplane, desired, Routes(self._links))
+        state.set_node(self._node_settings(), [*self.addresses, *self._routers()])
+        self._state = state
+        self._links.filter_pods(
+            [device.ifindex for device in self._links.pods().values()],
+            self._dataplane.programs["from_container"],
+        )
+        return state
+
+    def restored_subjects(self) -> Iterator[tuple[int, int]]:
+        """(identity, subject) of every endpoint a predecessor left in the kernel."""
+        for _, values in self._dataplane.maps["endpoints"].batches():
+            for value in values:
+                yield int(value["identity"]), int(value["subject"])
+
+    # pods
+
+    def create(
+        self, identifier: EndpointId, netns: str, interface: str, ipv4: str, ipv6: str, mtu: int
+    ) -> PodInterface:
+        """Make a pod's interface. Raises OSError."""
+        link = PodLink(
+            endpoint=identifier,
+            netns=netns,
+            interface=interface,
+            host_interface=f"lxc{identifier:x}",
+            mac=random_mac(),
+            host_mac=random_mac(),
+            mtu=mtu,
+            ipv4=ipv4,
+            ipv6=ipv6,
+            gateway_ipv4=self._gateways.ipv4,
+            gateway_ipv6=self._gateways.ipv6,
+        )
+        index = self._links.add_pod(link, self._dataplane.programs["from_container"])
+        return PodInterface(link.host_interface, index, link.mac, link.host_mac)
+
+    def remove(self, host_interface: str) -> None:
+        """Remove a pod's interface; the absent is no error."""
+        self._links.delete_link(host_interface)
+
+    def exists(self, host_interface: str, ifindex: int) -> bool:
+        """Whether the interface is still the one that was made."""
+        found = self._links.find(host_interface)
+        return found is not None and found.ifindex == ifindex
+
+    def prune_links(self, attachments: Table[EndpointId, Attachment]) -> int:
+        """Remove pod interfaces nobody knows: what an ADD that was killed left behind."""
+        known = {row.host_interface for row in attachments}
+        stray = [device.name for device in self._links.pods().values() if device.name not in known]
+        for name in stray:
+            self._links.delete_link(name)
+        return len(stray)
+
+    # what it tells
+
+    def device_name(self, index: int) -> str:
+        """Name of an interface, or an empty string."""
+        return _interface_name(index)
+
+    def numbers(self) -> KernelNumbers:
+        """Counters and map pressure for one scrape."""
+        reasons = self._dataplane.layout.enum("drop_reason")
+        pressure = {
+            use.name: use.pressure
+            for use in (self._state.map_uses() if self._state is not None else [])
+            if use.pressure is not None
+        }
+        rows = [
+            (
+                "FORWARDED" if not count.reason else reasons(count.reason).name.removeprefix("DROP_"),
+                count.direction,
+                count.packets,
+                count.bytes,
+            )
+            for count in counters.counts(self._dataplane.maps["counters"])
+        ]
+        return KernelNumbers(counters=rows, pressure=pressure)
+
+    async def drain(self, take: Callable[[Sequence[Events], Sequence[LostEvents]], None]) -> None:
+        """Hand over what the rings hold, for ever."""
+        assert self._state is not None
+        reader = RingReader(self._dataplane, self._state.settings)
+        await reader.run(take)
+
+    async def collect(self, interval: float) -> None:
+        """Forget expired flows and translations, a chunk at a time, for ever."""
+        assert self._state is not None
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._pause(interval)
+            for _ in self._state.conntrack.sweep(lambda: int(clock())):
+                await asyncio.sleep(0)
+            for _ in sweep_translations(self._dataplane.maps["snat"], lambda: int(clock()), NAT_IDLE):
+                await asyncio.sleep(0)
+
+    async def _pause(self, interval: float) -> None:
+        """Wait for the next sweep; endpoints that went bring it forward."""
+        assert self._state is not None
+        left = interval
+        while left > 0 and not self._state.conntrack.flush_pending:
+            step = min(1.0, left)
+            await asyncio.sleep(step)
+            left -= step
+
+    # the rest
+
+    def _node_settings(self) -> NodeSettings:
+        settings, value = self._settings, self._dataplane.layout.value
+        flags = 0
+        if settings.tunnel:
+            flags |= value("NODE_TUNNEL")
+        if settings.masquerade:
+            flags |= value("NODE_MASQUERADE_IPV4") | value("NODE_MASQUERADE_IPV6")
+        return NodeSettings(
+            ipv4=_of_family(self.addresses, 4),
+            ipv6=_of_family(self.addresses, 6),
+            router_ipv4=self._gateways.ipv4,
+            router_ipv6=self._gateways.ipv6,
+            flags=flags,
+            host_ifindex=self._pair.host_ifindex,
+            net_ifindex=self._pair.net_ifindex,
+            tunnel_ifindex=self._tunnel,
+            native_ifindex=self._native.ifindex,
+            mtu=self.mtu,
+            host_mac=self._pair.host_mac,
+            aggregation=value(f"AGGREGATION_{settings.aggregation.upper()}"),
+            report_interval=settings.report_interval,
+            tunnel_port=settings.tunnel_port,
+        )
+
+    def _routers(self) -> list[str]:
+        return [address for address in (self._gateways.ipv4, self._gateways.ipv6) if address]
+
+    def _find_native(self) -> Device:
+        wanted = self._settings.native_device
+        if wanted:
+            found = self._links.find(wanted)
+            if found is None:
+                raise BpfError(f"there is no device {wanted}: choose another --native-device")
+            return found
+        devices = self._links.native_devices()
+        if not devices:
+            raise BpfError("no device has a default route: name one with --native-device")
+        return devices[0]
+
+    def _underlay_addresses(self) -> tuple[str, ...]:
+        """Global addresses of the native device, IPv4 first."""
+        found = [ipaddress.ip_address(address) for address in self._links.addresses_of(self._native.ifindex)]
+        usable = sorted((a for a in found if not a.is_link_local), key=lambda a: (a.version, int(a)))
+        if not usable:
+            raise BpfError(f"device {self._native.name} has no address: give it one")
+        return tuple(str(address) for address in usable)
+
+    def _overhead(self) -> int:
+        if not self._settings.tunnel:
+            return 0
+        return VXLAN_OVERHEAD if ":" not in self.addresses[0] else VXLAN_OVERHEAD_IPV6
+
+
+def _of_family(addresses: Iterable[str], version: int) -> str:
+    return next((a for a in addresses if (":" in a) == (version == 6)), "")
+
+
+def _interface_name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index) if index else ""
+    except OSError:
+        return ""

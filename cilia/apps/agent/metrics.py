@@ -1,0 +1,162 @@
+"""Prometheus metrics under the names Cilium's users have on their dashboards.
+
+Everything is read from tables and per-CPU counters when somebody asks; nothing is counted on the hot
+path. Source of the names: rows ME01 and ME04 of the capability map, and Cilium's metrics reference.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from cilia import __version__
+from cilia.schema import Desired, Inputs
+
+DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
+
+
+@dataclass(frozen=True)
+class KernelNumbers:
+    """What is asked of the kernel for one scrape."""
+
+    counters: Iterable[tuple[str, int, int, int]] = ()
+    """(drop reason or FORWARDED, direction, packets, bytes), summed over CPUs."""
+    pressure: Mapping[str, float] = field(default_factory=dict)
+    """Used share of each map, 0..1."""
+
+
+@dataclass(frozen=True)
+class HubbleNumbers:
+    """What is asked of Hubble for one scrape."""
+
+    flows: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Events lost, by where: perf_event_ring_buffer, hubble_ring_buffer."""
+
+
+class AgentCollector(Collector):
+    """Tables, kernel and Hubble as metric families."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        desired: Desired,
+        kernel: Callable[[], KernelNumbers],
+        hubble: Callable[[], HubbleNumbers],
+        policy_revision: Callable[[], int],
+    ) -> None:
+        self._inputs = inputs
+        self._desired = desired
+        self._kernel = kernel
+        self._hubble = hubble
+        self._policy_revision = policy_revision
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._tables()
+        yield from self._datapath()
+        yield from self._flows()
+
+    def _tables(self) -> Iterator[Metric]:
+        version = GaugeMetricFamily("cilium_version", "Version of the agent", labels=["version"])
+        version.add_metric([__version__], 1)
+        yield version
+        states = GaugeMetricFamily("cilium_endpoint_state", "Endpoints by state", labels=["endpoint_state"])
+        for state, number in Tally(row.state.value for row in self._desired.endpoints).items():
+            states.add_metric([state], number)
+        yield states
+        yield _gauge("cilium_endpoint", "Endpoints managed by this agent", len(self._desired.endpoints))
+        yield _gauge("cilium_policy", "Policies loaded", len(self._inputs.policies))
+        yield _gauge("cilium_policy_max_revision", "Highest policy revision", self._policy_revision())
+        refused = sum(not row.valid for row in self._desired.policy_states)
+        yield _gauge("cilium_policy_refused", "Policies that can't be enforced as written", refused)
+        yield _gauge("cilium_nodes_all_num", "Nodes known", len(self._inputs.nodes))
+        yield _gauge("cilium_ipcache_entries", "Prefixes with an identity", len(self._desired.ipcache))
+        identities = GaugeMetricFamily("cilium_identity", "Identities known, by type", labels=["type"])
+        kinds = Tally(
+            "reserved" if row.reserved else "node_local" if row.local else "cluster_local"
+            for row in self._desired.identities
+        )
+        for kind, number in kinds.items():
+            identities.add_metric([kind], number)
+        yield identities
+        subjects = self._desired.subjects
+        yield _gauge("cilium_policy_subjects", "Distinct sets of policy entries in force", len(subjects))
+        addresses = GaugeMetricFamily("cilium_ip_addresses", "Allocated addresses", labels=["family"])
+        for family, name in ((0, "ipv4"), (1, "ipv6")):
+            held = sum(bool((row.ipv4, row.ipv6)[family]) for row in self._inputs.attachments)
+            addresses.add_metric([name], held)
+        yield addresses
+
+    def _datapath(self) -> Iterator[Metric]:
+        numbers = self._kernel()
+        labels = ["reason", "direction"]
+        dropped = CounterMetricFamily("cilium_drop_count", "Packets dropped", labels=labels)
+        dropped_bytes = CounterMetricFamily("cilium_drop_bytes", "Bytes dropped", labels=labels)
+        passed = CounterMetricFamily("cilium_forward_count", "Packets forwarded", labels=["direction"])
+        passed_bytes = CounterMetricFamily("cilium_forward_bytes", "Bytes forwarded", labels=["direction"])
+        for reason, direction, packets, octets in numbers.counters:
+            way = DIRECTIONS.get(direction, "unknown")
+            if reason == "FORWARDED":
+                passed.add_metric([way], packets)
+                passed_bytes.add_metric([way], octets)
+            else:
+                name = reason.replace("_", " ").capitalize()
+                dropped.add_metric([name, way], packets)
+                dropped_bytes.add_metric([name, way], octets)
+        yield from (dropped, dropped_bytes, passed, passed_bytes)
+        pressure = GaugeMetricFamily(
+            "cilium_bpf_map_pressure", "Used share of a kernel map", labels=["map_name"]
+        )
+        for name, share in numbers.pressure.items():
+            pressure.add_metric([name], share)
+        yield pressure
+
+    def _flows(self) -> Iterator[Metric]:
+        numbers = self._hubble()
+        flows = CounterMetricFamily("hubble_flows_processed", "Flow events stored")
+        flows.add_metric([], numbers.flows)
+        yield flows
+        lost = CounterMetricFamily("hubble_lost_events", "Events lost", labels=["source"])
+        for source, number in numbers.lost.items():
+            lost.add_metric([source], number)
+        yield lost
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
+
+
+class AgentMetrics:
+    """The registry of one agent, and the histograms the engine feeds."""
+
+    def __init__(self, collector: AgentCollector) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(collector)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.attach_seconds = Histogram(
+            "cilium_endpoint_attach_seconds",
+            "CNI ADD from request to answer",
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.5, 2.0),
+            registry=self.registry,
+        )
+        self.policy_seconds = Histogram(
+            "cilium_policy_implementation_delay",
+            "From a policy change seen to the kernel enforcing it",
+            ["source"],
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.5),
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

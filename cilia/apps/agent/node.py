@@ -1,0 +1,157 @@
+"""This node in the cluster: its CiliumNode, its pod prefixes, its addresses for pods."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from cilia.apps.agent.attach import PoolExhausted
+from cilia.cluster import store as cluster
+from cilia.cluster.store import Store
+from cilia.control.ipam import AddressPool, PoolError
+from cilia.kit.backoff import Backoff
+from cilia.kit.clock import Clock
+from cilia.model.endpoint import Attachment
+from cilia.model.resources import cilium_node as cn
+from cilia.model.resources.base import ObjectMeta
+
+log = structlog.get_logger(__name__)
+
+POLL = 0.1
+"""Seconds between two looks for the operator's answer; only at start."""
+
+
+class PodAddresses:
+    """The address pools of this node, one per family, under one owner name for both."""
+
+    def __init__(self, prefixes: Sequence[str], clock: Clock) -> None:
+        self._clock = clock
+        self._pools: dict[int, AddressPool] = {}
+        for prefix in prefixes:
+            network = ipaddress.ip_network(prefix)
+            self._pools.setdefault(network.version, AddressPool(network))
+
+    def router(self, version: int) -> str:
+        """The node's own address among its pods, or an empty string."""
+        pool = self._pools.get(version)
+        return str(pool.router) if pool is not None else ""
+
+    def usage(self, version: int) -> tuple[int, int]:
+        """Addresses in use, and how many there are."""
+        pool = self._pools.get(version)
+        return (len(pool), pool.capacity) if pool is not None else (0, 0)
+
+    def allocate(self, owner: str) -> tuple[str, str]:
+        """An address of each family the node has. Raises PoolExhausted, and nothing is taken then."""
+        held: list[str] = []
+        try:
+            for version in (4, 6):
+                pool = self._pools.get(version)
+                held.append(str(pool.allocate(owner, self._clock.monotonic())) if pool is not None else "")
+        except PoolError as error:
+            self.release(owner)
+            raise PoolExhausted(str(error)) from error
+        return held[0], held[1]
+
+    def restore(self, attachment: Attachment) -> None:
+        """Note the addresses of an endpoint that was here before."""
+        owner = f"{attachment.container_id}/{attachment.interface}"
+        for text in (attachment.ipv4, attachment.ipv6):
+            if not text:
+                continue
+            address = ipaddress.ip_address(text)
+            pool = self._pools.get(address.version)
+            try:
+                if pool is not None:
+                    pool.claim(address, owner)
+            except PoolError as error:
+                log.warning("address outside of this node's prefixes", address=text, reason=str(error))
+
+    def release(self, owner: str) -> None:
+        """Give back all addresses of an owner."""
+        for pool in self._pools.values():
+            for address, holder in list(pool.owners()):
+                if holder == owner:
+                    pool.release(address, self._clock.monotonic(), owner=owner)
+
+
+class Registration:
+    """Writes this node's CiliumNode and waits for what the operator puts into it."""
+
+    def __init__(self, store: Store, name: str, addresses: Sequence[str], boot_id: str) -> None:
+        self._store = store
+        self._name = name
+        self._addresses = tuple(addresses)
+        self._boot_id = boot_id
+
+    async def pod_prefixes(self, fixed: Sequence[str]) -> list[str]:
+        """Make sure the node is known and has prefixes; `fixed` ones are ours to set.
+
+        Waits as long as it takes: without prefixes there are no pods.
+        """
+        backoff = Backoff(limit=2.0)
+        told = False
+        while True:
+            try:
+                node = await self._ensure(fixed)
+                prefixes = node.spec.ipam.pod_cidrs if node.spec and node.spec.ipam else None
+                if prefixes:
+                    return list(prefixes)
+                if not told:
+                    log.info("waiting for the operator to give this node its pod prefixes")
+                    told = True
+                await asyncio.sleep(POLL)
+            except cluster.StoreError as error:
+                log.warning("the node is not registered yet", error=str(error))
+                await asyncio.sleep(backoff.next())
+
+    async def announce(self, routers: Sequence[str]) -> None:
+        """Add the node's own addresses among its pods. Raises StoreError."""
+        node = await self._get()
+        if node is None:
+            return
+        wanted = self._wanted(routers)
+        if node.spec is not None and node.spec.addresses == wanted:
+            return
+        await self._patch(wanted)
+
+    async def _ensure(self, fixed: Sequence[str]) -> cn.CiliumNode:
+        node = await self._get()
+        if node is None:
+            body = cn.CiliumNode(
+                metadata=ObjectMeta(name=self._name),
+                spec=cn.NodeSpec(
+                    addresses=self._wanted(()),
+                    bootid=self._boot_id or None,
+                    ipam=cn.NodeIPAM(pod_cidrs=tuple(fixed) or None),
+                ),
+            )
+            raw = await self._store.create(cluster.CILIUM_NODES, cluster.encode(cluster.CILIUM_NODES, body))
+            return cluster.decode(raw, cn.CiliumNode)
+        held = node.spec.ipam.pod_cidrs if node.spec is not None and node.spec.ipam else None
+        if fixed and tuple(held or ()) != tuple(fixed):
+            await self._merge({"spec": {"ipam": {"podCIDRs": list(fixed)}}})
+            return await self._get() or node
+        return node
+
+    async def _get(self) -> cn.CiliumNode | None:
+        try:
+            return cluster.decode(await self._store.get(cluster.CILIUM_NODES, self._name), cn.CiliumNode)
+        except cluster.NotFound:
+            return None
+
+    async def _patch(self, addresses: tuple[cn.NodeAddress, ...]) -> None:
+        await self._merge({"spec": {"addresses": msgspec.to_builtins(addresses)}})
+
+    async def _merge(self, change: dict[str, object]) -> None:
+        await self._store.patch(cluster.CILIUM_NODES, self._name, msgspec.json.encode(change))
+
+    def _wanted(self, routers: Sequence[str]) -> tuple[cn.NodeAddress, ...]:
+        return (
+            *(cn.NodeAddress(type="InternalIP", ip=address) for address in self._addresses),
+            *(cn.NodeAddress(type="CiliumInternalIP", ip=address) for address in routers if address),
+        )

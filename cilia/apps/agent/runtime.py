@@ -1,0 +1,348 @@
+"""Builds an agent in the order in which its parts can stand, and runs it until it is told to stop.
+
+    node registered ─► programs loaded, links up ─► endpoints restored ─► doors open (API, Hubble)
+        ─► sources heard in full ─► first step, prune ─► CNI served, deferred DELs replayed, conflist
+
+Until the inputs are complete the kernel goes on with what a predecessor left in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from cilia import __version__
+from cilia.abi import ObjectMissing
+from cilia.api.cni_server import CniServer
+from cilia.api.server import ApiServer, ApiSettings
+from cilia.api.sockets import SocketError
+from cilia.apps.agent.attach import Attacher, Gateways
+from cilia.apps.agent.backend import AgentBackend, Condition
+from cilia.apps.agent.directory import TableDirectory
+from cilia.apps.agent.engine import Engine
+from cilia.apps.agent.flows import FlowPump
+from cilia.apps.agent.kernel import NodeKernel
+from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
+from cilia.apps.agent.node import PodAddresses, Registration
+from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, persist
+from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.state import EndpointFiles
+from cilia.cluster.directory import DirectoryStore
+from cilia.cluster.kube.client import KubeStore
+from cilia.cluster.kube.kubeconfig import ConfigError
+from cilia.cluster.store import Store
+from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
+from cilia.control.policy.resolve import PolicyMode
+from cilia.dataplane.bpf import BpfError
+from cilia.hubble.convert import NodeFacts
+from cilia.hubble.observer import Observer, ObserverSettings
+from cilia.hubble.rpc.server import Server as HubbleServer
+from cilia.hubble.store import FlowStore, LossSource
+from cilia.kit.clock import SystemClock
+from cilia.kit.files import private_directory
+from cilia.kit.tasks import TaskGroup
+from cilia.plugins.cni import conflist, delete_queue, install
+from cilia.schema import Desired, Inputs, PodRow
+from cilia.sources import pods
+from cilia.sources.cluster import Sources
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+EXPECTED = (BpfError, ObjectMissing, SocketError, ConfigError, install.InstallError, conflist.ConflistError)
+"""What can be wrong with a machine or its settings; the message says what to do."""
+
+
+class StartError(Exception):
+    """The agent can't start; one sentence that says what to do."""
+
+
+class Stopped(Exception):
+    """Told to stop before it was ready."""
+
+
+class Runtime:
+    """One agent, from start to stop."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.inputs = Inputs()
+        self.desired = Desired()
+        self.condition = Condition()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start, serve, stop. Raises StartError with a sentence for the operator."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            async with AsyncExitStack() as stack:
+                await self._serve(stack)
+        except Stopped:
+            return
+        except EXPECTED as error:
+            raise StartError(str(error)) from error
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        settings = self.settings
+        private_directory(settings.state_dir)
+        store = await self._store(stack)
+        kernel = NodeKernel(settings)
+        stack.callback(kernel.close)
+        tasks = await stack.enter_async_context(TaskGroup())
+
+        registration = Registration(store, settings.node_name, kernel.addresses, boot_id())
+        fixed = [cidr for cidr in (settings.ipv4_pod_cidr, settings.ipv6_pod_cidr) if cidr]
+        prefixes = await self._or_stop(registration.pod_prefixes(fixed))
+        addresses = PodAddresses(prefixes, self.clock)
+        gateways = Gateways(addresses.router(4), addresses.router(6))
+        kernel.prepare_node(gateways)
+        await self._or_stop(registration.announce((gateways.ipv4, gateways.ipv6)))
+
+        files = EndpointFiles(settings.state_dir)
+        self._restore(files, kernel, addresses)
+        graph = self._graph(kernel)
+        state = kernel.follow(self.desired)
+        engine = Engine(graph, state, self.clock)
+        flows = self._hubble(kernel)
+        metrics = AgentMetrics(
+            AgentCollector(
+                self.inputs,
+                self.desired,
+                kernel.numbers,
+                lambda: _hubble_numbers(flows),
+                lambda: int(graph.policy_revision),
+            )
+        )
+        backend = AgentBackend(
+            settings=settings,
+            graph=graph,
+            kernel=state,
+            hubble=flows,
+            metrics=metrics,
+            condition=self.condition,
+            addresses=addresses.usage,
+            clock=self.clock,
+        )
+        await self._open_doors(stack, backend, flows)
+        cni_server = CniServer(backend, settings.cni_socket)
+        await cni_server.start()
+        stack.push_async_callback(cni_server.stop)
+        if settings.events:
+            pump = FlowPump(flows)
+            tasks.spawn("drain events", kernel.drain(pump.take))
+
+        identities = IdentityAllocator(store, self.inputs)
+        publisher = EndpointPublisher(store, self.desired, lambda: kernel.addresses[0])
+        statuses = StatusPublisher(store, self.inputs, self.desired, self.clock)
+        sources = Sources(
+            store, self.inputs, node=settings.node_name, own_addresses=frozenset(kernel.addresses)
+        )
+        self.condition.source_errors = sources.errors
+        self.condition.doing = "waiting for the API server's objects"
+        sources.start(tasks)
+        await self._or_stop(sources.wait_synced())
+
+        engine.after.append(backend.stepped)
+        self._publish(tasks, engine, graph, identities, publisher, statuses)
+        engine.start()
+        await self._settle(engine, graph, identities)
+        removed = state.prune() + kernel.prune_links(self.inputs.attachments)
+        log.info("restored", endpoints=len(self.inputs.attachments), pruned=removed)
+
+        attacher = Attacher(
+            inputs=self.inputs,
+            graph=graph,
+            store=store,
+            files=files,
+            addresses=addresses,
+            links=kernel,
+            enforcer=engine,
+            identities=identities,
+            publisher=publisher,
+            gateways=gateways,
+            put_pod=self._put_pod,
+        )
+        backend.attacher = attacher
+        attacher.ready = True
+        tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
+        await self._admit_pods(cni_server)
+        self.condition.doing = ""
+        log.info("ready", node=settings.node_name, endpoints=len(self.desired.endpoints))
+        await self._until_stopped(engine, tasks)
+
+    async def _store(self, stack: AsyncExitStack) -> Store:
+        settings = self.settings
+        if settings.source_dir is not None:
+            self.condition.source = str(settings.source_dir)
+            return await stack.enter_async_context(DirectoryStore(settings.source_dir, settings.state_dir))
+        found = await stack.enter_async_context(KubeStore.discover(settings.kubeconfig, os.environ))
+        self.condition.source = found.server
+        return found
+
+    def _restore(self, files: EndpointFiles, kernel: NodeKernel, addresses: PodAddresses) -> None:
+        """Adopt the endpoints of a predecessor; those without their interface are forgotten."""
+        for saved in files.load():
+            attachment = saved.attachment
+            if not kernel.exists(attachment.host_interface, attachment.ifindex):
+                log.info("endpoint is gone with its interface", endpoint=attachment.id)
+                files.remove(attachment.id)
+                continue
+            addresses.restore(attachment)
+            self.inputs.attachments.put(attachment)
+        self.inputs.attachments.synced = True
+
+    def _graph(self, kernel: NodeKernel) -> ControlGraph:
+        settings = self.settings
+        return ControlGraph(
+            self.inputs,
+            self.desired,
+            GraphConfig(
+                node=settings.node_name,
+                cluster=settings.cluster_name,
+                tunnel=settings.tunnel,
+                mtu=kernel.mtu,
+                mode=PolicyMode(settings.enforcement),
+                identity_change_grace=settings.identity_change_grace,
+            ),
+            Restored(subjects=restored_subjects(kernel.restored_subjects())),
+        )
+
+    def _hubble(self, kernel: NodeKernel) -> FlowStore:
+        directory = TableDirectory(
+            self.inputs, self.desired, cluster=self.settings.cluster_name, device=kernel.device_name
+        )
+        return FlowStore(kernel.event_dtype, directory, capacity=self.settings.hubble_capacity)
+
+    async def _open_doors(self, stack: AsyncExitStack, backend: AgentBackend, flows: FlowStore) -> None:
+        settings = self.settings
+        api = ApiServer(
+            backend,
+            ApiSettings(
+                socket=settings.api_socket, health=settings.health_listen, metrics=settings.metrics_listen
+            ),
+        )
+        await api.start()
+        stack.push_async_callback(api.stop)
+        facts = NodeFacts(name=f"{settings.cluster_name}/{settings.node_name}")
+        observer = Observer(flows, facts, ObserverSettings(version=__version__), self.clock)
+        server = HubbleServer(observer.methods())
+        try:
+            await server.listen_unix(settings.hubble_socket)
+        except OSError as error:
+            raise StartError(
+                f"the Hubble socket {settings.hubble_socket} can't be opened ({error.strerror or error}): "
+                "stop the agent that serves it, or choose another --hubble-socket"
+            ) from error
+        stack.push_async_callback(server.close)
+
+    def _publish(
+        self,
+        tasks: TaskGroup,
+        engine: Engine,
+        graph: ControlGraph,
+        identities: IdentityAllocator,
+        publisher: EndpointPublisher,
+        statuses: StatusPublisher,
+    ) -> None:
+        """Tell the cluster what changed, after every step that changed something."""
+        endpoints_wake, statuses_wake, identities_wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        def look() -> None:
+            if publisher.pending:
+                endpoints_wake.set()
+            if statuses.pending:
+                statuses_wake.set()
+            if graph.endpoints.wanted:
+                identities_wake.set()
+
+        async def publish_endpoints() -> None:
+            for identifier in publisher.dirty():
+                try:
+                    await publisher.publish(identifier)
+                except Exception:
+                    publisher.retry(identifier)
+                    raise
+
+        async def allocate() -> None:
+            for labels in list(graph.endpoints.wanted):
+                await identities.allocate(labels)
+
+        engine.after.append(look)
+        tasks.spawn("publish endpoints", persist("CiliumEndpoints", endpoints_wake, publish_endpoints))
+        tasks.spawn("publish statuses", persist("policy statuses", statuses_wake, statuses.publish))
+        tasks.spawn("allocate identities", persist("CiliumIdentities", identities_wake, allocate))
+
+    async def _settle(self, engine: Engine, graph: ControlGraph, identities: IdentityAllocator) -> None:
+        """The first step; restored endpoints whose identity was collected meanwhile get one anew."""
+        engine.step()
+        for labels in list(graph.endpoints.wanted):
+            await self._or_stop(identities.allocate(labels))
+        engine.step()
+
+    async def _admit_pods(self, server: CniServer) -> None:
+        """Everything a runtime needs to call us, the sign that it may (the conflist) last."""
+        settings = self.settings
+        queue = settings.state_dir / "deleteQueue"
+        if settings.cni_bin_dir is not None:
+            install.install_plugin(settings.cni_bin_dir, settings.cni_socket, queue)
+        replayed = await delete_queue.replay(queue, server.serve)
+        if replayed:
+            log.info("deferred deletions served", count=replayed)
+        if settings.cni_conf_dir is not None:
+            settings.cni_conf_dir.mkdir(parents=True, exist_ok=True)
+            path = conflist.write_conflist(
+                conflist.ConflistSettings(directory=settings.cni_conf_dir, exclusive=settings.exclusive_cni)
+            )
+            self.condition.conflist = str(path)
+
+    def _put_pod(self, raw: bytes) -> PodRow:
+        row = pods.row(msgspec.Raw(raw))
+        self.inputs.pods.put(row)
+        return row
+
+    async def _or_stop(self, work: Awaitable[T]) -> T:
+        """The result of `work`; raises Stopped when the agent is told to stop first."""
+        running = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        waits: set[asyncio.Future[Any]] = {running, stopping}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise Stopped
+        return running.result()
+
+    async def _until_stopped(self, engine: Engine, tasks: TaskGroup) -> None:
+        """Wait for the signal, or for a failure that must end the agent rather than be lived with."""
+        assert engine.failure is not None
+        stopping = asyncio.ensure_future(self._stop.wait())
+        failing = asyncio.ensure_future(tasks.failed.wait())
+        waits: set[asyncio.Future[Any]] = {stopping, failing, engine.failure}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failing.cancel()
+        if engine.failure.done():
+            engine.failure.result()
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _hubble_numbers(flows: FlowStore) -> HubbleNumbers:
+    lost = {source.name.lower(): flows.metrics.lost.get(source, 0) for source in LossSource}
+    return HubbleNumbers(flows=flows.head, lost=lost)
