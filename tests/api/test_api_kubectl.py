@@ -179,7 +179,7 @@ def test_describe(kubectl: Kubectl, namespace: str) -> None:
 apiVersion: v1
 kind: Event
 metadata: {{name: e1}}
-involvedObject: {{kind: Pod, name: web, namespace: {namespace}, uid: {uid}}}
+involvedObject: {{apiVersion: v1, kind: Pod, name: web, namespace: {namespace}, uid: {uid}}}
 reason: Tested
 message: it was tested
 type: Normal
