@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 READ_SECONDS = 10.0
 """How long a plugin may take to send its frame: it has all of it before it connects."""
+REFUSE_SECONDS = 1.0
 CONNECTION_LIMIT = 256
 
 
@@ -110,9 +111,9 @@ class CniServer:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         descriptor = writer.get_extra_info("socket").fileno()
         if sockets.peer_uid_of_descriptor(descriptor) not in self._users:
-            answer = _refusal("Only root may call the Cilia agent; run the runtime as root.")
+            answer = await _refuse(reader, "Only root may call the Cilia agent; run the runtime as root.")
         elif len(self._calls) > CONNECTION_LIMIT:
-            answer = _refusal("The Cilia agent serves too many calls at once; try again later.")
+            answer = await _refuse(reader, "The Cilia agent serves too many calls at once; try again later.")
         else:
             answer = await self._call(reader)
         writer.write(bytes([answer.exit_code]) + answer.output)
@@ -126,11 +127,18 @@ class CniServer:
                 environment = await reader.readexactly(environment_size)
                 stdin = await reader.readexactly(stdin_size)
         except cni.FrameError as error:
-            return _refusal(f"{error} Use the cilia-cni that came with this agent.", cni.Code.IO_FAILURE)
+            return await _refuse(reader, f"{error} Use the cilia-cni that came with this agent.")
         except TimeoutError:
-            return _refusal("The call wasn't sent in time; try again.")
+            return await _refuse(reader, "The call wasn't sent in time; try again.")
         return await self.serve(environment, stdin)
 
 
-def _refusal(sentence: str, code: cni.Code = cni.Code.TRY_AGAIN_LATER) -> cni.Answer:
-    return cni.Answer(1, cni.encode_error(cni.CniError(code, sentence)))
+async def _refuse(reader: asyncio.StreamReader, sentence: str) -> cni.Answer:
+    """A refusal; what was sent is read first, or closing the socket would throw the answer away."""
+    try:
+        async with asyncio.timeout(REFUSE_SECONDS):
+            while await reader.read(65536):
+                pass
+    except TimeoutError:
+        pass
+    return cni.Answer(1, cni.encode_error(cni.CniError(cni.Code.TRY_AGAIN_LATER, sentence)))

@@ -185,16 +185,24 @@ class Connection(H11Protocol):
 class PrivateConnection(Connection):
     """The same for a unix socket, of root or the agent's own user."""
 
+    _refused = False
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         descriptor = transport.get_extra_info("socket").fileno()
-        if sockets.peer_uid_of_descriptor(descriptor) not in sockets.trusted_users():
-            body = msgspec.json.encode(Fault(error="Only root may use the agent's API; try again as root."))
-            transport.write(
-                b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
-            )
-            transport.close()
+        self._refused = sockets.peer_uid_of_descriptor(descriptor) not in sockets.trusted_users()
+
+    def data_received(self, data: bytes) -> None:
+        # Refused only now: closing a socket with unread bytes in it would throw the answer away.
+        if not self._refused:
+            super().data_received(data)
+            return
+        body = msgspec.json.encode(Fault(error="Only root may use the agent's API; try again as root."))
+        self.transport.write(
+            b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        self.transport.close()
 
 
 def parse_listen(address: str) -> tuple[str, int]:

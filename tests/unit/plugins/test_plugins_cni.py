@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cilia.api import sockets
 from cilia.api.backend import CniRequest
 from cilia.api.cni_server import CniServer
 from cilia.plugins.cni import delete_queue
@@ -298,6 +299,49 @@ def _wait_for_lock_waiter() -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("no plugin waits for the lock")
+
+
+def test_an_agent_that_dies_during_a_call_counts_as_away(node: Node) -> None:
+    with sockets.bind_private(node.socket) as listener:
+        listener.setblocking(True)
+
+        def die_twice() -> None:
+            for _ in range(3):
+                connection, _ = listener.accept()
+                connection.recv(10)
+                connection.close()
+
+        agent = threading.Thread(target=die_twice)
+        agent.start()
+        exit_code, output = node.call("ADD")
+        assert (exit_code, code(output)) == (1, 11)
+        assert node.call("DEL") == (0, b"")
+        agent.join()
+    assert len(delete_queue.waiting(node.queue)) == 1
+
+
+def test_strangers_are_turned_away(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "trusted_users", lambda: frozenset({4_000_000}))
+
+    async def story() -> None:
+        async with node.agent():
+            exit_code, output = await node.acall("ADD")
+        assert exit_code == 1
+        assert b"Only root" in output
+        assert node.backend.requests == []
+
+    run(story)
+
+
+def test_fifty_pods_at_once(node: Node) -> None:
+    async def story() -> None:
+        async with node.agent():
+            calls = [node.acall("ADD", CNI_CONTAINERID=f"c{number}") for number in range(50)]
+            answers = await asyncio.gather(*calls)
+        assert {exit_code for exit_code, _ in answers} == {0}
+        assert len(node.backend.requests) == 50
+
+    run(story)
 
 
 def test_calls_for_one_container_are_served_in_turn(node: Node) -> None:
