@@ -308,7 +308,11 @@ class DirectoryStore:
         self._files, problems = self._manifests.objects()
         self._report(tuple(problems))
         touched = {
-            (resource, key) for part in (earlier, self._files) for resource in part for key in part[resource]
+            (resource, key)
+            for part in (earlier, self._files)
+            for resource, objects in part.items()
+            for key in objects
+            if earlier.get(resource, {}).get(key) is not self._files.get(resource, {}).get(key)
         }
         before = self._sequence
         for resource, key in sorted(touched, key=_readable):

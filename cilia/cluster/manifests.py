@@ -25,6 +25,22 @@ MAX_BYTES = 16 << 20
 _KINDS = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
 
 
+class _Loader(yaml.CSafeLoader):
+    """YAML as PyYAML reads it, but a key given twice is an error: half of what was meant would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value if isinstance(key.value, str) else id(key))
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"line {line}: {key.value} is given twice"
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Why a file, or one of its documents, counts for nothing."""
 
@@ -142,7 +158,7 @@ def _documents(path: Path) -> Iterator[Any]:
     if path.suffix == ".json":
         yield msgspec.json.decode(content)
         return
-    for document in yaml.load_all(content.decode(), Loader=yaml.CSafeLoader):
+    for document in yaml.load_all(content.decode(), Loader=_Loader):
         if document is not None:
             yield document
 

@@ -12,12 +12,15 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from cilia.cluster.store import Gone, Invalid, Resource, Store, StoreError, WatchEvent, decode
+from cilia.cluster.store import Gone, Invalid, NotFound, Resource, Store, StoreError, WatchEvent, decode
 from cilia.kit.backoff import Backoff
 from cilia.model.resources.base import AnyObject
 from cilia.tables.table import Table
 
 log = structlog.get_logger(__name__)
+
+MISSING_SECONDS = 0.25
+"""Between two questions for a kind that does not exist: the operator may be defining it now."""
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -66,6 +69,10 @@ class Reflector(Generic[K, R]):
                 await self._follow(self._since)
             except Gone:
                 self._since = None
+                continue
+            except NotFound as error:
+                self._failed(error)
+                await asyncio.sleep(MISSING_SECONDS)
                 continue
             except StoreError as error:
                 self._failed(error)

@@ -150,3 +150,16 @@ class LabelSelector(Strict, frozen=True, kw_only=True):
 
     match_labels: dict[str, LabelValue] | None = None
     match_expressions: tuple[LabelSelectorRequirement, ...] | None = None
+
+
+class AddressPair(Dashed, frozen=True, kw_only=True):
+    """One address of each family."""
+
+    ipv4: str | None = None
+    ipv6: str | None = None
+
+
+class EncryptionSpec(Dashed, frozen=True, kw_only=True):
+    """The number of the encryption key in use; 0 is none."""
+
+    key: int | None = None

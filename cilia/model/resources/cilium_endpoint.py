@@ -7,7 +7,8 @@ from typing import Literal
 
 from msgspec import field
 
-from cilia.model.resources.base import Dashed, Int64, ObjectMeta
+from cilia.model.resources.base import AddressPair as AddressPair
+from cilia.model.resources.base import Dashed, EncryptionSpec, Int64, ObjectMeta
 
 EndpointState = Literal[
     "creating",
@@ -49,12 +50,6 @@ class ControllerStatus(Dashed, frozen=True, kw_only=True):
     name: str | None = None
     status: ControllerCounters | None = None
     uuid: str | None = None
-
-
-class EncryptionSpec(Dashed, frozen=True, kw_only=True):
-    """The number of the encryption key in use; 0 is none."""
-
-    key: int | None = None
 
 
 class ExternalIdentifiers(Dashed, frozen=True, kw_only=True):
@@ -101,13 +96,6 @@ class NamedPort(Dashed, frozen=True, kw_only=True):
     name: str | None = None
     port: int | None = None
     protocol: str | None = None
-
-
-class AddressPair(Dashed, frozen=True, kw_only=True):
-    """One address of each family."""
-
-    ipv4: str | None = None
-    ipv6: str | None = None
 
 
 class EndpointNetworking(Dashed, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from cilia.model.resources.base import Dashed, Int64, ObjectMeta, with_format
+from cilia.model.resources.base import AddressPair, Dashed, EncryptionSpec, Int64, ObjectMeta, with_format
 
 Natural = Annotated[int, Meta(ge=0)]
 Tags = dict[str, str]
@@ -20,19 +20,6 @@ class NodeAddress(Dashed, frozen=True, kw_only=True):
 
     type: str | None = None
     ip: str | None = None
-
-
-class AddressPair(Dashed, frozen=True, kw_only=True):
-    """One address of each family."""
-
-    ipv4: str | None = None
-    ipv6: str | None = None
-
-
-class EncryptionSpec(Dashed, frozen=True, kw_only=True):
-    """The number of the encryption key in use; 0 is none."""
-
-    key: int | None = None
 
 
 class AllocationIP(Dashed, frozen=True, kw_only=True):

@@ -247,6 +247,15 @@ def test_a_reader_too_far_behind_lists_again(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        (problem,) = directory.problems
+        assert "none of its objects count: line 6: spec is given twice" in problem.sentence
+        assert await names(directory, PODS) == []
+
+    run(tmp_path, story, pod_yaml=POD + "spec: {nodeName: n2}\n")
+
+
 @pytest.mark.parametrize("name", ["../../etc/x", "", "A", "a/b", ".hidden"])
 def test_names_that_are_no_names(tmp_path: Path, name: str) -> None:
     async def story(directory: DirectoryStore, source: Path) -> None:
