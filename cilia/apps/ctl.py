@@ -9,6 +9,7 @@ from cilia.cli.main import build, run
 
 OTHER_ROOMS = {
     "lab": LazyCommand("cilia.lab.commands", "app", "Run a whole cluster on this machine."),
+    "demo": LazyCommand("cilia.lab.demo.commands", "demo", "Show the main job on a lab, every step checked."),
 }
 
 

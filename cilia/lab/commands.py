@@ -23,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="A whole cluster on this machine: nodes as network namespaces, pods as processes.",
 )
 console = Console()

@@ -167,7 +167,12 @@ class Kubelet:
         return self._group / "pods" / record.sandbox[:12]
 
     async def _forget(self, pod: LabPod) -> None:
-        """Complete the deletion of a pod, as a kubelet does when its containers are gone."""
+        """Complete the deletion of a pod, as a kubelet does when its containers are gone.
+
+        A pod in a final phase has no grace period to wait for.
+        """
+        ended = objects.stopped_status("Succeeded", "Deleted", "the pod was deleted", self._clock)
+        await self._tell_status(pod, ended)
         name, namespace = pod.metadata.name, pod.metadata.namespace
         try:
             await self._store.delete(

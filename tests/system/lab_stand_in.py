@@ -1,8 +1,8 @@
 """A stand-in for the agent: plain kernel routing behind the agent's command line.
 
-It lets the lab be tested alone: it writes a CNI plugin and its configuration, as an agent does when it is ready, and
-the plugin joins pods by veth pairs and routes. Run as `python lab_stand_in.py --node-name ...` it is the agent, as
-`cilia-cni` the plugin.
+It lets the lab be tested alone: it writes a CNI plugin and its configuration, as an agent does when it is
+ready, and the plugin joins pods by veth pairs and routes. Run with an agent's options it is the agent, with
+`cni` the plugin.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def plugin() -> dict[str, Any]:
     state = Path(request["state"])
     name = "p" + os.environ["CNI_CONTAINERID"][:10]
     if os.environ["CNI_COMMAND"] == "CHECK":
-        ip("link", "show", name)
+        subprocess.run(["ip", "link", "show", name], check=True, stdout=subprocess.DEVNULL)
         return {}
     if os.environ["CNI_COMMAND"] == "DEL":
         subprocess.run(["ip", "link", "del", name], check=False, stderr=subprocess.DEVNULL)

@@ -1,0 +1,330 @@
+"""The eight steps. Every step ends in a check; what is not as expected raises Unexpected."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cilia.api.client import AgentClient, AgentError
+from cilia.api.types import EndpointView
+from cilia.lab import control, probe, records, starting, teardown
+from cilia.lab.demo import expectations, traces
+from cilia.lab.demo.stage import Stage, Unexpected
+from cilia.lab.plan import LabPlan, NodePlan
+from cilia.lab.records import PodRecord
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "demo"
+POLICY_FILES = ("1-networkpolicy.yaml", "2-ciliumnetworkpolicy.yaml", "3-ciliumclusterwidenetworkpolicy.yaml")
+PATIENCE = 20.0
+"""Seconds a thing may take to come true before it counts as not coming."""
+STREAM_RATE = 4 << 20
+"""Bytes per second of the stream that must survive the agent's death."""
+FLOW_LINES = 16
+
+
+class Story:
+    """The demo on one lab."""
+
+    def __init__(self, plan: LabPlan, stage: Stage) -> None:
+        self._plan = plan
+        self._stage = stage
+        self._before = traces.look(plan)
+
+    def tell(self) -> None:
+        """Run all steps; the lab is taken away whatever happens. Raises Unexpected."""
+        try:
+            self._start_lab()
+            self._start_workloads()
+            self._first_matrix()
+            self._apply_policies()
+            self._second_matrix()
+            self._show_flows()
+            self._kill_agent()
+        except BaseException:
+            teardown.take_down(self._plan.name, Path(self._plan.state).parent)
+            raise
+        self._tear_down()
+
+    # -- 1 and 2: lab and workloads --------------------------------------------------------------------------
+
+    def _start_lab(self) -> None:
+        stage, count = self._stage, len(self._plan.nodes)
+        with stage.step(f"a lab of {count} nodes: API server, operator, an agent per node, IPv4 and IPv6"):
+            with stage.console.status("starting") as line:
+
+                def show(message: dict[str, Any]) -> None:
+                    if "begin" in message:
+                        line.update(f"starting: {message['begin']}")
+                    else:
+                        stage.note(f"{message['step']}: {message['seconds']:.2f} s")
+
+                try:
+                    starting.start(self._plan, show)
+                except starting.StartError as error:
+                    raise Unexpected("a lab that is ready", str(error)) from error
+            nodes = self._kubectl("get", "nodes", "-o", "name").split()
+            wanted = [f"node/{node.name}" for node in self._plan.nodes]
+            self._expect(sorted(nodes) == wanted, f"nodes {wanted} in `kubectl get nodes`", str(nodes))
+            for node in self._plan.nodes:
+                stage.done(f"{node.name} is ready at {node.ipv4} and {node.ipv6}")
+
+    def _start_workloads(self) -> None:
+        with self._stage.step("three workloads in two namespaces, as pods on both nodes, attached by CNI"):
+            self._kubectl("apply", "-f", str(EXAMPLES / "workloads.yaml"))
+            ready = ("wait", "pod", "--all", "-A", "--for=condition=Ready", f"--timeout={PATIENCE:.0f}s")
+            self._kubectl(*ready)
+            pods = {probe.label(pod): pod for pod in self._pods()}
+            self._expect(set(pods) == set(expectations.PODS), f"pods {expectations.PODS}", str(sorted(pods)))
+            for name, pod in pods.items():
+                self._expect(len(pod.ips) == 2, f"an IPv4 and an IPv6 address for {name}", str(pod.ips))
+            for node in self._plan.nodes:
+                here = [f"{name} {pod.ips[0]}" for name, pod in pods.items() if pod.node == node.name]
+                self._stage.done(f"{node.name}: {', '.join(here)}")
+
+    # -- 3, 4 and 5: matrices and policies -------------------------------------------------------------------
+
+    def _first_matrix(self) -> None:
+        with self._stage.step("who reaches whom, over IPv4 and IPv6, with TCP, UDP and ICMP: all reach all"):
+            self._check_matrix(expectations.everything)
+
+    def _apply_policies(self) -> None:
+        with self._stage.step("a NetworkPolicy, a CiliumNetworkPolicy, a CiliumClusterwideNetworkPolicy"):
+            for name in POLICY_FILES:
+                words = self._kubectl("apply", "-f", str(EXAMPLES / name)).strip()
+                self._stage.done(f"kubectl apply -f examples/demo/{name}: {words}")
+            started = time.monotonic()
+            for node in self._plan.nodes:
+                self._await_policies(node)
+            self._stage.done(f"both agents enforce them {(time.monotonic() - started) * 1000:.0f} ms later")
+
+    def _second_matrix(self) -> None:
+        with self._stage.step(
+            "the matrix again: exactly what the policies say, on one node and across nodes"
+        ):
+            self._check_matrix(expectations.policies)
+
+    def _check_matrix(self, expected: probe.Expectation, *, show: bool = True) -> None:
+        pods = self._pods()
+        matrix = probe.measure(pods, [*pods, self._outside()])
+        if show:
+            self._stage.show(probe.render(matrix, expected))
+        wrong = probe.differences(matrix, expected)
+        if wrong:
+            cell, result = wrong[0]
+            more = f" (and {len(wrong) - 1} more of {len(matrix)})" if len(wrong) > 1 else ""
+            seen = f"{result.answer} after {result.milliseconds} ms{more}"
+            wish = "reaches" if expected(cell) else "does not reach"
+            route = f"{cell.source} {wish} {cell.target} by {cell.protocol} over {cell.family}"
+            raise Unexpected(route, seen)
+        reached = sum(result.reached for result in matrix.values())
+        if show:
+            self._stage.done(f"{len(matrix)} questions: {reached} reached, {len(matrix) - reached} kept out")
+
+    def _await_policies(self, node: NodePlan) -> None:
+        client = AgentClient(node.agent_socket)
+        wanted = set(expectations.POLICIES.items())
+
+        def enforced() -> bool:
+            answer = client.policies()
+            valid = {(item.kind, item.name) for item in answer.policies if item.state == "valid"}
+            return wanted <= valid and answer.realized >= answer.revision
+
+        self._until(enforced, f"the agent of {node.name} to enforce all three policies")
+
+    # -- 6: flows --------------------------------------------------------------------------------------------
+
+    def _show_flows(self) -> None:
+        with self._stage.step(
+            "the flows, live: time, from, to, identities, verdict, and the rule that decided"
+        ):
+            lines: queue.Queue[str] = queue.Queue()
+            with self._observers(lines):
+                self._check_matrix(expectations.policies, show=False)
+                shown = self._print_flows(lines)
+            self._expect(shown > 0, "flows from `cilia observe --follow`", "none within 5 s")
+            self._check_flows()
+
+    @contextmanager
+    def _observers(self, lines: queue.Queue[str]) -> Iterator[None]:
+        """Follow the flows of all nodes while the block runs; each line goes to `lines`."""
+        processes = []
+        try:
+            for node in self._plan.nodes:
+                command = self._observe(node, "--follow", "--color", "always")
+                process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                processes.append(process)
+                threading.Thread(target=_pump, args=(process, lines), daemon=True).start()
+            time.sleep(0.6)
+            yield
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait()
+
+    def _print_flows(self, lines: queue.Queue[str]) -> int:
+        shown, deadline = 0, time.monotonic() + 5
+        while shown < FLOW_LINES and time.monotonic() < deadline:
+            try:
+                self._stage.line(lines.get(timeout=0.3))
+            except queue.Empty:
+                if shown:
+                    break
+                continue
+            shown += 1
+        return shown
+
+    def _check_flows(self) -> None:
+        """The stored flows must name each policy as the one that decided."""
+        text = "".join(
+            self._run(self._observe(node, "--last", "2000", "-o", "json")) for node in self._plan.nodes
+        )
+        for kind, name in expectations.POLICIES.items():
+            named = [line for line in text.splitlines() if name in line]
+            self._expect(bool(named), f"flows decided by {kind} {name}", "no flow names it")
+            dropped = sum('"DROPPED"' in line for line in named)
+            self._stage.done(f"{kind} {name} decided {len(named)} flows, {dropped} of them dropped")
+
+    def _observe(self, node: NodePlan, *arguments: str) -> list[str]:
+        program = [sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()"]
+        return [*program, "observe", "--server", f"unix://{node.hubble_socket}", *arguments]
+
+    # -- 7: the agent dies -----------------------------------------------------------------------------------
+
+    def _kill_agent(self) -> None:
+        node = self._plan.nodes[0]
+        pods = {probe.label(pod): pod for pod in self._pods()}
+        source, target = pods["shop/frontend-1"], pods["shop/backend-2"]
+        with self._stage.step(f"the agent of {node.name} is killed while a TCP stream runs through the node"):
+            before = self._endpoints(node)
+            with control.Channel(source.control_socket) as stream:
+                request = {"address": target.ips[0], "port": 8080, "bytes_per_second": STREAM_RATE}
+                stream.ask({"stream": request})
+                self._until(lambda: stream.ask({"progress": True})["received"] > 0, "the stream to flow")
+                answer = control.ask(self._plan.control_socket, {"kill_agent": node.name})
+                self._stage.done(f"process {answer['pid']} got SIGKILL")
+                self._check_matrix(expectations.policies, show=False)
+                self._stage.done("policy is still enforced while it is away: the whole matrix as before")
+                self._restart(node, before)
+                self._check_matrix(expectations.policies, show=False)
+                result = stream.ask({"finish": True})
+            self._check_stream(result)
+
+    def _restart(self, node: NodePlan, before: list[EndpointView]) -> None:
+        started = time.monotonic()
+        control.ask(self._plan.control_socket, {"start_agent": node.name})
+        client = AgentClient(node.agent_socket)
+        self._until(lambda: client.status().ready, f"the agent of {node.name} to be ready again")
+        seconds = time.monotonic() - started
+        after = self._endpoints(node)
+        self._expect(
+            _essence(before) == _essence(after), f"endpoints {_essence(before)}", str(_essence(after))
+        )
+        self._stage.done(f"started again and ready after {seconds:.1f} s, {len(after)} endpoints adopted")
+
+    def _check_stream(self, result: dict[str, Any]) -> None:
+        sent, received = int(result["sent"]), int(result["received"])
+        self._expect(
+            bool(result["intact"]) and sent == received,
+            f"all {sent} bytes of the stream back unchanged",
+            f"{received} bytes; {result['failure'] or 'other checksums'}",
+        )
+        pause = result["longest_pause_ms"]
+        mebibytes = sent / (1 << 20)
+        self._stage.done(f"{mebibytes:.1f} MiB came back, no byte lost, longest pause {pause:.0f} ms")
+
+    def _endpoints(self, node: NodePlan) -> list[EndpointView]:
+        try:
+            return AgentClient(node.agent_socket).endpoints()
+        except AgentError as error:
+            raise Unexpected(f"the endpoints of {node.name}", str(error)) from error
+
+    # -- 8: the end ------------------------------------------------------------------------------------------
+
+    def _tear_down(self) -> None:
+        with self._stage.step("everything is torn down"):
+            try:
+                teardown.take_down(self._plan.name, Path(self._plan.state).parent)
+            except teardown.TeardownError as error:
+                raise Unexpected("nothing left of the lab", str(error)) from error
+            left = traces.left_over(self._before, traces.look(self._plan))
+            self._expect(not left, "the machine as it was", f"left over: {', '.join(left)}")
+            self._stage.done("no namespace, link, mount, control group or file of the lab is left")
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _pods(self) -> list[PodRecord]:
+        return [pod for pod in records.pods(self._plan) if pod.namespace and records.alive(pod)]
+
+    def _outside(self) -> PodRecord:
+        return records.find_pod(self._plan, "", expectations.OUTSIDE)
+
+    def _kubectl(self, *arguments: str) -> str:
+        beside = Path(sys.executable).with_name("kubectl")
+        program = str(beside) if beside.exists() else shutil.which("kubectl")
+        if program is None:
+            raise Unexpected("kubectl in the virtual environment or on PATH", "none: run `make venv`")
+        return self._run([program, *arguments])
+
+    def _run(self, command: list[str]) -> str:
+        """Run a program of the user's and return what it prints; raises Unexpected when it fails."""
+        environment = {**os.environ, "KUBECONFIG": self._plan.kubeconfig}
+        try:
+            done = subprocess.run(
+                command,
+                check=False,
+                text=True,
+                capture_output=True,
+                env=environment,
+                timeout=PATIENCE + 10,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unexpected(f"`{' '.join(command)}` to end", "it did not") from error
+        if done.returncode != 0:
+            words = (done.stderr or done.stdout).strip()
+            raise Unexpected(f"`{' '.join(command[-6:])}` to succeed", words or f"status {done.returncode}")
+        return done.stdout
+
+    def _expect(self, holds: bool, expected: str, seen: str) -> None:
+        if not holds:
+            raise Unexpected(expected, seen)
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for a thing to come true; an agent that does not answer yet counts as not yet."""
+        deadline = time.monotonic() + PATIENCE
+        reason = "it did not"
+        while time.monotonic() < deadline:
+            try:
+                if holds():
+                    return
+            except AgentError as error:
+                reason = str(error)
+            time.sleep(0.01)
+        raise Unexpected(f"{what} within {PATIENCE:.0f} s", reason)
+
+
+def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+    for line in process.stdout or ():
+        if line.strip():
+            lines.put(line.rstrip("\n"))
+
+
+def _essence(endpoints: list[EndpointView]) -> list[tuple[int, int, bytes]]:
+    """What a restart must not change: number, identity and networking of each endpoint."""
+    return sorted(
+        (view.id, view.status.identity.id, msgspec.json.encode(view.status.networking.addressing))
+        for view in endpoints
+    )
