@@ -7,6 +7,7 @@ is written last and removed first: who can be reached can also answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,13 @@ from cilia.model.identity import HOST
 from cilia.model.ids import EndpointId
 
 
+class Traces(NamedTuple):
+    """What one endpoint has in the kernel."""
+
+    ifindexes: set[int]
+    addresses: set[bytes]
+
+
 class Endpoints:
     """Target of `Desired.endpoint_entries`."""
 
@@ -26,7 +34,7 @@ class Endpoints:
         self._ifaces = ifaces
         self._address = layout.dtype("address")
         self._host_flag = layout.value("ENDPOINT_HOST")
-        self._hosts: set[bytes] = set()
+        self._present = self._read()
         self.gone: list[str] = []
         """Addresses that no longer belong to an endpoint; whoever flushes conntrack takes them."""
 
@@ -45,7 +53,9 @@ class Endpoints:
     def update(self, rows: Sequence[EndpointEntry]) -> dict[EndpointId, str]:
         """Write the rows; what an endpoint had before and has no longer goes."""
         keys, values = self.desired(rows)
-        self._remove_stale(rows, {row.id for row in rows})
+        self._remove_stale(rows, [row.id for row in rows])
+        for row in rows:
+            self._present[row.id] = Traces({row.ifindex}, _addresses(row))
         failures = {
             rows[at].id: why
             for at, why in packing.sentences(self._ifaces, self._ifaces.put(keys, values)).items()
@@ -64,22 +74,18 @@ class Endpoints:
 
     def delete(self, keys: Sequence[EndpointId]) -> dict[EndpointId, str]:
         """Remove everything that carries one of the endpoint ids."""
-        self._remove_stale([], set(keys))
+        self._remove_stale([], keys)
         return {}
 
     def prune(self, keep: Iterable[EndpointEntry]) -> int:
         """Remove all endpoints but these (and the node's own addresses)."""
-        ids = {row.id for row in keep}
-        strangers = self.ours() - ids
+        strangers = self.ours() - {row.id for row in keep}
         self._remove_stale([], strangers)
         return len(strangers)
 
     def ours(self) -> set[EndpointId]:
         """Ids of the endpoints in the kernel."""
-        _, values = self._ifaces.dump()
-        _, by_address = self._endpoints.dump()
-        found = {*values["endpoint"]["id"].tolist(), *self._guests(by_address)["id"].tolist()}
-        return {EndpointId(number) for number in found}
+        return set(self._present)
 
     def set_hosts(self, texts: Iterable[str]) -> None:
         """Make exactly these addresses the node's own (ENDPOINT_HOST); raises OSError."""
@@ -93,23 +99,33 @@ class Endpoints:
         for error in self._endpoints.put(fresh, value).values():
             raise error
 
-    def _guests(self, values: Array) -> Array:
-        guests: Array = values[(values["flags"] & self._host_flag) == 0]
-        return guests
-
-    def _remove_stale(self, rows: Sequence[EndpointEntry], ids: set[EndpointId]) -> None:
-        """Remove elements of the endpoints in `ids` that `rows` do not name."""
-        if not ids:
-            return
-        wanted = np.array(sorted(ids))
-        keep = {packing.address_bytes(text) for row in rows for text in (row.ipv4, row.ipv6)}
+    def _read(self) -> dict[EndpointId, Traces]:
+        """What each endpoint has in the kernel: an earlier agent may have left it."""
+        found: dict[EndpointId, Traces] = {}
         keys, values = self._endpoints.dump()
-        mine = np.isin(values["id"], wanted) & ((values["flags"] & self._host_flag) == 0)
-        stale = [raw for raw in packing.raw_rows(keys[mine]) if raw not in keep]
-        if stale:
-            self._endpoints.remove(np.frombuffer(b"".join(stale), self._address))
-            self.gone += map(packing.address_text, stale)
+        guests = (values["flags"] & self._host_flag) == 0
+        for raw, number in zip(packing.raw_rows(keys[guests]), values["id"][guests].tolist(), strict=True):
+            found.setdefault(EndpointId(number), Traces(set(), set())).addresses.add(raw)
         numbers, senders = self._ifaces.dump()
-        interfaces = np.isin(senders["endpoint"]["id"], wanted)
-        interfaces &= ~np.isin(numbers, [row.ifindex for row in rows])
-        self._ifaces.remove(numbers[interfaces])
+        for index, number in zip(numbers.tolist(), senders["endpoint"]["id"].tolist(), strict=True):
+            found.setdefault(EndpointId(number), Traces(set(), set())).ifindexes.add(index)
+        return found
+
+    def _remove_stale(self, rows: Sequence[EndpointEntry], ids: Iterable[EndpointId]) -> None:
+        """Remove what the endpoints in `ids` have in the kernel and `rows` do not name."""
+        addresses = {raw for row in rows for raw in _addresses(row)}
+        ifindexes = {row.ifindex for row in rows}
+        for number in ids:
+            had = self._present.pop(number, Traces(set(), set()))
+            for raw in had.addresses - addresses:
+                key = np.frombuffer(raw, self._address)[0]
+                value = self._endpoints.lookup(key)
+                if value is not None and value["id"] == number:
+                    self._endpoints.delete(key)
+                    self.gone.append(packing.address_text(raw))
+            for index in had.ifindexes - ifindexes:
+                self._ifaces.delete(np.uint32(index))
+
+
+def _addresses(row: EndpointEntry) -> set[bytes]:
+    return {packing.address_bytes(text) for text in (row.ipv4, row.ipv6) if text}
