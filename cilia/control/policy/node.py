@@ -58,6 +58,7 @@ class PolicyNode:
         self.mode = mode
         """May be changed at any time; the next step acts on it."""
         self.subjects = SubjectAllocator(restored)
+        self._inputs = inputs
         self._desired = desired
         self._book = book or RuleBook()
         self._allow_localhost = allow_localhost
@@ -80,6 +81,8 @@ class PolicyNode:
         meant = self._take_identities()
         self._take_policies()
         self._take_endpoints()
+        if all(table.synced for table in self._inputs.tables()):
+            self.subjects.forget_restored()
         built, published = self._regroup()
         for key, group in self._groups.items():
             if key not in built:
