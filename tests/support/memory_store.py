@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from cilia.cluster import store
+from cilia.cluster.embedded.patch import merge_patch
 from cilia.cluster.store import Listing, Preconditions, Resource, WatchEvent
 
 Fields = dict[str, Any]
@@ -146,7 +147,7 @@ class MemoryStore:
         if subresource is not None:
             change = {subresource: change.get(subresource)}
         self.writes.append(("patch", resource.plural, name))
-        return await self._store(resource, key, _merge(current, change), False)
+        return await self._store(resource, key, merge_patch(current, change), False)
 
     async def replace_status(
         self, resource: Resource, name: str, body: bytes, *, namespace: str | None = None
@@ -218,15 +219,3 @@ def _matches(fields: Fields, namespace: str | None, field_selector: str | None) 
 def _check_version(current: Fields, expected: str | None) -> None:
     if expected not in (None, "", current["metadata"]["resourceVersion"]):
         raise store.Conflict("changed since it was read")
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = _merge(result.get(key), value)
-    return result

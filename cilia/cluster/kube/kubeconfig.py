@@ -113,10 +113,10 @@ class _Merged:
             self.first = path
         self.current = self.current or str(document.get("current-context") or "")
         for section, entries in self.named.items():
-            for entry in document.get(section) or ():
+            for entry in _list(document, section, f"kubeconfig {path}"):
                 if not isinstance(entry, dict) or "name" not in entry:
                     raise ConfigError(f"kubeconfig {path}: an entry of {section} has no name")
-                body = entry.get(section[:-1]) or {}
+                body = _mapping(entry, section[:-1], f"kubeconfig {path}: {section}")
                 entries.setdefault(str(entry["name"]), (body, path.parent))
 
     def _entry(self, section: str, name: str) -> tuple[dict[str, Any], Path]:
@@ -139,56 +139,83 @@ class _Merged:
             raise ConfigError(f"kubeconfig {self.first}: cluster {chosen.get('cluster')!r} has no server")
         if "auth-provider" in user:
             raise ConfigError("auth-provider was removed from Kubernetes: use an exec credential plugin")
-        token_file = user.get("tokenFile")
+        token_file = _text(user, "tokenFile")
         return Endpoint(
             server=str(cluster["server"]).rstrip("/"),
             ca=_material(cluster, "certificate-authority", cluster_base),
             insecure=bool(cluster.get("insecure-skip-tls-verify", False)),
-            server_name=cluster.get("tls-server-name"),
-            proxy=cluster.get("proxy-url"),
+            server_name=_text(cluster, "tls-server-name"),
+            proxy=_text(cluster, "proxy-url"),
             client_certificate=_material(user, "client-certificate", user_base),
             client_key=_material(user, "client-key", user_base),
-            token=user.get("token"),
+            token=_text(user, "token"),
             token_file=user_base / token_file if token_file else None,
-            username=user.get("username"),
-            password=user.get("password"),
-            exec_spec=_exec(user.get("exec"), user_base),
+            username=_text(user, "username"),
+            password=_text(user, "password"),
+            exec_spec=_exec(user, user_base),
             namespace=str(chosen.get("namespace") or "default"),
         )
 
 
-def _exec(spec: dict[str, Any] | None, base: Path) -> ExecSpec | None:
-    if spec is None:
+def _exec(user: dict[str, Any], base: Path) -> ExecSpec | None:
+    if user.get("exec") is None:
         return None
-    command = str(spec.get("command", ""))
+    spec = _mapping(user, "exec", "kubeconfig: users")
+    command = _text(spec, "command")
     if not command:
         raise ConfigError("kubeconfig: users.exec has no command")
+    pairs = _list(spec, "env", "kubeconfig: users.exec")
+    if not all(isinstance(pair, dict) and {"name", "value"} <= pair.keys() for pair in pairs):
+        raise ConfigError("kubeconfig: each entry of users.exec.env needs a name and a value")
     if "/" in command:
         # A command with a slash is relative to the file that names it, others are searched in PATH.
         command = str(base / command)
     return ExecSpec(
         command=command,
-        args=tuple(map(str, spec.get("args") or ())),
-        env={str(pair["name"]): str(pair["value"]) for pair in spec.get("env") or ()},
-        api_version=str(spec.get("apiVersion") or "client.authentication.k8s.io/v1"),
-        install_hint=str(spec.get("installHint") or ""),
+        args=tuple(map(str, _list(spec, "args", "kubeconfig: users.exec"))),
+        env={str(pair["name"]): str(pair["value"]) for pair in pairs},
+        api_version=_text(spec, "apiVersion") or "client.authentication.k8s.io/v1",
+        install_hint=_text(spec, "installHint") or "",
         provide_cluster_info=bool(spec.get("provideClusterInfo", False)),
     )
 
 
 def _material(entry: dict[str, Any], key: str, base: Path) -> bytes | None:
     """Return PEM bytes from `key`-data (base64) or from the file `key` names."""
-    inline = entry.get(f"{key}-data")
+    inline = _text(entry, f"{key}-data")
     if inline:
         try:
             return base64.b64decode(inline, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ConfigError(f"kubeconfig: {key}-data is not base64") from error
-    return _read(base / entry[key]) if entry.get(key) else None
+    path = _text(entry, key)
+    return _read(base / path) if path else None
+
+
+def _text(entry: dict[str, Any], key: str) -> str | None:
+    """Return a text; numbers and the like, which YAML makes of some tokens, are text here."""
+    value = entry.get(key)
+    if isinstance(value, dict | list):
+        raise ConfigError(f"kubeconfig: {key} is not text")
+    return None if value is None else str(value)
+
+
+def _list(entry: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = entry.get(key) or []
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: {key} is not a list")
+    return value
+
+
+def _mapping(entry: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = entry.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} is not a mapping")
+    return value
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error

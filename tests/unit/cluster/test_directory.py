@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cilia.cluster import store
 from cilia.cluster.directory import HISTORY, DirectoryStore
+from cilia.cluster.manifests import Manifests
 from cilia.cluster.store import (
     CILIUM_IDENTITIES,
     CILIUM_NETWORK_POLICIES,
@@ -245,6 +249,34 @@ def test_a_reader_too_far_behind_lists_again(tmp_path: Path) -> None:
                 await anext(directory.watch(CILIUM_NODES, since=outdated))
 
     run(tmp_path, story)
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.dates())
+KEYS = st.sampled_from(["apiVersion", "kind", "metadata", "name", "namespace", "labels", "items", "spec"])
+TREES = st.recursive(
+    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4))
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(kind=st.sampled_from(["Pod", "List", "CiliumNetworkPolicy"]), tree=TREES, text=st.text(max_size=30))
+def test_any_file_is_objects_or_problems(tmp_path: Path, kind: str, tree: Any, text: str) -> None:
+    version = "cilium.io/v2" if kind.startswith("Cilium") else "v1"
+    head = {"apiVersion": version, "kind": kind}
+    documents = [
+        tree,
+        {**head, "metadata": tree, "items": tree},
+        {**head, "metadata": {"name": "a"}, "spec": tree},
+    ]
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all(documents))
+    (tmp_path / "b.yaml").write_text(text)
+    (tmp_path / "c.json").write_text(text)
+    manifests = Manifests(tmp_path)
+    manifests.scan(settled=False)
+    found, _ = manifests.objects()
+    for objects in found.values():
+        for (_, name), fields in objects.items():
+            assert fields["metadata"]["name"] == name
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

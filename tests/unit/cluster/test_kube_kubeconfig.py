@@ -1,9 +1,13 @@
 """Kubeconfig files, the in-cluster account and exec plugins give credentials or a clear sentence."""
 
 import asyncio
+import contextlib
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cilia.cluster.kube.credentials import TOKEN_FILE_SECONDS, Credentials
 from cilia.cluster.kube.kubeconfig import ConfigError, Endpoint, ExecSpec, discover, in_cluster, load
@@ -78,6 +82,36 @@ def test_mistakes_are_named(config: Path, change: tuple[str, str], sentence: str
     config.write_text(CONFIG.replace(*change, 1))
     with pytest.raises(ConfigError, match=sentence):
         load([config])
+
+
+NAMES = ["current-context", "contexts", "context", "clusters", "cluster", "users", "user", "name", "server"]
+NAMES += ["exec", "command", "env", "args", "value", "token", "tokenFile", "certificate-authority", "a"]
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.sampled_from(["a", "", "\0", "/"]))
+DOCUMENTS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+    ),
+    max_leaves=24,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cluster=DOCUMENTS, user=DOCUMENTS, document=DOCUMENTS)
+def test_any_file_is_a_configuration_or_a_sentence(
+    tmp_path: Path, cluster: object, user: object, document: object
+) -> None:
+    path = tmp_path / "config"
+    whole = {
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": cluster}],
+        "users": [{"name": "a", "user": user}],
+    }
+    for content in (whole, document):
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(ConfigError):
+            load([path])
 
 
 def test_nothing_configured(tmp_path: Path) -> None:
