@@ -1,0 +1,257 @@
+"""Event rings as numpy arrays: whole runs of records out of the kernel in a few vector operations.
+
+A ring (BPF_MAP_TYPE_RINGBUF; kernel/bpf/ringbuf.c) is two pages of positions and the data, mapped twice
+in a row so that a record never wraps. Every record here has one size, so the headers form a strided
+column: the first busy one ends the run. Sequence numbers are taken per CPU and ring before the reserve,
+so a gap is a loss and `LossCounter` counts it exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from cilia import abi
+from cilia.dataplane.bpf import Array, Map
+from cilia.dataplane.maps.nodes import Settings
+
+HEADER_BYTES = 8
+BUSY = np.uint32(1 << 31)
+DISCARDED = np.uint32(1 << 30)
+LENGTH_MASK = np.uint32((1 << 30) - 1)
+
+POLL_SECONDS = 0.020
+IDLE_POLLS = 5
+"""Empty polls in a row after which the reader goes to sleep."""
+
+
+class LostEvents(msgspec.Struct, frozen=True):
+    """Events that found their ring full, between two that did not."""
+
+    cpu: int
+    ring: int
+    count: int
+    first_time: int
+    """ktime (nanoseconds) of the last event before the gap."""
+    last_time: int
+    """ktime of the first event after it."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one drain brought: events of both rings, each ring in its own order, and what was lost."""
+
+    events: Array
+    lost: tuple[LostEvents, ...]
+
+
+class Ring:
+    """One ring, mapped. Not thread-safe; one reader per ring."""
+
+    def __init__(self, ring: Map, event: np.dtype[np.void]) -> None:
+        self.fd = ring.fd
+        self._event = event
+        self._size = ring.info.max_entries
+        self._stride = HEADER_BYTES + (event.itemsize + 7) // 8 * 8
+        page = mmap.PAGESIZE
+        self._consumer_page = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._consumed = np.frombuffer(self._consumer_page, np.uint64, 1)
+        self._pages = mmap.mmap(self.fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._produced = np.frombuffer(self._pages, np.uint64, 1)
+        self._data = np.frombuffer(self._pages, np.uint8, offset=page)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes between the reader and the newest reservation."""
+        return int(self._produced[0]) - int(self._consumed[0])
+
+    def read(self) -> Array:
+        """All complete records, copied out, oldest first; an empty array when there are none."""
+        consumed = int(self._consumed[0])
+        count = (int(self._produced[0]) - consumed) // self._stride
+        if count == 0:
+            return np.zeros(0, self._event)
+        start = consumed & (self._size - 1)
+        run = self._data[start : start + count * self._stride].reshape(count, self._stride)
+        headers = run[:, :4].copy().view(np.uint32)[:, 0]
+        busy = (headers & BUSY) != 0
+        if busy.any():
+            count = int(busy.argmax())
+            run, headers = run[:count], headers[:count]
+        events = run[:, HEADER_BYTES : HEADER_BYTES + self._event.itemsize].copy()
+        self._consumed[0] = consumed + count * self._stride
+        discarded = (headers & DISCARDED) != 0
+        if discarded.any():
+            events = events[~discarded]
+        return events.reshape(-1).view(self._event)
+
+    def close(self) -> None:
+        """Unmap; the ring and what is unread stay."""
+        del self._consumed, self._produced, self._data
+        self._consumer_page.close()
+        self._pages.close()
+
+
+class Seen:
+    """Sequence numbers of one CPU and ring."""
+
+    __slots__ = ("after", "before", "expected", "missing", "received", "reported")
+
+    def __init__(self, first: int) -> None:
+        self.expected = first
+        """The sequence number of the first record ever read: numbers before it are another reader's."""
+        self.received = 0
+        self.reported = 0
+        self.missing = 0
+        """Gap after the last drain; only what is still missing after the next one is lost, since a program
+        that was interrupted between taking a number and reserving writes its record a little late."""
+        self.before = 0
+        self.after = 0
+
+
+class LossCounter:
+    """Finds gaps in the sequence numbers of one ring."""
+
+    def __init__(self, ring: int) -> None:
+        self._ring = ring
+        self._seen: dict[int, Seen] = {}
+        self._highest: dict[int, tuple[int, int]] = {}
+
+    def count(self, events: Array) -> list[LostEvents]:
+        """Take note of a drain's events (it may be empty) and return the losses that are now certain."""
+        for cpu in np.unique(events["cpu"]).tolist() if len(events) else []:
+            mine = events[events["cpu"] == cpu]
+            self._note(cpu, mine["sequence"].astype(np.int64), mine["time"])
+        return [lost for cpu, seen in self._seen.items() if (lost := self._settle(cpu, seen)) is not None]
+
+    def _note(self, cpu: int, sequences: Array, times: Array) -> None:
+        order = np.argsort(sequences, kind="stable")
+        sequences, times = sequences[order], times[order]
+        seen = self._seen.get(cpu)
+        if seen is None:
+            seen = self._seen[cpu] = Seen(int(sequences[0]))
+            self._highest[cpu] = (int(sequences[0]) - 1, int(times[0]))
+        seen.received += int((sequences >= seen.expected).sum())
+        last, last_time = self._highest[cpu]
+        steps = np.diff(np.concatenate(([last], sequences)))
+        gaps = np.flatnonzero(steps > 1)
+        if len(gaps):
+            if seen.missing == 0:
+                seen.before = int(times[gaps[0] - 1]) if gaps[0] else last_time
+            seen.after = int(times[gaps[-1]])
+        if sequences[-1] > last:
+            self._highest[cpu] = (int(sequences[-1]), int(times[-1]))
+
+    def _settle(self, cpu: int, seen: Seen) -> LostEvents | None:
+        missing = self._highest[cpu][0] + 1 - seen.expected - seen.received - seen.reported
+        certain, seen.missing = min(missing, seen.missing), missing
+        if certain <= 0:
+            return None
+        seen.reported += certain
+        seen.missing -= certain
+        return LostEvents(cpu, self._ring, certain, seen.before, seen.after)
+
+
+class RingReader:
+    """Drains both rings every 20 ms while events flow; asleep otherwise, woken by the next event.
+
+    `deliver` gets each batch, on the loop. Going to sleep: the flag is set first and the rings looked at
+    once more, so that no event slips in between unseen.
+    """
+
+    def __init__(
+        self,
+        rings: Sequence[Map],
+        settings: Settings,
+        layout: abi.Layout,
+        deliver: Callable[[Batch], None],
+    ) -> None:
+        """`rings`: events_priority and events, in the order of enum event_ring."""
+        event = layout.dtype("event")
+        self._rings = [Ring(ring, event) for ring in rings]
+        self._losses = [LossCounter(at) for at in range(len(rings))]
+        self._settings = settings
+        self._deliver = deliver
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty = 0
+        self._watching = False
+        self.received = 0
+        self.lost = 0
+
+    def start(self) -> None:
+        """Begin to read, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._poll()
+
+    def stop(self) -> None:
+        """Read what is there and end; events stay in the rings from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+        self.drain()
+        for ring in self._rings:
+            ring.close()
+
+    def drain(self) -> int:
+        """Deliver what is there now; how many events."""
+        parts = [ring.read() for ring in self._rings]
+        lost = tuple(
+            gap for losses, part in zip(self._losses, parts, strict=True) for gap in losses.count(part)
+        )
+        count = sum(map(len, parts))
+        self.received += count
+        self.lost += sum(gap.count for gap in lost)
+        if count or lost:
+            filled = [part for part in parts if len(part)]
+            self._deliver(Batch(_joined(filled, parts[0]), lost))
+        return count
+
+    def _poll(self) -> None:
+        loop = self._running_loop()
+        self._empty = 0 if self.drain() else self._empty + 1
+        if self._empty < IDLE_POLLS:
+            self._timer = loop.call_later(POLL_SECONDS, self._poll)
+        else:
+            self._sleep()
+
+    def _sleep(self) -> None:
+        loop = self._running_loop()
+        self._settings.reader_asleep = True
+        if any(ring.waiting for ring in self._rings):
+            self._woken()
+            return
+        self._timer = None
+        self._watching = True
+        for ring in self._rings:
+            loop.add_reader(ring.fd, self._woken)
+
+    def _woken(self) -> None:
+        self._wake()
+        self._empty = 0
+        self._timer = self._running_loop().call_later(POLL_SECONDS, self._poll)
+
+    def _wake(self) -> None:
+        if self._watching:
+            self._watching = False
+            for ring in self._rings:
+                self._running_loop().remove_reader(ring.fd)
+        self._settings.reader_asleep = False
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the ring reader was not started")
+        return self._loop
+
+
+def _joined(parts: list[Array], empty: Array) -> Array:
+    """The parts in one array; np.concatenate of records would turn big-endian fields into native ones."""
+    if len(parts) < 2:
+        return parts[0] if parts else empty
+    dtype = parts[0].dtype
+    raw = f"V{dtype.itemsize}"
+    return np.concatenate([part.view(raw) for part in parts]).view(dtype)
