@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from datapath_world import World, load_world
+
+from cilia.dataplane import bpf, libbpf
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +28,49 @@ def loaded_world() -> Iterator[World]:
 def world(loaded_world: World) -> World:
     loaded_world.furnish()
     return loaded_world
+
+
+@pytest.fixture(scope="session")
+def door_program(loaded_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The program that stands before from_overlay and gives packets their tunnel metadata."""
+    clang = os.environ.get("CLANG", "clang")
+    if shutil.which(clang) is None:
+        pytest.skip("needs clang, which also builds the data path")
+    made = tmp_path_factory.mktemp("door") / "door.o"
+    source = Path(__file__).with_name("overlay_door.bpf.c")
+    include = f"/usr/include/{os.uname().machine}-linux-gnu"
+    command = [
+        clang,
+        "-target",
+        "bpf",
+        "-O2",
+        "-g",
+        "-idirafter",
+        include,
+        "-c",
+        str(source),
+        "-o",
+        str(made),
+    ]
+    subprocess.run(command, check=True)
+    with libbpf.BpfObject(made) as opened:
+        loaded = opened.load()
+    put_behind(loaded.maps["behind"], loaded_world.dataplane.programs["from_overlay"])
+    yield loaded.programs["door"]
+    os.close(loaded.programs["door"])
+    os.close(loaded.maps["behind"])
+
+
+def put_behind(programs: int, target: int) -> None:
+    """Element 0 of a program array; the project's own maps hold no programs."""
+    key, value = ctypes.c_uint32(0), ctypes.c_uint32(target)
+    addresses = ctypes.addressof(key), ctypes.addressof(value)
+    bpf.call(bpf.Command.UPDATE, struct.pack("<I4xQQQ", programs, *addresses, 0))
+
+
+@pytest.fixture
+def door(world: World, door_program: int) -> Iterator[World]:
+    """The world with the door among its programs."""
+    world.dataplane.programs["door"] = door_program
+    yield world
+    world.dataplane.programs.pop("door")

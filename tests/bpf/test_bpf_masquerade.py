@@ -68,7 +68,12 @@ def test_there_and_back(
     world: World, pod: str, node: str, world_address: str, transport: type[Packet], size: int
 ) -> None:
     out = leave(world, ip(pod, world_address) / transport(sport=40000, dport=53) / Raw(b"q" * size))
-    assert (out.src, out.dst, out.dport, bytes(out[transport].payload)) == (node, world_address, 53, b"q" * size)
+    assert (out.src, out.dst, out.dport, bytes(out[transport].payload)) == (
+        node,
+        world_address,
+        53,
+        b"q" * size,
+    )
     assert 32768 <= out.sport <= 33279
     answer = transport(sport=53, dport=out.sport)
     if transport is TCP:
@@ -86,7 +91,9 @@ def test_the_same_flow_keeps_its_port(world: World) -> None:
 
 def test_a_port_of_the_range_is_kept(world: World) -> None:
     assert leave(world, ip(POD4, WORLD4) / UDP(sport=33000, dport=53)).sport == 33000
-    assert world.from_pod(world.pod_b, ip("10.0.0.12", WORLD4) / UDP(sport=33000, dport=53)).action == "NETWORK"
+    assert (
+        world.from_pod(world.pod_b, ip("10.0.0.12", WORLD4) / UDP(sport=33000, dport=53)).action == "NETWORK"
+    )
     done = world.to_wire(ip("10.0.0.12", WORLD4) / UDP(sport=33000, dport=53))
     assert done.packet[UDP].sport != 33000
 

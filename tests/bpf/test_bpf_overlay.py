@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
-import os
-import shutil
-import struct
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from datapath_world import (
@@ -30,8 +24,6 @@ from scapy.layers.inet6 import ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from cilia.dataplane import bpf, libbpf
-
 pytestmark = pytest.mark.root
 
 Arrive = Callable[..., Outcome]
@@ -39,36 +31,10 @@ SYN = TCP(sport=40000, dport=80, flags="S")
 FROM_FAR = IP(src=POD_FAR4, dst="10.0.0.12") / SYN
 
 
-@pytest.fixture(scope="module")
-def door(loaded_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The program that stands before from_overlay."""
-    clang = os.environ.get("CLANG", "clang")
-    if shutil.which(clang) is None:
-        pytest.skip("needs clang, which also builds the data path")
-    made = tmp_path_factory.mktemp("door") / "door.o"
-    source = Path(__file__).with_name("overlay_door.bpf.c")
-    include = f"/usr/include/{os.uname().machine}-linux-gnu"
-    command = [clang, "-target", "bpf", "-O2", "-g", "-idirafter", include, "-c", str(source), "-o", str(made)]
-    subprocess.run(command, check=True)
-    with libbpf.BpfObject(made) as opened:
-        loaded = opened.load()
-    put_behind(loaded.maps["behind"], loaded_world.dataplane.programs["from_overlay"])
-    loaded_world.dataplane.programs["door"] = loaded.programs["door"]
-    yield loaded.programs["door"]
-    loaded_world.dataplane.programs.pop("door")
-    os.close(loaded.programs["door"])
-    os.close(loaded.maps["behind"])
-
-
-def put_behind(programs: int, target: int) -> None:
-    """Element 0 of a program array; the project's own maps hold no programs."""
-    key, value = ctypes.c_uint32(0), ctypes.c_uint32(target)
-    addresses = ctypes.addressof(key), ctypes.addressof(value)
-    bpf.call(bpf.Command.UPDATE, struct.pack("<I4xQQQ", programs, *addresses, 0))
-
-
 @pytest.fixture
-def arrive(world: World, door: int) -> Arrive:
+def arrive(door: World) -> Arrive:
+    world = door
+
     def run(packet: Packet, vni: int = 1003, node: str = FAR_NODE4, metadata: bool = True) -> Outcome:
         if not isinstance(packet, Ether):
             packet = Ether(src="0e:00:00:00:00:ff", dst="0e:00:00:00:00:fe") / packet

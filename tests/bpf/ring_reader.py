@@ -1,0 +1,45 @@
+"""Reads a ring buffer the plain way (Documentation/bpf/ringbuf.rst): a page with the consumer's position,
+one with the producer's, then the data twice in a row; each record behind 8 bytes of length and page."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Any
+
+import numpy as np
+
+from cilia.dataplane.bpf import Map
+
+BUSY, DISCARDED = 1 << 31, 1 << 30
+HEADER = 8
+
+
+class Ring:
+    """One ring, of records of one dtype."""
+
+    def __init__(self, ring: Map, record: np.dtype[Any]) -> None:
+        self._size = ring.info.max_entries
+        self._record = record
+        page = mmap.PAGESIZE
+        self._consumer = mmap.mmap(ring.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer = mmap.mmap(
+            ring.fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+        )
+
+    def read(self) -> list[np.void]:
+        """Everything that has been written since the last time."""
+        (at,) = struct.unpack_from("<Q", self._consumer, 0)
+        (end,) = struct.unpack_from("<Q", self._producer, 0)
+        found = []
+        while at < end:
+            start = mmap.PAGESIZE + at % self._size
+            (length,) = struct.unpack_from("<I", self._producer, start)
+            if length & BUSY:
+                break
+            size = length & ~DISCARDED
+            if not length & DISCARDED:
+                found.append(np.frombuffer(self._producer, self._record, 1, start + HEADER)[0].copy())
+            at += (HEADER + size + 7) // 8 * 8
+        struct.pack_into("<Q", self._consumer, 0, at)
+        return found

@@ -1,0 +1,297 @@
+"""What is reported of packets, and what is only counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from datapath_world import (
+    DENY_ALL,
+    INGRESS,
+    POD_FAR4,
+    ROUTER4,
+    WORLD4,
+    Rule,
+    World,
+    address_bytes,
+    load_world,
+    pinned_cpu,
+)
+from ring_reader import Ring
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet
+
+pytestmark = pytest.mark.root
+
+DROP, TRACE, VERDICT = 1, 2, 3
+NEW, ESTABLISHED, REPLY, RELATED = 1, 2, 3, 4
+FIRST, LAST, IS_REPLY, IS_IPV6 = 8, 16, 1, 2
+
+
+class Ears:
+    """Both rings of a world."""
+
+    def __init__(self, world: World) -> None:
+        record = world.layout.dtype("event")
+        self._priority = Ring(world.dataplane.maps["events_priority"], record)
+        self._normal = Ring(world.dataplane.maps["events"], record)
+        self.read()
+
+    def read(self) -> tuple[list[np.void], list[np.void]]:
+        """(priority, normal) since the last time."""
+        return self._priority.read(), self._normal.read()
+
+    def drops(self) -> list[np.void]:
+        return self.read()[0]
+
+    def traces(self) -> list[np.void]:
+        return self.read()[1]
+
+
+@pytest.fixture
+def ears(world: World) -> Ears:
+    return Ears(world)
+
+
+def ahead(flags: str) -> Packet:
+    return IP(src="10.0.0.11", dst="10.0.0.12") / TCP(sport=40000, dport=80, flags=flags)
+
+
+def back(flags: str) -> Packet:
+    return IP(src="10.0.0.12", dst="10.0.0.11") / TCP(sport=80, dport=40000, flags=flags)
+
+
+def test_every_field_of_a_new_flow(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("S"))
+    (event,) = ears.traces()
+    assert event["source"].tobytes() == address_bytes("10.0.0.11")
+    assert event["destination"].tobytes() == address_bytes("10.0.0.12")
+    expected = {
+        "kind": TRACE,
+        "point": 101,
+        "verdict": 1,
+        "reason": 0,
+        "source_port": 40000,
+        "destination_port": 80,
+        "protocol": 6,
+        "tcp_flags": 2,
+        "direction": INGRESS,
+        "state": NEW,
+        "flags": FIRST,
+        "source_identity": 1001,
+        "destination_identity": 1002,
+        "source_endpoint": 101,
+        "destination_endpoint": 102,
+        "egress_cookie": 2,
+        "ingress_cookie": 1,
+        "egress_match": 4,
+        "ingress_match": 4,
+        "length": 40,
+        "ifindex": world.pod_a.ifindex,
+        "cpu": pinned_cpu(),
+        "ring": 1,
+        "line": 0,
+        "suppressed": 0,
+    }
+    assert {name: int(event[name]) for name in expected} == expected
+    assert bytes(event["source_mac"]).hex(":") == world.pod_a.mac
+    assert bytes(event["destination_mac"]).hex(":") == world.pod_a.host_mac
+
+
+def test_medium_aggregation_tells_a_life_in_four_reports(world: World, ears: Ears) -> None:
+    for pod, packet in (
+        (world.pod_a, ahead("S")),
+        (world.pod_b, back("SA")),
+        *[(world.pod_a, ahead("A")), (world.pod_b, back("PA"))] * 5,
+        (world.pod_a, ahead("FA")),
+        (world.pod_b, back("FA")),
+        (world.pod_a, ahead("A")),
+    ):
+        assert world.from_pod(pod, packet).action == "LOCAL"
+    found = [(int(event["state"]), int(event["tcp_flags"]), int(event["flags"])) for event in ears.traces()]
+    assert found == [
+        (NEW, 0x02, FIRST),
+        (REPLY, 0x12, IS_REPLY),
+        (ESTABLISHED, 0x11, 0),
+        (REPLY, 0x11, IS_REPLY | LAST),
+    ]
+
+
+def test_one_report_per_interval_and_direction(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("A"))
+    world.from_pod(world.pod_b, back("A"))
+    assert len(ears.traces()) == 2
+    world.from_pod(world.pod_a, ahead("A"))
+    assert ears.traces() == []
+    key, value = world.only_flow()
+    late = value.copy()
+    late["reported"][0] -= 5
+    world.store_flow(key, late)
+    for _ in range(3):
+        world.from_pod(world.pod_a, ahead("A"))
+        world.from_pod(world.pod_b, back("A"))
+    assert [int(event["state"]) for event in ears.traces()] == [ESTABLISHED]
+
+
+def test_no_aggregation_reports_every_packet(world: World, ears: Ears) -> None:
+    world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
+    for _ in range(7):
+        world.from_pod(world.pod_a, ahead("A"))
+    assert len(ears.traces()) == 7
+
+
+@pytest.mark.parametrize(
+    ("destination", "point", "vni", "tunnel"),
+    [(POD_FAR4, 4, 1001, "192.0.2.2"), (ROUTER4, 2, 0, ""), (WORLD4, 11, 0, "")],
+)
+def test_observation_points(
+    world: World, ears: Ears, destination: str, point: int, vni: int, tunnel: str
+) -> None:
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=destination) / UDP(sport=5, dport=53))
+    (event,) = ears.traces()
+    assert (int(event["point"]), int(event["vni"]), int(event["direction"])) == (point, vni, 2)
+    assert event["tunnel"].tobytes() == address_bytes(tunnel)
+
+
+def test_icmp_and_ipv6(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst="10.0.0.12") / ICMP(type=8, id=7))
+    world.from_pod(world.pod_a, IPv6(src="fd00::11", dst="fd00::12") / UDP(sport=5, dport=53))
+    ping, query = ears.traces()
+    assert (int(ping["icmp_type"]), int(ping["source_port"]), int(ping["destination_port"])) == (8, 0, 0)
+    assert int(query["flags"]) == FIRST | IS_IPV6
+
+
+def test_a_drop_names_its_reason_place_and_rule(world: World, ears: Ears) -> None:
+    world.set_policy(2, DENY_ALL)
+    done = world.from_pod(world.pod_a, ahead("S"))
+    (event,) = ears.drops()
+    assert (int(event["kind"]), int(event["verdict"]), int(event["reason"])) == (DROP, 2, 133)
+    assert (int(event["point"]), int(event["direction"]), int(event["state"])) == (0, INGRESS, NEW)
+    assert (int(event["egress_cookie"]), int(event["ingress_cookie"])) == (2, 3)
+    assert int(event["file"]) == world.layout.value("FILE_CONNTRACK")
+    assert int(event["line"]) == done.line > 0
+
+
+def test_multicast_is_not_reported(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst="224.0.0.1") / UDP())
+    assert ears.read() == ([], [])
+
+
+def test_audit_is_a_verdict_of_its_own(world: World, ears: Ears) -> None:
+    world.add_pod(world.pod_b, flags=world.layout.value("ENDPOINT_AUDIT"))
+    world.set_policy(2, DENY_ALL)
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_a, ahead("A"))
+    audits, traces = ears.read()
+    assert [(int(event["kind"]), int(event["verdict"])) for event in audits] == [(VERDICT, 4)]
+    assert int(audits[0]["ingress_cookie"]) == 3
+    assert len(traces) == 1
+
+
+def test_sequences_have_no_gap(world: World, ears: Ears) -> None:
+    world.settings["aggregation"][0] = 0
+    for _ in range(10):
+        world.from_pod(world.pod_a, ahead("A"))
+        world.from_pod(world.pod_a, IP(src="10.9.9.9", dst="10.0.0.12") / UDP())
+    for events in ears.read():
+        numbers = [int(event["sequence"]) for event in events]
+        assert numbers == list(range(numbers[0], numbers[0] + 10))
+
+
+def test_a_full_ring_leaves_a_gap_and_a_count(world: World, ears: Ears) -> None:
+    def state() -> np.void:
+        found = world.dataplane.maps["event_state"].lookup(np.uint32(0))
+        assert found is not None
+        return found[pinned_cpu()]
+
+    before = state()
+    sent = (1 << 20) // 200
+    spoof = bytes_of(world, IP(src="10.9.9.9", dst="10.0.0.12") / UDP())
+    for _ in range(sent):
+        world.from_pod(world.pod_a, spoof)
+    after = state()
+    lost = int(after["lost"][0] - before["lost"][0])
+    read = ears.drops()
+    assert lost > 0
+    assert len(read) + lost == sent == int(after["sequence"][0] - before["sequence"][0])
+    world.from_pod(world.pod_a, spoof)
+    (event,) = ears.drops()
+    assert int(event["sequence"]) - int(read[-1]["sequence"]) == lost + 1
+
+
+def bytes_of(world: World, packet: Packet) -> bytes:
+    mac = bytes.fromhex((world.pod_a.host_mac + world.pod_a.mac).replace(":", ""))
+    return mac + b"\x08\x00" + bytes(packet)
+
+
+def test_a_flood_does_not_hide_the_others(world: World, ears: Ears) -> None:
+    world.settings["drop_rate"][0] = 1
+    world.settings["drop_burst"][0] = 3
+    world.set_policy(2, DENY_ALL)
+    for _ in range(10):
+        world.from_pod(world.pod_a, ahead("S"))
+    assert len(ears.drops()) == 3
+    world.from_pod(world.pod_a, IP(src="10.9.9.9", dst="10.0.0.12") / UDP())
+    world.from_pod(world.pod_b, IP(src="10.9.9.9", dst="10.0.0.12") / UDP())
+    assert [int(event["reason"]) for event in ears.drops()] == [132, 132]
+    keys, values = world.dataplane.maps["suppressed"].dump()
+    held = {
+        (int(key["cookie"]), int(key["endpoint"]), int(key["reason"])): int(value)
+        for key, value in zip(keys, values, strict=True)
+    }
+    assert held == {(3, 102, 133): 7}
+
+
+def test_what_was_held_back_is_said_later(world: World, ears: Ears) -> None:
+    world.settings["drop_rate"][0] = 1
+    world.settings["drop_burst"][0] = 1
+    spoof = IP(src="10.9.9.9", dst="10.0.0.12") / UDP()
+    for _ in range(5):
+        world.from_pod(world.pod_a, spoof)
+    assert len(ears.drops()) == 1
+    buckets = world.dataplane.maps["drop_buckets"]
+    keys, values = buckets.dump()
+    full = values[0].copy()
+    full["tokens"] = 1
+    buckets.update(keys[0], full)
+    world.from_pod(world.pod_a, spoof)
+    assert [int(event["suppressed"]) for event in ears.drops()] == [4]
+
+
+def test_a_sleeping_reader_is_woken_once(world: World, ears: Ears) -> None:
+    asleep = world.layout.value("NODE_READER_ASLEEP")
+    world.settings["flags"][0] |= asleep
+    world.from_pod(world.pod_a, ahead("S"))
+    assert not world.settings["flags"][0] & asleep
+    assert len(ears.traces()) == 1
+
+
+@pytest.fixture(scope="module")
+def deaf_world() -> Iterator[World]:
+    with load_world("deaf", events_enabled=False) as world:
+        yield world
+
+
+def test_without_events_packets_are_still_counted(loaded_world: World, deaf_world: World) -> None:
+    world = deaf_world
+    ears = Ears(world)
+    before = world.counted(0), world.counted(132)
+    assert world.from_pod(world.pod_a, ahead("S")).action == "LOCAL"
+    assert world.from_pod(world.pod_a, IP(src="10.9.9.9", dst="10.0.0.12") / UDP()).reason == 132
+    assert (world.counted(0), world.counted(132)) == (before[0] + 1, before[1] + 1)
+    assert ears.read() == ([], [])
+
+
+def test_related_errors_are_reported(world: World, ears: Ears) -> None:
+    asked = IP(src="10.0.0.11", dst="10.0.0.12") / UDP(sport=1000, dport=53)
+    world.from_pod(world.pod_a, asked)
+    world.from_pod(world.pod_b, IP(src="10.0.0.12", dst="10.0.0.11") / ICMP(type=3, code=3) / asked)
+    assert [int(event["state"]) for event in ears.traces()] == [NEW, RELATED]
+
+
+def test_log_rules_do_not_change_what_is_reported(world: World, ears: Ears) -> None:
+    world.set_policy(2, (Rule(INGRESS, cookie=50, flags=2),))
+    world.from_pod(world.pod_a, ahead("S"))
+    assert [int(event["ingress_cookie"]) for event in ears.traces()] == [50]
