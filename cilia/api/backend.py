@@ -81,6 +81,8 @@ class CniBackend(Protocol):
         """Serve one call: ADD returns its result, the others None. Raises `cni.CniError`.
 
         Calls of one container come one after the other; those of different containers at once.
+        A DEL that can't be served before the agent is ready is refused with NOT_AVAILABLE: the plugin
+        then keeps it on disk, and the agent replays it when it is ready.
         """
         ...
 

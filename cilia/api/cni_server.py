@@ -57,6 +57,7 @@ class CniServer:
     async def serve(self, environment: bytes, stdin: bytes) -> cni.Answer:
         """Serve one call: environment block and standard input as in a frame. Never raises."""
         version = cni.version_of(stdin)
+        request: cni.Request | None = None
         try:
             request = cni.parse_request(cni.parse_environment(environment), stdin)
             if isinstance(request, cni.Version):
@@ -64,7 +65,8 @@ class CniServer:
             result = await self._dispatch(request)
         except cni.CniError as error:
             log.warning("CNI call failed", code=int(error.code), reason=error.message, details=error.details)
-            return cni.Answer(1, cni.encode_error(error, version))
+            deferred = isinstance(request, cni.Delete) and error.code == cni.Code.NOT_AVAILABLE
+            return cni.Answer(1, cni.encode_error(error, version), deferred)
         except Exception:
             log.exception("CNI call failed by a bug")
             sentence = "The Cilia agent failed to serve the call; its log has the trace."
@@ -116,6 +118,8 @@ class CniServer:
             answer = await _refuse(reader, "The Cilia agent serves too many calls at once; try again later.")
         else:
             answer = await self._call(reader)
+        if answer.deferred:
+            return
         writer.write(bytes([answer.exit_code]) + answer.output)
         await writer.drain()
 

@@ -33,11 +33,16 @@ def status(
     if output is Format.JSON:
         print_json(answer)
     elif brief:
-        typer.echo("OK" if answer.ready else f"{answer.agent.state}: {answer.agent.msg}")
+        typer.echo(brief_line(answer.agent))
     else:
         print_status(answer, verbose=verbose)
     if not answer.ready:
         raise typer.Exit(1)
+
+
+def brief_line(agent: Component) -> str:
+    """OK, or what is wrong."""
+    return "OK" if agent.state is Health.OK else f"{agent.state}: {agent.msg}"
 
 
 def await_ready(client: AgentClient, seconds: float) -> StatusResponse:
@@ -48,7 +53,7 @@ def await_ready(client: AgentClient, seconds: float) -> StatusResponse:
             answer = client.status()
             if answer.ready:
                 return answer
-            reason = f"{answer.agent.state}: {answer.agent.msg}"
+            reason = brief_line(answer.agent)
         except AgentError as error:
             reason = str(error)
         if time.monotonic() >= deadline:

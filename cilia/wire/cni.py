@@ -208,6 +208,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     exit_code: int
     output: bytes = b""
+    deferred: bool = False
+    """Not to be sent: without an answer the plugin keeps the call (a DEL) on disk."""
 
 
 # --- the call -----------------------------------------------------------------------------------------

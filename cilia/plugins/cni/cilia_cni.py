@@ -87,8 +87,8 @@ def ask(frame: bytes, seconds: float) -> tuple[bytes | None, str]:
     return reply, ""
 
 
-# The agent listens before it replays the queue, and replays under the lock: so whoever finds it away while
-# holding the lock is sure to be replayed.
+# The agent serves before it replays the queue, and reads the queue under the lock: so whoever gets no answer
+# while holding the lock is sure to be replayed.
 def defer(frame: bytes) -> int:
     container = posix.environ.get(b"CNI_CONTAINERID", b"")
     interface = posix.environ.get(b"CNI_IFNAME", b"")

@@ -1,9 +1,9 @@
 """The agent's side of the queue of deferred DELs.
 
 While the agent is away the plugin leaves each DEL as a file (a frame of `cilia.wire.cni`) and tells the
-runtime that it is done. The agent must listen on its CNI socket *before* it calls `replay`: the plugin
-tries the socket once more under the queue's lock, so a DEL either reaches the agent or is in the
-directory when `replay` gets the lock.
+runtime that it is done. The agent must serve its CNI socket *before* it calls `replay`: the plugin asks
+once more under the queue's lock, so a DEL is either served or in the directory when `replay` gets the
+lock.
 """
 
 from __future__ import annotations

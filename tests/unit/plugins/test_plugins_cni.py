@@ -320,6 +320,20 @@ def test_an_agent_that_dies_during_a_call_counts_as_away(node: Node) -> None:
     assert len(delete_queue.waiting(node.queue)) == 1
 
 
+def test_an_agent_that_is_not_ready_leaves_deletions_to_the_queue(node: Node) -> None:
+    async def story() -> None:
+        async with node.agent() as server:
+            node.backend.failure = cni.CniError(cni.Code.NOT_AVAILABLE, "Not ready; try again.")
+            assert (await node.acall("DEL")) == (0, b"")
+            exit_code, output = await node.acall("STATUS")
+            assert (exit_code, code(output)) == (1, 50)
+            assert await delete_queue.replay(node.queue, server.serve) == 0
+            node.backend.failure = None
+            assert await delete_queue.replay(node.queue, server.serve) == 1
+
+    run(story)
+
+
 def test_strangers_are_turned_away(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "trusted_users", lambda: frozenset({4_000_000}))
 
