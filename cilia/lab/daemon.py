@@ -222,15 +222,15 @@ def agent_command(plan: LabPlan, node: NodePlan) -> list[str]:
         options["ipv6-pod-cidr"] = node.pod_ipv6_cidr
     else:
         options["kubeconfig"] = f"{directory}/kubeconfig"
-    command = [*(plan.agent_program or _program("agent"))]
+    command = [*(plan.agent_program or _program("agent.main"))]
     for name, value in options.items():
         command += [f"--{name}", value]
     return [*command, "--events" if plan.events else "--no-events"]
 
 
-def _program(name: str) -> tuple[str, ...]:
+def _program(module: str) -> tuple[str, ...]:
     """Return how to run one of Cilia's own programs with this very interpreter."""
-    return sys.executable, "-P", "-c", f"from cilia.apps.{name} import main; main()"
+    return sys.executable, "-P", "-c", f"from cilia.apps.{module} import main; main()"
 
 
 def _local_listener() -> socket.socket:

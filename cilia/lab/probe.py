@@ -103,19 +103,23 @@ def differences(matrix: Matrix, expected: Expectation) -> list[tuple[Cell, Resul
 
 
 def render(matrix: Matrix, expected: Expectation | None = None, title: str = "") -> Table:
-    """Lay a matrix out: a row per source, a column per target.
+    """Lay a matrix out: a row per source, a column per target; a source's column has its row's number.
 
     A cell shows a tick when all protocols reached it over all families, a cross when none did, else those
     that did (`tcp` over both families, `tcp4` over IPv4 only). With an expectation, a cell that differs from
     it is marked with an exclamation mark.
     """
     sources, targets = _names(cell.source for cell in matrix), _names(cell.target for cell in matrix)
+    numbers = {name: str(number) for number, name in enumerate(sources, 1)}
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("from \\ to", style="bold", no_wrap=True)
     for target in targets:
-        table.add_column(target, no_wrap=True)
+        table.add_column(numbers.get(target, target), no_wrap=True)
     for source in sources:
-        table.add_row(source, *(_cell_text(matrix, source, target, expected) for target in targets))
+        table.add_row(
+            f"{numbers[source]} {source}",
+            *(_cell_text(matrix, source, target, expected) for target in targets),
+        )
     return table
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cilia.lab import cgroups, records
@@ -45,7 +45,6 @@ async def start(
     *,
     netns: str = "",
     pass_fds: Sequence[int] = (),
-    environment: Mapping[str, str] | None = None,
 ) -> Running:
     """Start a program in the background and write it down; raises ProcessError."""
     log = Path(plan.log_dir, name.replace("/", "-") + ".log")
@@ -61,7 +60,7 @@ async def start(
             pass_fds=pass_fds,
             start_new_session=True,
             cwd="/",
-            env={**os.environ, **(environment or {})},
+            env=_clean_environment(),
         )
     except OSError as error:
         raise ProcessError(f"{name} can't be started: {error}") from error
@@ -71,6 +70,15 @@ async def start(
     record = ProcessRecord(name=name, pid=process.pid, started=records.start_time(process.pid), log=str(log))
     records.write(records.process_path(plan, name), record)
     return Running(record, process)
+
+
+def _clean_environment() -> dict[str, str]:
+    """What a user has set for other clusters must not reach the lab's programs."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("KUBECONFIG", "HUBBLE_SERVER") and not name.startswith("CILIA_")
+    }
 
 
 def last_lines(log: str, count: int = 5) -> str:
