@@ -70,6 +70,8 @@ class PolicyNode:
         self._sections: dict[int, Section] = {}
         self._of_policy: dict[PolicyKey, tuple[Parsed, tuple[int, ...]]] = {}
         self._serial = 0
+        self._stepped: PolicyMode | None = None
+        """The mode of the last step."""
         self._selected: dict[IdentityId, set[int]] = {}
         """The sections that select each local identity."""
         self._grouped: dict[IdentityId, GroupKey] = {}
@@ -78,6 +80,8 @@ class PolicyNode:
     def step(self, revision: Revision) -> None:
         """Bring the rows up to date. `revision` counts changes of the policies, for people to wait on."""
         self.revision = revision
+        if not self._pending():
+            return
         meant = self._take_identities()
         self._take_policies()
         self._take_endpoints()
@@ -94,6 +98,12 @@ class PolicyNode:
             self._desired.subjects.put(self._row(identity))
         if published:
             self._name_cookies()
+
+    def _pending(self) -> bool:
+        """Whether anything changed since the last step."""
+        cursors = (self._policies.pending, self._identities.pending, self._endpoints.pending)
+        stepped, self._stepped = self._stepped, self.mode
+        return any(cursors) or stepped is not self.mode
 
     def _take_identities(self) -> dict[Selector | Cidr, set[IdentityId]]:
         """Follow the identities; returns, by peer, those it now means or no longer means."""

@@ -63,6 +63,7 @@ NO_PROXY = "Application-layer rules are not supported yet: remove this part, or 
 
 def read(reader: Reader, body: CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy) -> None:
     """Add a section for `spec` and for each of `specs`."""
+    reader.check_scope(clusterwide=isinstance(body, CiliumClusterwideNetworkPolicy))
     if body.spec is None and not body.specs:
         reader.refuse("spec", "The policy has no rules: give spec, or specs.")
     if body.spec is not None:
@@ -78,7 +79,7 @@ def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
         )
         return
     subject = _subject(reader, spec.endpoint_selector, f"{path}.endpointSelector")
-    scope = _Scope(reader, path, about_init=_has_key(subject, "reserved", "init"))
+    scope = _Scope(reader, about_init=_has_key(subject, "reserved", "init"))
     rules: list[Rule] = []
     for number, ingress in enumerate(spec.ingress or ()):
         rules += scope.rules(Direction.INGRESS, ingress, f"{path}.ingress[{number}]")
@@ -107,7 +108,7 @@ def _subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
     found = _requirements(reader, selector, path)
     namespace = reader.policy.namespace
     if not namespace:
-        return reader.selector(found)
+        return Selector.of(found)
     own = (Operator.IN, (namespace,))
     named = [r for r in found if r.key == NAMESPACE and r.source in (ANY_SOURCE, "k8s")]
     if any((requirement.operator, requirement.values) != own for requirement in named):
@@ -116,7 +117,7 @@ def _subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
             f"A CiliumNetworkPolicy is about pods of its own namespace ({namespace}) only: "
             "remove the namespace, or write a CiliumClusterwideNetworkPolicy.",
         )
-    return reader.selector([equals("k8s", NAMESPACE, namespace), *found])
+    return Selector.of([equals("k8s", NAMESPACE, namespace), *found])
 
 
 def _requirements(reader: Reader, selector: LabelSelector, path: str) -> list[Requirement]:
@@ -140,7 +141,7 @@ def _has_key(selector: Selector, source: str, key: str) -> bool:
 class _Scope:
     """Reads the rules of one spec."""
 
-    def __init__(self, reader: Reader, path: str, *, about_init: bool) -> None:
+    def __init__(self, reader: Reader, *, about_init: bool) -> None:
         self._reader = reader
         self._about_init = about_init
 

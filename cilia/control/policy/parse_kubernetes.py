@@ -34,6 +34,7 @@ from cilia.model.resources.network_policy import (
 
 def read(reader: Reader, body: NetworkPolicy) -> None:
     """Add the one section a NetworkPolicy makes."""
+    reader.check_scope(clusterwide=False)
     spec = body.spec
     types: tuple[str, ...] = spec.policy_types or (("Ingress", "Egress") if spec.egress else ("Ingress",))
     isolates: list[Direction] = []
@@ -85,7 +86,7 @@ def _peer(reader: Reader, peer: NetworkPolicyPeer, path: str) -> Peer:
     found = reader.requirements(namespaces, f"{path}.namespaceSelector", prefix=NAMESPACE_LABELS)
     if pods is not None:
         found += reader.requirements(pods, f"{path}.podSelector")
-    return reader.selector([HAS_NAMESPACE, *found])
+    return Selector.of([HAS_NAMESPACE, *found])
 
 
 def _block(reader: Reader, block: IPBlock, path: str) -> Peer:
@@ -95,7 +96,7 @@ def _block(reader: Reader, block: IPBlock, path: str) -> Peer:
 
 def _pods_of_own_namespace(reader: Reader, selector: LabelSelector, path: str) -> Selector:
     own = equals("k8s", NAMESPACE, reader.policy.namespace)
-    return reader.selector([own, *reader.requirements(selector, path)])
+    return Selector.of([own, *reader.requirements(selector, path)])
 
 
 def _ports(reader: Reader, ports: tuple[NetworkPolicyPort, ...] | None, path: str) -> tuple[PortRange, ...]:

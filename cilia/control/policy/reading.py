@@ -15,7 +15,6 @@ from cilia.control.policy.rules import (
     Requirement,
     Rule,
     Section,
-    Selector,
 )
 from cilia.model.address import IPNetwork
 from cilia.model.policy import Direction, PolicyObject, PolicyProblem, RuleRef
@@ -39,6 +38,13 @@ class Reader:
         """Refuse what is present (also when empty: an empty list of something unknown has a meaning too)."""
         if value is not None:
             self.refuse(path, sentence)
+
+    def check_scope(self, *, clusterwide: bool) -> None:
+        """Refuse a namespaced policy without a namespace, which would mean every pod, and the reverse."""
+        if clusterwide and self.policy.namespace:
+            self.refuse("metadata.namespace", f"A {self.policy.kind} is in no namespace: remove it.")
+        if not clusterwide and not self.policy.namespace:
+            self.refuse("metadata.namespace", f"A {self.policy.kind} needs a namespace: give one.")
 
     def result(self) -> Parsed:
         """The sections, or the problems."""
@@ -84,10 +90,6 @@ class Reader:
                 self.refuse(path, f"Operator {operator} compares with values: give at least one.")
         elif values:
             self.refuse(path, f"Operator {operator} takes no values: remove them.")
-
-    def selector(self, requirements: Iterable[Requirement]) -> Selector:
-        """All requirements together."""
-        return Selector.of(requirements)
 
     def cidr(self, text: str, path: str, excepts: Iterable[tuple[str, str]] = ()) -> Cidr | None:
         """A prefix less others, given as pairs of text and path; None after a refusal."""

@@ -33,7 +33,7 @@ def check(world: World, seed: int, count: int) -> None:
         assert named == verdict.rules if default else named and named <= verdict.rules
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_entries_answer_as_the_oracle(seed: int) -> None:
     world = scenario(seed)
@@ -73,7 +73,7 @@ def from_scratch(world: World) -> World:
     return fresh.step()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 5), min_size=1, max_size=5))
 def test_incremental_equals_from_scratch(seed: int, rhythm: list[int]) -> None:
     rng = random.Random(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -417,6 +418,18 @@ def test_what_could_not_be_decoded_is_refused_with_its_problem() -> None:
     problem = PolicyProblem("spec.ingress[0]", "unknown field")
     row = PolicyObject(kind="CiliumNetworkPolicy", namespace="red", name="p", problem=problem)
     assert parse(row) == Parsed((), (problem,))
+
+
+def test_a_namespaced_policy_without_namespace_is_not_read_as_clusterwide() -> None:
+    for kind, spec in (
+        ("NetworkPolicy", {"podSelector": {}}),
+        ("CiliumNetworkPolicy", {"endpointSelector": {}, "ingress": [{}]}),
+    ):
+        (problem,) = parse(policy(kind, "p", spec, namespace="")).problems
+        assert problem.path == "metadata.namespace"
+    row = policy("CiliumClusterwideNetworkPolicy", "p", {"endpointSelector": {}, "ingress": [{}]})
+    within = msgspec.structs.replace(row, namespace="red")
+    assert [problem.path for problem in parse(within).problems] == ["metadata.namespace"]
 
 
 def test_an_unknown_kind_is_refused() -> None:
