@@ -122,14 +122,17 @@ class LossCounter:
 
     def count(self, events: Array) -> list[LostEvents]:
         """Take note of a drain's events (it may be empty) and return the losses that are now certain."""
-        for cpu in np.unique(events["cpu"]).tolist() if len(events) else []:
-            mine = events[events["cpu"] == cpu]
-            self._note(cpu, mine["sequence"].astype(np.int64), mine["time"])
+        if len(events):
+            cpus, sequences, times = events["cpu"], events["sequence"].astype(np.int64), events["time"]
+            for cpu in np.flatnonzero(np.bincount(cpus)).tolist():
+                mine = np.flatnonzero(cpus == cpu)
+                self._note(cpu, sequences[mine], times[mine])
         return [lost for cpu, seen in self._seen.items() if (lost := self._settle(cpu, seen)) is not None]
 
     def _note(self, cpu: int, sequences: Array, times: Array) -> None:
-        order = np.argsort(sequences, kind="stable")
-        sequences, times = sequences[order], times[order]
+        if (np.diff(sequences) < 0).any():
+            order = np.argsort(sequences, kind="stable")
+            sequences, times = sequences[order], times[order]
         seen = self._seen.get(cpu)
         if seen is None:
             seen = self._seen[cpu] = Seen(int(sequences[0]))
