@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datapath_world import World, load_world
 
 from cilia.dataplane import bpf, libbpf
+from tests.support.datapath_world import World, load_world
 
 
 @pytest.fixture(scope="session")

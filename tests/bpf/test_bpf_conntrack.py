@@ -6,7 +6,11 @@ import time
 
 import msgspec
 import pytest
-from datapath_world import (
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.packet import Packet
+
+from tests.support.datapath_world import (
     ALLOW,
     ALLOW_ALL,
     DENY,
@@ -19,9 +23,6 @@ from datapath_world import (
     Rule,
     World,
 )
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
-from scapy.packet import Packet
 
 pytestmark = pytest.mark.root
 

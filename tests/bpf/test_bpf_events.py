@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from datapath_world import (
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet
+
+from tests.support.datapath_world import (
     DENY_ALL,
     INGRESS,
     POD_FAR4,
@@ -18,10 +22,7 @@ from datapath_world import (
     load_world,
     pinned_cpu,
 )
-from ring_reader import Ring
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.packet import Packet
+from tests.support.ring_reader import Ring
 
 pytestmark = pytest.mark.root
 
@@ -204,7 +205,8 @@ def test_a_full_ring_leaves_a_gap_and_a_count(world: World, ears: Ears) -> None:
     def state() -> np.void:
         found = world.dataplane.maps["event_state"].lookup(np.uint32(0))
         assert found is not None
-        return found[pinned_cpu()]
+        mine: np.void = found[pinned_cpu()]
+        return mine
 
     before = state()
     sent = (1 << 20) // 200

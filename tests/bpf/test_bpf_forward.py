@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from datapath_world import (
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from tests.support.datapath_world import (
     FAR_IDENTITY,
     FAR_NODE4,
     FAR_NODE6,
@@ -23,10 +28,6 @@ from datapath_world import (
     World,
     payload,
 )
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
-from scapy.packet import Packet
 
 pytestmark = pytest.mark.root
 

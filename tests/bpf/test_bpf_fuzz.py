@@ -9,7 +9,18 @@ import random
 from collections import Counter
 
 import pytest
-from datapath_world import (
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+
+from tests.support.datapath_world import (
     FAR_NODE4,
     HOST_MAC,
     NODE4,
@@ -25,16 +36,6 @@ from datapath_world import (
     World,
     payload,
 )
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import (
-    ICMPv6DestUnreach,
-    ICMPv6EchoRequest,
-    ICMPv6ND_NS,
-    ICMPv6NDOptSrcLLAddr,
-    IPv6,
-    IPv6ExtHdrFragment,
-)
-from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 pytestmark = pytest.mark.root
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from datapath_world import (
+from scapy.layers.inet import ICMP, IP, TCP, UDP, ICMPerror, IPerror, UDPerror
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from tests.support.datapath_world import (
     FAR_NODE4,
     NODE4,
     NODE6,
@@ -17,18 +24,14 @@ from datapath_world import (
     World,
     payload,
 )
-from scapy.layers.inet import ICMP, IP, TCP, UDP, ICMPerror, IPerror, UDPerror
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
-from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Packet, Raw
 
 pytestmark = pytest.mark.root
 
 POD4, POD6 = "10.0.0.11", "fd00::11"
 
 
-def ip(source: str, destination: str, **fields: int) -> Packet:
-    kind = IPv6 if ":" in source else IP
+def ip(source: str, destination: str, **fields: Any) -> Packet:
+    kind: type[Packet] = IPv6 if ":" in source else IP
     return kind(src=source, dst=destination, **fields)
 
 
@@ -42,14 +45,14 @@ def leave(world: World, packet: Packet) -> Packet:
 
 def verified(done: Outcome) -> Packet:
     """The packet, after comparing it with itself with all checksums made anew."""
-    found = done.packet[1]
+    found: Packet = done.packet.payload
     assert bytes(anew(found)) == bytes(found)
     return found
 
 
 def anew(packet: Packet) -> Packet:
     """A copy whose checksums scapy computes; those inside a quoted packet stay."""
-    copy = packet.copy()
+    copy: Packet = packet.copy()
     for layer in (copy, copy.payload):
         if isinstance(layer, UDP) and layer.chksum == 0:
             continue
@@ -112,7 +115,8 @@ def test_udp_without_checksum_stays_without(world: World) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_echo(world: World, family: int) -> None:
     if family == 4:
-        ask, answer = ICMP(type=8, id=77, seq=3), ICMP(type=0, seq=3)
+        ask: Packet = ICMP(type=8, id=77, seq=3)
+        answer: Packet = ICMP(type=0, seq=3)
         pod, node, outside = POD4, NODE4, WORLD4
     else:
         ask, answer = ICMPv6EchoRequest(id=77, seq=3), ICMPv6EchoReply(seq=3)
@@ -182,7 +186,8 @@ def test_fragments_are_translated_together(world: World) -> None:
 
 def leave_fragment(world: World, packet: Packet) -> Packet:
     assert world.from_pod(world.pod_a, packet).action == "NETWORK"
-    return world.to_wire(packet).packet[IP]
+    left: Packet = world.to_wire(packet).packet[IP]
+    return left
 
 
 def anew_checksum(packet: Packet) -> int:

@@ -6,7 +6,10 @@ import struct
 
 import numpy as np
 import pytest
-from datapath_world import (
+from scapy.layers import inet
+
+from cilia.dataplane import bpf
+from tests.support.datapath_world import (
     ALLOW,
     ALLOW_ALL,
     DENY,
@@ -20,9 +23,6 @@ from datapath_world import (
     Rule,
     World,
 )
-from scapy.layers import inet
-
-from cilia.dataplane import bpf
 
 pytestmark = pytest.mark.root
 

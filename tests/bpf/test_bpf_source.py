@@ -3,18 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from datapath_world import (
-    FAR_NODE4,
-    GATEWAY_MAC,
-    HOST_MAC,
-    NODE4,
-    ROUTER4,
-    ROUTER6,
-    TCX_REDIRECT,
-    WORLD4,
-    World,
-    payload,
-)
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -35,6 +23,19 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+
+from tests.support.datapath_world import (
+    FAR_NODE4,
+    GATEWAY_MAC,
+    HOST_MAC,
+    NODE4,
+    ROUTER4,
+    ROUTER6,
+    TCX_REDIRECT,
+    WORLD4,
+    World,
+    payload,
+)
 
 pytestmark = pytest.mark.root
 
