@@ -1,24 +1,37 @@
-"""Build hook of the wheel: compiles the eBPF object, so that a node needs no compiler.
+"""Puts the compiled eBPF object into the wheel: a node needs no compiler.
 
-hatchling calls it for wheels and for editable installs. An object that is already there and newer than
-its sources is left alone by make.
+Runs `make -C bpf` (which does nothing when the object is up to date). Where there is no compiler an
+object that is already there is taken as it is; an editable install may come before it.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+OBJECT = Path("cilia/abi/cilia.bpf.o")
 
-class CompileObject(BuildHookInterface[Any]):
-    """Runs `make -C bpf` and adds the object to the package."""
 
-    PLUGIN_NAME = "custom"
+class ObjectBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Called by hatchling before it collects the wheel's files."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile. Raises CalledProcessError with the compiler's words on standard error."""
-        subprocess.run(["make", "--silent", "-C", str(Path(self.root) / "bpf")], check=True)
-        build_data["artifacts"].append("cilia/abi/cilia.bpf.o")
+        """Build the object. Raises RuntimeError when a wheel would lack it."""
+        root = Path(self.root)
+        problem = build(root)
+        if version != "editable" and not (root / OBJECT).exists():
+            raise RuntimeError(f"the eBPF object can't be built: {problem}")
+        build_data["pure_python"] = True
+
+
+def build(root: Path) -> str:
+    """Compile below `root`; what kept it from succeeding, or an empty string."""
+    for tool in ("make", "clang"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    done = subprocess.run(["make", "-C", str(root / "bpf")], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip()
