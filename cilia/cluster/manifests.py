@@ -56,18 +56,15 @@ class Manifest(msgspec.Struct, frozen=True):
     fields: Fields
 
 
-class _Stamp(msgspec.Struct, frozen=True):
-    """What tells that a file changed."""
-
-    inode: int
-    size: int
-    modified: int
+_Stamp = tuple[int, int, int]
+"""What tells that a file changed: inode, size, nanoseconds of its last change. A bare tuple, and paths as
+text, because a scan repeats several times a second for ever."""
 
 
 class _File(msgspec.Struct):
     stamp: _Stamp
-    manifests: list[Manifest] = []
-    problems: list[Problem] = []
+    manifests: list[Manifest]
+    problems: list[Problem]
 
 
 class Manifests:
@@ -75,31 +72,35 @@ class Manifests:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files: dict[Path, _File] = {}
-        self._moving: dict[Path, _Stamp] = {}
+        self._files: dict[str, _File] = {}
+        self._moving: dict[str, _Stamp] = {}
+        self._absent: set[str] = set()
 
     def scan(self, *, settled: bool = True) -> bool:
         """Look at the directory; returns whether anything changed. Raises OSError when it can't be read.
 
-        With `settled`, a changed file is read at the first scan that finds it as the scan before did.
+        With `settled`, a file is read, or forgotten, at the first scan that finds it as the scan before
+        did: editors write in several steps, and some take the old file away first.
         """
-        present = dict(_stamps(self.directory))
-        changed = False
-        for path in [path for path in self._files if path not in present]:
+        present: dict[str, _Stamp] = {}
+        _collect(str(self.directory), present)
+        absent = {path for path in self._files if path not in present}
+        gone = absent & self._absent if settled else absent
+        for path in gone:
             del self._files[path]
-            changed = True
-        moving: dict[Path, _Stamp] = {}
-        for path, stamp in present.items():
-            known = self._files.get(path)
-            if known is not None and known.stamp == stamp:
-                continue
-            if settled and self._moving.get(path) != stamp:
-                moving[path] = stamp
-                continue
-            self._files[path] = _read(path, stamp)
-            changed = True
-        self._moving = moving
-        return changed
+        self._absent = absent - gone
+        fresh = {path: stamp for path, stamp in present.items() if self._is_new(path, stamp)}
+        resting = {
+            path: stamp for path, stamp in fresh.items() if not settled or self._moving.get(path) == stamp
+        }
+        for path, stamp in resting.items():
+            self._files[path] = _read(Path(path), stamp)
+        self._moving = {path: stamp for path, stamp in fresh.items() if path not in resting}
+        return bool(gone or resting)
+
+    def _is_new(self, path: str, stamp: _Stamp) -> bool:
+        known = self._files.get(path)
+        return known is None or known.stamp != stamp
 
     def objects(self) -> tuple[dict[Resource, dict[Key, Fields]], list[Problem]]:
         """Return all objects and all problems. Of two objects of one name the first file's counts."""
@@ -113,24 +114,24 @@ class Manifests:
                 if manifest.key in kind:
                     name = "/".join(part for part in manifest.key if part)
                     sentence = f"{manifest.resource.kind} {name} is defined twice; this one is ignored"
-                    problems.append(Problem(str(path), sentence))
+                    problems.append(Problem(path, sentence))
                 else:
                     kind[manifest.key] = manifest.fields
         return found, problems
 
 
-def _stamps(directory: Path) -> Iterator[tuple[Path, _Stamp]]:
-    """Yield the files that count; hidden ones are editors' and mounted volumes' scaffolding."""
+def _collect(directory: str, found: dict[str, _Stamp]) -> None:
+    """Note the files that count; hidden ones are editors' and mounted volumes' scaffolding."""
     with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             try:
                 if entry.is_dir():
-                    yield from _stamps(Path(entry.path))
+                    _collect(entry.path, found)
                 elif entry.name.endswith(SUFFIXES):
                     status = entry.stat()
-                    yield Path(entry.path), _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+                    found[entry.path] = (status.st_ino, status.st_size, status.st_mtime_ns)
             except FileNotFoundError:
                 continue
 
@@ -138,7 +139,7 @@ def _stamps(directory: Path) -> Iterator[tuple[Path, _Stamp]]:
 def _read(path: Path, stamp: _Stamp) -> _File:
     file = _File(stamp, [], [])
     try:
-        if stamp.size > MAX_BYTES:
+        if stamp[1] > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         documents = list(_documents(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.DecodeError) as error:

@@ -279,6 +279,30 @@ def test_any_file_is_objects_or_problems(tmp_path: Path, kind: str, tree: Any, t
             assert fields["metadata"]["name"] == name
 
 
+def test_a_file_that_is_being_replaced_is_not_missed(tmp_path: Path) -> None:
+    file = tmp_path / "pod.yaml"
+    file.write_text(POD)
+    manifests = Manifests(tmp_path)
+
+    def node() -> str | None:
+        pods = manifests.objects()[0].get(PODS, {})
+        return next((str(fields["spec"]["nodeName"]) for fields in pods.values()), None)
+
+    assert manifests.scan(settled=False)
+    file.unlink()
+    assert not manifests.scan()
+    file.write_text(POD[:40])
+    assert not manifests.scan()
+    file.write_text(POD.replace("n1", "n2"))
+    assert not manifests.scan()
+    assert node() == "n1"
+    assert manifests.scan()
+    assert node() == "n2"
+    file.unlink()
+    assert [manifests.scan(), manifests.scan()] == [False, True]
+    assert node() is None
+
+
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     async def story(directory: DirectoryStore, source: Path) -> None:
         (problem,) = directory.problems
