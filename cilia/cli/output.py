@@ -1,7 +1,8 @@
 """Tables for people, JSON for programs.
 
 A table goes to the terminal's width; into a pipe or file it is as wide as its content, without colours,
-so that `grep` and `awk` find whole values. A missing value is a dash.
+so that `grep` and `awk` find whole values: lists are joined by commas there, and stand on lines of their
+own in a terminal. A missing value is a dash.
 """
 
 from __future__ import annotations
@@ -42,25 +43,27 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     """Print rows under a header; without rows the sentence `empty`."""
     from rich.table import Table
 
+    out = console()
+    joiner = "\n" if out.is_terminal else ","
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(cell(value) for value in row))
+        table.add_row(*(cell(value, joiner) for value in row))
     if table.row_count == 0 and empty:
         sys.stdout.write(empty + "\n")
         return
-    console().print(table)
+    out.print(table)
 
 
-def cell(value: object) -> Any:
-    """A value as text with its colour; lists stand under each other."""
+def cell(value: object, joiner: str = "\n") -> Any:
+    """A value as text with its colour; the parts of a list are joined by `joiner`."""
     from rich.text import Text
 
     if value is None or value == "" or value == ():
         return Text("-", style="dim")
     if isinstance(value, tuple | list):
-        return Text("\n".join(str(item) for item in value))
+        return Text(joiner.join(str(item) for item in value))
     text = str(value)
     return Text(text, style=STATE_STYLE.get(text, ""))
 

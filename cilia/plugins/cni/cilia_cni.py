@@ -26,6 +26,18 @@ INVALID_ENVIRONMENT = 4
 
 
 def main() -> int:
+    try:
+        return serve()
+    except OSError as error:
+        return refuse(
+            IO_FAILURE,
+            "Standard input or output failed ("
+            + posix.strerror(error.errno or IO_FAILURE)
+            + "); call again.",
+        )
+
+
+def serve() -> int:
     command = posix.environ.get(b"CNI_COMMAND", b"")
     if command == b"VERSION":
         return answer(0, VERSIONS)
@@ -160,7 +172,10 @@ def refuse_to_queue(error: OSError) -> int:
 
 def refuse(code: int, sentence: str) -> int:
     document = '{"cniVersion":"%s","code":%d,"msg":"%s"}' % (NEWEST, code, sentence)  # noqa: UP031
-    return answer(1, document.encode())
+    try:
+        return answer(1, document.encode())
+    except OSError:
+        return 1
 
 
 def answer(exit_code: int, output: bytes) -> int:

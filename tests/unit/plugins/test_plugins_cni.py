@@ -208,6 +208,19 @@ def test_a_dead_agents_socket_counts_as_no_agent(node: Node) -> None:
     assert (exit_code, code(output)) == (1, 11)
 
 
+def test_closed_standard_streams_are_no_traceback(node: Node) -> None:
+    for redirect in ("<&-", ">&-", "<&- >&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"exec {node.plugin} {redirect}"],
+            env={"CNI_COMMAND": "ADD"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, b"")
+        assert code(done.stdout) == (5 if redirect == "<&-" else 0)
+
+
 def test_oversized_input_is_refused(node: Node) -> None:
     exit_code, output = node.call("ADD", b" " * (cni.INPUT_LIMIT + 70000))
     assert (exit_code, code(output)) == (1, 5)

@@ -224,7 +224,7 @@ ENVIRONMENTS = st.dictionaries(
 ).map(lambda changed: ENVIRONMENT | changed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ENVIRONMENTS, DOCUMENTS)
 def test_any_call_is_understood_or_refused_in_a_sentence(
     environment: dict[str, str], document: bytes
