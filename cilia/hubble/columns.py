@@ -85,3 +85,13 @@ def translated(events: Events) -> Mask:
     """Which packets left with another source than their sender gave them."""
     high, low = address_words(events, "original_source")
     return np.asarray((high | low) != 0, np.bool_)
+
+
+def sender_words(events: Events) -> tuple[Words, Words]:
+    """The address the sender used: of a translated packet the original source."""
+    high, low = address_words(events, "source")
+    was = translated(events)
+    if not was.any():
+        return high, low
+    before_high, before_low = address_words(events, "original_source")
+    return np.where(was, before_high, high), np.where(was, before_low, low)

@@ -29,6 +29,7 @@ from cilia.hubble.columns import (
     address_words,
     equal,
     flagged,
+    sender_words,
     translated,
 )
 from cilia.hubble.convert import (
@@ -195,7 +196,7 @@ def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> SideFi
 def pods(values: list[str]) -> Callable[[Party], bool]:
     """`namespace/prefix`, `namespace/`, `/prefix` (any namespace); without a slash: default."""
     wanted = [("default", value) if "/" not in value else value.split("/", 1) for value in values]
-    if any(not namespace and not prefix for namespace, prefix in wanted):
+    if {"", "/"} & set(values):
         raise FilterError("an empty pod filter: write namespace/pod-prefix or namespace/")
 
     def question(party: Party) -> bool:
@@ -255,11 +256,8 @@ def by_address(context: Context, side: str, values: list[str]) -> Predicate:
     wanted = [Prefix.parse(value) for value in values]
 
     def predicate(rows: Rows) -> Mask:
-        high, low = address_words(rows.events, side)
-        if side == "source":
-            before_high, before_low = address_words(rows.events, "original_source")
-            was = translated(rows.events)
-            high, low = np.where(was, before_high, high), np.where(was, before_low, low)
+        source = side == "source"
+        high, low = sender_words(rows.events) if source else address_words(rows.events, side)
         return in_prefixes(rows, high, low, wanted)
 
     return predicate

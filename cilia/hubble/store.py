@@ -25,6 +25,7 @@ from cilia.hubble.columns import (
     address_words,
     blobs,
     check_layout,
+    sender_words,
 )
 from cilia.hubble.directory import Device, Directory, Party, describe
 from cilia.hubble.intern import Interner
@@ -314,7 +315,7 @@ def joined(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
 
 def party_key(events: Events, side: str) -> list[Words]:
     """What makes a side distinct: address, identity and endpoint id, in three words."""
-    high, low = address_words(events, side)
+    high, low = sender_words(events) if side == "source" else address_words(events, side)
     who = events[f"{side}_identity"].astype(np.uint64) << np.uint64(16)
     return [high, low, who | events[f"{side}_endpoint"]]
 

@@ -15,7 +15,7 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import h2.config
 import h2.connection
@@ -117,10 +117,9 @@ class Connection(asyncio.Protocol):
     # -- the socket's side --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         if not self._server.admit(self, transport.get_extra_info("socket")):
-            transport.abort()
+            self._transport.abort()
             return
         self._h2.initiate_connection()
         self._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})

@@ -1,0 +1,239 @@
+"""Masks select exactly the flows a reader of the messages would."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cilia.hubble import selectors
+from cilia.hubble.convert import Converter, NodeFacts
+from cilia.hubble.filters import Context, FilterError, FlowMatcher, UnsupportedFilter
+from cilia.hubble.store import FlowStore
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer import observer_pb2
+from tests.support.hubble import CLIENT, CLIENT6, DENY_DB, OTHER, SERVER6, WALL, events, store
+
+NODE = NodeFacts(name="west/worker-1", labels=("zone=a",))
+
+ROWS: list[dict[str, Any]] = [
+    {},
+    {"kind": 3, "ingress_match": 2, "destination_port": 80},
+    {"kind": 1, "point": 0, "verdict": 2, "reason": 133, "state": 0},
+    {"kind": 3, "verdict": 2, "reason": 181, "direction": 2, "egress_cookie": DENY_DB, "destination": OTHER,
+     "destination_identity": 5000, "destination_endpoint": 0},
+    {"source": CLIENT6, "destination": SERVER6, "flags": 2, "protocol": 17, "destination_port": 53},
+    {"protocol": 1, "icmp_type": 8, "source_port": 0, "destination_port": 0, "flags": 1, "state": 3},
+    {"protocol": 58, "icmp_type": 128, "source": CLIENT6, "destination": "2001:db8::1", "flags": 2,
+     "destination_identity": 2, "destination_endpoint": 0, "source_port": 0, "destination_port": 0},
+    {"source": "192.0.2.1", "original_source": CLIENT, "original_source_port": 41000, "source_port": 50000,
+     "source_endpoint": 0,
+     "destination": "192.0.2.80", "destination_identity": 2, "destination_endpoint": 0, "ifindex": 7},
+    {"kind": 4, "tcp_flags": 0x12, "flags": 4},
+]  # fmt: skip
+
+
+def filled() -> FlowStore:
+    flows = store()
+    flows.append([events(*ROWS)], offset=WALL)
+    return flows
+
+
+def matching(
+    white: list[dict[str, Any]], black: list[dict[str, Any]] | None = None, flows: FlowStore | None = None
+) -> list[int]:
+    flows = flows or filled()
+    converter = Converter(flows, NODE)
+    whitelist = [flow_pb2.FlowFilter(**fields) for fields in white]
+    blacklist = [flow_pb2.FlowFilter(**fields) for fields in black or []]
+    matcher = FlowMatcher(Context(flows, converter, NODE), whitelist, blacklist)
+    (rows,) = flows.spans(0, flows.head)
+    return [int(number) for number in rows.numbers[matcher.mask(rows)]]
+
+
+ALL = list(range(len(ROWS)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ALL),
+        ({"verdict": [flow_pb2.DROPPED]}, [2, 3]),
+        ({"verdict": [flow_pb2.TRANSLATED]}, [8]),
+        ({"drop_reason_desc": [flow_pb2.POLICY_DENIED]}, [2]),
+        ({"source_ip": [CLIENT]}, [0, 1, 2, 3, 5, 7, 8]),
+        ({"source_ip": ["10.0.1.0/24"]}, [0, 1, 2, 3, 5, 7, 8]),
+        ({"source_ip": ["::/0"]}, [4, 6]),
+        ({"source_ip": ["0.0.0.0/0"]}, [0, 1, 2, 3, 5, 7, 8]),
+        ({"destination_ip": [OTHER, "2001:db8::/32"]}, [3, 6]),
+        ({"source_ip_xlated": ["192.0.2.0/24"]}, [7]),
+        ({"source_ip": ["192.0.2.1"]}, []),
+        ({"destination_pod": ["demo/server"]}, [0, 1, 2, 4, 5, 8]),
+        ({"destination_pod": ["other/"]}, [3]),
+        ({"destination_pod": ["/db"]}, [3]),
+        ({"destination_pod": ["server"]}, []),
+        ({"destination_label": ["app=server"]}, [0, 1, 2, 4, 5, 8]),
+        ({"destination_label": ["reserved:world"]}, [6, 7]),
+        ({"destination_label": ["k8s:app in (db, other), !tier"]}, [3]),
+        ({"source_workload": [flow_pb2.Workload(name="client")]}, ALL),
+        ({"source_workload": [flow_pb2.Workload(name="client", kind="StatefulSet")]}, []),
+        ({"destination_identity": [2]}, [6, 7]),
+        ({"source_cluster_name": ["default"]}, ALL),
+        ({"destination_fqdn": ["*.example.com"]}, [7]),
+        ({"destination_port": ["80"]}, [1]),
+        ({"destination_port": ["8000-9000"]}, [0, 2, 3, 7, 8]),
+        ({"source_port": ["41000"]}, [7]),
+        ({"source_port": ["0"]}, []),
+        ({"protocol": ["udp"]}, [4]),
+        ({"protocol": ["ICMP"]}, [5, 6]),
+        ({"protocol": ["icmpv6"]}, [6]),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=1)]}, [2]),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=5)]}, [1, 3]),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=129)]}, []),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=4, match_sub_type=True, sub_type=4)]}, []),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=1, match_sub_type=True, sub_type=133)]}, [2]),
+        ({"traffic_direction": [flow_pb2.EGRESS]}, [3]),
+        ({"reply": [True]}, [5]),
+        ({"reply": [False]}, [0, 1, 3, 4, 6, 7, 8]),
+        ({"encrypted": [True]}, [8]),
+        ({"ip_version": [flow_pb2.IPv6]}, [4, 6]),
+        ({"tcp_flags": [flow_pb2.TCPFlags(SYN=True, ACK=True)]}, [8]),
+        ({"interface": [flow_pb2.NetworkInterface(name="lxc1234")]}, [7]),
+        ({"node_name": ["worker-*"]}, ALL),
+        ({"node_name": ["west/"]}, ALL),
+        ({"node_name": ["east/worker-1"]}, []),
+        ({"node_labels": ["zone=a"]}, ALL),
+        ({"node_labels": ["zone=b"]}, []),
+        ({"verdict": [flow_pb2.DROPPED], "destination_pod": ["other/"]}, [3]),
+    ],
+)
+def test_each_field(fields: dict[str, Any], expected: list[int]) -> None:
+    assert matching([fields]) == expected
+
+
+def test_filters_of_a_list_are_joined_by_or_and_the_blacklist_takes_away() -> None:
+    dropped, udp = {"verdict": [flow_pb2.DROPPED]}, {"protocol": ["udp"]}
+    assert matching([dropped, udp]) == [2, 3, 4]
+    assert matching([dropped, udp], [{"destination_pod": ["other/"]}]) == [2, 4]
+    assert matching([], [dropped]) == [0, 1, 4, 5, 6, 7, 8]
+
+
+def test_a_uuid_selects_its_flow() -> None:
+    flows = filled()
+    converter = Converter(flows, NODE)
+    (rows,) = flows.spans(0, flows.head)
+    third = observer_pb2.GetFlowsResponse.FromString(converter.responses(rows)[2]).flow.uuid
+    matcher = FlowMatcher(Context(flows, converter, NODE), [flow_pb2.FlowFilter(uuid=[third, "nonsense"])])
+    assert rows.numbers[matcher.mask(rows)].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"source_ip": ["10.0.0.300"]}, FilterError),
+        ({"source_pod": [""]}, FilterError),
+        ({"source_pod": ["/"]}, FilterError),
+        ({"source_label": ["a=b=c"]}, FilterError),
+        ({"source_port": ["http"]}, FilterError),
+        ({"source_port": ["70000"]}, FilterError),
+        ({"protocol": ["quic"]}, FilterError),
+        ({"protocol": ["http"]}, UnsupportedFilter),
+        ({"http_method": ["GET"]}, UnsupportedFilter),
+        ({"dns_query": ["x"]}, UnsupportedFilter),
+        ({"source_service": ["demo/web"]}, UnsupportedFilter),
+        ({"trace_id": ["1"]}, UnsupportedFilter),
+        ({"ip_trace_id": [1]}, UnsupportedFilter),
+        ({"tcp_flags": [flow_pb2.TCPFlags(NS=True)]}, UnsupportedFilter),
+        ({"experimental": {"cel_expression": ["true"]}}, UnsupportedFilter),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_a_sentence(
+    fields: dict[str, Any], problem: type[Exception]
+) -> None:
+    with pytest.raises(problem) as refusal:
+        matching([fields])
+    assert len(str(refusal.value).split()) > 4
+
+
+def test_every_field_of_a_filter_is_either_answered_or_refused() -> None:
+    for field in flow_pb2.FlowFilter.DESCRIPTOR.fields:
+        message = flow_pb2.FlowFilter()
+        if field.name == "experimental":
+            message.experimental.SetInParent()
+        elif field.message_type:
+            getattr(message, field.name).add()
+        else:
+            values: list[Any] = ["1"] if field.type == field.TYPE_STRING else [1]
+            getattr(message, field.name).extend(values)
+        flows = filled()
+        try:
+            FlowMatcher(Context(flows, Converter(flows, NODE), NODE), [message])
+        except (UnsupportedFilter, FilterError) as refusal:
+            assert "not known here" not in str(refusal), field.name
+
+
+def test_a_predicate_learns_of_parties_that_come_later() -> None:
+    flows = filled()
+    matcher = FlowMatcher(
+        Context(flows, Converter(flows, NODE), NODE), [flow_pb2.FlowFilter(source_identity=[77])]
+    )
+    (rows,) = flows.spans(0, flows.head)
+    assert not matcher.mask(rows).any()
+    flows.append([events({"source_identity": 77})], offset=WALL)
+    (rows,) = flows.spans(0, flows.head)
+    assert rows.numbers[matcher.mask(rows)].tolist() == [len(ROWS)]
+
+
+ADDRESS = st.integers(0, 2**32 - 1).map(lambda n: str(ipaddress.IPv4Address(n)))
+SIX = st.integers(1, 2**128 - 1).map(ipaddress.IPv6Address).filter(lambda a: a.ipv4_mapped is None).map(str)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(ADDRESS | SIX, min_size=1, max_size=10), st.data())
+def test_cidrs_contain_what_the_library_says(addresses: list[str], data: st.DataObject) -> None:
+    base = ipaddress.ip_address(data.draw(st.sampled_from(addresses)))
+    prefix = data.draw(st.integers(0, base.max_prefixlen))
+    network = ipaddress.ip_network((base, prefix), strict=False)
+    flows = store()
+    rows = [{"source": a, "flags": 2 if ":" in a else 0} for a in addresses]
+    flows.append([events(*rows)], offset=WALL)
+    expected = [
+        number
+        for number, address in enumerate(map(ipaddress.ip_address, addresses))
+        if address.version == network.version and address in network
+    ]
+    assert matching([{"source_ip": [str(network)]}], flows=flows) == expected
+
+
+LABELS = ("k8s:app=web", "k8s:tier=front", "reserved:host")
+
+
+@pytest.mark.parametrize(
+    ("selector", "selected"),
+    [
+        ("app=web", True),
+        ("k8s:app==web", True),
+        ("any:app=web", True),
+        ("cidr:app=web", False),
+        ("app!=web", False),
+        ("missing!=web", True),
+        ("app in (db, web)", True),
+        ("app notin (db,cache)", True),
+        ("app", True),
+        ("!app", False),
+        ("reserved:host", True),
+        ("app=web,tier=back", False),
+        ("app=web, tier in (front)", True),
+    ],
+)
+def test_label_selectors(selector: str, selected: bool) -> None:
+    assert selectors.parse(selector).matches(LABELS) is selected
+
+
+@pytest.mark.parametrize("selector", ["", "a=b=c", "app in web", "a,,b", "=x"])
+def test_unreadable_label_selectors(selector: str) -> None:
+    with pytest.raises(selectors.SelectorError):
+        selectors.parse(selector)
