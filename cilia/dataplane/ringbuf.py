@@ -231,7 +231,12 @@ class RingReader:
         self._timer = None
         self._watching = True
         for ring in self._rings:
-            loop.add_reader(ring.fd, self._woken)
+            loop.add_reader(ring.fd, self._readable)
+
+    def _readable(self) -> None:
+        """Both rings may be readable in one turn of the loop: the first wakes."""
+        if self._watching:
+            self._woken()
 
     def _woken(self) -> None:
         self._wake()

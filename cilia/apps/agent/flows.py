@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
 
-import numpy as np
-
+from cilia.dataplane.ringbuf import Batch
 from cilia.hubble.store import FlowStore, Loss
-
-Events = np.ndarray[Any, np.dtype[np.void]]
-
-
-class LostEvents(Protocol):
-    """A gap in one CPU's sequence numbers of one ring."""
-
-    @property
-    def cpu(self) -> int: ...
-    @property
-    def ring(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def first(self) -> int: ...
-    @property
-    def last(self) -> int: ...
 
 
 def clock_offset() -> int:
@@ -48,13 +28,16 @@ class FlowPump:
         self._offset = clock_offset()
         self._measured = time.monotonic()
 
-    def take(self, batches: Sequence[Events], lost: Sequence[LostEvents]) -> None:
+    def take(self, batch: Batch) -> None:
         """Store one drain of both rings."""
         now = time.monotonic()
         if now - self._measured > 10.0:
             self._offset, self._measured = clock_offset(), now
         self._store.append(
-            batches,
-            [Loss(cpu=gap.cpu, count=gap.count, first=gap.first, last=gap.last) for gap in lost],
+            [batch.events],
+            [
+                Loss(cpu=gap.cpu, ring=gap.ring, count=gap.count, first=gap.first_time, last=gap.last_time)
+                for gap in batch.lost
+            ],
             offset=self._offset,
         )

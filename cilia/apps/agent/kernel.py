@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import structlog
@@ -20,7 +19,7 @@ from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
 from cilia.dataplane.maps.conntrack import sweep_translations
 from cilia.dataplane.order import KernelState
-from cilia.dataplane.ringbuf import LostEvents, RingReader
+from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings
@@ -34,8 +33,6 @@ VXLAN_OVERHEAD = 50
 VXLAN_OVERHEAD_IPV6 = 70
 NAT_IDLE = 300
 """Seconds a translation may rest before it is forgotten."""
-
-Events = np.ndarray[Any, np.dtype[np.void]]
 
 
 class NodeKernel:
@@ -161,11 +158,11 @@ class NodeKernel:
         ]
         return KernelNumbers(counters=rows, pressure=pressure)
 
-    async def drain(self, take: Callable[[Sequence[Events], Sequence[LostEvents]], None]) -> None:
-        """Hand over what the rings hold, for ever."""
+    def reader(self, deliver: Callable[[Batch], None]) -> RingReader:
+        """What drains the event rings on the running loop, once started."""
         assert self._state is not None
-        reader = RingReader(self._dataplane, self._state.settings)
-        await reader.run(take)
+        rings = [self._dataplane.maps[name] for name in ("events_priority", "events")]
+        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver)
 
     async def collect(self, interval: float) -> None:
         """Forget expired flows and translations, a chunk at a time, for ever."""

@@ -140,8 +140,9 @@ class Runtime:
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)
         if settings.events:
-            pump = FlowPump(flows)
-            tasks.spawn("drain events", kernel.drain(pump.take))
+            reader = kernel.reader(FlowPump(flows).take)
+            reader.start()
+            stack.callback(reader.stop)
 
         identities = IdentityAllocator(store, self.inputs)
         publisher = EndpointPublisher(store, self.desired, lambda: kernel.addresses[0])
