@@ -12,7 +12,13 @@ from typing import Any
 import msgspec
 import yaml
 
-from cilia.cluster.store import RESOURCES, Resource
+from cilia.cluster.store import (
+    CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+    CILIUM_NETWORK_POLICIES,
+    NETWORK_POLICIES,
+    RESOURCES,
+    Resource,
+)
 from cilia.model.resources.base import AnyObject
 
 Fields = dict[str, Any]
@@ -22,6 +28,10 @@ Key = tuple[str, str]
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 16 << 20
 
+PROVENANCE = "directory:filename"
+"""Label of policies that tells from which file they come, as Cilium's static policies carry it."""
+
+_POLICIES = frozenset({NETWORK_POLICIES, CILIUM_NETWORK_POLICIES, CILIUM_CLUSTERWIDE_NETWORK_POLICIES})
 _KINDS = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
 
 
@@ -95,6 +105,7 @@ class Manifests:
         }
         for path, stamp in resting.items():
             self._files[path] = _read(Path(path), stamp)
+            _mark_provenance(self._files[path].manifests, os.path.relpath(path, self.directory))
         self._moving = {path: stamp for path, stamp in fresh.items() if path not in resting}
         return bool(gone or resting)
 
@@ -118,6 +129,13 @@ class Manifests:
                 else:
                     kind[manifest.key] = manifest.fields
         return found, problems
+
+
+def _mark_provenance(manifests: list[Manifest], path: str) -> None:
+    for manifest in manifests:
+        if manifest.resource in _POLICIES:
+            metadata = manifest.fields["metadata"]
+            metadata["labels"] = (metadata.get("labels") or {}) | {PROVENANCE: path}
 
 
 def _collect(directory: str, found: dict[str, _Stamp]) -> None:

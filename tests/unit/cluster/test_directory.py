@@ -210,6 +210,7 @@ def test_a_status_is_kept_beside_the_users_file(tmp_path: Path) -> None:
         stored = json.loads(await directory.get(CILIUM_NETWORK_POLICIES, "p", namespace="default"))
         assert stored["status"]["conditions"][0]["type"] == "Valid"
         assert stored["spec"] == {"endpointSelector": {}}
+        assert stored["metadata"]["labels"] == {"directory:filename": "p.yaml"}
         assert (source / "p.yaml").read_text() == policy
         with pytest.raises(store.Forbidden, match="defined by a file"):
             await directory.delete(CILIUM_NETWORK_POLICIES, "p", namespace="default")
