@@ -99,6 +99,10 @@ class PolicyNode:
         if published:
             self._name_cookies()
 
+    def peers(self) -> dict[Selector | Cidr, frozenset[IdentityId]]:
+        """Every peer that rules in force speak of, and the identities it means now (row P427)."""
+        return self._selections.peers()
+
     def _pending(self) -> bool:
         """Whether anything changed since the last step."""
         cursors = (self._policies.pending, self._identities.pending, self._endpoints.pending)

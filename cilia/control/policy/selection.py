@@ -174,6 +174,10 @@ class Selections:
         """The identities an acquired peer means now (live: do not change or keep it)."""
         return self._members[peer]
 
+    def peers(self) -> dict[Selector | Cidr, frozenset[IdentityId]]:
+        """Every peer in use and whom it means now: a copy, for people."""
+        return {peer: frozenset(members) for peer, members in self._members.items()}
+
     def acquire(self, peer: Selector | Cidr) -> None:
         """Begin to follow a peer, or count one more user of it."""
         self._users[peer] = self._users.get(peer, 0) + 1

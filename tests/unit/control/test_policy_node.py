@@ -191,3 +191,14 @@ def test_restored_subject_numbers_are_kept() -> None:
     world = World(restored={WEB.id: SubjectId(7)})
     world.desired.endpoints.put(endpoint(1, WEB.id))
     assert world.step().subject(300).subject == 7
+
+
+def test_peers_in_force_can_be_looked_at() -> None:
+    world = cluster(WEB)
+    peers = [{"matchLabels": {"app": "db"}}]
+    world.inputs.policies.put(cnp("p", egress=[{"toEndpoints": peers}, {"toCIDR": ["10.0.0.0/8"]}]))
+    found = world.step().policies.peers()
+    assert set(found.values()) == {
+        frozenset({DB.id}),
+        frozenset({next(iter(world.identities.cidrs)).identity}),
+    }

@@ -116,3 +116,4 @@ def test_after_everything_left_nothing_remains() -> None:
     assert content(world) == content(World().step())
     assert not list(world.desired.subjects)
     assert not list(world.identities.cidrs)
+    assert world.policies.peers() == {}
