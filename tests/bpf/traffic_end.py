@@ -1,0 +1,90 @@
+"""One end of a conversation, run inside a namespace.
+
+serve KIND ADDRESS          answers on port 7777 with what it was sent, and names the asker
+ask KIND ADDRESS SIZE       sends SIZE bytes, expects them back; prints the address the server saw
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+PORT = 7777
+NAME = 64
+TIMEOUT = 2.0
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def exactly(stream: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        part = stream.recv(size - len(found))
+        if not part:
+            raise ConnectionError("closed early")
+        found += part
+    return bytes(found)
+
+
+def serve_tcp(address: str) -> None:
+    with socket.socket(family(address), socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, PORT))
+        listener.listen()
+        print("ready", flush=True)
+        stream, asker = listener.accept()
+        with stream:
+            stream.sendall(asker[0].encode().ljust(NAME))
+            while data := stream.recv(65536):
+                stream.sendall(data)
+
+
+def serve_udp(address: str) -> None:
+    with socket.socket(family(address), socket.SOCK_DGRAM) as server:
+        server.bind((address, PORT))
+        print("ready", flush=True)
+        data, asker = server.recvfrom(65536)
+        server.sendto(asker[0].encode().ljust(NAME) + data, asker)
+
+
+def ask_tcp(address: str, size: int) -> str:
+    with socket.create_connection((address, PORT), TIMEOUT) as stream:
+        stream.settimeout(TIMEOUT)
+        name = exactly(stream, NAME)
+        for at in range(0, size, 30_000):
+            part = bytes(at % 251 for _ in range(min(30_000, size - at)))
+            stream.sendall(part)
+            assert exactly(stream, len(part)) == part
+        return name.decode().strip()
+
+
+def ask_udp(address: str, size: int) -> str:
+    with socket.socket(family(address), socket.SOCK_DGRAM) as asker:
+        asker.settimeout(TIMEOUT)
+        asker.connect((address, PORT))
+        asker.send(b"q" * size)
+        answer = asker.recv(65536)
+        assert answer[NAME:] == b"q" * size
+        return answer[:NAME].decode().strip()
+
+
+def main() -> int:
+    action, kind, address, *rest = sys.argv[1:]
+    try:
+        if action == "serve":
+            {"tcp": serve_tcp, "udp": serve_udp}[kind](address)
+        else:
+            print({"tcp": ask_tcp, "udp": ask_udp}[kind](address, int(rest[0])))
+    except ConnectionRefusedError:
+        print("refused", file=sys.stderr)
+        return 1
+    except TimeoutError:
+        print("silence", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
