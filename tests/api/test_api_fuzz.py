@@ -14,9 +14,9 @@ from tests.support.api_client import Answer, Client
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 LEAF = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 WORDS = """
-apiVersion kind metadata spec status name namespace labels annotations ports finalizers ownerReferences uid
-ingress egress podSelector from ipBlock cidr except containers names versions schema openAPIV3Schema properties data
-endpoints deletionTimestamp resourceVersion addresses addressType group scope plural to
+apiVersion kind metadata spec status name namespace labels annotations ports finalizers ownerReferences
+uid ingress egress podSelector from ipBlock cidr except containers names versions schema openAPIV3Schema
+properties data endpoints deletionTimestamp resourceVersion addresses addressType group scope plural to
 """
 FIELDS = st.sampled_from(WORDS.split())
 JSON = st.recursive(
