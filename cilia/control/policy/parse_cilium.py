@@ -29,7 +29,7 @@ from cilia.control.policy.rules import (
 )
 from cilia.model.labels import CLUSTER, NAMESPACE, NAMESPACE_LABELS
 from cilia.model.policy import Direction
-from cilia.model.resources.base import LabelSelector
+from cilia.model.resources.base import LabelSelector, camel_name
 from cilia.model.resources.cilium_policy import (
     CIDRRule,
     CiliumClusterwideNetworkPolicy,
@@ -57,6 +57,21 @@ IN_CLUSTER = (
     "unmanaged",
 )
 """Reserved names that entity `cluster` stands for, besides the pods of the cluster."""
+
+UNSUPPORTED = {
+    "from_requires": "fromRequires is not supported: add its labels to every selector of fromEndpoints.",
+    "to_requires": "toRequires is not supported: add its labels to every selector of toEndpoints.",
+    "from_groups": "Cloud groups are not supported: use fromCIDR.",
+    "to_groups": "Cloud groups are not supported: use toCIDR.",
+    "from_nodes": "Selecting nodes by label is not supported yet: use entity remote-node.",
+    "to_nodes": "Selecting nodes by label is not supported yet: use entity remote-node.",
+    "to_services": "Services as peers are not supported yet: select their pods with toEndpoints.",
+    "to_fqdns": "DNS names are not supported yet: use toCIDR.",
+}
+"""Fields of rules that can't be enforced, and what to write instead."""
+
+PROXIED = ("rules", "terminating_tls", "originating_tls", "server_names", "listener")
+"""Fields of port rules that need a proxy."""
 
 NO_PROXY = "Application-layer rules are not supported yet: remove this part, or keep to ports."
 
@@ -158,45 +173,14 @@ class _Scope:
             yield self._reader.rule(direction, peer, where, ALL_PORTS if ports is None else ports, deny=deny)
 
     def _refuse_unsupported(self, rule: AnyRule, path: str) -> None:
-        refuse = self._reader.refuse_if
-        if isinstance(rule, IngressRule | IngressDenyRule):
-            refuse(
-                rule.from_requires,
-                f"{path}.fromRequires",
-                "fromRequires is not supported: add its labels to every selector of fromEndpoints.",
+        for field, sentence in UNSUPPORTED.items():
+            self._reader.refuse_if(getattr(rule, field, None), f"{path}.{camel_name(field)}", sentence)
+        authentication = getattr(rule, "authentication", None)
+        if authentication is not None and authentication.mode != "disabled":
+            self._reader.refuse(
+                f"{path}.authentication.mode",
+                "Mutual authentication is not supported yet: set mode to disabled.",
             )
-            refuse(rule.from_groups, f"{path}.fromGroups", "Cloud groups are not supported: use fromCIDR.")
-            refuse(
-                rule.from_nodes,
-                f"{path}.fromNodes",
-                "Selecting nodes by label is not supported yet: use entity remote-node.",
-            )
-        else:
-            refuse(
-                rule.to_requires,
-                f"{path}.toRequires",
-                "toRequires is not supported: add its labels to every selector of toEndpoints.",
-            )
-            refuse(rule.to_groups, f"{path}.toGroups", "Cloud groups are not supported: use toCIDR.")
-            refuse(
-                rule.to_nodes,
-                f"{path}.toNodes",
-                "Selecting nodes by label is not supported yet: use entity remote-node.",
-            )
-            refuse(
-                rule.to_services,
-                f"{path}.toServices",
-                "Services as peers are not supported yet: select their pods with toEndpoints.",
-            )
-        if isinstance(rule, EgressRule):
-            refuse(rule.to_fqdns, f"{path}.toFQDNs", "DNS names are not supported yet: use toCIDR.")
-        if isinstance(rule, IngressRule | EgressRule):
-            authentication = rule.authentication
-            if authentication is not None and authentication.mode != "disabled":
-                self._reader.refuse(
-                    f"{path}.authentication.mode",
-                    "Mutual authentication is not supported yet: set mode to disabled.",
-                )
 
     def _peers(self, rule: AnyRule, path: str) -> list[tuple[str, Peer]] | None:
         """Paths and peers of a rule; None when it names no kind of peer at all."""
@@ -311,14 +295,8 @@ class _Scope:
             yield self._reader.port_range(protocol, int(port.port), port.end_port, f"{path}.endPort")
 
     def _refuse_proxy(self, group: PortRule | PortDenyRule, path: str) -> None:
-        if isinstance(group, PortDenyRule):
-            return
-        refuse = self._reader.refuse_if
-        refuse(group.rules, f"{path}.rules", NO_PROXY)
-        refuse(group.terminating_tls, f"{path}.terminatingTLS", NO_PROXY)
-        refuse(group.originating_tls, f"{path}.originatingTLS", NO_PROXY)
-        refuse(group.server_names, f"{path}.serverNames", NO_PROXY)
-        refuse(group.listener, f"{path}.listener", NO_PROXY)
+        for field in PROXIED:
+            self._reader.refuse_if(getattr(group, field, None), f"{path}.{camel_name(field)}", NO_PROXY)
 
     def _icmps(self, icmps: Sequence[ICMPRule], path: str) -> Iterator[PortRange]:
         for number, icmp in enumerate(icmps):

@@ -10,12 +10,14 @@ import yaml
 
 from cilia.control.policy.oracle import judge
 from cilia.control.policy.parse import RuleBook, parse
+from cilia.control.policy.parse_cilium import PROXIED, UNSUPPORTED
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Cidr, Parsed
 from cilia.model import identity as ids
 from cilia.model.identity import Identity, reserved_identities
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Labels
 from cilia.model.policy import Direction, PolicyObject, PolicyProblem
+from cilia.model.resources import cilium_policy as resource
 from tests.support.policy_cases import pod, policy
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -412,6 +414,32 @@ class TestCilium:
             kind="CiliumNetworkPolicy", namespace="red", name="p", body=type(body)(metadata=body.metadata)
         )
         assert [problem.path for problem in parse(empty).problems] == ["spec"]
+
+
+def test_no_field_of_the_language_is_overlooked() -> None:
+    """Whoever adds a field to the resources decides here whether it is read or refused."""
+    peers = ("endpoints", "entities", "cidr", "cidr_set")
+    read_here = {f"{side}_{kind}" for side in ("from", "to") for kind in peers}
+    rules = (resource.IngressRule, resource.IngressDenyRule, resource.EgressRule, resource.EgressDenyRule)
+    assert {field for rule in rules for field in rule.__struct_fields__} == (
+        read_here | {"to_ports", "icmps", "authentication"} | set(UNSUPPORTED)
+    )
+    groups = (resource.PortRule, resource.PortDenyRule)
+    assert {field for group in groups for field in group.__struct_fields__} == {"ports", *PROXIED}
+    assert set(resource.PortProtocol.__struct_fields__) == {"port", "end_port", "protocol"}
+    assert set(resource.CIDRRule.__struct_fields__) == {"cidr", "cidr_group_ref", "except_"}
+    assert set(resource.ICMPField.__struct_fields__) == {"family", "type"}
+    assert set(resource.Rule.__struct_fields__) == {
+        "endpoint_selector",
+        "node_selector",
+        "ingress",
+        "ingress_deny",
+        "egress",
+        "egress_deny",
+        "enable_default_deny",
+        "labels",
+        "description",
+    }
 
 
 def test_what_could_not_be_decoded_is_refused_with_its_problem() -> None:
