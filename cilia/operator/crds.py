@@ -70,9 +70,12 @@ async def _install(store: Store, definition: dict[str, Any]) -> None:
             return
         except cluster.AlreadyExists:
             installed = decode(await store.get(CRDS, name), InstalledDefinition)
-    if version(installed.metadata.labels) >= version(definition["metadata"]["labels"]):
+    ours, theirs = definition["metadata"], installed.metadata
+    digest = (theirs.annotations or {}).get(crd.DIGEST_ANNOTATION)
+    newer = version(theirs.labels) > version(ours["labels"])
+    if newer or digest == ours["annotations"][crd.DIGEST_ANNOTATION]:
         return
-    metadata = {**definition["metadata"], "resourceVersion": installed.metadata.resource_version}
+    metadata = {**ours, "resourceVersion": theirs.resource_version}
     await store.patch(CRDS, name, msgspec.json.encode({"metadata": metadata, "spec": definition["spec"]}))
     log.info("definition upgraded", name=name)
 

@@ -7,6 +7,7 @@ applies the result, the repository keeps it under `deploy/crds`.
 Source: Kubernetes "Extend the API with CustomResourceDefinitions", section on structural schemas.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -23,7 +24,10 @@ Schema = dict[str, Any]
 
 SCHEMA_VERSION_LABEL = "io.cilium.k8s.crd.schema.version"
 SCHEMA_VERSION = "1.0.0"
-"""Raise it whenever a generated schema changes: an operator never replaces a definition by an older one."""
+"""Raise it with every release that changes a schema: a definition is never replaced by an older one."""
+
+DIGEST_ANNOTATION = "cilia.io/schema-digest"
+"""What tells definitions of one version apart."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -130,23 +134,31 @@ def custom_resource_definition(definition: Definition) -> dict[str, Any]:
         "schema": {"openAPIV3Schema": object_schema(definition.model)},
         "subresources": {"status": {}} if definition.status_subresource else {},
     }
+    spec = {
+        "group": definition.group,
+        "names": {
+            "kind": definition.kind,
+            "listKind": f"{definition.kind}List",
+            "plural": definition.plural,
+            "singular": definition.kind.lower(),
+            "shortNames": list(definition.short_names),
+            "categories": list(definition.categories),
+        },
+        "scope": definition.scope,
+        "versions": [version],
+    }
+    metadata = {
+        "name": definition.name,
+        "labels": {SCHEMA_VERSION_LABEL: SCHEMA_VERSION},
+        "annotations": {
+            DIGEST_ANNOTATION: hashlib.blake2b(msgspec.json.encode(spec), digest_size=8).hexdigest()
+        },
+    }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": definition.name, "labels": {SCHEMA_VERSION_LABEL: SCHEMA_VERSION}},
-        "spec": {
-            "group": definition.group,
-            "names": {
-                "kind": definition.kind,
-                "listKind": f"{definition.kind}List",
-                "plural": definition.plural,
-                "singular": definition.kind.lower(),
-                "shortNames": list(definition.short_names),
-                "categories": list(definition.categories),
-            },
-            "scope": definition.scope,
-            "versions": [version],
-        },
+        "metadata": metadata,
+        "spec": spec,
     }
 
 

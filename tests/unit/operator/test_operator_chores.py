@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -134,8 +135,12 @@ def test_definitions_are_created_upgraded_and_never_downgraded() -> None:
         assert memory.writes == []
         first, second, *_ = (definition.name for definition in crd.DEFINITIONS)
         for name, version in ((first, "0.9"), (second, "99.0.0")):
-            label = b'{"metadata": {"labels": {"%s": "%s"}}, "spec": {"versions": []}}'
-            await memory.patch(CRDS, name, label % (crd.SCHEMA_VERSION_LABEL.encode(), version.encode()))
+            metadata = {
+                "labels": {crd.SCHEMA_VERSION_LABEL: version},
+                "annotations": {crd.DIGEST_ANNOTATION: "another"},
+            }
+            change = {"metadata": metadata, "spec": {"versions": []}}
+            await memory.patch(CRDS, name, json.dumps(change).encode())
         memory.writes.clear()
         await crds.install(memory)
         assert memory.writes == [("patch", "customresourcedefinitions", first)]
