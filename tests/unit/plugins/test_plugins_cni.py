@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cilia.api import sockets
 from cilia.api.backend import CniRequest
@@ -408,6 +410,26 @@ def test_garbage_on_the_socket_ends_that_connection_only(node: Node) -> None:
             assert (await node.acall("STATUS")) == (0, b"")
 
     run(story)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80), st.binary(max_size=80), st.sampled_from([b"ADD", b"DEL", b"GC", b"STATUS"]))
+def test_any_bytes_get_an_answer(environment: bytes, stdin: bytes, command: bytes) -> None:
+    server = CniServer(FakeBackend(), Path("/nowhere"))
+    for block in (environment, b"CNI_COMMAND=" + command + b"\0" + environment):
+        answer = asyncio.run(server.serve(block, stdin))
+        assert answer.exit_code == 1
+        assert cni.parse_error_code(answer.output) in (1, 4, 6, 7)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_frame_or_not(data: bytes) -> None:
+    for frame in (data, cni.MAGIC + data):
+        try:
+            environment, stdin = cni.parse_frame(frame)
+        except cni.FrameError:
+            continue
+        assert len(environment) + len(stdin) + cni.HEADER_SIZE == len(frame)
 
 
 def test_an_unsuitable_place_is_refused_with_a_sentence(tmp_path: Path) -> None:
