@@ -107,6 +107,11 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Number of a data-path source file (enum source_file) to its name."""
 
 
+def file_names(sources: Mapping[str, int]) -> dict[int, str]:
+    """Names for `NodeFacts.files` of the members of enum source_file: FILE_PARSE is `parse`."""
+    return {number: name.removeprefix("FILE_").lower() for name, number in sources.items() if number}
+
+
 class Converter:
     """Makes messages of rows; one per store, shared by all clients."""
 

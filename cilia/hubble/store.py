@@ -154,7 +154,7 @@ class FlowStore:
         nanoseconds, measured by the caller. Calls the listeners.
         """
         events = merged(list(batches), self._events.dtype)
-        self._keep_losses(losses, offset)
+        self._keep_losses(losses, offset, events["time"])
         if len(events):
             self._adopt_revision()
             self.metrics.count(events)
@@ -194,13 +194,14 @@ class FlowStore:
         self._last_seen[columns["source"]] = now
         self._last_seen[columns["destination"]] = now
 
-    def _keep_losses(self, losses: Sequence[Loss], offset: int) -> None:
-        for loss in losses:
+    def _keep_losses(self, losses: Sequence[Loss], offset: int, times: Words) -> None:
+        """File gaps before the first event after them; `times`: ktime of the batch they came with."""
+        for loss in sorted(losses, key=lambda loss: loss.last):
             self.metrics.lost[LossSource.PERF_EVENT_RING_BUFFER] += loss.count
             last = loss.last + offset
             row = LossRow(
                 serial=self.gaps,
-                position=self.head,
+                position=self.head + int(np.searchsorted(times, loss.last)),
                 source=LossSource.PERF_EVENT_RING_BUFFER,
                 count=loss.count,
                 cpu=loss.cpu,

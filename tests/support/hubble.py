@@ -14,7 +14,7 @@ import numpy as np
 
 from cilia.abi import layout
 from cilia.hubble.columns import Events
-from cilia.hubble.convert import NodeFacts
+from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.directory import MemoryDirectory, Pod, Workload
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
@@ -137,7 +137,11 @@ class Beside:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self.clock = ManualClock(wall=WALL / 1e9 + 1)
-        node = NodeFacts(name="default/worker-1", labels=("zone=a",), files={5: "parse.h"})
+        node = NodeFacts(
+            name="default/worker-1",
+            labels=("zone=a",),
+            files=file_names(layout().enums["source_file"].__members__),
+        )
         settings = ObserverSettings(version="cilia 0.1.0", address="192.0.2.1:4244")
         self.observer = Observer(self.store, node, settings, self.clock)
         self.server = Server(dict(self.observer.methods()))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.hubble import convert, encode
-from cilia.hubble.convert import Converter, NodeFacts
+from cilia.hubble.convert import Converter, NodeFacts, file_names
 from cilia.hubble.store import FlowStore, Loss
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
@@ -30,7 +30,9 @@ from tests.support.hubble import (
     store,
 )
 
-NODE = NodeFacts(name="default/worker-1", labels=("zone=a",), files={5: "parse.h"})
+NODE = NodeFacts(
+    name="default/worker-1", labels=("zone=a",), files=file_names({"FILE_UNKNOWN": 0, "FILE_PARSE": 5})
+)
 
 
 def responses(flows: FlowStore, converter: Converter | None = None) -> list[observer_pb2.GetFlowsResponse]:
@@ -115,7 +117,7 @@ def test_a_default_deny_names_the_policies_that_isolate() -> None:
     assert flow.verdict == flow_pb2.DROPPED
     assert (flow.drop_reason, flow.drop_reason_desc) == (133, flow_pb2.POLICY_DENIED)
     assert (flow.event_type.type, flow.event_type.sub_type) == (1, 133)
-    assert (flow.file.name, flow.file.line) == ("parse.h", 42)
+    assert (flow.file.name, flow.file.line) == ("parse", 42)
     assert [policy.name for policy in flow.ingress_denied_by] == ["allow-web", "isolate"]
     assert not flow.ingress_allowed_by
     assert not flow.HasField("is_reply")

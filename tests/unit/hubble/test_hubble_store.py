@@ -124,6 +124,17 @@ def test_gaps_stand_where_they_happened_and_are_folded_when_there_are_too_many()
     assert flows.losses[-1].position == 0
 
 
+def test_a_gap_inside_a_batch_stands_before_the_event_that_revealed_it() -> None:
+    flows = store()
+    gap = Loss(count=2, cpu=0, first=1_000_000, last=2_000_000)
+    flows.append([events(flow(0), flow(1))])
+    flows.append([events(flow(2), flow(3))], [gap])
+    later = Loss(count=1, cpu=1, first=4_500_000, last=5_000_000)
+    sooner = Loss(count=1, cpu=0, first=4_000_000, last=4_900_000)
+    flows.append([events(flow(4), flow(5), flow(6))], [later, sooner])
+    assert [(row.position, row.cpu) for row in flows.losses] == [(2, 0), (5, 0), (5, 1)]
+
+
 def test_counters_and_status() -> None:
     flows = store(capacity=16)
     flows.append([events({}, {}, {"kind": 1, "verdict": 2, "reason": 133, "suppressed": 7})], offset=WALL)
