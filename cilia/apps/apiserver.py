@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 import uvloop
@@ -14,6 +14,7 @@ from cilia.cluster.embedded.auth import Role, TokenFileError
 from cilia.cluster.embedded.credentials import issue_token, make_authority, write_kubeconfig
 from cilia.cluster.embedded.server import Config, ListenError, inherited, listen, serve
 from cilia.cluster.embedded.storage import StorageError
+from cilia.kit import log
 
 app = typer.Typer(
     add_completion=False,
@@ -55,6 +56,8 @@ def run(
     keep_history: Annotated[
         int, typer.Option(min=16, help="How many versions back a watch may start.")
     ] = 8192,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
     context.obj = state_dir
@@ -62,6 +65,10 @@ def run(
         return
     if (tls_cert is None) != (tls_key is None):
         raise _fail(ValueError("--tls-cert and --tls-key go together; give both or neither"))
+    if log_level not in ("debug", "info", "warning", "error") or log_format not in ("text", "json"):
+        raise _fail(ValueError("--log-level is debug, info, warning or error; --log-format is text or json"))
+    style: Literal["text", "json"] = "json" if log_format == "json" else "text"
+    log.configure(log_level, style)
     config = Config(
         state_dir=state_dir,
         token_file=token_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -201,6 +202,29 @@ class TestCustomResources:
         assert [column["name"] for column in shown["columnDefinitions"]] == ["Name", "Size", "Ready"]
         assert shown["rows"][0]["cells"] == ["w", 4, "True"]
 
+    def test_a_definition_can_make_fields_selectable_later(
+        self, api: Client, namespace: str, widgets: str
+    ) -> None:
+        path = widgets.format(namespace)
+        kind = {"apiVersion": "test.cilia.example/v1", "kind": "Widget"}
+        for name, colour in (("a", "red"), ("b", "blue")):
+            api.post(path, {**kind, "metadata": {"name": name}, "spec": {"size": 1, "colour": colour}})
+        place = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.test.cilia.example"
+        change = [
+            {
+                "op": "add",
+                "path": "/spec/versions/0/selectableFields",
+                "value": [{"jsonPath": ".spec.colour"}],
+            }
+        ]
+        assert api.call("PATCH", place, change, kind="application/json-patch+json").code == 200
+        end = time.monotonic() + 20
+        while (
+            found := api.get(path, fieldSelector="spec.colour=blue")
+        ).code == 400 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert names(found) == ["b"]
+
     def test_a_bad_definition_is_refused(self, api: Client) -> None:
         body = {
             "metadata": {"name": "as.b.example"},
@@ -350,6 +374,8 @@ class TestDeletion:
         held = api.delete(path + "/a")
         assert held.code == 200
         assert "deletionTimestamp" in api.get(path + "/a").json["metadata"]
+        late = {"metadata": {"finalizers": ["example.com/hold", "example.com/late"]}}
+        assert api.merge(path + "/a", late).code == 422
         api.merge(path + "/a", {"metadata": {"finalizers": None}})
         assert api.get(path + "/a").code == 404
 

@@ -168,6 +168,11 @@ class Engine:
             )
         return [e for e in self._history if e.version > version and e.entry.key.resource == resource]
 
+    def index_again(self, resource: str) -> None:
+        """Look at the fields of a kind's objects again, because others are selectable now."""
+        for entry in self.entries(resource):
+            self._place(self.entry(entry.key, entry.version, entry.body))
+
     # --- listening ---------------------------------------------------------------------------------------
 
     def listen(self, resource: str, listener: Listener) -> Callable[[], None]:

@@ -74,6 +74,8 @@ class Handlers:
         self.monotonic = monotonic
         # A paged list in progress: token -> (version, entries still to send)
         self._snapshots: OrderedDict[str, tuple[int, list[Entry]]] = OrderedDict()
+        # The index of schemas hashes them all: kept for as long as the kinds stay the same.
+        self._index: tuple[int, Any] = (-1, None)
 
     async def answer(self, request: Request, target: Target | None) -> Reply | Stream:
         """Authorise and carry out; raises ApiError."""
@@ -362,7 +364,7 @@ class Handlers:
             case ["apis", group, version]:
                 found = discovery.resource_list(self._registry, group, version)
             case ["openapi", "v3"]:
-                found = discovery.openapi_index(self._registry)
+                found = self._openapi_index()
             case ["openapi", "v3", "api", version]:
                 found = discovery.openapi(self._registry, "", version)
             case ["openapi", "v3", "apis", group, version]:
@@ -374,6 +376,11 @@ class Handlers:
         if found is None:
             raise ApiError(404, "the server could not find the requested resource")
         return json_reply(200, found)
+
+    def _openapi_index(self) -> Any:
+        if self._index[0] != self._registry.generation:
+            self._index = (self._registry.generation, discovery.openapi_index(self._registry))
+        return self._index[1]
 
     def _review(self, request: Request, target: Target) -> Reply | None:
         """Answer ``kubectl auth can-i`` and ``kubectl auth whoami``."""
@@ -504,11 +511,14 @@ def follow_definitions(engine: Engine, registry: Registry) -> None:
             if event.entry.key.resource != crds.KEY:
                 continue
             value = event.entry.decoded()
-            spec = value["spec"]
+            group, plural = value["spec"]["group"], value["spec"]["names"]["plural"]
             if event.type == "DELETED" or not crds.established(value):
-                registry.remove(spec["group"], spec["names"]["plural"])
-                engine.hang_up(f"{spec['group']}/{spec['names']['plural']}")
-            else:
-                registry.add(crds.kind_of(value))
+                registry.remove(group, plural)
+                engine.hang_up(f"{group}/{plural}")
+                continue
+            before, after = registry.get(group, plural), crds.kind_of(value)
+            registry.add(after)
+            if before is not None and before.fields != after.fields:
+                engine.index_again(after.key)
 
     engine.observe(notice)

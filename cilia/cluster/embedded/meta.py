@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from .errors import FieldError, invalid, required
+from .errors import FieldError, invalid, required, show
 from .registry import Kind, Value
 
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -186,6 +186,16 @@ def keep_server_owned(value: Value, current: Value) -> None:
     if "generateName" in old:
         meta["generateName"] = old["generateName"]
     meta["resourceVersion"] = old["resourceVersion"]
+
+
+def check_change(value: Value, current: Value) -> list[FieldError]:
+    """Faults of a change: an object that is being deleted takes no new finalizers."""
+    held = current["metadata"].get("finalizers") or ()
+    added = [name for name in value["metadata"].get("finalizers") or () if name not in held]
+    if not added or "deletionTimestamp" not in current["metadata"]:
+        return []
+    text = f"Forbidden: no new finalizers can be added if the object is being deleted, found {show(added)}"
+    return [FieldError("FieldValueForbidden", "metadata.finalizers", text)]
 
 
 def tidy(value: Value) -> Value:

@@ -287,6 +287,8 @@ class Writer:
                 warnings = [f'unknown field "{path}"' for path in unknown[:20]]
             apply_defaults(schema, value)
         faults = meta.check(kind, value)
+        if old is not None:
+            faults += meta.check_change(value, old)
         if schema is not None:
             faults += validate(schema, value)
         if not faults:
