@@ -27,8 +27,9 @@ from cilia.hubble.client import Client
 from cilia.hubble.columns import Events
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.hubble.directory import MemoryDirectory, Pod
-from cilia.hubble.filters import Context, FlowMatcher
+from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.observer import Observer, ObserverSettings
+from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import SystemClock

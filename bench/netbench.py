@@ -51,7 +51,7 @@ STREAM = Test("one TCP stream, two CPUs", "TCP_STREAM", "gbps", 0, 1)
 
 
 @dataclass(frozen=True)
-class Route:
+class Way:
     """A way from a client to a server: namespaces by name, and the server's address."""
 
     name: str
@@ -68,7 +68,7 @@ def inside(namespace: str) -> list[str]:
 
 
 @contextmanager
-def server(path: Route, cpu: int) -> Iterator[None]:
+def server(path: Way, cpu: int) -> Iterator[None]:
     """netbench's servers in the path's server namespace."""
     process = subprocess.Popen(
         [*inside(path.server), "taskset", "-c", str(cpu), str(BINARY), "-s", "-B", str(cpu)],
@@ -82,7 +82,7 @@ def server(path: Route, cpu: int) -> Iterator[None]:
         process.wait()
 
 
-def measure(path: Route, test: Test, seconds: float) -> float:
+def measure(path: Way, test: Test, seconds: float) -> float:
     """One run. Raises RuntimeError with netbench's own words when it fails."""
     with server(path, test.server_cpu):
         words = [*inside(path.client), "nice", "-n", "-10", str(BINARY), "-c", path.address, "-m", test.mode]
@@ -105,7 +105,7 @@ class Comparison:
     """Half the distance between the 25th and 75th percentile of the rounds' ratios."""
 
 
-def compare(paths: Sequence[Route], test: Test, *, rounds: int, seconds: float) -> Comparison:
+def compare(paths: Sequence[Way], test: Test, *, rounds: int, seconds: float) -> Comparison:
     """Measure all paths interleaved; the first is the baseline. A ratio above 1 is better than it."""
     samples: dict[str, list[float]] = {path.name: [] for path in paths}
     for index in range(rounds):

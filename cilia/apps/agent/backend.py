@@ -98,7 +98,9 @@ class AgentBackend(TableBackend):
     async def cni(self, request: CniRequest) -> cni.Result | None:
         """Serve the plugin; before the agent is ready a DEL waits on the plugin's disk."""
         if self.attacher is None:
-            code = cni.Code.NOT_AVAILABLE if isinstance(request, cni.Status) else cni.Code.TRY_AGAIN_LATER
+            # To a DEL this code means: leave it with the plugin, which keeps it on disk.
+            queued = isinstance(request, cni.Status | cni.Delete)
+            code = cni.Code.NOT_AVAILABLE if queued else cni.Code.TRY_AGAIN_LATER
             raise cni.CniError(code, f"the agent is not ready: {self._condition.doing}; try again")
         start = time.perf_counter()
         result = await self.attacher.serve(request)
