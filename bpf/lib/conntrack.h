@@ -172,11 +172,13 @@ static __always_inline void repay(__u32 owner)
 static __always_inline int charge(struct flow *flow, __u32 owner)
 {
 	struct ct_quota *quota = quota_of(owner);
-	__u32 allowed = flow->settings->ct_quota;
+	__s64 allowed = flow->settings->ct_quota, live;
 
 	if (!quota)
 		return 0;
-	if (__sync_fetch_and_add(&quota->live, 1) < allowed || !allowed)
+	/* Signed: the agent counts down what it expires and may be a step ahead. */
+	live = __sync_fetch_and_add(&quota->live, 1);
+	if (live < allowed || !allowed)
 		return 0;
 	__sync_fetch_and_add(&quota->live, -1ULL);
 	return DROP(flow, DROP_RATE_LIMITED);

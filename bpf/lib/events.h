@@ -6,15 +6,31 @@
 #include "../abi/event.h"
 #include <linux/in.h>
 
-/* The reader that went to sleep asks, in the settings, to be woken; the first to see it does. */
-static __always_inline __u64 wakeup_flag(struct node_settings *settings)
+/* The reader that goes to sleep asks, in the settings, to be woken; whoever sees it first does. */
+static __always_inline bool must_wake(struct node_settings *settings)
 {
-	__u32 before;
-
 	if (likely(!(settings->flags & NODE_READER_ASLEEP)))
-		return BPF_RB_NO_WAKEUP;
-	before = __sync_fetch_and_and(&settings->flags, ~NODE_READER_ASLEEP);
-	return before & NODE_READER_ASLEEP ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+		return false;
+	return __sync_fetch_and_and(&settings->flags, ~NODE_READER_ASLEEP) & NODE_READER_ASLEEP;
+}
+
+/* Hands the event over. The reader looks once more after asking: what was submitted before that it
+ * finds, and who submits after that sees it ask. In between it may have found the event unfinished;
+ * only a record can wake it then, so an empty one of the same size does. */
+static __always_inline void submit(struct event *event, struct node_settings *settings)
+{
+	struct event *nudge;
+
+	if (unlikely(must_wake(settings))) {
+		bpf_ringbuf_submit(event, BPF_RB_FORCE_WAKEUP);
+		return;
+	}
+	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	if (likely(!must_wake(settings)))
+		return;
+	nudge = bpf_ringbuf_reserve(&events_priority, sizeof(*nudge), 0);
+	if (nudge)
+		bpf_ringbuf_discard(nudge, BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline struct event_state *event_counters(void)
@@ -113,7 +129,7 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	} else {
 		event->point = flow->point;
 	}
-	bpf_ringbuf_submit(event, wakeup_flag(flow->settings));
+	submit(event, flow->settings);
 	return 0;
 }
 
