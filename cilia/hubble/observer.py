@@ -18,7 +18,9 @@ from google.protobuf.message import DecodeError, Message
 from cilia.hubble import encode
 from cilia.hubble.columns import Times
 from cilia.hubble.convert import Converter, NodeFacts
-from cilia.hubble.filters import Context, FilterError, FlowMatcher, UnsupportedFilter
+from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+from cilia.hubble.filters import FlowMatcher
+from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Methods, Sink
 from cilia.hubble.store import FlowStore, LossRow, LossSource

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from cilia.hubble import selectors
 from cilia.hubble.convert import Converter, NodeFacts
-from cilia.hubble.filters import Context, FilterError, FlowMatcher, UnsupportedFilter
+from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+from cilia.hubble.filters import FlowMatcher
+from cilia.hubble.predicates import Context
 from cilia.hubble.store import FlowStore
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2

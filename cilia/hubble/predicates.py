@@ -1,0 +1,389 @@
+"""One function per filter field: values in, a mask over rows out.
+
+Predicates on numbers are vector expressions; predicates on names are asked once per distinct party and
+remembered. Every function raises FilterError for a value that can't be read and UnsupportedFilter for one
+that is not evaluated here. The tables at the end say which field belongs to which function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from cilia.hubble.columns import (
+    FLAG_ENCRYPTED,
+    FLAG_IPV6,
+    FLAG_REPLY,
+    KIND_DROP,
+    KIND_SOCKET,
+    KIND_TRACE,
+    Mask,
+    Refs,
+    address_words,
+    equal,
+    flagged,
+    sender_words,
+    translated,
+)
+from cilia.hubble.convert import (
+    EVENT_TYPES,
+    ICMP,
+    ICMPV6,
+    SCTP,
+    TCP,
+    TCP_FLAGS,
+    UDP,
+    VERDICT_DROPPED,
+    VERDICT_TRANSLATED,
+    Converter,
+    NodeFacts,
+)
+from cilia.hubble.directory import Device, Party
+from cilia.hubble.filter_values import (
+    FilterError,
+    Prefix,
+    UnsupportedFilter,
+    in_prefixes,
+    parsed_selectors,
+    port_range,
+    wildcard,
+)
+from cilia.hubble.intern import Interner
+from cilia.hubble.store import FlowStore, Rows
+from cilia.proto.flow import flow_pb2
+
+T = TypeVar("T", bound=Hashable)
+
+Predicate: TypeAlias = Callable[[Rows], Mask]
+Field: TypeAlias = "Callable[[Context, list[Any]], Predicate]"
+SideField: TypeAlias = "Callable[[Context, str, list[Any]], Predicate]"
+
+PROTOCOLS = {
+    "tcp": (TCP,),
+    "udp": (UDP,),
+    "icmp": (ICMP, ICMPV6),
+    "icmpv4": (ICMP,),
+    "icmpv6": (ICMPV6,),
+    "sctp": (SCTP,),
+}
+L7_PROTOCOLS = {"dns", "http", "kafka"}
+
+NEEDS_L7 = "needs application records, which this server does not have yet: leave the filter out"
+
+
+class Context(NamedTuple):
+    """What predicates refer to."""
+
+    store: FlowStore
+    converter: Converter
+    node: NodeFacts
+
+
+# -- predicates on what is behind a reference ---------------------------------------------------------------
+
+
+class ReferencePredicate(Generic[T]):
+    """A question about an interned value, asked once per distinct one."""
+
+    def __init__(self, interner: Interner[T], column: str, question: Callable[[T], bool]) -> None:
+        self._interner = interner
+        self._column = column
+        self._question = question
+        self._generation = -1
+        self._answers = np.zeros(0, np.int8)
+
+    def __call__(self, rows: Rows) -> Mask:
+        refs: Refs = getattr(rows, self._column)
+        self._make_room()
+        answers = self._answers[refs]
+        if (answers < 0).any():
+            for ref in np.unique(refs[answers < 0]):
+                self._answers[ref] = self._question(self._interner.values[ref])
+            answers = self._answers[refs]
+        return answers > 0
+
+    def _make_room(self) -> None:
+        """For values that are new since the last call; -1 is unanswered."""
+        if self._generation != self._interner.generation:
+            self._generation = self._interner.generation
+            self._answers = np.zeros(0, np.int8)
+        missing = len(self._interner.values) - len(self._answers)
+        if missing > 0:
+            self._answers = np.concatenate([self._answers, np.full(missing + 64, -1, np.int8)])
+
+
+def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> SideField:
+    """A field of either side whose values make a question about a party."""
+
+    def field(context: Context, side: str, values: list[Any]) -> Predicate:
+        return ReferencePredicate(context.store.parties, side, question(values))
+
+    return field
+
+
+def pods(values: list[str]) -> Callable[[Party], bool]:
+    """`namespace/prefix`, `namespace/`, `/prefix` (any namespace); without a slash: default."""
+    wanted = [("default", value) if "/" not in value else value.split("/", 1) for value in values]
+    if {"", "/"} & set(values):
+        raise FilterError("an empty pod filter: write namespace/pod-prefix or namespace/")
+
+    def question(party: Party) -> bool:
+        return any(
+            (not namespace or party.namespace == namespace)
+            and (not prefix or bool(party.pod))
+            and party.pod.startswith(prefix)
+            for namespace, prefix in wanted
+        )
+
+    return question
+
+
+def labels(values: list[str]) -> Callable[[Party], bool]:
+    """Label selectors."""
+    wanted = parsed_selectors(values)
+    return lambda party: any(selector.matches(party.labels) for selector in wanted)
+
+
+def identities(values: list[int]) -> Callable[[Party], bool]:
+    """Identity numbers."""
+    wanted = frozenset(values)
+    return lambda party: party.identity in wanted
+
+
+def workloads(values: list[flow_pb2.Workload]) -> Callable[[Party], bool]:
+    """Kind and name of the owner; what is empty matches any."""
+
+    def question(party: Party) -> bool:
+        return any(
+            want.kind in ("", has.kind) and want.name in ("", has.name)
+            for want in values
+            for has in party.workloads
+        )
+
+    return question
+
+
+def clusters(values: list[str]) -> Callable[[Party], bool]:
+    """Cluster names."""
+    wanted = frozenset(values)
+    return lambda party: party.cluster in wanted
+
+
+def fqdns(values: list[str]) -> Callable[[Party], bool]:
+    """DNS names, `*` stands for anything."""
+    patterns = [wildcard(value.rstrip(".").lower()) for value in values]
+
+    def question(party: Party) -> bool:
+        return any(p.fullmatch(name.rstrip(".").lower()) for p in patterns for name in party.names)
+
+    return question
+
+
+def by_address(context: Context, side: str, values: list[str]) -> Predicate:
+    """Addresses and CIDRs, as the sender used them."""
+    wanted = [Prefix.parse(value) for value in values]
+
+    def predicate(rows: Rows) -> Mask:
+        source = side == "source"
+        high, low = sender_words(rows.events) if source else address_words(rows.events, side)
+        return in_prefixes(rows, high, low, wanted)
+
+    return predicate
+
+
+def by_translated_address(_context: Context, values: list[str]) -> Predicate:
+    """Addresses and CIDRs that a source became by translation."""
+    wanted = [Prefix.parse(value) for value in values]
+
+    def predicate(rows: Rows) -> Mask:
+        high, low = address_words(rows.events, "source")
+        return in_prefixes(rows, high, low, wanted) & translated(rows.events)
+
+    return predicate
+
+
+def by_port(_context: Context, side: str, values: list[str]) -> Predicate:
+    """Ports and ranges of ports (`8000-8080`) of protocols that have ports."""
+    ranges = [port_range(value) for value in values]
+
+    def predicate(rows: Rows) -> Mask:
+        events = rows.events
+        ports = events[f"{side}_port"]
+        if side == "source":
+            ports = np.where(translated(events), events["original_source_port"], ports)
+        matched = np.zeros(len(events), np.bool_)
+        for first, last in ranges:
+            matched |= (ports >= first) & (ports <= last)
+        return matched & np.isin(events["protocol"], (TCP, UDP, SCTP))
+
+    return predicate
+
+
+# -- predicates on the flow ---------------------------------------------------------------------------------
+
+
+def by_verdict(_context: Context, values: list[int]) -> Predicate:
+    """What became of the packet."""
+
+    def predicate(rows: Rows) -> Mask:
+        socket = equal(rows.events, "kind", KIND_SOCKET)
+        return np.isin(np.where(socket, VERDICT_TRANSLATED, rows.events["verdict"]), values)
+
+    return predicate
+
+
+def by_drop_reason(_context: Context, values: list[int]) -> Predicate:
+    """Why it was dropped."""
+
+    def predicate(rows: Rows) -> Mask:
+        dropped = equal(rows.events, "kind", KIND_DROP) | equal(rows.events, "verdict", VERDICT_DROPPED)
+        return dropped & np.isin(rows.events["reason"], values)
+
+    return predicate
+
+
+def by_direction(_context: Context, values: list[int]) -> Predicate:
+    """Whose policy applies."""
+    return lambda rows: np.isin(rows.events["direction"], values)
+
+
+def by_protocol(_context: Context, values: list[str]) -> Predicate:
+    """Names of transport protocols; `icmp` stands for both families'."""
+    numbers: list[int] = []
+    for value in values:
+        name = value.lower()
+        if name in L7_PROTOCOLS:
+            raise UnsupportedFilter(f"the protocol {name} {NEEDS_L7}")
+        if name not in PROTOCOLS:
+            raise FilterError(f"unknown protocol {value!r}: use one of {', '.join(PROTOCOLS)}")
+        numbers += PROTOCOLS[name]
+    return lambda rows: np.isin(rows.events["protocol"], numbers)
+
+
+def by_event_type(_context: Context, values: list[flow_pb2.EventTypeFilter]) -> Predicate:
+    """Message types as monitors number them; the sub-type is a drop reason or an observation point."""
+    kinds = {number: kind for kind, number in EVENT_TYPES.items()}
+
+    def predicate(rows: Rows) -> Mask:
+        matched = np.zeros(len(rows.wall), np.bool_)
+        for value in values:
+            kind = kinds.get(value.type)
+            if kind is None:
+                continue
+            this = equal(rows.events, "kind", kind)
+            if value.match_sub_type:
+                column = SUB_TYPES.get(kind)
+                this = this & (rows.events[column] == value.sub_type if column else value.sub_type == 0)
+            matched |= this
+        return matched
+
+    return predicate
+
+
+def by_reply(_context: Context, values: list[bool]) -> Predicate:
+    """Replies or not, among flows of which that is known."""
+
+    def predicate(rows: Rows) -> Mask:
+        unknown = equal(rows.events, "state", 0)
+        return ~unknown & np.isin(flagged(rows.events, FLAG_REPLY), values)
+
+    return predicate
+
+
+def by_encryption(_context: Context, values: list[bool]) -> Predicate:
+    """Whether the packet travelled encrypted."""
+    return lambda rows: np.isin(flagged(rows.events, FLAG_ENCRYPTED), values)
+
+
+def by_ip_version(_context: Context, values: list[int]) -> Predicate:
+    """IPv4 or IPv6."""
+    return lambda rows: np.isin(np.where(flagged(rows.events, FLAG_IPV6), 2, 1), values)
+
+
+def by_tcp_flags(_context: Context, values: list[flow_pb2.TCPFlags]) -> Predicate:
+    """All flags of a value must be set; others may be."""
+    if any(value.NS for value in values):
+        raise UnsupportedFilter("the TCP flag NS is not recorded: leave it out")
+    wanted = [sum(1 << bit for bit, name in enumerate(TCP_FLAGS) if getattr(value, name)) for value in values]
+
+    def predicate(rows: Rows) -> Mask:
+        flags = rows.events["tcp_flags"]
+        matched = np.zeros(len(flags), np.bool_)
+        for want in wanted:
+            matched |= (flags & want) == want
+        return matched & equal(rows.events, "protocol", TCP)
+
+    return predicate
+
+
+def by_interface(context: Context, values: list[flow_pb2.NetworkInterface]) -> Predicate:
+    """Index and name of a device; what is empty matches any."""
+
+    def question(device: Device) -> bool:
+        return any(want.index in (0, device.index) and want.name in ("", device.name) for want in values)
+
+    return ReferencePredicate(context.store.devices, "device", question)
+
+
+def by_uuid(context: Context, values: list[str]) -> Predicate:
+    """Flows by their own number."""
+    wanted = [row for row in map(context.converter.row_of, values) if row is not None]
+    return lambda rows: np.isin(rows.numbers, wanted)
+
+
+def by_node_name(context: Context, values: list[str]) -> Predicate:
+    """`node`, `cluster/node` or `cluster/`, with `*` for anything: this node or not."""
+    cluster, _, node = context.node.name.rpartition("/")
+    matched = False
+    for value in values:
+        first, slash, second = value.partition("/")
+        want_cluster, want_node = (first, second) if slash else ("*", first)
+        matched |= bool(
+            wildcard(want_cluster or "*").fullmatch(cluster or "default")
+            and wildcard(want_node or "*").fullmatch(node)
+        )
+    return constant(matched)
+
+
+def by_node_labels(context: Context, values: list[str]) -> Predicate:
+    """Label selectors over the labels of this node."""
+    return constant(any(selector.matches(context.node.labels) for selector in parsed_selectors(values)))
+
+
+def constant(matched: bool) -> Predicate:
+    """The same answer for every row."""
+    return lambda rows: np.full(len(rows.wall), matched, np.bool_)
+
+
+SIDE_FIELDS: dict[str, SideField] = {
+    "ip": by_address,
+    "port": by_port,
+    "pod": of_party(pods),
+    "label": of_party(labels),
+    "identity": of_party(identities),
+    "workload": of_party(workloads),
+    "cluster_name": of_party(clusters),
+    "fqdn": of_party(fqdns),
+}
+"""Fields that exist for both sides, without `source_` or `destination_`."""
+
+FIELDS: dict[str, Field] = {
+    "source_ip_xlated": by_translated_address,
+    "verdict": by_verdict,
+    "drop_reason_desc": by_drop_reason,
+    "traffic_direction": by_direction,
+    "protocol": by_protocol,
+    "event_type": by_event_type,
+    "reply": by_reply,
+    "encrypted": by_encryption,
+    "ip_version": by_ip_version,
+    "tcp_flags": by_tcp_flags,
+    "interface": by_interface,
+    "uuid": by_uuid,
+    "node_name": by_node_name,
+    "node_labels": by_node_labels,
+}
+
+SUB_TYPES = {KIND_DROP: "reason", KIND_TRACE: "point"}
