@@ -111,6 +111,7 @@ def render(matrix: Matrix, expected: Expectation | None = None, title: str = "")
     """
     sources, targets = _names(cell.source for cell in matrix), _names(cell.target for cell in matrix)
     numbers = {name: str(number) for number, name in enumerate(sources, 1)}
+    targets.sort(key=lambda name: name not in numbers)
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("from \\ to", style="bold", no_wrap=True)
     for target in targets:

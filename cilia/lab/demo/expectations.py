@@ -31,6 +31,17 @@ AFTER_POLICIES: dict[tuple[str, str], frozenset[str]] = {
 }
 """(from, to) to the protocols that get through, over both families, on one node and across nodes."""
 
+SAMPLES = (
+    Cell("shop/frontend-1", "shop/backend-2", "IPv4", "tcp"),
+    Cell("shop/frontend-2", "shop/backend-2", "IPv6", "udp"),
+    Cell("shop/backend-1", "shop/frontend-1", "IPv6", "tcp"),
+    Cell("guests/visitor-1", "shop/frontend-2", "IPv4", "udp"),
+    Cell("guests/visitor-1", "shop/frontend-1", "IPv4", "icmp"),
+    Cell("guests/visitor-2", "shop/backend-1", "IPv6", "tcp"),
+    Cell("guests/visitor-2", OUTSIDE, "IPv4", "tcp"),
+)
+"""Asked again one by one while the flows are shown live: each rule decides at least one of them."""
+
 POLICIES = {
     "NetworkPolicy": "backend-from-frontend",
     "CiliumNetworkPolicy": "frontend-for-guests",
