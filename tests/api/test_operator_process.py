@@ -96,21 +96,3 @@ def test_another_takes_over_when_the_leader_is_killed(server: Server) -> None:
         first.kill()
         with operator(kubeconfig):
             until(lambda: holder(admin) not in ("", leader))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--kubeconfig", "/no/such/file"], "kubeconfig /no/such/file does not exist"),
-        (["--cluster-pool-ipv4-cidr", "10.0.0.1/8"], "'10.0.0.1/8' is not a prefix"),
-        (["--cluster-pool-ipv4-mask-size", "4"], "choose a mask size from 8 to 32"),
-        (["--leader-election-lease-duration", "1"], "lease duration > renew deadline"),
-    ],
-)
-def test_mistakes_are_one_sentence(arguments: list[str], sentence: str) -> None:
-    process = launch(*arguments)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.startswith("cilia-operator: ")
-    assert sentence in errors
-    assert len(errors.splitlines()) == 1

@@ -1,12 +1,13 @@
-"""Health and numbers are served where told; an address in use is a sentence."""
+"""Flags, health and numbers: what is asked for is served, mistakes are a sentence."""
 
 import asyncio
 import socket
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
 
-from cilia.apps.operator import node_pools
+from cilia.apps.operator import app, node_pools
 from cilia.control.ipam import PoolError
 from cilia.operator.listen import ListenError, serving
 from cilia.operator.metrics import Metrics
@@ -70,3 +71,20 @@ def test_cluster_pools_from_flags() -> None:
         node_pools(["x"], 24, [], 120)
     with pytest.raises(PoolError, match="use --cluster-pool-ipv6-cidr"):
         node_pools(["fd00::/104"], 24, [], 120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--kubeconfig", "/no/such/file"], "kubeconfig /no/such/file does not exist"),
+        (["--cluster-pool-ipv4-cidr", "10.0.0.1/8"], "'10.0.0.1/8' is not a prefix"),
+        (["--cluster-pool-ipv4-mask-size", "4"], "choose a mask size from 8 to 32"),
+        (["--leader-election-lease-duration", "1"], "lease duration > renew deadline"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("cilia-operator: ")
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
