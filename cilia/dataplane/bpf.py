@@ -295,7 +295,7 @@ class Map:
             self._element(Command.LOOKUP, raw, ctypes.addressof(buffer), 0)
         except FileNotFoundError:
             return None
-        found = self._from_bytes(buffer.raw, copies)
+        found = self._typed(np.frombuffer(buffer.raw, np.uint8).reshape(copies, self._stride))
         return found if self.type in PER_CPU else found[0]
 
     def update(self, key: Array | np.generic, value: Array | np.generic, flags: Update = Update.ANY) -> None:
@@ -350,9 +350,9 @@ class Map:
         first = True
         while True:
             keys = np.zeros(chunk, self.key)
-            raw = ctypes.create_string_buffer(chunk * self._stride * self._copies())
+            raw = np.empty((chunk * self._copies(), self._stride), np.uint8)
             start = 0 if first else ctypes.addressof(cursor)
-            attribute = self._batch(start, ctypes.addressof(cursor), keys, ctypes.addressof(raw), chunk)
+            attribute = self._batch(start, ctypes.addressof(cursor), keys, raw.ctypes.data, chunk)
             finished = False
             try:
                 call(Command.LOOKUP_BATCH, attribute)
@@ -365,7 +365,7 @@ class Map:
                 finished = True
             count = self._count(attribute)
             if count:
-                yield keys[:count], self._from_bytes(raw.raw, count * self._copies())
+                yield keys[:count], self._typed(raw[: count * self._copies()])
             if finished:
                 return
             first = False
@@ -389,8 +389,11 @@ class Map:
     def _copies(self) -> int:
         return possible_cpus() if self.type in PER_CPU else 1
 
-    def _from_bytes(self, raw: bytes, count: int) -> Array:
-        return np.ndarray((count,), self.value, raw, strides=(self._stride,)).copy()
+    def _typed(self, raw: Array) -> Array:
+        """Rows of bytes as values; only padded ones (per CPU) are copied."""
+        if self._stride != self.value.itemsize:
+            raw = raw[:, : self.value.itemsize].copy()
+        return raw.reshape(-1).view(self.value)
 
     def _element(self, command: Command, key: bytes, value: int, flags: int) -> None:
         buffer = ctypes.create_string_buffer(key, len(key))

@@ -13,8 +13,11 @@ import pytest
 
 from cilia import abi
 from cilia.dataplane import loader
+from cilia.dataplane.bpf import MapType
 from cilia.dataplane.loader import Dataplane
+from cilia.dataplane.maps import listing
 from cilia.dataplane.order import KernelState
+from cilia.dataplane.ringbuf import Ring
 from cilia.model.endpoint import EndpointEntry
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
@@ -63,14 +66,42 @@ def clean() -> None:
         shutil.rmtree(PREFIX, ignore_errors=True)
 
 
-@pytest.fixture
-def dataplane() -> Iterator[Dataplane]:
-    """A loaded data plane that leaves nothing behind."""
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[Dataplane]:
+    """One data plane for a module's tests: the verifier takes a second."""
     try:
         with loaded() as found:
             yield found
     finally:
         clean()
+
+
+@pytest.fixture
+def dataplane(loaded_once: Dataplane) -> Iterator[Dataplane]:
+    """A data plane whose maps, rings and hooks are empty."""
+    try:
+        yield loaded_once
+    finally:
+        empty(loaded_once)
+
+
+def empty(dataplane: Dataplane) -> None:
+    """Take everything out of the maps that tests fill, and all hooks away."""
+    for stop in dataplane.on_close:
+        stop()
+    dataplane.on_close.clear()
+    for name in dataplane.attached():
+        dataplane.detach(name)
+    for found in dataplane.maps.values():
+        if found.type in listing.COUNTED:
+            found.remove(found.dump()[0])
+        elif found.type is MapType.ARRAY:
+            keys = found.dump()[0]
+            found.put(keys, found.values(len(keys)))
+        elif found.type is MapType.RINGBUF:
+            ring = Ring(found, dataplane.layout.dtype("event"))
+            ring.read()
+            ring.close()
 
 
 def kernel_state(dataplane: Dataplane, desired: Desired) -> KernelState:

@@ -18,9 +18,9 @@ from cilia.model.ids import EndpointId, IdentityId, SubjectId
 from cilia.model.node import NodeSettings, Route
 from cilia.model.policy import EntryKey
 from cilia.schema import Desired
-from tests.support.dataplane import allow, dataplane, kernel_state, needs_kernel, subject
+from tests.support.dataplane import allow, dataplane, kernel_state, loaded_once, needs_kernel, subject
 
-__all__ = ["dataplane"]
+__all__ = ["dataplane", "loaded_once"]
 pytestmark = needs_kernel
 
 GATEWAYS = {"gateway_ipv4": "10.9.0.1", "gateway_ipv6": "fd09::1"}

@@ -10,17 +10,16 @@ from cilia.model.policy import EntryKey
 from cilia.schema import Desired
 from tests.support.dataplane import (
     allow,
-    clean,
     dataplane,
     deny,
     endpoint,
     kernel_state,
-    loaded,
+    loaded_once,
     needs_kernel,
     subject,
 )
 
-__all__ = ["dataplane"]
+__all__ = ["dataplane", "loaded_once"]
 pytestmark = needs_kernel
 
 INGRESS = 1
@@ -179,36 +178,6 @@ def test_an_endpoint_that_moves_leaves_nothing_behind(dataplane: Dataplane) -> N
     assert state.endpoints.prune() == 0
     state.set_node(NodeSettings(), ["192.0.2.1"])
     assert {row["key"] for row in state.dump("endpoints")} == {"10.0.0.6", "192.0.2.1"}
-
-
-def test_a_restarted_agent_adopts_what_is_in_force() -> None:
-    rows = [subject(1, "r1", {PEER_A: allow()}), subject(2, "r1", {PEER_B: allow()})]
-    try:
-        with loaded() as first:
-            desired = Desired()
-            state = kernel_state(first, desired)
-            desired.subjects.replace(rows)
-            desired.endpoint_entries.put(endpoint(5, "10.0.0.5"))
-            desired.endpoint_entries.put(endpoint(6, "10.0.0.6"))
-            state.apply(1.0)
-            before = [state.policies._word(SubjectId(number)) for number in (1, 2)]
-            state.policies.delete([SubjectId(2)])
-            state.pool.settle()
-        with loaded() as second:
-            assert "policies" in second.adopted and "conntrack" in second.adopted
-            desired = Desired()
-            state = kernel_state(second, desired)
-            desired.subjects.replace(rows)
-            desired.endpoint_entries.put(endpoint(5, "10.0.0.5"))
-            state.apply(1.0)
-            assert state.policies._word(SubjectId(1)) == before[0], "equal entries: nothing is switched"
-            assert state.policies.revision(SubjectId(2)) > before[1][1], "revisions are never reused"
-            for table in desired.tables():
-                table.synced = True
-            assert state.prune() == 1
-            assert [row["key"] for row in state.dump("endpoints")] == ["10.0.0.5"]
-    finally:
-        clean()
 
 
 def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from cilia.dataplane.bpf import Map, MapType
 from cilia.dataplane.maps import packing
@@ -46,12 +47,13 @@ def dump(found: Map, limit: int = 1 << 20) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for keys, values in found.batches():
         copies = len(values) // len(keys)
-        for at, key in enumerate(keys):
-            mine = values[at * copies : (at + 1) * copies]
-            if found.type not in COUNTED and not any(mine.tobytes()):
-                continue
-            value = packing.record(mine[0]) if copies == 1 else [packing.record(item) for item in mine]
-            rows.append({"key": packing.record(key), "value": value})
-            if len(rows) >= limit:
-                return rows
-    return rows
+        if found.type not in COUNTED:
+            filled = values.view(np.uint8).reshape(len(keys), -1).any(axis=1)
+            keys, values = keys[filled], values[np.repeat(filled, copies)]
+        mine = packing.records(values)
+        for at, key in enumerate(packing.records(keys)):
+            value = mine[at] if copies == 1 else mine[at * copies : (at + 1) * copies]
+            rows.append({"key": key, "value": value})
+        if len(rows) >= limit:
+            break
+    return rows[:limit]

@@ -58,18 +58,22 @@ def raw_rows(array: Array) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def record(value: Any) -> Any:
-    """A kernel record as plain data: addresses and MACs as text, nested structs as dictionaries."""
-    dtype = value.dtype
+def records(array: Array) -> list[Any]:
+    """Kernel records as plain data, column by column: addresses and MACs as text, nested structs as
+    dictionaries, reserved fields left out."""
+    dtype = array.dtype
+    if dtype.names and array.ndim == 2:
+        flat, width = records(array.reshape(-1)), array.shape[1]
+        return [flat[at : at + width] for at in range(0, len(flat), width)]
     if dtype.names == ADDRESS_FIELDS:
-        return address_text(value.tobytes())
+        return list(map(address_text, raw_rows(array)))
     if dtype.names:
-        return {name: record(value[name]) for name in dtype.names if not name.startswith("reserved")}
-    if value.shape == MAC_SHAPE and dtype == np.uint8:
-        return value.tobytes().hex(":")
-    if value.shape:
-        return [record(item) for item in value]
-    return value.item()
+        names = [name for name in dtype.names if not name.startswith("reserved")]
+        columns = [records(array[name]) for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    if array.shape[1:] == MAC_SHAPE and dtype == np.uint8:
+        return [bytes(row).hex(":") for row in array]
+    return list(array.tolist())
 
 
 def sentences(target: Map, failures: Mapping[int, OSError]) -> dict[int, str]:

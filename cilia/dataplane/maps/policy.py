@@ -158,10 +158,8 @@ class Policies:
         slot, revision = self._word(subject)
         if not revision:
             return []
-        keys, values = self._dump(slot)
-        return [
-            {**packing.record(key), **packing.record(value)} for key, value in zip(keys, values, strict=True)
-        ]
+        keys, values = map(packing.records, self._dump(slot))
+        return [{**key, **value} for key, value in zip(keys, values, strict=True)]
 
     def _update(self, row: SubjectPolicy) -> None:
         live = self._live.get(row.subject) or self._adopt(row)

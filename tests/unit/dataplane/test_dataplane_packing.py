@@ -41,7 +41,7 @@ def test_records_read_like_people_write() -> None:
     row["who"] = packing.addresses(["fd00::7"], ADDRESS)
     row["mac"] = packing.macs(["02:00:00:00:00:2a"])
     row["counts"] = [[1, 2]]
-    assert packing.record(row[0]) == {"who": "fd00::7", "mac": "02:00:00:00:00:2a", "counts": [1, 2]}
+    assert packing.records(row) == [{"who": "fd00::7", "mac": "02:00:00:00:00:2a", "counts": [1, 2]}]
 
 
 def test_a_capable_process_on_a_new_kernel_lacks_nothing() -> None:
