@@ -92,8 +92,6 @@ def run(
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Run until SIGTERM or SIGINT, then give the lease back."""
-    style: Literal["text", "json"] = "json" if log_format == "json" else "text"
-    logs.configure(log_level, style)
     try:
         pools = node_pools(
             (cluster_pool_ipv4_cidr or DEFAULT_POOLS[0]) if enable_ipv4 else [],
@@ -114,6 +112,8 @@ def run(
             identity_timeout=identity_heartbeat_timeout,
         )
         store = KubeStore.discover(kubeconfig, os.environ, context=context, user_agent="cilia-operator")
+        style: Literal["text", "json"] = "json" if log_format == "json" else "text"
+        logs.configure(log_level, style)
         uvloop.run(
             _serve(store, pools, election, garbage, health_listen, metrics_listen, not skip_crd_creation)
         )
