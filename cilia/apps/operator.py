@@ -88,8 +88,10 @@ def run(
     metrics_listen: Annotated[
         str, typer.Option(help="HOST:PORT of /metrics; empty: none.")
     ] = "127.0.0.1:9963",
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
-    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+    ] = "info",
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines look.")] = "text",
 ) -> None:
     """Run until SIGTERM or SIGINT, then give the lease back."""
     try:
@@ -112,8 +114,7 @@ def run(
             identity_timeout=identity_heartbeat_timeout,
         )
         store = KubeStore.discover(kubeconfig, os.environ, context=context, user_agent="cilia-operator")
-        style: Literal["text", "json"] = "json" if log_format == "json" else "text"
-        logs.configure(log_level, style)
+        logs.configure(log_level, log_format)
         uvloop.run(
             _serve(store, pools, election, garbage, health_listen, metrics_listen, not skip_crd_creation)
         )
