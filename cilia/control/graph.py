@@ -69,7 +69,7 @@ class ControlGraph:
         self, inputs: Inputs, desired: Desired, config: GraphConfig, restored: Restored | None = None
     ) -> None:
         restored = restored or Restored()
-        book = RuleBook()
+        book = RuleBook(config.cluster)
         self.inputs = inputs
         self.desired = desired
         self.identities = IdentityNode(inputs, desired, book, restored=restored.cidrs)

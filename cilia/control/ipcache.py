@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 
+from cilia.model.address import IPNetwork
 from cilia.model.endpoint import Endpoint, RemoteEndpoint
 from cilia.model.identity import (
     HOST,
@@ -54,6 +56,7 @@ class IpcacheNode:
         self._remote = inputs.remote_endpoints.cursor()
         self._nodes = inputs.nodes.cursor()
         self._cidr_changes = cidrs.cursor()
+        self._pod_networks: list[IPNetwork] = []
         self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
         self._claimed: dict[tuple[int, object], tuple[str, ...]] = {}
         self._claim(
@@ -99,6 +102,11 @@ class IpcacheNode:
         for name in removed:
             self._claim((RANK_NODE, name), [])
             self._claim((RANK_POD_CIDR, name), [])
+        self._pod_networks = [
+            ipaddress.ip_network(cidr) for node in self._inputs.nodes for cidr in node.pod_cidrs
+        ]
+        for cidr in self._cidrs:
+            self._claim_cidr(cidr)
         if removed:
             # A vanished node takes its pods' addresses with it, whoever still speaks of them.
             for row in self._inputs.remote_endpoints:

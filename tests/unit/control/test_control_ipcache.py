@@ -97,6 +97,23 @@ def test_what_lives_here_wins_and_the_other_claim_returns_when_it_goes() -> None
     assert desired.ipcache.get("10.0.2.7/32") is None
 
 
+def test_a_prefix_among_pods_does_not_become_world() -> None:
+    inputs, desired, cidrs, node = build()
+    cidrs.put(CidrIdentity("10.0.2.0/24", IdentityId(1 << 24)))
+    cidrs.put(CidrIdentity("10.0.2.128/25", IdentityId((1 << 24) + 1)))
+    cidrs.put(CidrIdentity("10.0.0.0/8", IdentityId((1 << 24) + 2)))
+    node.step()
+    assert identity_of(desired, "10.0.2.128/25") == (1 << 24) + 1
+    inputs.nodes.put(NODE_TWO)
+    node.step()
+    assert identity_of(desired, "10.0.2.0/24") == 0
+    assert desired.ipcache.get("10.0.2.128/25") is None
+    assert identity_of(desired, "10.0.0.0/8") == (1 << 24) + 2
+    inputs.nodes.delete("two")
+    node.step()
+    assert identity_of(desired, "10.0.2.0/24") == 1 << 24
+
+
 def test_the_world_is_always_there_in_both_families() -> None:
     _, desired, _, _ = build()
     assert identity_of(desired, "0.0.0.0/0") == 9
