@@ -188,9 +188,9 @@ class FlowStore:
         }
 
     def _note_seen(self, columns: dict[str, Refs], now: int) -> None:
-        if len(self._last_seen) < len(self.parties.values):
-            self._last_seen = np.resize(self._last_seen, 2 * len(self.parties.values))
-            self._last_seen[len(self.parties.values) :] = 0
+        missing = len(self.parties.values) - len(self._last_seen)
+        if missing > 0:
+            self._last_seen = np.concatenate([self._last_seen, np.zeros(missing + 64, np.int64)])
         self._last_seen[columns["source"]] = now
         self._last_seen[columns["destination"]] = now
 

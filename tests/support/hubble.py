@@ -121,18 +121,28 @@ def directory() -> MemoryDirectory:
     return known
 
 
-def store(capacity: int = 1024) -> FlowStore:
-    """An empty store over `directory()`."""
-    return FlowStore(DTYPE, directory(), capacity=capacity)
+def store(capacity: int = 1024, known: MemoryDirectory | None = None) -> FlowStore:
+    """An empty store over `directory()`, or another one."""
+    return FlowStore(DTYPE, known or directory(), capacity=capacity)
+
+
+FILES = file_names(layout().enums["source_file"].__members__)
+NODE = NodeFacts(name="default/worker-1", labels=("zone=a",), files=FILES)
 
 
 class Beside:
     """An event loop in a thread, with an observer listening on a unix socket."""
 
-    def __init__(self, path: Path, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        path: Path,
+        capacity: int = 1024,
+        directory: MemoryDirectory | None = None,
+        node: NodeFacts = NODE,
+    ) -> None:
         self.path = path
         self.target = f"unix:{path}"
-        self.store = store(capacity)
+        self.store = store(capacity, directory)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
@@ -176,9 +186,9 @@ class Beside:
 
 
 @contextmanager
-def beside(path: Path, capacity: int = 1024) -> Iterator[Beside]:
-    """A running observer, stopped at the end."""
-    running = Beside(path, capacity)
+def beside(path: Path, **choices: Any) -> Iterator[Beside]:
+    """A running observer, stopped at the end; `choices` as of Beside."""
+    running = Beside(path, **choices)
     try:
         yield running
     finally:
