@@ -90,9 +90,20 @@ class IpcacheNode:
             self._claim((RANK_REMOTE, key), [])
         cidrs, dropped = self._cidr_changes.take()
         for cidr in cidrs:
-            self._claim((RANK_CIDR, cidr.prefix), [IpcacheEntry(prefix=cidr.prefix, identity=cidr.identity)])
+            self._claim_cidr(cidr)
         for prefix in dropped:
             self._claim((RANK_CIDR, prefix), [])
+
+    def _claim_cidr(self, cidr: CidrIdentity) -> None:
+        """A prefix among the pods of some node gets no identity of its own: a CIDR rule speaks of the
+        world, and a pod nobody has described yet must not pass for it."""
+        prefix = ipaddress.ip_network(cidr.prefix)
+        among_pods = any(
+            prefix.version == pods.version and prefix.subnet_of(pods)  # type: ignore[arg-type]
+            for pods in self._pod_networks
+        )
+        entries = [] if among_pods else [IpcacheEntry(prefix=cidr.prefix, identity=cidr.identity)]
+        self._claim((RANK_CIDR, cidr.prefix), entries)
 
     def _step_nodes(self) -> None:
         nodes, removed = self._nodes.take()

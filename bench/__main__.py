@@ -1,0 +1,54 @@
+"""`python -m bench`: every measurement, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import datapath, netbench
+
+app = typer.Typer(add_completion=False)
+GROUPS = {
+    "same-node": datapath.same_node,
+    "across-nodes": datapath.across_nodes,
+    "events": datapath.events_on,
+}
+
+
+@app.command()
+def bench(
+    only: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(GROUPS)}.")] = None,
+    quick: Annotated[bool, typer.Option(help="Few short rounds: a look, not a measurement.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON here as well.")] = None,
+) -> None:
+    """Measure Cilia against plain kernel networking in one run."""
+    console = Console(stderr=True, width=150)
+    netbench.build()
+    rows: list[dict[str, Any]] = []
+    for name in only or GROUPS:
+        with console.status(f"measuring {name}"):
+            rows += GROUPS[name](quick)
+    table = Table("group", "test", "path", "against", "ratio", "±", "reach", "baseline", "measured")
+    for row in rows:
+        reach = row["reach"]
+        colour = "" if reach is None else "green" if row["ratio"] >= reach else "red"
+        ratio = f"[{colour}]{row['ratio']}[/]" if colour else str(row["ratio"])
+        table.add_row(
+            row["group"], row["test"], row["path"], row["against"], ratio, str(row["spread"]),
+            "" if reach is None else f"≥ {reach}", str(row["baseline"]), str(row["measured"]),
+        )  # fmt: skip
+    console.print(table)
+    text = json.dumps(rows, indent=1)
+    if output is not None:
+        output.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,89 @@
+"""The data path against plain kernel networking: ratios of one run, medians of interleaved rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from bench import netbench, topologies
+from bench.netbench import CONNECTIONS, ROUND_TRIPS, STREAM, UDP_PACKETS, UDP_ROUND_TRIPS, Comparison, Test
+
+REACH = {
+    ("same node", ROUND_TRIPS.name): 1.0,
+    ("same node", CONNECTIONS.name): 0.97,
+    ("same node", UDP_PACKETS.name): 1.0,
+    ("same node", STREAM.name): 1.0,
+    ("across nodes", ROUND_TRIPS.name): 0.98,
+    ("across nodes", CONNECTIONS.name): 0.94,
+    ("events on", CONNECTIONS.name): 0.93,
+    ("events on", UDP_ROUND_TRIPS.name): 0.97,
+    ("events on", UDP_PACKETS.name): 0.95,
+}
+"""What the design asks for; a ratio, more is better."""
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure everything; one row per ratio."""
+    rows: list[dict[str, Any]] = []
+    rows += same_node(quick)
+    rows += across_nodes(quick)
+    rows += events_on(quick)
+    return rows
+
+
+def same_node(quick: bool) -> list[dict[str, Any]]:
+    """Two pods of one node against two namespaces behind a router, and against a bare veth pair."""
+    with ExitStack() as stack:
+        base = stack.enter_context(topologies.routed())
+        bare = stack.enter_context(topologies.bare())
+        ours, _ = stack.enter_context(topologies.same_node("cilia", "p", events=False))
+        tests = (ROUND_TRIPS, CONNECTIONS, UDP_PACKETS, STREAM)
+        return _rows("same node", [base, ours, bare], tests, quick)
+
+
+def across_nodes(quick: bool) -> list[dict[str, Any]]:
+    """A pod on each of two nodes against the kernel's own VXLAN with kernel routes."""
+    with ExitStack() as stack:
+        base = stack.enter_context(topologies.plain_vxlan())
+        ours = stack.enter_context(topologies.across_nodes("cilia", events=False))
+        return _rows("across nodes", [base, ours], (ROUND_TRIPS, CONNECTIONS), quick)
+
+
+def events_on(quick: bool) -> list[dict[str, Any]]:
+    """Events of the default aggregation, drained into the store, against events off."""
+    with ExitStack() as stack:
+        off, _ = stack.enter_context(topologies.same_node("events off", "o", events=False))
+        on, node = stack.enter_context(topologies.same_node("events on", "e", events=True))
+        tests = (CONNECTIONS, UDP_ROUND_TRIPS, UDP_PACKETS)
+        rows = _rows("events on", [off, on], tests, quick)
+    for row in rows:
+        row["events"] = node.received
+        row["lost"] = node.reader_lost
+    return rows
+
+
+def _rows(
+    group: str, paths: Sequence[netbench.Way], tests: Sequence[Test], quick: bool
+) -> list[dict[str, Any]]:
+    rows = []
+    for test in tests:
+        two_cpus = test.client_cpu != test.server_cpu
+        rounds = 3 if quick else (11 if two_cpus else 7)
+        found = netbench.compare(paths, test, rounds=rounds, seconds=1.0 if quick else 1.5)
+        rows += [_row(group, paths[0].name, found, name) for name in found.ratios]
+    return rows
+
+
+def _row(group: str, base: str, found: Comparison, name: str) -> dict[str, Any]:
+    return {
+        "group": group,
+        "test": found.test.name,
+        "path": name,
+        "against": base,
+        "ratio": round(found.ratios[name], 3),
+        "spread": round(found.spread[name], 3),
+        "baseline": round(found.medians[base], 2),
+        "measured": round(found.medians[name], 2),
+        "reach": REACH.get((group, found.test.name)) if name.startswith(("cilia", "events")) else None,
+    }
