@@ -7,10 +7,10 @@ What belongs here: one process's worth of API server, from the HTTP request to t
     http ──► requests ──► handlers ──► engine ──► storage (SQLite, group commit)
       ▲          (pure)      │            │
       │                      │            └──► watch (fan-out of committed events)
-      │                      ├── registry, builtins, crds   which kinds there are
-      │                      ├── schema, patch, strategic   what a change means     (pure)
-      │                      ├── selectors, jsonpath, printing                     (pure)
-      │                      └── discovery                  what clients may ask
+      │                      ├── registry, builtins (columns, rules), crds    which kinds there are
+      │                      ├── meta, schema, patch, strategic, protobuf     what a change means  (pure)
+      │                      ├── selectors, jsonpath, printing                what is shown        (pure)
+      │                      └── discovery                                    what there is to ask (pure)
       └── server (uvicorn)                 garbage: owners, namespaces, old events
 
 What must not be here: anything that knows what a policy or an endpoint means; those are plain objects.
