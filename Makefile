@@ -1,5 +1,7 @@
 # What people do here. `make demo` and `make test` install what is missing first.
 PYTHON := .venv/bin/python
+# The lab starts many programs: each would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test bench lint format bpf lock clean
 

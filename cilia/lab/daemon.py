@@ -45,6 +45,19 @@ class LabError(Exception):
     """The lab can't be started; the message is for a person."""
 
 
+FAILURES = (
+    LabError,
+    ProcessError,
+    StoreError,
+    OSError,
+    cgroups.CgroupError,
+    cni.CniError,
+    fabric.FabricError,
+    sandbox.SandboxError,
+)
+"""What ends the daemon with a sentence; anything else is a bug and shows its trace."""
+
+
 class Daemon:
     """Everything of one lab."""
 
@@ -259,10 +272,7 @@ def main() -> None:
 
     try:
         asyncio.run(Daemon(plan, report, SystemClock()).run())
-    except (LabError, ProcessError, StoreError, OSError, cgroups.CgroupError, sandbox.SandboxError) as error:
-        report({"error": str(error)})
-        raise SystemExit(1) from error
-    except cni.CniError as error:
+    except FAILURES as error:
         report({"error": str(error)})
         raise SystemExit(1) from error
 
