@@ -29,7 +29,7 @@ import msgspec
 from cilia.dataplane import netlink, rtnl
 from cilia.dataplane.bpf import Attach, BpfError
 from cilia.dataplane.loader import Dataplane
-from cilia.dataplane.namespaces import entered, write_sysctls
+from cilia.dataplane.namespaces import entered, read_sysctl, write_sysctls
 from cilia.dataplane.netlink import Netlink, NetlinkError, Reply, Request
 from cilia.model.node import Route
 
@@ -258,7 +258,15 @@ class Links:
         return [address for at, address, _ in self._addresses() if at == index]
 
     def configure_node(self) -> None:
-        """Sysctls the node needs to forward. Raises OSError."""
+        """Sysctls the node needs to forward. Raises OSError.
+
+        A node that forwards ignores router advertisements unless accept_ra is 2, and would lose a default
+        route it learnt from them.
+        """
+        for device in self.native_devices():
+            listens = f"ipv6/conf/{device.name}/accept_ra"
+            if read_sysctl(listens) == "1":
+                write_sysctls({listens: "2"})
         write_sysctls(NODE_SYSCTLS)
 
     def attach_node(

@@ -37,6 +37,14 @@ def _enter(namespace: int) -> None:
         raise OSError(number, f"a network namespace can't be entered: {os.strerror(number)}")
 
 
+def read_sysctl(path: str) -> str:
+    """A sysctl below net/; empty where there is none."""
+    try:
+        return (SYSCTLS / path).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def write_sysctls(settings: Mapping[str, str]) -> None:
     """Set sysctls below net/, named by path (ipv4/ip_forward); those of a family that is switched off
     are skipped. Raises OSError."""

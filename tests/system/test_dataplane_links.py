@@ -185,11 +185,25 @@ def test_the_node_side_is_idempotent_and_removable(node: Node, dataplane: Datapl
         index = native[0].ifindex
         hooks = ["from_host", f"from_netdev_{index}", "from_overlay", "to_host", f"to_netdev_{index}"]
         assert dataplane.attached() == sorted(hooks)
-        assert node.links.ensure_vxlan(4789, 1500) != tunnel
+        assert namespaces.read_sysctl("ipv6/conf/uplink0/accept_ra") == "2"
+        moved = node.links.ensure_vxlan(4789, 1500)
+        assert moved != tunnel
+        node.links.attach_node(dataplane, pair, moved, native)
+        assert dataplane.attached() == sorted(hooks), "a hook follows to the device's successor"
         node.links.attach_node(dataplane, pair, 0, [])
         assert dataplane.attached() == ["from_host", "to_host"]
         assert node.links.remove_all() == 2
         assert node.links.find("cilia_net") is None
+
+
+def test_a_busy_tunnel_port_is_named(node: Node, dataplane: Dataplane) -> None:
+    with node.inside():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("0.0.0.0", 8472))
+            with pytest.raises(OSError, match="UDP port 8472 is in use: free it or choose another"):
+                node.links.ensure_vxlan(8472, 1500)
+            assert node.links.find("cilia_vxlan") is None
+        assert node.links.ensure_vxlan(8472, 1500)
 
 
 def test_kernels_without_tcx_get_filters(

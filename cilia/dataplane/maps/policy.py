@@ -166,22 +166,21 @@ class Policies:
         if live is None or live.rules != row.rules:
             self._replace(row, live)
             return
-        changed = [key for key, entry in row.entries.items() if live.entries.get(key, entry) != entry]
-        if changed:
+        added = _added(live.entries, row.entries)
+        if added is None:
             self._replace(row, live)
             return
-        self._write_single(row, live)
+        self._write_single(row, live, added)
 
-    def _write_single(self, row: SubjectPolicy, live: Live) -> None:
-        added = {key: entry for key, entry in row.entries.items() if key not in live.entries}
-        removed = [key for key in live.entries if key not in row.entries]
+    def _write_single(self, row: SubjectPolicy, live: Live, added: Mapping[EntryKey, Entry]) -> None:
         if added:
             inner = self._pool.open(live.slot)
             try:
                 self._put(inner, added)
             finally:
                 inner.close()
-        if removed:
+        if len(live.entries) + len(added) != len(row.entries):
+            removed = [key for key in live.entries if key not in row.entries]
             self._stale.setdefault(row.subject, []).extend(removed)
         live.entries = row.entries
 
@@ -266,6 +265,18 @@ class Policies:
         """(slot, revision) in force."""
         word = int(self._words[subject])
         return word & 0xFFFFFFFF, word >> 32
+
+
+def _added(before: Mapping[EntryKey, Entry], after: Mapping[EntryKey, Entry]) -> dict[EntryKey, Entry] | None:
+    """The entries that are new; None when one that stays has changed. One pass: there may be thousands."""
+    added: dict[EntryKey, Entry] = {}
+    for key, entry in after.items():
+        old = before.get(key)
+        if old is None:
+            added[key] = entry
+        elif old is not entry and old != entry:
+            return None
+    return added
 
 
 def _elements(keys: Array, values: Array) -> dict[bytes, bytes]:
