@@ -269,8 +269,12 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow,
 		if (dropped)
 			return dropped;
 	}
-	if (is_extension_header(packet->protocol))
+	if (is_extension_header(packet->protocol)) {
+		/* Listener reports carry a router alert (RFC 3810); every pod sends some. */
+		if (top_byte(&packet->destination) == 0xff)
+			return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 		return DROP(flow, INVALID_IPV6_EXTENSION_HEADER);
+	}
 	return parse_l4(flow, cursor);
 }
 

@@ -86,6 +86,10 @@ DROPPED: dict[str, tuple[Packet | bytes, int]] = {
     "router solicitation": (IPv6(src=LOCAL6, dst="ff02::2", hlim=255) / ICMPv6ND_RS(), 150),
     "duplicate address detection": (IPv6(src="::", dst="ff02::1", hlim=255) / ICMPv6ND_NS(tgt=A6), 150),
     "listener report": (IPv6(src=LOCAL6, dst="ff02::16", hlim=1) / ICMPv6MLReport2() / payload(8), 150),
+    "listener report with router alert": (
+        IPv6(src=LOCAL6, dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop() / ICMPv6MLReport2() / payload(8),
+        150,
+    ),
     "strange ICMP": (IP(src=A4, dst=B4) / ICMP(type=5), 144),
     "strange ICMPv6": (IPv6(src=A6, dst=B6) / ICMPv6Unknown(type=200) / payload(8), 146),
     "ICMP error about nothing": (IP(src=A4, dst=B4) / ICMP(type=3) / IP(src=B4, dst=A4) / UDP(), 144),
