@@ -16,8 +16,8 @@ CAPABILITIES = {
 """By number (linux/capability.h). SYS_ADMIN implies BPF and PERFMON, and alone opens maps by number."""
 
 BPFFS_MAGIC = 0xCAFE4A11
-MINIMUM_KERNEL = (5, 17)
-"""Of bpf_loop, the youngest helper used; TCX (6.6) has a fallback."""
+MINIMUM_KERNEL = (6, 2)
+"""Of bpf_rcu_read_lock, the youngest function the programs call; TCX (6.6) has a fallback."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

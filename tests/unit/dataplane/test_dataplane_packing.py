@@ -52,11 +52,11 @@ def test_a_capable_process_on_a_new_kernel_lacks_nothing() -> None:
     ("release", "status", "sentence"),
     [
         (
-            "4.19.0-6",
+            "5.10.0-30",
             ALL_CAPABILITIES,
-            "the kernel is 4.19.0-6: 5.17 or newer is needed, boot a newer kernel",
+            "the kernel is 5.10.0-30: 6.2 or newer is needed, boot a newer kernel",
         ),
-        ("weird", ALL_CAPABILITIES, "the kernel is weird: 5.17 or newer is needed, boot a newer kernel"),
+        ("weird", ALL_CAPABILITIES, "the kernel is weird: 6.2 or newer is needed, boot a newer kernel"),
         ("6.18.1", "CapEff:\t0\n", "the process lacks CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root"),
         ("6.18.1", "CapEff:\t0000000000001000\n", "the process lacks CAP_SYS_ADMIN: run it as root"),
         ("6.18.1", "", "the process lacks CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root"),
