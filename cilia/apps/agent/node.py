@@ -88,8 +88,8 @@ class Registration:
         self._addresses = tuple(addresses)
         self._boot_id = boot_id
 
-    async def pod_prefixes(self, fixed: Sequence[str]) -> list[str]:
-        """Make sure the node is known and has prefixes; `fixed` ones are ours to set.
+    async def pod_prefixes(self) -> list[str]:
+        """Make the node known and return the prefixes the operator gives it.
 
         Waits as long as it takes: without prefixes there are no pods.
         """
@@ -97,7 +97,7 @@ class Registration:
         told = False
         while True:
             try:
-                node = await self._ensure(fixed)
+                node = await self._ensure(())
                 prefixes = node.spec.ipam.pod_cidrs if node.spec and node.spec.ipam else None
                 if prefixes:
                     return list(prefixes)
@@ -109,43 +109,59 @@ class Registration:
                 log.warning("the node is not registered yet", error=str(error))
                 await asyncio.sleep(backoff.next())
 
-    async def announce(self, routers: Sequence[str]) -> None:
-        """Add the node's own addresses among its pods. Raises StoreError."""
-        node = await self._get()
-        if node is None:
-            return
-        wanted = self._wanted(routers)
-        if node.spec is not None and node.spec.addresses == wanted:
-            return
-        await self._patch(wanted)
+    async def keep(self, prefixes: Sequence[str], routers: Sequence[str], *, fixed: bool) -> None:
+        """Once: make the CiliumNode say what this node uses; tries until the store lets it.
 
-    async def _ensure(self, fixed: Sequence[str]) -> cn.CiliumNode:
+        A node whose object was deleted gets it back with the prefixes its pods have. Other prefixes than
+        those in use are not adopted while pods hold addresses: that takes a restart without them.
+        `fixed`: the prefixes are this node's own setting, and the object follows.
+        """
+        backoff = Backoff(limit=5.0)
+        while True:
+            try:
+                node = await self._ensure(prefixes)
+                held = (node.spec.ipam.pod_cidrs if node.spec and node.spec.ipam else None) or ()
+                if not held or (fixed and set(held) != set(prefixes)):
+                    await self._merge({"spec": {"ipam": {"podCIDRs": list(prefixes)}}})
+                elif set(held) != set(prefixes):
+                    log.error(
+                        "the node was given other pod prefixes: drain it and restart the agent",
+                        given=list(held),
+                        used=list(prefixes),
+                    )
+                await self._announce(node, routers)
+                return
+            except cluster.StoreError as error:
+                log.warning("the node's object is not up to date yet", error=str(error))
+                await asyncio.sleep(backoff.next())
+
+    async def _announce(self, node: cn.CiliumNode, routers: Sequence[str]) -> None:
+        """Add the node's own addresses among its pods."""
+        wanted = self._wanted(routers)
+        if node.spec is None or node.spec.addresses != wanted:
+            await self._merge({"spec": {"addresses": msgspec.to_builtins(wanted)}})
+
+    async def _ensure(self, prefixes: Sequence[str]) -> cn.CiliumNode:
+        """The node's object, made with `prefixes` when there is none."""
         node = await self._get()
-        if node is None:
-            body = cn.CiliumNode(
-                metadata=ObjectMeta(name=self._name),
-                spec=cn.NodeSpec(
-                    addresses=self._wanted(()),
-                    bootid=self._boot_id or None,
-                    ipam=cn.NodeIPAM(pod_cidrs=tuple(fixed) or None),
-                ),
-            )
-            raw = await self._store.create(cluster.CILIUM_NODES, cluster.encode(cluster.CILIUM_NODES, body))
-            return cluster.decode(raw, cn.CiliumNode)
-        held = node.spec.ipam.pod_cidrs if node.spec is not None and node.spec.ipam else None
-        if fixed and tuple(held or ()) != tuple(fixed):
-            await self._merge({"spec": {"ipam": {"podCIDRs": list(fixed)}}})
-            return await self._get() or node
-        return node
+        if node is not None:
+            return node
+        body = cn.CiliumNode(
+            metadata=ObjectMeta(name=self._name),
+            spec=cn.NodeSpec(
+                addresses=self._wanted(()),
+                bootid=self._boot_id or None,
+                ipam=cn.NodeIPAM(pod_cidrs=tuple(prefixes) or None),
+            ),
+        )
+        raw = await self._store.create(cluster.CILIUM_NODES, cluster.encode(cluster.CILIUM_NODES, body))
+        return cluster.decode(raw, cn.CiliumNode)
 
     async def _get(self) -> cn.CiliumNode | None:
         try:
             return cluster.decode(await self._store.get(cluster.CILIUM_NODES, self._name), cn.CiliumNode)
         except cluster.NotFound:
             return None
-
-    async def _patch(self, addresses: tuple[cn.NodeAddress, ...]) -> None:
-        await self._merge({"spec": {"addresses": msgspec.to_builtins(addresses)}})
 
     async def _merge(self, change: dict[str, object]) -> None:
         await self._store.patch(cluster.CILIUM_NODES, self._name, msgspec.json.encode(change))

@@ -1,6 +1,7 @@
 """Builds an agent in the order in which its parts can stand, and runs it until it is told to stop.
 
-    node registered ─► programs loaded, links up ─► endpoints restored ─► doors open (API, Hubble)
+    programs loaded ─► pod prefixes (from disk, or from the operator) ─► links up ─► endpoints restored
+        ─► doors open (API, Hubble)
         ─► sources heard in full ─► first step, prune ─► CNI served, deferred DELs replayed, conflist
 
 Until the inputs are complete the kernel goes on with what a predecessor left in it.
@@ -34,11 +35,11 @@ from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import PodAddresses, Registration
 from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, persist
 from cilia.apps.agent.settings import AgentSettings
-from cilia.apps.agent.state import EndpointFiles
+from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.cluster.directory import DirectoryStore
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
-from cilia.cluster.store import Store
+from cilia.cluster.store import Store, StoreError
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.control.policy.resolve import PolicyMode
 from cilia.dataplane.bpf import BpfError
@@ -104,11 +105,17 @@ class Runtime:
 
         registration = Registration(store, settings.node_name, kernel.addresses, boot_id())
         fixed = [cidr for cidr in (settings.ipv4_pod_cidr, settings.ipv6_pod_cidr) if cidr]
-        prefixes = await self._or_stop(registration.pod_prefixes(fixed))
+        node_file = NodeFile(settings.state_dir)
+        prefixes = fixed or node_file.load()
+        if not prefixes:
+            prefixes = await self._or_stop(registration.pod_prefixes())
+        node_file.save(prefixes)
         addresses = PodAddresses(prefixes, self.clock)
         gateways = Gateways(addresses.router(4), addresses.router(6))
         kernel.prepare_node(gateways)
-        await self._or_stop(registration.announce((gateways.ipv4, gateways.ipv6)))
+        tasks.spawn(
+            "register node", registration.keep(prefixes, (gateways.ipv4, gateways.ipv6), fixed=bool(fixed))
+        )
 
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
@@ -187,7 +194,11 @@ class Runtime:
         settings = self.settings
         if settings.source_dir is not None:
             self.condition.source = str(settings.source_dir)
-            return await stack.enter_async_context(DirectoryStore(settings.source_dir, settings.state_dir))
+            directory = DirectoryStore(settings.source_dir, settings.state_dir)
+            try:
+                return await stack.enter_async_context(directory)
+            except StoreError as error:
+                raise StartError(str(error)) from error
         found = await stack.enter_async_context(KubeStore.discover(settings.kubeconfig, os.environ))
         self.condition.source = found.server
         return found

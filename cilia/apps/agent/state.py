@@ -22,6 +22,27 @@ class SavedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+class NodeFile:
+    """The pod prefixes this node uses, so that a restart does not wait for the API server to name them."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "node.json"
+
+    def load(self) -> list[str]:
+        """The prefixes, or nothing on a first start."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError) as error:
+            log.error("the file of pod prefixes is not usable", file=self._path.name, error=str(error))
+            return []
+
+    def save(self, prefixes: list[str]) -> None:
+        """Write them durably. Raises OSError."""
+        write_atomic(self._path, msgspec.json.encode(prefixes))
+
+
 class EndpointFiles:
     """One JSON file per endpoint under `<state>/endpoints`, written whole and durably."""
 
