@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 import uvloop
 
-from cilia.cluster.embedded.auth import Role, TokenFileError
+from cilia.cluster.embedded.auth import ROLES, TokenFileError
 from cilia.cluster.embedded.credentials import issue_token, make_authority, write_kubeconfig
 from cilia.cluster.embedded.server import Config, ListenError, inherited, listen, serve
 from cilia.cluster.embedded.storage import StorageError
@@ -109,8 +109,8 @@ def kubeconfig(
 ) -> None:
     """Issue a token and write a kubeconfig that carries it."""
     directory: Path = state_dir or context.obj
-    if role not in get_args(Role):
-        raise _fail(ValueError(f"--role {role} is not one of {', '.join(get_args(Role))}"))
+    if role not in ROLES:
+        raise _fail(ValueError(f"--role {role} is not one of {', '.join(ROLES)}"))
     try:
         authority = make_authority(directory)
         token = issue_token(directory, user, role, node)  # type: ignore[arg-type]

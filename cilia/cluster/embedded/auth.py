@@ -128,7 +128,6 @@ _SELF: Final = frozenset(
 )
 
 # (role) -> (group/plural[/subresource]) -> verbs. "group/*" covers a whole group.
-_CILIUM: Final = "cilium.io/"
 _AGENT_READS: Final = (
     "/namespaces",
     "/nodes",

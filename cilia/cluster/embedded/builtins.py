@@ -21,7 +21,6 @@ _BOOL: Final[Schema] = {"type": "boolean"}
 _TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 _PORT: Final[Schema] = {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}
 _INT_OR_STR: Final[Schema] = {"x-kubernetes-int-or-string": True}
-_ANY: Final[Schema] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
 def _obj(*needed: str, **properties: Schema) -> Schema:

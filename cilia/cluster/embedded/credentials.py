@@ -9,7 +9,6 @@ import base64
 import ipaddress
 import secrets
 import socket
-import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -186,11 +185,3 @@ def write_kubeconfig(path: Path, server: str, ca: Path, token: str, user: str = 
     }
     write_atomic(path, yaml.safe_dump(content, sort_keys=False).encode())
     return path
-
-
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """The server's side of TLS: 1.2 or newer."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    return context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from cilia.cluster.embedded import auth, protobuf
 from cilia.cluster.embedded.auth import ROLES, Authenticator, User
-from cilia.cluster.embedded.credentials import issue_token, make_authority, server_context, write_kubeconfig
+from cilia.cluster.embedded.credentials import issue_token, make_authority, write_kubeconfig
 from cilia.cluster.embedded.errors import ApiError
 from cilia.cluster.embedded.requests import Target, decode_json, parse_path, representation
 
@@ -112,7 +111,6 @@ def test_an_authority_serves_the_names_it_is_asked_for(tmp_path: Path) -> None:
     assert first.certificate.read_bytes() == serial
     make_authority(tmp_path, ["other.example"])
     assert "other.example" in names() and first.ca.read_bytes() == ca
-    assert isinstance(server_context(first.certificate, first.key), ssl.SSLContext)
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
