@@ -113,7 +113,7 @@ def kubeconfig(
         raise _fail(ValueError(f"--role {role} is not one of {', '.join(ROLES)}"))
     try:
         authority = make_authority(directory)
-        token = issue_token(directory, user, role, node)  # type: ignore[arg-type]
+        token = issue_token(directory, user, role, node)
         write_kubeconfig(output, server, authority.ca, token, user)
     except (ValueError, OSError, TokenFileError) as error:
         raise _fail(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -354,6 +355,33 @@ class TestWatch:
             if events.code == 200:
                 pytest.skip("this server waits for future versions")
             assert events.code == 410
+
+    def test_a_cache_that_follows_equals_a_new_list(self, api: Client, namespace: str) -> None:
+        path, chosen = CONFIG_MAPS.format(namespace), {"labelSelector": "tier=web"}
+        dice = random.Random(7)
+        version = api.get(path, **chosen).json["metadata"]["resourceVersion"]
+        cache: dict[str, Any] = {}
+        with api.watch(path, resourceVersion=version, **chosen) as events:
+            for _ in range(60):
+                name, tier = f"m{dice.randrange(5)}", dice.choice(["web", "db"])
+                if api.post(path, config_map(name, tier=tier)).code != 409:
+                    continue
+                if dice.random() < 0.4:
+                    api.delete(f"{path}/{name}")
+                else:
+                    api.merge(f"{path}/{name}", {"metadata": {"labels": {"tier": tier}}, "data": {"n": tier}})
+            api.post(path, config_map("the-end", tier="web"))
+            for event in events:
+                item = event["object"]
+                if event["type"] == "DELETED":
+                    del cache[item["metadata"]["name"]]
+                else:
+                    cache[item["metadata"]["name"]] = {**item, "apiVersion": "v1", "kind": "ConfigMap"}
+                if item["metadata"]["name"] == "the-end":
+                    break
+        listed = api.get(path, **chosen).json["items"]
+        expected = [{**item, "apiVersion": "v1", "kind": "ConfigMap"} for item in listed]
+        assert [cache[name] for name in sorted(cache)] == expected
 
     def test_table_watches(self, api: Client, namespace: str) -> None:
         path = PODS.format(namespace)
