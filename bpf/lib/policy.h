@@ -28,10 +28,16 @@ struct policy_question {
 
 static __always_inline struct policy_active active_policy(__u32 subject)
 {
-	struct policy_active *word = bpf_map_lookup_elem(&policy_active, &subject);
-	struct policy_active none = {};
+	__u64 *word = bpf_map_lookup_elem(&policy_active, &subject);
+	union {
+		__u64 word;
+		struct policy_active active;
+	} read = {};
 
-	return word ? *word : none;
+	/* One load: a slot of one revision with the number of another would outlive the change. */
+	if (word)
+		read.word = *(volatile __u64 *)word;
+	return read.active;
 }
 
 static __always_inline struct policy_entry *stronger(struct policy_entry *of_peer,
