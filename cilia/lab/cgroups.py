@@ -55,14 +55,16 @@ def remove(path: Path, timeout: float = 5.0) -> None:
 
     Raises CgroupError when a process does not die within `timeout` seconds.
     """
-    if not path.is_dir():
-        return
-    (path / "cgroup.kill").write_text("1")
     deadline = time.monotonic() + timeout
-    while "populated 1" in (path / "cgroup.events").read_text():
-        if time.monotonic() > deadline:
-            raise CgroupError(f"processes in {path} do not end: look at them with `cat {path}/cgroup.procs`")
-        time.sleep(0.005)
+    try:
+        (path / "cgroup.kill").write_text("1")
+        while "populated 1" in (path / "cgroup.events").read_text():
+            if time.monotonic() > deadline:
+                raise CgroupError(f"processes do not end: look at them with `cat {path}/cgroup.procs`")
+            time.sleep(0.005)
+    except FileNotFoundError:
+        # Nothing there, or somebody else is removing it at the same time.
+        return
     for directory, _, _ in os.walk(path, topdown=False):
         _remove_directory(Path(directory), deadline)
 

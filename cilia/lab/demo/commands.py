@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cilia.lab import cgroups, control, teardown
+from cilia.lab import cgroups, control, records, teardown
 from cilia.lab.demo.stage import Stage, Unexpected
 from cilia.lab.demo.story import EXAMPLES, Story
 from cilia.lab.plan import make_plan
@@ -22,12 +22,16 @@ def demo(
     ] = None,
 ) -> None:
     """Run the main job on a lab of two nodes and check every step; status 0 when all is as expected."""
-    stage = Stage(record=record is not None, width=100 if record else None)
+    stage = Stage(record=record is not None, width=118 if record else None)
     try:
         _preconditions()
+        plan = make_plan(LAB, 2)
+        daemon = records.find_process(plan, "daemon")
+        if daemon is not None and records.alive(daemon):
+            raise Unexpected("no other demo", "one runs: wait for it, or run `cilia lab down --name demo`")
         if teardown.take_down(LAB):
             stage.note("remains of an earlier demo were taken away first")
-        Story(make_plan(LAB, 2), stage).tell()
+        Story(plan, stage).tell()
         failure = None
     except Unexpected as error:
         failure = error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -27,6 +29,7 @@ class Stage:
         self.console = Console(
             record=record, width=width, highlight=False, force_terminal=True if record else None
         )
+        self._recording = record
         self._number = 0
         self._started = time.monotonic()
 
@@ -41,11 +44,20 @@ class Stage:
 
     def done(self, text: str) -> None:
         """Say something that was checked and holds."""
-        self.console.print(Text.assemble(("   ✓ ", "green"), text), soft_wrap=True)
+        self.console.print(Text.assemble(("   ✓ ", "green"), text), soft_wrap=not self._recording)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Show that something goes on, on a terminal; yields how to say what. A recording stays still."""
+        if self._recording or not self.console.is_terminal:
+            yield lambda _: None
+            return
+        with self.console.status(what) as line:
+            yield line.update
 
     def note(self, text: str) -> None:
         """Say something without judging it."""
-        self.console.print(Text(f"     {text}", style="dim"), soft_wrap=True)
+        self.console.print(Text(f"     {text}", style="dim"), soft_wrap=not self._recording)
 
     def show(self, thing: RenderableType) -> None:
         """Print a table."""
@@ -53,7 +65,7 @@ class Stage:
 
     def line(self, ansi: str) -> None:
         """Print a line of another program with its colours."""
-        self.console.print(Text("   ") + Text.from_ansi(ansi), soft_wrap=True)
+        self.console.print(Text("   ") + Text.from_ansi(ansi), soft_wrap=not self._recording)
 
     def end(self, failure: Unexpected | None) -> None:
         """Say how it went."""
@@ -62,12 +74,14 @@ class Stage:
             self.console.print(Text(f"everything as expected, {seconds:.1f} s", style="bold green"))
             return
         self.console.print(Text("not as expected", style="bold red"))
-        self.console.print(Text(f"   expected: {failure.expected}"), soft_wrap=True)
-        self.console.print(Text(f"   seen:     {failure.seen}"), soft_wrap=True)
+        self.console.print(Text(f"   expected: {failure.expected}"), soft_wrap=not self._recording)
+        self.console.print(Text(f"   seen:     {failure.seen}"), soft_wrap=not self._recording)
 
     def save(self, path: Path) -> None:
         """Write what was printed: a picture for `.svg`, else text."""
         if path.suffix == ".svg":
-            self.console.save_svg(str(path), title="make demo")
+            # A picture that loads no fonts from elsewhere: the reader's monospaced font will do.
+            template = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+            self.console.save_svg(str(path), title="make demo", code_format=template)
         else:
             path.write_text(self.console.export_text())

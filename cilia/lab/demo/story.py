@@ -61,11 +61,11 @@ class Story:
     def _start_lab(self) -> None:
         stage, count = self._stage, len(self._plan.nodes)
         with stage.step(f"a lab of {count} nodes: API server, operator, one agent a node, dual stack"):
-            with stage.console.status("starting") as line:
+            with stage.waiting("starting") as say:
 
                 def show(message: dict[str, Any]) -> None:
                     if "begin" in message:
-                        line.update(f"starting: {message['begin']}")
+                        say(f"starting: {message['begin']}")
                     else:
                         stage.note(f"{message['step']}: {message['seconds']:.2f} s")
 
@@ -102,7 +102,7 @@ class Story:
         with self._stage.step("a NetworkPolicy, a CiliumNetworkPolicy, a CiliumClusterwideNetworkPolicy"):
             for name in POLICY_FILES:
                 words = self._kubectl("apply", "-f", str(EXAMPLES / name)).strip()
-                self._stage.done(f"kubectl apply -f examples/demo/{name}: {words}")
+                self._stage.done(f"kubectl apply: {words}")
             started = time.monotonic()
             for node in self._plan.nodes:
                 self._await_policies(node)
