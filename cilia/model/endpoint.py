@@ -14,7 +14,11 @@ from cilia.model.labels import Labels
 
 
 class EndpointState(enum.StrEnum):
-    """Where an endpoint stands in its life."""
+    """Where an endpoint stands in its life.
+
+    Computed from what is there now, not travelled through: an endpoint that lacks its identity waits for
+    it, whatever it was before. Hence no table of transitions.
+    """
 
     CREATING = "creating"
     WAITING_FOR_IDENTITY = "waiting-for-identity"
@@ -26,42 +30,6 @@ class EndpointState(enum.StrEnum):
     DISCONNECTING = "disconnecting"
     DISCONNECTED = "disconnected"
     INVALID = "invalid"
-
-
-TRANSITIONS: dict[EndpointState, frozenset[EndpointState]] = {
-    EndpointState.CREATING: frozenset(
-        {EndpointState.WAITING_FOR_IDENTITY, EndpointState.DISCONNECTING, EndpointState.INVALID}
-    ),
-    EndpointState.WAITING_FOR_IDENTITY: frozenset(
-        {EndpointState.REGENERATING, EndpointState.DISCONNECTING, EndpointState.INVALID}
-    ),
-    EndpointState.REGENERATING: frozenset(
-        {EndpointState.READY, EndpointState.NOT_READY, EndpointState.DISCONNECTING}
-    ),
-    EndpointState.READY: frozenset(
-        {
-            EndpointState.WAITING_FOR_IDENTITY,
-            EndpointState.WAITING_TO_REGENERATE,
-            EndpointState.REGENERATING,
-            EndpointState.DISCONNECTING,
-        }
-    ),
-    EndpointState.WAITING_TO_REGENERATE: frozenset({EndpointState.REGENERATING, EndpointState.DISCONNECTING}),
-    EndpointState.NOT_READY: frozenset({EndpointState.REGENERATING, EndpointState.DISCONNECTING}),
-    EndpointState.RESTORING: frozenset(
-        {
-            EndpointState.WAITING_FOR_IDENTITY,
-            EndpointState.REGENERATING,
-            EndpointState.READY,
-            EndpointState.DISCONNECTING,
-            EndpointState.INVALID,
-        }
-    ),
-    EndpointState.DISCONNECTING: frozenset({EndpointState.DISCONNECTED}),
-    EndpointState.DISCONNECTED: frozenset(),
-    EndpointState.INVALID: frozenset({EndpointState.DISCONNECTING}),
-}
-"""All transitions on one page; anything else is a bug and raises."""
 
 
 class NamedPort(msgspec.Struct, frozen=True):
