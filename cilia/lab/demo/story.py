@@ -81,7 +81,7 @@ class Story:
 
     def _start_workloads(self) -> None:
         with self._stage.step("three workloads in two namespaces, pods on both nodes, attached by CNI"):
-            self._kubectl("apply", "-f", str(EXAMPLES / "workloads.yaml"))
+            self._kubectl("apply", "-f", str(EXAMPLES / "0-workloads.yaml"))
             ready = ("wait", "pod", "--all", "-A", "--for=condition=Ready", f"--timeout={PATIENCE:.0f}s")
             self._kubectl(*ready)
             pods = {probe.label(pod): pod for pod in self._pods()}
