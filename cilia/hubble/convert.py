@@ -38,7 +38,7 @@ from cilia.hubble.columns import (
     translated,
 )
 from cilia.hubble.directory import Party
-from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
+from cilia.hubble.encode import LENGTH, block, number, remembered_varint, tag, text, texts
 from cilia.hubble.store import FlowStore, LossRow, Rows
 from cilia.model.address import MAPPED_PREFIX
 from cilia.model.policy import CookieRow, RuleRef
@@ -134,14 +134,14 @@ class Converter:
     def responses(self, rows: Rows) -> list[bytes]:
         """Serialised GetFlowsResponse messages, one per row and in their order."""
         self._forget_compacted()
-        events, tail = rows.events, self._tail
+        events, tail = rows.events, self._tail + tag(1001, LENGTH)
         sources = self._sources.look_up(rows.source.tolist(), rows, self._source)
         destinations = self._destinations.look_up(rows.destination.tolist(), rows, self._destination)
         pairs = self._pairs.look_up(pair_keys(rows), rows, self._pair)
         meanings = self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning)
         transports = self._transports.look_up(transport_keys(events), rows, transport)
         out = []
-        for time, row, *fragments in zip(
+        for stamp, row, ports, source, destination, pair, told, rest in zip(
             encode.timestamps(rows.wall),
             rows.numbers.tolist(),
             transports,
@@ -152,9 +152,10 @@ class Converter:
             socket_fragments(events),
             strict=True,
         ):
-            stamp = b"%c%b" % (len(time), time)
-            flow = b"\n%b%b%012x%b" % (stamp, self._uuid, row, b"".join(fragments))
-            out.append(b"\n%b%b%b\xca>%b" % (varint(len(flow)), flow, tail, stamp))
+            flow = b"".join(
+                (b"\n", stamp, self._uuid, b"%012x" % row, ports, source, destination, pair, told, rest)
+            )
+            out.append(b"".join((b"\n", remembered_varint(len(flow)), flow, tail, stamp)))
         return out
 
     def lost(self, loss: LossRow) -> bytes:
@@ -225,13 +226,13 @@ class Remembered(Generic[Key]):
         fragments = self._fragments
         if len(fragments) > REMEMBERED_FRAGMENTS:
             fragments.clear()
-        found = list(map(fragments.get, keys))
-        if None in found:
+        try:
+            return list(map(fragments.__getitem__, keys))
+        except KeyError:
             for index, key in enumerate(keys):
                 if key not in fragments:
                     fragments[key] = make(key, rows, index)
-            return [fragments[key] for key in keys]
-        return cast(list[bytes], found)
+        return list(map(fragments.__getitem__, keys))
 
 
 def packed(events: Events, names: Sequence[str]) -> list[bytes]:
@@ -266,10 +267,11 @@ def transport_keys(events: Events) -> list[int]:
 def transport(word: int, _rows: Rows, _index: int) -> bytes:
     """Flow.l4 of a key made by `transport_keys`."""
     protocol = word >> 32 & 0xFF
-    if protocol in LAYER4_TAGS:
+    if protocol in LAYER4_HEADS:
         flags = TCP_FLAG_FIELDS[word >> 40 & 0xFF] if protocol == TCP else b""
-        header = b"\x08%b\x10%b%b" % (varint(word & 0xFFFF), varint(word >> 16 & 0xFFFF), flags)
-        return b"2%c%b%c%b" % (len(header) + 2, LAYER4_TAGS[protocol], len(header), header)
+        source, destination = remembered_varint(word & 0xFFFF), remembered_varint(word >> 16 & 0xFFFF)
+        header = b"\x08%b\x10%b%b" % (source, destination, flags)
+        return LAYER4_HEADS[protocol][len(header)] + header
     if protocol in (ICMP, ICMPV6):
         kind = number(1, word >> 48 & 0xFF) + number(2, word >> 56)
         return block(6, block(3 if protocol == ICMP else 4, kind))
@@ -284,8 +286,13 @@ def tcp_flags(bits: int) -> bytes:
 TCP_FLAG_FIELDS = [block(3, tcp_flags(bits)) for bits in range(256)]
 """TCP.flags by flag byte."""
 
-LAYER4_TAGS = {TCP: tag(1, LENGTH), UDP: tag(2, LENGTH), SCTP: tag(5, LENGTH)}
-"""Of the fields of flow.Layer4 that have ports; written without `block`, because most flows need one."""
+LAYER4_HEADS = {
+    protocol: [
+        tag(6, LENGTH) + bytes((size + 2,)) + tag(field, LENGTH) + bytes((size,)) for size in range(64)
+    ]
+    for protocol, field in ((TCP, 1), (UDP, 2), (SCTP, 5))
+}
+"""What stands before a header of that many bytes in Flow.l4, for protocols that have ports."""
 
 
 def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
