@@ -12,20 +12,10 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 
-IDENTITIES = {
-    "host": 1,
-    "world": 2,
-    "unmanaged": 3,
-    "health": 4,
-    "init": 5,
-    "remote-node": 6,
-    "kube-apiserver": 7,
-    "ingress": 8,
-    "world-ipv4": 9,
-    "world-ipv6": 10,
-}
+IDENTITIES = {names[0]: int(number) for number, names in RESERVED_NAMES.items()}
 EVENT_TYPES = {"drop": 1, "trace": 4, "policy-verdict": 5, "trace-sock": 7, "l7": 129}
 
 Sided = tuple[str, list[Any]]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, tzinfo
 import msgspec
 from google.protobuf import json_format, timestamp_pb2
 
+from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -21,18 +22,7 @@ POLICY_DENIED = 133
 RULE = "cilia:rule="
 
 MATCHES = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
-RESERVED = {
-    1: "host",
-    2: "world",
-    3: "unmanaged",
-    4: "health",
-    5: "init",
-    6: "remote-node",
-    7: "kube-apiserver",
-    8: "ingress",
-    9: "world-ipv4",
-    10: "world-ipv6",
-}
+RESERVED = {int(number): names[0] for number, names in RESERVED_NAMES.items()}
 JUDGED = {
     flow_pb2.FORWARDED: "ALLOWED",
     flow_pb2.DROPPED: "DENIED",

@@ -58,7 +58,9 @@ class OrderedCommand(TyperCommand):
 
 def given(order: Iterable[str], values: dict[str, Any]) -> Iterator[Given]:
     """Flags about filters in the order they were typed. Raises FlagError for a `--not` without a flag."""
-    left = {name: iter(value if isinstance(value, list | tuple) else [value]) for name, value in values.items()}
+    left = {
+        name: iter(value if isinstance(value, list | tuple) else [value]) for name, value in values.items()
+    }
     negated = False
     for name in order:
         if name == "not_":
