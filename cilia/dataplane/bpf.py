@@ -37,14 +37,12 @@ class Command(enum.IntEnum):
     LOOKUP = 1
     UPDATE = 2
     DELETE = 3
-    NEXT_KEY = 4
     PIN = 6
     GET = 7
     TEST_RUN = 10
     MAP_BY_ID = 14
     INFO = 15
     LOOKUP_BATCH = 24
-    LOOKUP_AND_DELETE_BATCH = 25
     UPDATE_BATCH = 26
     DELETE_BATCH = 27
     LINK_CREATE = 28

@@ -29,7 +29,7 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
 ERROR, DONE = 2, 3
-REQUEST, MULTI, ACK = 0x1, 0x2, 0x4
+REQUEST, ACK = 0x1, 0x4
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
 DUMP = 0x300
 CAPPED, ACK_ATTRIBUTES = 0x100, 0x200
@@ -47,6 +47,8 @@ IFF_UP = 0x1
 IFF_NOARP = 0x80
 
 BUFFER = 1 << 17
+RUN = 64
+"""Requests at once: their acknowledgements must fit the socket's receive buffer."""
 
 
 class NetlinkError(OSError):
@@ -175,7 +177,13 @@ class Netlink:
         self._socket.close()
 
     def send(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
-        """Make all requests in one system call; the outcome of each, in order."""
+        """Make all requests, RUN of them in one system call; the outcome of each, in order."""
+        outcomes: list[NetlinkError | None] = []
+        for at in range(0, len(requests), RUN):
+            outcomes += self._send_run(requests[at : at + RUN])
+        return outcomes
+
+    def _send_run(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         numbered = {next(self._sequence): request for request in requests}
         self._socket.send(b"".join(request.encode(at) for at, request in numbered.items()))
         outcomes: dict[int, NetlinkError | None] = {}
@@ -189,7 +197,7 @@ class Netlink:
         return [outcomes[sequence] for sequence in numbered]
 
     def run(self, *requests: Request) -> None:
-        """Make all requests in one system call; raises the first NetlinkError."""
+        """Make all requests; raises the first NetlinkError."""
         for error in self.send(requests):
             if error is not None:
                 raise error

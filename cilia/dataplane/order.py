@@ -125,8 +125,11 @@ class KernelState:
         self.settings.write(settings)
 
     def map_uses(self) -> list[listing.MapUse]:
-        """All maps with their sizes and use."""
-        return [listing.use(found) for found in self._maps.values()]
+        """All maps with their sizes and use; conntrack's as of the last sweep, it is too large to walk."""
+        return [
+            listing.use(found, self.conntrack.entries if name == "conntrack" else None)
+            for name, found in self._maps.items()
+        ]
 
     def dump(self, name: str, limit: int = 1 << 20) -> list[dict[str, Any]]:
         """The elements of a map. Raises KeyError for a name that is none."""

@@ -23,7 +23,6 @@ from cilia.dataplane.bpf import BpfError, Map, MapType
 
 log = structlog.get_logger(__name__)
 
-INNER = "policy_entry"
 INITIAL = 64
 SPARE = 16
 GROWTH = 8

@@ -22,7 +22,6 @@ from cilia.dataplane.maps.nodes import Settings
 HEADER_BYTES = 8
 BUSY = np.uint32(1 << 31)
 DISCARDED = np.uint32(1 << 30)
-LENGTH_MASK = np.uint32((1 << 30) - 1)
 
 POLL_SECONDS = 0.020
 IDLE_POLLS = 5

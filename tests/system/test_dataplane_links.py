@@ -151,6 +151,14 @@ def ip_tc(device: str) -> str:
     ).stdout
 
 
+def test_many_requests_go_out_in_runs(node: Node) -> None:
+    with node.inside():
+        pair = node.links.ensure_host_pair(["10.9.0.1"], 1500)
+        addresses = [f"10.9.{at >> 8}.{at & 255}" for at in range(1, 501)]
+        node.links.ensure_host_pair(addresses, 1500)
+        assert sorted(node.links.addresses_of(pair.host_ifindex)) == sorted(addresses)
+
+
 def test_an_interrupted_add_is_made_again(node: Node, dataplane: Dataplane) -> None:
     link = node.pod(5, node.namespace("a"))
     with node.inside():

@@ -197,3 +197,6 @@ def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane
     assert quota == [{"key": 7, "value": {"live": 2000}}]
     assert state.conntrack.flush(["10.0.0.5"], 100) == 100
     assert len(state.conntrack.rows(100)) == 1900
+    uses = {use.name: use for use in state.map_uses()}
+    assert uses["conntrack"].used == 1900 and uses["conntrack"].pressure == 1900 / 4096
+    assert uses["events"].pressure is None and uses["nodes"].used == 0

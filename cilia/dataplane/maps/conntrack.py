@@ -45,6 +45,8 @@ class Conntrack:
         self._flags = layout.enum("ct_flags")
         self._doomed: dict[bytes, int] = {}
         self._owners: set[int] = set()
+        self.entries: int | None = None
+        """Alive after the last whole sweep."""
 
     def doom(self, addresses: Iterable[str], now: int) -> None:
         """Have the next sweep remove the flows of these addresses that began until `now` (coarse
@@ -74,6 +76,7 @@ class Conntrack:
             owned += np.bincount(owners, minlength=OWNERS)
             yield None
         self._set_quotas(owned)
+        self.entries = alive
         heaviest = np.argsort(owned)[::-1][:10]
         yield SweepStats(
             alive,

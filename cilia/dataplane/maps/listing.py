@@ -32,9 +32,10 @@ class MapUse(msgspec.Struct, frozen=True):
         return None if self.used is None else self.used / max(self.max_entries, 1)
 
 
-def use(found: Map) -> MapUse:
-    """Describe a map and count its elements (a whole walk: milliseconds for large ones)."""
-    used = sum(len(keys) for keys, _ in found.batches()) if found.type in COUNTED else None
+def use(found: Map, used: int | None = None) -> MapUse:
+    """Describe a map; elements whose number is not given are counted (a walk: milliseconds for large maps)."""
+    if used is None and found.type in COUNTED:
+        used = sum(len(keys) for keys, _ in found.batches())
     info = found.info
     return MapUse(found.name, found.type.name.lower(), info.key_size, info.value_size, info.max_entries, used)
 
