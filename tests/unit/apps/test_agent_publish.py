@@ -1,0 +1,127 @@
+"""What the agent tells the cluster, and how it gives numbers to label sets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cilia.apps.agent.publish import (
+    IdentityAllocator,
+    StatusPublisher,
+    condition_message,
+    hash_of,
+    identity_object,
+    persist,
+)
+from cilia.cluster import store as cluster
+from cilia.kit.clock import ManualClock
+from cilia.model.identity import CLUSTER_FIRST, CLUSTER_LAST, Identity
+from cilia.model.ids import IdentityId
+from cilia.model.labels import Labels
+from cilia.model.policy import PolicyProblem, PolicyState
+from cilia.model.resources.cilium_identity import CiliumIdentity
+from cilia.schema import Desired, Inputs
+from tests.support.memory_store import MemoryStore
+
+WEB = Labels.kubernetes("demo", {"app": "web"})
+DB = Labels.kubernetes("demo", {"app": "db"})
+
+
+def test_a_number_is_made_once_however_many_ask() -> None:
+    async def play() -> None:
+        store, inputs = MemoryStore(), Inputs()
+        allocator = IdentityAllocator(store, inputs)
+        numbers = await asyncio.gather(*(allocator.allocate(WEB) for _ in range(20)))
+        assert len(set(numbers)) == 1
+        assert CLUSTER_FIRST <= numbers[0] <= CLUSTER_LAST
+        assert store.names(cluster.CILIUM_IDENTITIES) == [str(numbers[0])]
+        assert await allocator.allocate(DB) != numbers[0]
+
+    asyncio.run(play())
+
+
+def test_a_number_that_is_taken_is_passed_over() -> None:
+    async def play() -> None:
+        store, inputs = MemoryStore(), Inputs()
+        first = IdentityId(CLUSTER_FIRST + hash_of(WEB) % (CLUSTER_LAST - CLUSTER_FIRST + 1))
+        await store.create(cluster.CILIUM_IDENTITIES, identity_object(first, DB))
+        assert await IdentityAllocator(store, inputs).allocate(WEB) == first + 1
+
+    asyncio.run(play())
+
+
+def test_the_lowest_of_two_numbers_for_one_label_set_is_used() -> None:
+    async def play() -> None:
+        inputs = Inputs()
+        inputs.cluster_identities.put(Identity(IdentityId(500), WEB))
+        inputs.cluster_identities.put(Identity(IdentityId(400), WEB))
+        assert await IdentityAllocator(MemoryStore(), inputs).allocate(WEB) == 400
+
+    asyncio.run(play())
+
+
+def test_an_identity_object_reads_back_as_its_labels() -> None:
+    found = cluster.decode(identity_object(IdentityId(300), WEB), CiliumIdentity)
+    assert found.metadata.name == "300"
+    assert Labels.from_security_labels(found.security_labels) == WEB
+
+
+def test_a_policy_condition_names_the_fields_at_fault() -> None:
+    state = PolicyState(
+        kind="CiliumNetworkPolicy",
+        namespace="demo",
+        name="web",
+        resource_version="1",
+        generation=1,
+        valid=False,
+        problems=(PolicyProblem("spec.ingress[0]", "no."), PolicyProblem("spec.egress[1]", "neither.")),
+    )
+    assert condition_message(state) == "spec.ingress[0]: no.; spec.egress[1]: neither."
+
+
+def test_a_status_is_written_where_the_policy_is() -> None:
+    async def play() -> None:
+        store, desired = MemoryStore(), Desired()
+        await store.put(
+            cluster.CILIUM_NETWORK_POLICIES, {"metadata": {"name": "web", "namespace": "demo"}, "spec": {}}
+        )
+        publisher = StatusPublisher(store, Inputs(), desired, ManualClock())
+        desired.policy_states.put(
+            PolicyState(
+                kind="CiliumNetworkPolicy",
+                namespace="demo",
+                name="web",
+                resource_version="1",
+                generation=1,
+                valid=True,
+            )
+        )
+        await publisher.publish()
+        status = store.fields(cluster.CILIUM_NETWORK_POLICIES, "web", "demo")["status"]
+        assert status["conditions"][0]["status"] == "True"
+        assert not publisher.pending
+
+    asyncio.run(play())
+
+
+def test_work_the_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        attempts = 0
+        done = asyncio.Event()
+
+        async def work() -> None:
+            nonlocal attempts
+            attempts += 1
+            if attempts < 3:
+                raise cluster.Unavailable("not now")
+            done.set()
+
+        wake = asyncio.Event()
+        wake.set()
+        running = asyncio.ensure_future(persist("things", wake, work))
+        await asyncio.wait_for(done.wait(), 5)
+        running.cancel()
+        assert attempts == 3
+
+    asyncio.run(play())
