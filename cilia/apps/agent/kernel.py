@@ -58,6 +58,12 @@ class NodeKernel:
         """Of struct event."""
         return self._dataplane.layout.dtype("event")
 
+    @property
+    def source_files(self) -> dict[str, int]:
+        """Numbers of the data path's source files by name (enum source_file)."""
+        members = self._dataplane.layout.enum("source_file").__members__
+        return {name: int(member) for name, member in members.items()}
+
     def close(self) -> None:
         """Let go; what is pinned and linked works on."""
         self._links.close()

@@ -43,8 +43,10 @@ from cilia.cluster.store import Store, StoreError
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.control.policy.resolve import PolicyMode
 from cilia.dataplane.bpf import BpfError
-from cilia.hubble.convert import NodeFacts
+from cilia.hubble.convert import NodeFacts, file_names
+from cilia.hubble.health import Health
 from cilia.hubble.observer import Observer, ObserverSettings
+from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.server import Server as HubbleServer
 from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit.clock import SystemClock
@@ -142,7 +144,7 @@ class Runtime:
             addresses=addresses.usage,
             clock=self.clock,
         )
-        await self._open_doors(stack, backend, flows)
+        await self._open_doors(stack, backend, flows, kernel)
         cni_server = CniServer(backend, settings.cni_socket)
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)
@@ -237,7 +239,9 @@ class Runtime:
         )
         return FlowStore(kernel.event_dtype, directory, capacity=self.settings.hubble_capacity)
 
-    async def _open_doors(self, stack: AsyncExitStack, backend: AgentBackend, flows: FlowStore) -> None:
+    async def _open_doors(
+        self, stack: AsyncExitStack, backend: AgentBackend, flows: FlowStore, kernel: NodeKernel
+    ) -> None:
         settings = self.settings
         api = ApiServer(
             backend,
@@ -247,9 +251,12 @@ class Runtime:
         )
         await api.start()
         stack.push_async_callback(api.stop)
-        facts = NodeFacts(name=f"{settings.cluster_name}/{settings.node_name}")
+        name = f"{settings.cluster_name}/{settings.node_name}"
+        facts = NodeFacts(name=name, files=file_names(kernel.source_files))
         observer = Observer(flows, facts, ObserverSettings(version=__version__), self.clock)
-        server = HubbleServer(observer.methods())
+        peers = Peers([Peer(name, f"unix://{settings.hubble_socket}")])
+        health = Health(["observer.Observer", "peer.Peer"])
+        server = HubbleServer(observer.methods() | peers.methods() | health.methods())
         try:
             await server.listen_unix(settings.hubble_socket)
         except OSError as error:
