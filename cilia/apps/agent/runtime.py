@@ -256,7 +256,7 @@ class Runtime:
         observer = Observer(flows, facts, ObserverSettings(version=__version__), self.clock)
         peers = Peers([Peer(name, f"unix://{settings.hubble_socket}")])
         health = Health(["observer.Observer", "peer.Peer"])
-        server = HubbleServer(observer.methods() | peers.methods() | health.methods())
+        server = HubbleServer({**observer.methods(), **peers.methods(), **health.methods()})
         try:
             await server.listen_unix(settings.hubble_socket)
         except OSError as error:
