@@ -33,7 +33,7 @@ class MapUse(msgspec.Struct, frozen=True):
 
 
 def use(found: Map, used: int | None = None) -> MapUse:
-    """Describe a map; unless `used` is given its elements are counted (a walk: milliseconds for large maps)."""
+    """Describe a map; elements are counted unless `used` says how many (a walk: slow for large maps)."""
     if used is None and found.type in COUNTED:
         used = sum(len(keys) for keys, _ in found.batches())
     info = found.info
