@@ -20,16 +20,17 @@ def demo(
     record: Annotated[
         Path | None, typer.Option(help="Also write the output to a file: .svg for a picture, else text.")
     ] = None,
+    name: Annotated[str, typer.Option("--name", help="The name of the demo's lab.")] = LAB,
 ) -> None:
     """Run the main job on a lab of two nodes and check every step; status 0 when all is as expected."""
     stage = Stage(record=record is not None, width=118 if record else None)
     try:
         _preconditions()
-        plan = make_plan(LAB, 2)
+        plan = make_plan(name, 2)
         daemon = records.find_process(plan, "daemon")
         if daemon is not None and records.alive(daemon):
-            raise Unexpected("no other demo", "one runs: wait for it, or run `cilia lab down --name demo`")
-        if teardown.take_down(LAB):
+            raise Unexpected("no other demo", f"one runs: wait for it, or run `cilia lab down --name {name}`")
+        if teardown.take_down(name):
             stage.note("remains of an earlier demo were taken away first")
         Story(plan, stage).tell()
         failure = None
