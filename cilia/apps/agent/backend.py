@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cilia import __version__
@@ -64,6 +64,7 @@ class AgentBackend(TableBackend):
         metrics: AgentMetrics,
         condition: Condition,
         addresses: Callable[[int], tuple[int, int]],
+        operator: Callable[[], Awaitable[Component]],
         clock: Clock,
     ) -> None:
         super().__init__(graph.inputs, graph.desired, settings.node_name)
@@ -74,6 +75,7 @@ class AgentBackend(TableBackend):
         self._metrics = metrics
         self._condition = condition
         self._addresses = addresses
+        self._operator = operator
         self._clock = clock
         self._started = clock.monotonic()
         self._changed = asyncio.Event()
@@ -122,6 +124,7 @@ class AgentBackend(TableBackend):
         return StatusResponse(
             agent=agent,
             kubernetes=self._source(),
+            operator=await self._operator(),
             hubble=HubbleStatus(
                 state=Health.OK if self._settings.events else Health.DISABLED,
                 current_flows=len(self._hubble),

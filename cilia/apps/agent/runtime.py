@@ -33,6 +33,7 @@ from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import PodAddresses, Registration
+from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, persist
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
@@ -142,6 +143,7 @@ class Runtime:
             metrics=metrics,
             condition=self.condition,
             addresses=addresses.usage,
+            operator=OperatorWatch(store, self.clock).state,
             clock=self.clock,
         )
         await self._open_doors(stack, backend, flows, kernel)
