@@ -293,7 +293,8 @@ class Attacher:
     async def _remove(self, attachment: Attachment) -> None:
         self._inputs.attachments.delete(attachment.id)
         self._enforcer.step()
-        self._links.remove(attachment.host_interface)
+        # Removing a link waits for a grace period in the kernel: the loop has other things to do.
+        await asyncio.to_thread(self._links.remove, attachment.host_interface)
         self._enforcer.forget_flows(attachment)
         self._addresses.release(f"{attachment.container_id}/{attachment.interface}")
         self._files.remove(attachment.id)

@@ -86,6 +86,9 @@ def agent(
     exclusive_cni: Annotated[bool, typer.Option(envvar=_env("exclusive_cni"))] = False,
     log_level: Annotated[str, typer.Option(envvar=_env("log_level"))] = "info",
     log_format: Annotated[str, typer.Option(envvar=_env("log_format"), help="text or json.")] = "text",
+    cleanup: Annotated[
+        bool, typer.Option("--cleanup", help="Remove everything this agent left on the node, then end.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -131,7 +134,7 @@ def agent(
         log_level=log_level,
         log_format=log_format,
     )
-    raise typer.Exit(start(settings))
+    raise typer.Exit(clean_up(settings) if cleanup else start(settings))
 
 
 def start(settings: AgentSettings) -> int:
@@ -147,6 +150,23 @@ def start(settings: AgentSettings) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Runtime(settings).run())
     except StartError as error:
+        typer.echo(f"cilia-agent: {error}", err=True)
+        return 1
+    return 0
+
+
+def clean_up(settings: AgentSettings) -> int:
+    """Take away links, programs, maps, the CNI configuration and the state; returns the exit code.
+
+    Pods that still run lose their network. Repeatable.
+    """
+    from cilia.apps.agent.cleanup import remove_everything
+    from cilia.dataplane.bpf import BpfError
+
+    try:
+        for line in remove_everything(settings):
+            typer.echo(line)
+    except (BpfError, OSError) as error:
         typer.echo(f"cilia-agent: {error}", err=True)
         return 1
     return 0
