@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
+from cilia.control.nodes import usable_pod_cidrs
 from cilia.model.address import IPNetwork
 from cilia.model.endpoint import Endpoint, RemoteEndpoint
 from cilia.model.identity import (
@@ -25,8 +26,8 @@ TUNNEL = 1
 HOST_ADDRESS = 2
 UNDERLAY = 4
 
-# Who wins when two claim one prefix: what lives here, then nodes, then what others say, then policies.
-RANK_ENDPOINT, RANK_NODE, RANK_REMOTE, RANK_CIDR, RANK_POD_CIDR, RANK_WORLD = range(6)
+# Who wins when two claim one prefix: what is here, then nodes, then what others say, then policies.
+RANK_ENDPOINT, RANK_SELF, RANK_NODE, RANK_REMOTE, RANK_CIDR, RANK_POD_CIDR, RANK_WORLD = range(7)
 
 
 class IpcacheNode:
@@ -57,6 +58,7 @@ class IpcacheNode:
         self._nodes = inputs.nodes.cursor()
         self._cidr_changes = cidrs.cursor()
         self._pod_networks: list[IPNetwork] = []
+        self._pod_cidrs: dict[str, tuple[str, ...]] = {}
         self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
         self._claimed: dict[tuple[int, object], tuple[str, ...]] = {}
         self._claim(
@@ -108,13 +110,12 @@ class IpcacheNode:
     def _step_nodes(self) -> None:
         nodes, removed = self._nodes.take()
         for node in nodes:
-            self._claim((RANK_NODE, node.name), list(self._of_node(node)))
-            self._claim((RANK_POD_CIDR, node.name), list(self._of_pod_cidrs(node)))
+            self._claim((self._rank_of(node.name), node.name), list(self._of_node(node)))
         for name in removed:
-            self._claim((RANK_NODE, name), [])
-            self._claim((RANK_POD_CIDR, name), [])
+            self._claim((self._rank_of(name), name), [])
+        self._step_pod_cidrs({*(node.name for node in nodes), *removed})
         self._pod_networks = [
-            ipaddress.ip_network(cidr) for node in self._inputs.nodes for cidr in node.pod_cidrs
+            ipaddress.ip_network(cidr) for cidrs in self._pod_cidrs.values() for cidr in cidrs
         ]
         for cidr in self._cidrs:
             self._claim_cidr(cidr)
@@ -122,6 +123,16 @@ class IpcacheNode:
             # A vanished node takes its pods' addresses with it, whoever still speaks of them.
             for row in self._inputs.remote_endpoints:
                 self._claim((RANK_REMOTE, (row.namespace, row.name)), list(self._of_remote(row)))
+
+    def _step_pod_cidrs(self, changed: set[str]) -> None:
+        """Claim pod prefixes; a changed address of one node can make another's prefix unusable."""
+        before, self._pod_cidrs = self._pod_cidrs, usable_pod_cidrs(self._inputs.nodes)
+        changed |= {name for name, cidrs in self._pod_cidrs.items() if before.get(name) != cidrs}
+        for name in changed:
+            self._claim((RANK_POD_CIDR, name), list(self._of_pod_cidrs(name)))
+
+    def _rank_of(self, node: str) -> int:
+        return RANK_SELF if node == self._node else RANK_NODE
 
     def _of_node(self, node: Node) -> Iterator[IpcacheEntry]:
         local = node.name == self._node
@@ -137,11 +148,12 @@ class IpcacheNode:
             else:
                 yield self._through(_host(address), REMOTE_NODE, underlay, HOST_ADDRESS)
 
-    def _of_pod_cidrs(self, node: Node) -> Iterator[IpcacheEntry]:
+    def _of_pod_cidrs(self, name: str) -> Iterator[IpcacheEntry]:
         """Pods of another node that nobody has described yet are reachable and match only "any"."""
-        if node.name == self._node or not node.addresses:
+        node = self._inputs.nodes.get(name)
+        if node is None or name == self._node or not node.addresses:
             return
-        for cidr in node.pod_cidrs:
+        for cidr in self._pod_cidrs[name]:
             yield self._through(cidr, UNKNOWN, node.addresses[0])
 
     def _of_remote(self, row: RemoteEndpoint) -> Iterator[IpcacheEntry]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import ipaddress
+from collections.abc import Iterable
+
 from cilia.model.node import Node, NodeAddress, Route
 from cilia.schema import Desired, Inputs
 
@@ -23,27 +27,41 @@ class NodesNode:
             return
         self._nodes.take()
         own = self._inputs.nodes.get(self._node)
+        # The last row of an address stands: nobody else takes ours.
         self._desired.node_addresses.replace(
-            NodeAddress(address=address, node=node.name, local=node.name == self._node, mtu=self._mtu)
-            for node in self._inputs.nodes
+            NodeAddress(address=address, node=node.name, local=node is own, mtu=self._mtu)
+            for node in sorted(self._inputs.nodes, key=lambda node: (node is own, node.name))
             for address in node.addresses
         )
-        self._desired.routes.replace(
-            route for node in self._inputs.nodes for route in self._routes(node, own) if own is not None
-        )
+        cidrs = usable_pod_cidrs(self._inputs.nodes) if own is not None else {}
+        self._desired.routes.replace(self._route(cidr, own) for found in cidrs.values() for cidr in found)
 
-    def _routes(self, node: Node, own: Node | None) -> list[Route]:
-        if own is None:
-            return []
-        return [
-            Route(
-                prefix=cidr,
-                device=self._device,
-                source=_same_family(own.router_addresses, cidr),
-                mtu=self._mtu,
-            )
-            for cidr in node.pod_cidrs
-        ]
+    def _route(self, cidr: str, own: Node | None) -> Route:
+        routers = own.router_addresses if own is not None else ()
+        return Route(prefix=cidr, device=self._device, source=_same_family(routers, cidr), mtu=self._mtu)
+
+
+def usable_pod_cidrs(nodes: Iterable[Node]) -> dict[str, tuple[str, ...]]:
+    """The pod prefixes of each node that hold no node's underlay address.
+
+    A route to such a prefix would lead the tunnels themselves into the tunnel.
+    """
+    found = list(nodes)
+    underlay: dict[int, list[int]] = {4: [], 6: []}
+    for node in found:
+        for text in node.addresses:
+            address = ipaddress.ip_address(text)
+            underlay[address.version].append(int(address))
+    for numbers in underlay.values():
+        numbers.sort()
+    return {node.name: tuple(cidr for cidr in node.pod_cidrs if not _holds(cidr, underlay)) for node in found}
+
+
+def _holds(cidr: str, underlay: dict[int, list[int]]) -> bool:
+    network = ipaddress.ip_network(cidr)
+    numbers = underlay[network.version]
+    at = bisect.bisect_left(numbers, int(network.network_address))
+    return at < len(numbers) and numbers[at] <= int(network.broadcast_address)
 
 
 def _same_family(addresses: tuple[str, ...], cidr: str) -> str:

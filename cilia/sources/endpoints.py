@@ -4,13 +4,18 @@ from collections.abc import Container
 
 import msgspec
 
-from cilia.cluster.store import CILIUM_ENDPOINTS, decode
+from cilia.cluster.store import CILIUM_ENDPOINTS, Invalid, decode
 from cilia.model.endpoint import NamedPort, RemoteEndpoint
+from cilia.model.identity import CLUSTER_FIRST, HEALTH, INGRESS, INIT, LOCAL_CIDR_FIRST, UNMANAGED
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Labels
 from cilia.model.resources.base import AnyObject
 from cilia.model.resources.cilium_endpoint import CiliumEndpoint, EndpointStatus
+from cilia.sources import checks
 from cilia.sources.reflector import Translation
+
+RESERVED = frozenset({UNMANAGED, HEALTH, INIT, INGRESS})
+"""Reserved identities an endpoint may have; with the others it would pass for a host or for the world."""
 
 
 def endpoints(own_addresses: Container[str]) -> Translation[tuple[str, str], RemoteEndpoint]:
@@ -21,13 +26,15 @@ def endpoints(own_addresses: Container[str]) -> Translation[tuple[str, str], Rem
         status = endpoint.status
         if status is None or status.networking is None or status.identity is None:
             return None
-        node = status.networking.node or ""
-        if not node or node in own_addresses or not status.identity.id:
+        if not status.networking.node or not status.identity.id:
+            return None
+        node = checks.address(status.networking.node)
+        if node in own_addresses:
             return None
         return RemoteEndpoint(
             namespace=endpoint.metadata.namespace,
             name=endpoint.metadata.name,
-            identity=IdentityId(status.identity.id),
+            identity=_identity(status.identity.id),
             node_ip=node,
             addresses=_addresses(status),
             labels=Labels.parse(status.identity.labels or ()),
@@ -42,14 +49,16 @@ def key(any_object: AnyObject) -> tuple[str, str]:
     return any_object.metadata.namespace, any_object.metadata.name
 
 
+def _identity(number: int) -> IdentityId:
+    if number not in RESERVED and not CLUSTER_FIRST <= number < LOCAL_CIDR_FIRST:
+        raise Invalid(f"{number} is no identity an endpoint can have")
+    return IdentityId(number)
+
+
 def _addresses(status: EndpointStatus) -> tuple[str, ...]:
     pairs = status.networking.addressing if status.networking else ()
-    return tuple(address for pair in pairs for address in (pair.ipv4, pair.ipv6) if address)
+    return tuple(checks.address(text) for pair in pairs for text in (pair.ipv4, pair.ipv6) if text)
 
 
 def _named_ports(status: EndpointStatus) -> tuple[NamedPort, ...]:
-    return tuple(
-        NamedPort(port.name, port.port, port.protocol or "TCP")
-        for port in status.named_ports or ()
-        if port.name and port.port
-    )
+    return checks.named_ports((port.name, port.port, port.protocol) for port in status.named_ports or ())

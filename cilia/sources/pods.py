@@ -7,6 +7,7 @@ from cilia.model.endpoint import NamedPort
 from cilia.model.resources.base import AnyObject, ObjectMeta
 from cilia.model.resources.core import Pod, PodSpec
 from cilia.schema.rows import PodRow
+from cilia.sources import checks
 from cilia.sources.reflector import Translation
 
 TEMPLATE_HASH = "pod-template-hash"
@@ -45,11 +46,10 @@ def row(raw: msgspec.Raw) -> PodRow:
 def named_ports(spec: PodSpec) -> tuple[NamedPort, ...]:
     """Return the ports that have names; init containers count when they keep running beside the others."""
     sidecars = [part for part in spec.init_containers or () if part.restart_policy == "Always"]
-    return tuple(
-        NamedPort(port.name, port.container_port, port.protocol)
+    return checks.named_ports(
+        (port.name, port.container_port, port.protocol)
         for container in (*spec.containers, *sidecars)
         for port in container.ports or ()
-        if port.name
     )
 
 

@@ -54,6 +54,8 @@ class Reflector(Generic[K, R]):
         self._translation = translation
         self._backoff = Backoff(limit=5.0)
         self._since: str | None = None
+        self._refused: dict[tuple[str, str], str] = {}
+        """By namespace and name: what is wrong with an object, told once until it changes."""
 
     @property
     def resource(self) -> Resource:
@@ -112,6 +114,7 @@ class Reflector(Generic[K, R]):
             return
         if event.type == "DELETED":
             self._table.delete(self._translation.key(meta))
+            self._refused.pop((meta.metadata.namespace, meta.metadata.name), None)
         elif event.type != "BOOKMARK":
             self._put(event.object)
         self._since = meta.metadata.resource_version or self._since
@@ -124,8 +127,9 @@ class Reflector(Generic[K, R]):
         key = self._translation.key(meta)
         try:
             row = self._translation.row(raw)
+            self._refused.pop((meta.metadata.namespace, meta.metadata.name), None)
         except Invalid as error:
-            self._ignored(error)
+            self._ignored(error, meta)
             row = None
         if row is None:
             self._table.delete(key)
@@ -139,11 +143,15 @@ class Reflector(Generic[K, R]):
         try:
             return decode(raw, AnyObject)
         except Invalid as error:
-            self._ignored(error)
+            log.error("object ignored", kind=self.resource.kind, error=str(error))
             return None
 
-    def _ignored(self, error: Invalid) -> None:
-        log.error("object ignored", kind=self.resource.kind, error=str(error))
+    def _ignored(self, error: Invalid, meta: AnyObject) -> None:
+        namespace, name = where = meta.metadata.namespace, meta.metadata.name
+        if self._refused.get(where) != str(error):
+            self._refused[where] = str(error)
+            path = f"{namespace}/{name}" if namespace else name
+            log.error("object ignored", kind=self.resource.kind, name=path, error=str(error))
 
     def _heard(self) -> None:
         if self.error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from cilia.control.ipcache import IpcacheNode
 from cilia.model.endpoint import Attachment, Endpoint, EndpointState, RemoteEndpoint
 from cilia.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE
@@ -118,3 +120,26 @@ def test_the_world_is_always_there_in_both_families() -> None:
     _, desired, _, _ = build()
     assert identity_of(desired, "0.0.0.0/0") == 9
     assert identity_of(desired, "::/0") == 10
+
+
+def test_nobody_takes_this_nodes_addresses() -> None:
+    inputs, desired, _, node = build()
+    for claim in (Node(name="an-impostor", addresses=("172.18.0.2",)), NODE_ONE):
+        inputs.nodes.put(claim)
+        node.step()
+    assert identity_of(desired, "172.18.0.2/32") == HOST
+
+
+def test_a_pod_prefix_that_holds_a_nodes_address_is_no_pod_prefix() -> None:
+    inputs, desired, _, node = build()
+    greedy = msgspec.structs.replace(NODE_TWO, pod_cidrs=("172.18.0.0/16", "10.0.2.0/24"))
+    inputs.nodes.put(greedy)
+    node.step()
+    assert desired.ipcache.get("172.18.0.0/16") is None
+    assert identity_of(desired, "10.0.2.0/24") == 0
+    inputs.nodes.put(Node(name="three", addresses=("10.0.2.9",)))
+    node.step()
+    assert desired.ipcache.get("10.0.2.0/24") is None
+    inputs.nodes.delete("three")
+    node.step()
+    assert identity_of(desired, "10.0.2.0/24") == 0

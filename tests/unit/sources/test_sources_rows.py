@@ -124,8 +124,10 @@ def test_an_identity_and_numbers_that_are_none() -> None:
     assert identities.row(raw(**{"metadata": {"name": "300"}, "security-labels": labels})) == Identity(
         IdentityId(300), Labels.from_security_labels(labels)
     )
-    for name in ("1", "255", str(1 << 24), "web", "-3", "²"):
-        assert identities.row(raw(**{"metadata": {"name": name}, "security-labels": labels})) is None
+    for name in ("1", "255", str(1 << 24), "web", "-3", "²", "00300", "+300", "9" * 253):
+        with pytest.raises(Invalid, match="no identity number"):
+            identities.row(raw(**{"metadata": {"name": name}, "security-labels": labels}))
+        assert identities.key(AnyObject(metadata=ObjectMeta(name=name))) != 300
 
 
 def policy(translation: Translation[tuple[str, str, str], PolicyObject], **fields: Any) -> PolicyObject:

@@ -1,0 +1,47 @@
+"""What a cluster object may say before it becomes a row: addresses, prefixes, ports.
+
+Other programs write these objects, so anything may stand in them; what comes out of here the kernel can
+hold. Everything raises Invalid with a sentence.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+from cilia.cluster.store import Invalid
+from cilia.model.endpoint import NamedPort
+
+PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
+
+
+def address(text: str) -> str:
+    """Return a unicast address in its one spelling."""
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid(f"{text[:60]!r} is no IP address") from None
+    if found.version == 6 and (found.scope_id or found.ipv4_mapped):
+        raise Invalid(f"{text!r} can't stand for a host: IPv6 with a zone, or IPv4 in disguise")
+    if found.is_multicast or found.is_unspecified or found.is_loopback:
+        raise Invalid(f"{text!r} is the address of no single host")
+    return str(found)
+
+
+def prefix(text: str) -> str:
+    """Return a prefix in its one spelling, without host bits."""
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise Invalid(f"{text[:60]!r} is no address prefix") from None
+    if found.prefixlen == 0:
+        raise Invalid(f"{text!r} is everybody's address, not a range of pods")
+    address(str(found.network_address))
+    return str(found)
+
+
+def named_ports(ports: Iterable[tuple[str | None, int | None, str | None]]) -> tuple[NamedPort, ...]:
+    """Return the (name, number, protocol) triples that name a port; others select nothing."""
+    return tuple(
+        NamedPort(name, number, protocol or "TCP")
+        for name, number, protocol in ports
+        if name and number and 0 < number < 65536 and (protocol or "TCP") in PROTOCOLS
+    )
