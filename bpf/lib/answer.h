@@ -95,7 +95,7 @@ static __noinline int answer_pod_arp(struct __sk_buff *skb, struct flow *flow,
 		return DROP(flow, INVALID_PACKET_DROPPED);
 	if (frame->operation != bpf_htons(ARP_REQUEST) ||
 	    !same_address(&target, &flow->settings->router_ipv4))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	turn_arp(frame, iface->endpoint.host_mac);
 	flow->ifindex = skb->ifindex;
 	return DECISION_ANSWERED;
@@ -120,7 +120,7 @@ static __noinline int answer_host_arp(struct __sk_buff *skb, struct flow *flow)
 	if (!frame)
 		return DROP(flow, INVALID_PACKET_DROPPED);
 	if (frame->operation != bpf_htons(ARP_REQUEST))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	neighbour_mac_for_host(mac, frame->sender_mac);
 	turn_arp(frame, mac);
 	flow->ifindex = skb->ifindex;
@@ -241,7 +241,7 @@ static __always_inline int answer_pod_neighbour(struct __sk_buff *skb, struct fl
 	if (dropped)
 		return dropped;
 	if (is_own_or_link_local(&target, iface))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	if (packet->icmp_type == NEIGHBOUR_ADVERTISEMENT || is_zero_address(&packet->source) ||
 	    !same_address(&target, &flow->settings->router_ipv6))
 		return DROP(flow, FORBIDDEN_ICMPV6_MESSAGE);
@@ -261,7 +261,7 @@ static __noinline int answer_pod_control(struct __sk_buff *skb, struct flow *flo
 		return DROP(flow, INVALID_SOURCE_IP);
 	if (type == NEIGHBOUR_SOLICITATION || type == NEIGHBOUR_ADVERTISEMENT)
 		return answer_pod_neighbour(skb, flow, iface);
-	return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+	return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 }
 
 /* The host asks on the node's own veth pair for whom it may reach: everybody is here. */
@@ -272,7 +272,7 @@ static __noinline int answer_host_control(struct __sk_buff *skb, struct flow *fl
 
 	if (flow->packet.icmp_type != NEIGHBOUR_SOLICITATION ||
 	    is_zero_address(&flow->packet.source))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	if (neighbour_target(skb, flow, &target))
 		return DROP(flow, INVALID_PACKET_DROPPED);
 	neighbour_mac_for_host(mac, flow->packet.macs + ETH_ALEN);

@@ -86,41 +86,38 @@ static __always_inline struct opening seen_by_initiator(const struct flow *flow,
 
 /* Asks one side's policy and notes the answer in side; audit turns a denial into a note. */
 static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
-				      const struct party *judge, __u32 peer, __be16 port,
+				      const struct party *party, __u32 peer, __be16 port,
 				      __u8 direction)
 {
-	const struct endpoint *pod = judge->pod;
-	struct policy_active active = active_policy(pod->subject);
+	const struct endpoint *pod = party->pod;
+	struct policy_answer answer = {};
 	struct policy_question question = {
-	    .slot = active.slot,
+	    .active = active_policy(pod->subject),
 	    .peer = peer,
 	    .direction = direction,
 	    .protocol = flow->packet.protocol,
 	    .port = port,
 	};
-	__u64 revision = active.revision & POLICY_REVISION_MASK;
-	struct policy_entry *entry = revision ? decide(&question) : NULL;
-	enum drop_reason reason = reason_of(entry);
-	bool audit;
+	__u64 revision = question.active.revision & POLICY_REVISION_MASK;
+	enum drop_reason reason = judge(&question, &answer);
 
-	if (!entry)
+	if (!answer.known)
 		return DROP(flow, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION);
-	audit = (entry->flags & POLICY_AUDIT) || (pod->flags & ENDPOINT_AUDIT) ||
-		(flow->settings->flags & NODE_POLICY_AUDIT);
 	side->judged = revision << 32 | peer;
-	side->cookie = entry->cookie;
+	side->cookie = answer.cookie;
 	side->endpoint = pod->id;
-	side->match = entry->match;
-	side->flags = entry->flags & ~POLICY_AUDIT;
+	side->match = answer.match;
+	side->flags = answer.flags & ~POLICY_AUDIT;
 	if (!reason)
 		return 0;
-	if (audit) {
+	if (answer.flags & POLICY_AUDIT || pod->flags & ENDPOINT_AUDIT ||
+	    flow->settings->flags & NODE_POLICY_AUDIT) {
 		side->flags |= POLICY_AUDIT;
 		flow->audited = true;
 		return 0;
 	}
 	side->judged |= CT_DENIED;
-	return dropped_at(flow, reason, SOURCE_FILE, __LINE__);
+	return dropped_at(&flow->packet, reason, SOURCE_FILE, __LINE__);
 }
 
 /* Judges every side that lives here, the initiator's first; the first denial ends it. */
@@ -284,7 +281,7 @@ static __always_inline int check_side(struct flow *flow, const struct ct_side *s
 		return 1;
 	if (likely(!(judged & CT_DENIED)))
 		return 0;
-	return dropped_at(flow,
+	return dropped_at(&flow->packet,
 			  side->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY,
 			  SOURCE_FILE, __LINE__);
 }

@@ -124,8 +124,8 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
 	if (happening->reason) {
-		event->file = flow->file;
-		event->line = flow->line;
+		event->file = flow->packet.file;
+		event->line = flow->packet.line;
 	} else {
 		event->point = flow->point;
 	}

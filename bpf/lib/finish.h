@@ -33,14 +33,14 @@ static __noinline int record(const struct flow *flow, int result)
 	done->egress_cookie = flow->cookie[CT_EGRESS];
 	done->ingress_cookie = flow->cookie[CT_INGRESS];
 	done->state = flow->state;
-	done->line = flow->line;
+	done->line = flow->packet.line;
 	return 0;
 }
 
 static __always_inline int drop(struct __sk_buff *skb, struct flow *flow, __u32 reason)
 {
 	count(flow, reason, skb->len);
-	if (events_enabled && flow->settings && !flow->silent)
+	if (events_enabled && flow->settings && !flow->packet.silent)
 		report_drop(skb, flow, reason);
 	return TCX_DROP;
 }

@@ -45,6 +45,9 @@ struct packet {
 	__u8 fragment; /* enum fragment_kind */
 	__u8 kind;     /* enum packet_kind */
 	__u8 macs[12]; /* destination, source */
+	__u16 line;    /* where it was dropped */
+	__u8 file;     /* enum source_file */
+	__u8 silent;   /* a drop that is counted but not reported */
 };
 
 /* One end of the flow. */
@@ -71,27 +74,26 @@ struct flow {
 	__u8 state;	/* enum connection_state */
 	__u8 report;	/* aggregation lets it be reported */
 	__u8 flags;	/* enum event_flags */
-	__u8 silent;	/* a drop that is counted but not reported */
-	__u8 file;	/* enum source_file: where it was dropped */
-	__u16 line;
 };
 
 /* A step that ends the packet returns DROP(flow, NAME): the negative reason, with its place noted.
- * Each header says which file it is in SOURCE_FILE. */
-#define DROP(flow, name) dropped_at((flow), DROP_##name, SOURCE_FILE, __LINE__)
+ * The parser, which knows no flow, returns REFUSE(packet, NAME). Each header says which file it is
+ * in SOURCE_FILE. */
+#define REFUSE(packet, name) dropped_at((packet), DROP_##name, SOURCE_FILE, __LINE__)
+#define DROP(flow, name) REFUSE(&(flow)->packet, name)
 
-static __always_inline int dropped_at(struct flow *flow, enum drop_reason reason,
+static __always_inline int dropped_at(struct packet *packet, enum drop_reason reason,
 				      enum source_file file, __u16 line)
 {
-	flow->file = file;
-	flow->line = line;
+	packet->file = file;
+	packet->line = line;
 	return -(int)reason;
 }
 
 /* Broadcast and multicast are everyday noise of a pod: counted, never reported. */
-static __always_inline int silently(struct flow *flow, int dropped)
+static __always_inline int silently(struct packet *packet, int dropped)
 {
-	flow->silent = true;
+	packet->silent = true;
 	return dropped;
 }
 

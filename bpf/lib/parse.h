@@ -105,36 +105,35 @@ static __always_inline __u8 request_type(const struct packet *packet)
 	return packet->icmp_type == ICMP_ECHOREPLY ? ICMP_ECHO : ICMP_TIMESTAMP;
 }
 
-static __always_inline int parse_tcp(struct flow *flow, struct cursor *cursor)
+static __always_inline int parse_tcp(struct packet *packet, struct cursor *cursor)
 {
 	struct tcphdr *tcp = take(cursor, sizeof(*tcp));
 
 	if (!tcp)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
-	flow->packet.source_port = tcp->source;
-	flow->packet.destination_port = tcp->dest;
-	flow->packet.tcp_flags = ((__u8 *)tcp)[13];
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+	packet->source_port = tcp->source;
+	packet->destination_port = tcp->dest;
+	packet->tcp_flags = ((__u8 *)tcp)[13];
 	return 0;
 }
 
-static __always_inline int parse_udp(struct flow *flow, struct cursor *cursor)
+static __always_inline int parse_udp(struct packet *packet, struct cursor *cursor)
 {
 	struct udphdr *udp = take(cursor, sizeof(*udp));
 
 	if (!udp)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
-	flow->packet.source_port = udp->source;
-	flow->packet.destination_port = udp->dest;
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+	packet->source_port = udp->source;
+	packet->destination_port = udp->dest;
 	return 0;
 }
 
-static __always_inline int parse_icmp(struct flow *flow, struct cursor *cursor)
+static __always_inline int parse_icmp(struct packet *packet, struct cursor *cursor)
 {
-	struct packet *packet = &flow->packet;
 	struct icmp_header *icmp = take(cursor, sizeof(*icmp));
 
 	if (!icmp)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	packet->icmp_type = icmp->type;
 	packet->icmp_code = icmp->code;
 	packet->kind =
@@ -150,18 +149,17 @@ static __always_inline __u8 icmp_protocol(const struct packet *packet)
 }
 
 /* Other protocols parse as PACKET_PLAIN without ports: the caller decides what becomes of them. */
-static __always_inline int parse_l4(struct flow *flow, struct cursor *cursor)
+static __always_inline int parse_l4(struct packet *packet, struct cursor *cursor)
 {
-	struct packet *packet = &flow->packet;
 
 	if (packet->fragment == FRAGMENT_LATER)
 		return 0;
 	if (packet->protocol == IPPROTO_TCP)
-		return parse_tcp(flow, cursor);
+		return parse_tcp(packet, cursor);
 	if (packet->protocol == IPPROTO_UDP)
-		return parse_udp(flow, cursor);
+		return parse_udp(packet, cursor);
 	if (packet->protocol == icmp_protocol(packet))
-		return parse_icmp(flow, cursor);
+		return parse_icmp(packet, cursor);
 	return 0;
 }
 
@@ -173,37 +171,36 @@ static __always_inline __u8 fragment_kind(bool has_offset, bool more)
 }
 
 /* BIG TCP batches say a length of 0: their true one is the buffer's. */
-static __always_inline int check_length(struct flow *flow, struct __sk_buff *skb, __u32 length,
+static __always_inline int check_length(struct packet *packet, struct __sk_buff *skb, __u32 length,
 					__u32 headers)
 {
-	__u32 available = skb->len - flow->packet.l3;
+	__u32 available = skb->len - packet->l3;
 
-	flow->packet.length = length;
+	packet->length = length;
 	if (unlikely(length < headers || length > available)) {
 		if (length || !skb->gso_size)
-			return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
-		flow->packet.length = available;
+			return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+		packet->length = available;
 	}
 	return 0;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow,
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *packet,
 				      struct cursor *cursor)
 {
-	struct packet *packet = &flow->packet;
 	struct iphdr *ip = take(cursor, sizeof(*ip));
 	__u32 header;
 	__u16 fragment;
 	int dropped;
 
 	if (!ip)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	header = ip->ihl * 4;
 	if (ip->version != 4 || header < sizeof(*ip))
-		return DROP(flow, INVALID_PACKET_DROPPED);
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
 	if (header > sizeof(*ip) && !take(cursor, header - sizeof(*ip)))
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
-	dropped = check_length(flow, skb, bpf_ntohs(ip->tot_len), header);
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+	dropped = check_length(packet, skb, bpf_ntohs(ip->tot_len), header);
 	if (dropped)
 		return dropped;
 	fragment = bpf_ntohs(ip->frag_off);
@@ -217,18 +214,17 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow,
 	    fragment_kind(fragment & IPV4_OFFSET_MASK, fragment & IPV4_MORE_FRAGMENTS);
 	/* A second fragment inside the transport header could rewrite ports (RFC 3128). */
 	if ((fragment & IPV4_OFFSET_MASK) == 1 && packet->protocol == IPPROTO_TCP)
-		return DROP(flow, INVALID_PACKET_DROPPED);
-	return parse_l4(flow, cursor);
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
+	return parse_l4(packet, cursor);
 }
 
-static __always_inline int parse_ipv6_fragment(struct flow *flow, struct cursor *cursor)
+static __always_inline int parse_ipv6_fragment(struct packet *packet, struct cursor *cursor)
 {
-	struct packet *packet = &flow->packet;
 	struct ipv6_fragment *header = take(cursor, sizeof(*header));
 	__u16 offset;
 
 	if (!header)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	offset = bpf_ntohs(header->offset);
 	packet->protocol = header->next_header;
 	packet->fragment_id = header->id;
@@ -243,42 +239,41 @@ static __always_inline bool is_extension_header(__u8 protocol)
 	       protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_FRAGMENT;
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow,
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *packet,
 				      struct cursor *cursor)
 {
-	struct packet *packet = &flow->packet;
 	struct ipv6hdr *ip = take(cursor, sizeof(*ip));
 	int dropped;
 
 	if (!ip)
-		return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	if (ip->version != 6)
-		return DROP(flow, INVALID_PACKET_DROPPED);
-	dropped = check_length(flow, skb, bpf_ntohs(ip->payload_len) + sizeof(*ip), sizeof(*ip));
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
+	dropped = check_length(packet, skb, bpf_ntohs(ip->payload_len) + sizeof(*ip), sizeof(*ip));
 	if (dropped)
 		return dropped;
 	copy_bytes(&packet->source, &ip->saddr, sizeof(packet->source));
 	copy_bytes(&packet->destination, &ip->daddr, sizeof(packet->destination));
 	if (is_mapped_ipv4(&packet->source) || is_mapped_ipv4(&packet->destination))
-		return DROP(flow, INVALID_PACKET_DROPPED);
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
 	packet->l4 = packet->l3 + sizeof(*ip);
 	packet->protocol = ip->nexthdr;
 	packet->ttl = ip->hop_limit;
 	if (unlikely(packet->protocol == IPPROTO_FRAGMENT)) {
-		dropped = parse_ipv6_fragment(flow, cursor);
+		dropped = parse_ipv6_fragment(packet, cursor);
 		if (dropped)
 			return dropped;
 	}
 	if (is_extension_header(packet->protocol)) {
 		/* Listener reports carry a router alert (RFC 3810); every pod sends some. */
 		if (top_byte(&packet->destination) == 0xff)
-			return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
-		return DROP(flow, INVALID_IPV6_EXTENSION_HEADER);
+			return silently(packet, REFUSE(packet, UNKNOWN_L3_TARGET_ADDRESS));
+		return REFUSE(packet, INVALID_IPV6_EXTENSION_HEADER);
 	}
-	return parse_l4(flow, cursor);
+	return parse_l4(packet, cursor);
 }
 
-static __always_inline int parse_once(struct __sk_buff *skb, struct flow *flow, __u32 l3)
+static __always_inline int parse_once(struct __sk_buff *skb, struct packet *packet, __u32 l3)
 {
 	struct cursor cursor = {
 	    .position = (void *)(long)skb->data,
@@ -289,19 +284,19 @@ static __always_inline int parse_once(struct __sk_buff *skb, struct flow *flow, 
 	if (l3) {
 		ethernet = take(&cursor, ETH_HLEN);
 		if (!ethernet)
-			return DROP(flow, CT_TRUNCATED_OR_INVALID_HEADER);
-		copy_bytes(flow->packet.macs, ethernet, sizeof(flow->packet.macs));
+			return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+		copy_bytes(packet->macs, ethernet, sizeof(packet->macs));
 	}
-	flow->packet.l3 = l3;
+	packet->l3 = l3;
 	if (skb->protocol == bpf_htons(ETH_P_IP) && ipv4_enabled) {
-		flow->packet.family = FAMILY_IPV4;
-		return parse_ipv4(skb, flow, &cursor);
+		packet->family = FAMILY_IPV4;
+		return parse_ipv4(skb, packet, &cursor);
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6) && ipv6_enabled) {
-		flow->packet.family = FAMILY_IPV6;
-		return parse_ipv6(skb, flow, &cursor);
+		packet->family = FAMILY_IPV6;
+		return parse_ipv6(skb, packet, &cursor);
 	}
-	return DROP(flow, UNSUPPORTED_L3_PROTOCOL);
+	return REFUSE(packet, UNSUPPORTED_L3_PROTOCOL);
 }
 
 static __always_inline bool has_hidden_bytes(struct __sk_buff *skb)
@@ -312,16 +307,27 @@ static __always_inline bool has_hidden_bytes(struct __sk_buff *skb)
 }
 
 /* Headers can sit beyond the directly readable part; then that part is grown and read again. l3 is
- * the length of the link header: ETH_HLEN or 0. */
-static __always_inline int parse_packet(struct __sk_buff *skb, struct flow *flow, __u32 l3)
+ * the length of the link header: ETH_HLEN or 0. A global function: the verifier looks at it alone
+ * and forgets which of the many ways through it was taken, or every later step would be verified
+ * once per way. */
+__noinline int parse_headers(struct __sk_buff *skb, struct packet *packet, __u32 l3)
 {
-	int dropped = parse_once(skb, flow, l3);
 	__u32 wanted;
+	int dropped;
 
+	if (!packet)
+		return -DROP_CT_TRUNCATED_OR_INVALID_HEADER;
+	dropped = parse_once(skb, packet, l3);
 	if (likely(dropped != -DROP_CT_TRUNCATED_OR_INVALID_HEADER) || !has_hidden_bytes(skb))
 		return dropped;
 	wanted = skb->len < LONGEST_HEADERS ? skb->len : LONGEST_HEADERS;
 	if (bpf_skb_pull_data(skb, wanted))
 		return dropped;
-	return parse_once(skb, flow, l3);
+	return parse_once(skb, packet, l3);
+}
+
+/* Returns 0 or a negative drop reason. */
+static __always_inline int parse_packet(struct __sk_buff *skb, struct flow *flow, __u32 l3)
+{
+	return parse_headers(skb, &flow->packet, l3);
 }

@@ -18,8 +18,9 @@
 
 #define POLICY_REVISION_MASK 0x7fffffff
 
+/* What is asked of one subject's rules. */
 struct policy_question {
-	__u32 slot;
+	struct policy_active active;
 	__u32 peer;
 	__u8 direction; /* enum direction */
 	__u8 protocol;
@@ -50,8 +51,17 @@ static __always_inline struct policy_entry *stronger(struct policy_entry *of_pee
 	return of_any->verdict == POLICY_VERDICT_DENY ? of_any : of_peer;
 }
 
-/* The deciding entry, or NULL when there is no policy to ask. */
-static __always_inline struct policy_entry *decide(const struct policy_question *question)
+/* What the deciding entry said; reason 0: allowed. */
+struct policy_answer {
+	__u32 reason; /* enum drop_reason */
+	__u32 cookie;
+	__u32 precedence;
+	__u8 match;  /* enum policy_match */
+	__u8 flags;  /* enum policy_flags */
+	__u16 known; /* an entry decided */
+};
+
+static __always_inline struct policy_entry *deciding_entry(const struct policy_question *question)
 {
 	struct policy_key key = {
 	    .prefixlen = POLICY_FULL_BITS,
@@ -61,9 +71,10 @@ static __always_inline struct policy_entry *decide(const struct policy_question 
 	    .port = question->port,
 	};
 	struct policy_entry *of_peer, *of_any;
-	void *rules = bpf_map_lookup_elem(&policies, &question->slot);
+	__u32 slot = question->active.slot;
+	void *rules = bpf_map_lookup_elem(&policies, &slot);
 
-	if (!rules)
+	if (!rules || !(question->active.revision & POLICY_REVISION_MASK))
 		return NULL;
 	of_peer = bpf_map_lookup_elem(rules, &key);
 	key.peer = IDENTITY_UNKNOWN;
@@ -71,12 +82,31 @@ static __always_inline struct policy_entry *decide(const struct policy_question 
 	return stronger(of_peer, of_any);
 }
 
-/* 0: allowed; else the reason. */
 static __always_inline enum drop_reason reason_of(const struct policy_entry *entry)
 {
-	if (!entry)
-		return DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
 	if (entry->verdict == POLICY_VERDICT_ALLOW)
 		return FORWARDED;
 	return entry->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY;
+}
+
+/* Answers one question. Returns the reason again: 0 is an allow. Global, so that the verifier walks
+ * its ways once and not once per caller's. */
+__noinline int judge(const struct policy_question *question, struct policy_answer *answer)
+{
+	struct policy_entry *entry;
+
+	if (!question || !answer)
+		return DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
+	entry = deciding_entry(question);
+	if (!entry) {
+		answer->reason = DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
+		return answer->reason;
+	}
+	answer->reason = reason_of(entry);
+	answer->cookie = entry->cookie;
+	answer->precedence = entry->precedence;
+	answer->match = entry->match;
+	answer->flags = entry->flags;
+	answer->known = true;
+	return answer->reason;
 }

@@ -10,21 +10,20 @@ extern void bpf_rcu_read_unlock(void) __ksym;
 
 static __always_inline void answer_case(struct policy_case *question)
 {
-	struct policy_active active = active_policy(question->subject);
+	struct policy_answer answer = {};
 	struct policy_question asked = {
-	    .slot = active.slot,
+	    .active = active_policy(question->subject),
 	    .peer = question->peer,
 	    .direction = question->direction,
 	    .protocol = question->protocol,
 	    .port = question->port,
 	};
-	struct policy_entry *entry = active.revision & POLICY_REVISION_MASK ? decide(&asked) : NULL;
 
-	question->reason = reason_of(entry);
+	question->reason = judge(&asked, &answer);
 	question->verdict = question->reason ? POLICY_VERDICT_DENY : POLICY_VERDICT_ALLOW;
-	question->match = entry ? entry->match : POLICY_MATCH_NONE;
-	question->cookie = entry ? entry->cookie : 0;
-	question->precedence = entry ? entry->precedence : 0;
+	question->match = answer.match;
+	question->cookie = answer.cookie;
+	question->precedence = answer.precedence;
 }
 
 static long answer_next(__u32 index, struct policy_batch *batch)

@@ -51,7 +51,7 @@ static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow
 	if (flow->packet.kind == PACKET_CONTROL)
 		return answer_host_control(skb, flow);
 	if (is_multicast(&flow->packet))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	if (!is_tracked_protocol(&flow->packet))
 		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = find_destination(flow);

@@ -14,20 +14,44 @@
 #define DHCPV4_SERVER_PORT 67
 #define DHCPV6_SERVER_PORT 547
 
-static __always_inline bool is_tunnel_port(const struct flow *flow, __u16 port)
+enum encapsulation {
+	ENCAPSULATION_NONE = 0,
+	ENCAPSULATION_UDP = 1, /* a tunnel's port */
+	ENCAPSULATION_IP = 2,  /* a protocol that carries packets */
+};
+
+static __always_inline int encapsulation_of(const struct packet *packet, __u32 tunnel_port)
 {
-	return port == flow->settings->tunnel_port || port == VXLAN_PORT || port == GENEVE_PORT ||
-	       port == WIREGUARD_PORT;
+	__u16 port = bpf_ntohs(packet->destination_port);
+
+	if (packet->protocol == IPPROTO_IPIP || packet->protocol == IPPROTO_IPV6 ||
+	    packet->protocol == IPPROTO_GRE)
+		return ENCAPSULATION_IP;
+	if (packet->protocol != IPPROTO_UDP)
+		return ENCAPSULATION_NONE;
+	if (port == tunnel_port || port == VXLAN_PORT || port == GENEVE_PORT ||
+	    port == WIREGUARD_PORT)
+		return ENCAPSULATION_UDP;
+	return ENCAPSULATION_NONE;
 }
 
-static __always_inline bool is_encapsulation(const struct flow *flow)
+/* What a pod may not send to anybody. Returns a negative reason or the kind of encapsulation, which
+ * the destination decides about. Global, as parse_headers is, and for the same reason. */
+__noinline int check_protocol(struct packet *packet, __u32 tunnel_port)
 {
-	const struct packet *packet = &flow->packet;
+	int encapsulation;
+	__u16 from;
 
-	if (packet->protocol == IPPROTO_UDP)
-		return is_tunnel_port(flow, bpf_ntohs(packet->destination_port));
-	return packet->protocol == IPPROTO_IPIP || packet->protocol == IPPROTO_IPV6 ||
-	       packet->protocol == IPPROTO_GRE;
+	if (!packet)
+		return -DROP_UNKNOWN_L4_PROTOCOL;
+	encapsulation = encapsulation_of(packet, tunnel_port);
+	if (encapsulation == ENCAPSULATION_NONE && !is_tracked_protocol(packet))
+		return REFUSE(packet, UNKNOWN_L4_PROTOCOL);
+	from = bpf_ntohs(packet->source_port);
+	if (packet->protocol == IPPROTO_UDP &&
+	    (from == DHCPV4_SERVER_PORT || from == DHCPV6_SERVER_PORT))
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
+	return encapsulation;
 }
 
 static __always_inline bool is_node(const struct flow *flow, const struct endpoint *local,
@@ -42,20 +66,16 @@ static __always_inline bool is_node(const struct flow *flow, const struct endpoi
 
 /* Masquerade makes a pod's packet a node's packet: one that is encapsulated would be taken for a
  * tunnel's, with whatever identity the pod wrote into it. */
-static __noinline int check_uncommon(struct flow *flow, const struct endpoint *local,
-				     const struct ipcache_entry *known)
+static __always_inline int check_encapsulation(struct flow *flow, const struct endpoint *local,
+					       const struct ipcache_entry *known)
 {
-	const struct packet *packet = &flow->packet;
-	__u16 from = bpf_ntohs(packet->source_port);
+	int result = check_protocol(&flow->packet, flow->settings->tunnel_port);
 
-	if (is_encapsulation(flow) && is_node(flow, local, known))
+	if (likely(result <= 0))
+		return result;
+	if (is_node(flow, local, known))
 		return DROP(flow, ENCAPSULATION_TRAFFIC_IS_PROHIBITED);
-	if (!is_tracked_protocol(packet))
-		return DROP(flow, UNKNOWN_L4_PROTOCOL);
-	if (packet->protocol == IPPROTO_UDP &&
-	    (from == DHCPV4_SERVER_PORT || from == DHCPV6_SERVER_PORT))
-		return DROP(flow, INVALID_PACKET_DROPPED);
-	return 0;
+	return result == ENCAPSULATION_IP ? DROP(flow, UNKNOWN_L4_PROTOCOL) : 0;
 }
 
 /* From a pod towards whoever is at the destination address. */
@@ -73,7 +93,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct flow *flow)
 		flow->destination.identity = identity_of(known, packet->family);
 	}
 	if (packet->protocol != IPPROTO_TCP) {
-		dropped = check_uncommon(flow, local, known);
+		dropped = check_encapsulation(flow, local, known);
 		if (dropped)
 			return dropped;
 	}
@@ -103,7 +123,8 @@ static __always_inline int handle_pod_packet(struct __sk_buff *skb, struct flow 
 		return DROP(flow, UNKNOWN_SENDER);
 	if (!flow->settings)
 		return DROP(flow, DROP_HOST_NOT_READY);
-	set_party(&flow->source, &iface->endpoint);
+	flow->source.pod = &iface->endpoint;
+	flow->source.identity = iface->endpoint.identity;
 	if (skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) ||
 	    skb->protocol == bpf_htons(ETH_P_8021AD))
 		return DROP(flow, VLAN_FILTERED);
@@ -118,7 +139,7 @@ static __always_inline int handle_pod_packet(struct __sk_buff *skb, struct flow 
 	if (unlikely(dropped))
 		return dropped;
 	if (is_multicast(&flow->packet))
-		return silently(flow, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
+		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
 	return forward(skb, flow);
 }
 
