@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from cilia.kit.files import private_directory
-from cilia.lab import cgroups, records, teardown
+from cilia.lab import cgroups, kernel, records, teardown
 from cilia.lab.plan import LabPlan
 
 Progress = Callable[[dict[str, Any]], None]
@@ -51,7 +51,13 @@ def start(plan: LabPlan, progress: Progress) -> float | None:
     except FileExistsError:
         raise StartError(f"somebody else is starting lab {plan.name!r} right now: wait for it") from None
     try:
+        # A file system of the lab's own: on many machines nothing below /run may be executed, and the CNI
+        # plugin lives here.
+        kernel.mount("cilia-lab", plan.state, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0700")
         _run(plan, state, progress)
+    except OSError as error:
+        teardown.take_down(plan.name, state.parent)
+        raise StartError(f"the lab can't be started: {error}") from error
     except BaseException:
         teardown.take_down(plan.name, state.parent)
         raise
