@@ -7,8 +7,9 @@ failed; the API server may be away for as long as it likes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -29,6 +30,8 @@ from cilia.schema import Desired, Inputs
 from cilia.tables.table import Cursor
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 POLICY_RESOURCES = {
     "CiliumNetworkPolicy": cluster.CILIUM_NETWORK_POLICIES,
@@ -171,8 +174,8 @@ class IdentityAllocator:
     """Gives a label set a cluster-wide number by creating its CiliumIdentity.
 
     Numbers are tried from a start that depends on the labels, so that two nodes rarely race for one, and
-    a name that exists is simply not ours: the next is tried. Two nodes may give one label set a number
-    each; selection goes by labels, so both are right.
+    a name that exists for other labels is passed over. Should two nodes give one label set a number each
+    after all, both are right: selection goes by labels.
     """
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
@@ -202,11 +205,21 @@ class IdentityAllocator:
             try:
                 await self._store.create(cluster.CILIUM_IDENTITIES, identity_object(number, labels))
             except cluster.AlreadyExists:
-                continue
+                if not await self._stands_for(number, labels):
+                    continue
             # The watch will say so too; the caller need not wait for it.
             self._inputs.cluster_identities.put(Identity(number, labels))
             return number
         raise cluster.Unavailable(f"all {span} identity numbers of the cluster are taken")
+
+    async def _stands_for(self, number: IdentityId, labels: Labels) -> bool:
+        """Whether another node gave the number to just these labels a moment ago."""
+        try:
+            raw = await self._store.get(cluster.CILIUM_IDENTITIES, str(number))
+        except cluster.NotFound:
+            return False
+        held = cluster.decode(raw, CiliumIdentity).security_labels
+        return Labels.from_security_labels(held) == labels
 
 
 def hash_of(labels: Labels) -> int:
@@ -252,25 +265,24 @@ class StatusPublisher:
         return self._states.pending
 
     async def publish(self) -> None:
-        """Write all statuses that changed; what fails is tried again at the next call."""
+        """Write all statuses that changed; what fails is tried again at the next call. Raises StoreError."""
         rows, _ = self._states.take()
-        for state in rows:
-            resource = POLICY_RESOURCES.get(state.kind)
-            if resource is None or self._is_said(state):
-                continue
-            try:
-                await self._store.patch(
-                    resource,
-                    state.name,
-                    self._patch(state),
-                    namespace=state.namespace or None,
-                    subresource="status",
-                )
-            except cluster.NotFound:
-                continue
-            except cluster.StoreError:
-                self._states.mark(state.key)
-                raise
+        await each(rows, self._write, lambda state: self._states.mark(state.key))
+
+    async def _write(self, state: PolicyState) -> None:
+        resource = POLICY_RESOURCES.get(state.kind)
+        if resource is None or self._is_said(state):
+            return
+        try:
+            await self._store.patch(
+                resource,
+                state.name,
+                self._patch(state),
+                namespace=state.namespace or None,
+                subresource="status",
+            )
+        except cluster.NotFound:
+            return
 
     def _is_said(self, state: PolicyState) -> bool:
         """Whether the object says it already: every node computes the same, one write is enough."""
@@ -304,16 +316,50 @@ def _truth(value: bool) -> str:
     return "True" if value else "False"
 
 
+async def each(
+    items: Sequence[T], work: Callable[[T], Awaitable[object]], retry: Callable[[T], None]
+) -> None:
+    """Do the work for every item; those it fails for go to `retry`. Raises the first StoreError then.
+
+    One that the store refuses does not hold up the others; when the store is away, all that is left is
+    handed to `retry` at once.
+    """
+    failure: cluster.StoreError | None = None
+    for at, item in enumerate(items):
+        try:
+            await work(item)
+        except cluster.Unavailable:
+            for left in items[at:]:
+                retry(left)
+            raise
+        except cluster.StoreError as error:
+            retry(item)
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
 async def persist(name: str, wake: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` whenever `wake` is set, and again after a growing pause while the store refuses."""
+    """Run `work` whenever `wake` is set, and again after a growing pause while the store refuses.
+
+    A refusal is tried again beside the work that comes meanwhile; a store that is away is left alone for
+    the pause.
+    """
     backoff = Backoff()
+    said = ""
     while True:
         await wake.wait()
         wake.clear()
         try:
             await work()
             backoff.reset()
+            said = ""
         except cluster.StoreError as error:
-            log.warning("not written yet", what=name, error=str(error))
-            await asyncio.sleep(backoff.next())
-            wake.set()
+            if str(error) != said:
+                log.warning("not written yet", what=name, error=str(error))
+                said = str(error)
+            if isinstance(error, cluster.Unavailable):
+                await asyncio.sleep(backoff.next())
+                wake.set()
+            else:
+                asyncio.get_running_loop().call_later(backoff.next(), wake.set)

@@ -51,6 +51,17 @@ def test_a_number_that_is_taken_is_passed_over() -> None:
     asyncio.run(play())
 
 
+def test_two_nodes_that_race_agree_on_one_number() -> None:
+    async def play() -> None:
+        store = MemoryStore()
+        one, two = IdentityAllocator(store, Inputs()), IdentityAllocator(store, Inputs())
+        numbers = await asyncio.gather(one.allocate(WEB), two.allocate(WEB))
+        assert numbers[0] == numbers[1]
+        assert len(store.names(cluster.CILIUM_IDENTITIES)) == 1
+
+    asyncio.run(play())
+
+
 def test_the_lowest_of_two_numbers_for_one_label_set_is_used() -> None:
     async def play() -> None:
         inputs = Inputs()
