@@ -81,7 +81,7 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
-def last_lines(log: str, count: int = 5) -> str:
+def last_lines(log: str, count: int = 12) -> str:
     """Return the end of a log, for an error message."""
     try:
         return "\n".join(Path(log).read_text(errors="replace").splitlines()[-count:])
