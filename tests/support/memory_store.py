@@ -124,6 +124,8 @@ class MemoryStore:
         key = (namespace or "", name)
         fields = json.loads(body)
         current = self._existing(resource, key)
+        if resource.group == "cilium.io" and not fields["metadata"].get("resourceVersion"):
+            raise store.Invalid("metadata.resourceVersion must be specified for an update")
         _check_version(current, fields["metadata"].get("resourceVersion"))
         if subresource is not None:
             fields = {**current, subresource: fields.get(subresource)}

@@ -24,7 +24,7 @@ from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import NAMESPACE, Labels
 from cilia.model.policy import PolicyState, SubjectPolicy
 from cilia.model.resources import cilium_endpoint as cep
-from cilia.model.resources.base import ObjectMeta, OwnerReference
+from cilia.model.resources.base import AnyObject, ObjectMeta, OwnerReference
 from cilia.model.resources.cilium_identity import CiliumIdentity
 from cilia.schema import Desired, Inputs
 from cilia.tables.table import Cursor
@@ -37,6 +37,9 @@ POLICY_RESOURCES = {
     "CiliumNetworkPolicy": cluster.CILIUM_NETWORK_POLICIES,
     "CiliumClusterwideNetworkPolicy": cluster.CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
 }
+
+WRITE_ATTEMPTS = 5
+"""How often a CiliumEndpoint is written anew when somebody else changed it in between."""
 
 
 def endpoint_object(endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: str) -> cep.CiliumEndpoint:
@@ -89,6 +92,18 @@ def _direction(enforced: bool) -> cep.PolicyDirection:
     return cep.PolicyDirection(enforcing=enforced, state="enforcing" if enforced else "disabled")
 
 
+class Published(msgspec.Struct, frozen=True):
+    """A CiliumEndpoint as this agent wrote it last, and the version the store gave it."""
+
+    object: cep.CiliumEndpoint
+    version: str
+
+
+def _of_version(wanted: cep.CiliumEndpoint, version: str) -> cep.CiliumEndpoint:
+    metadata = msgspec.structs.replace(wanted.metadata, resource_version=version)
+    return msgspec.structs.replace(wanted, metadata=metadata)
+
+
 class EndpointPublisher:
     """Keeps the CiliumEndpoints of this node's pods as the endpoints table has them."""
 
@@ -98,7 +113,7 @@ class EndpointPublisher:
         self._node_ip = node_ip
         self._endpoints = desired.endpoints.cursor()
         self._subjects = desired.subjects.cursor()
-        self._published: dict[EndpointId, cep.CiliumEndpoint] = {}
+        self._published: dict[EndpointId, Published] = {}
         self._writing: dict[EndpointId, asyncio.Lock] = {}
 
     def dirty(self) -> list[EndpointId]:
@@ -127,29 +142,41 @@ class EndpointPublisher:
             before = self._published.get(identifier)
             if endpoint is None or not endpoint.attachment.pod:
                 if before is not None:
-                    await self._delete(before)
+                    await self._delete(before.object)
                     self._published.pop(identifier, None)
                 self._writing.pop(identifier, None)
                 return
             subject = next((row for row in self._desired.subjects if row.identity == endpoint.identity), None)
             wanted = endpoint_object(endpoint, subject, self._node_ip())
-            if wanted != before:
-                await self._write(wanted, exists=before is not None)
-                self._published[identifier] = wanted
+            if before is None or wanted != before.object:
+                version = await self._write(wanted, before.version if before is not None else "")
+                self._published[identifier] = Published(wanted, version)
 
-    async def _write(self, wanted: cep.CiliumEndpoint, *, exists: bool) -> None:
-        body = cluster.encode(cluster.CILIUM_ENDPOINTS, wanted)
+    async def _write(self, wanted: cep.CiliumEndpoint, version: str) -> str:
+        """Create the object, or replace the one of that version; returns the new version.
+
+        One that somebody else has made or changed meanwhile is replaced as it then is. Raises StoreError.
+        """
         namespace, name = wanted.metadata.namespace, wanted.metadata.name
-        if not exists:
+        for _ in range(WRITE_ATTEMPTS):
+            body = cluster.encode(cluster.CILIUM_ENDPOINTS, _of_version(wanted, version))
             try:
-                await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
-                return
-            except cluster.AlreadyExists:
-                pass
+                if version:
+                    raw = await self._store.replace(cluster.CILIUM_ENDPOINTS, name, body, namespace=namespace)
+                else:
+                    raw = await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
+                return cluster.decode(raw, AnyObject).metadata.resource_version
+            except (cluster.AlreadyExists, cluster.Conflict, cluster.NotFound):
+                version = await self._version(name, namespace)
+        raise cluster.Conflict(f"CiliumEndpoint {namespace}/{name} is written by others all the time")
+
+    async def _version(self, name: str, namespace: str) -> str:
+        """The version of the object that is there; empty when there is none."""
         try:
-            await self._store.replace(cluster.CILIUM_ENDPOINTS, name, body, namespace=namespace)
+            raw = await self._store.get(cluster.CILIUM_ENDPOINTS, name, namespace=namespace)
         except cluster.NotFound:
-            await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
+            return ""
+        return cluster.decode(raw, AnyObject).metadata.resource_version
 
     async def _delete(self, before: cep.CiliumEndpoint) -> None:
         """Remove the object, unless another pod of the same name has taken it over."""

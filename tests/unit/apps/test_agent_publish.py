@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from cilia.apps.agent.publish import (
+    EndpointPublisher,
     IdentityAllocator,
     StatusPublisher,
     condition_message,
@@ -16,8 +17,9 @@ from cilia.apps.agent.publish import (
 )
 from cilia.cluster import store as cluster
 from cilia.kit.clock import ManualClock
+from cilia.model.endpoint import Attachment, Endpoint, EndpointState
 from cilia.model.identity import CLUSTER_FIRST, CLUSTER_LAST, Identity
-from cilia.model.ids import IdentityId
+from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Labels
 from cilia.model.policy import PolicyProblem, PolicyState
 from cilia.model.resources.cilium_identity import CiliumIdentity
@@ -76,6 +78,71 @@ def test_an_identity_object_reads_back_as_its_labels() -> None:
     found = cluster.decode(identity_object(IdentityId(300), WEB), CiliumIdentity)
     assert found.metadata.name == "300"
     assert Labels.from_security_labels(found.security_labels) == WEB
+
+
+def test_an_endpoint_is_published_changed_and_taken_back() -> None:
+    async def play() -> None:
+        store, desired = MemoryStore(), Desired()
+        publisher = EndpointPublisher(store, desired, lambda: "192.0.2.1")
+        desired.endpoints.put(endpoint(EndpointState.READY))
+        await publisher.publish(EndpointId(5))
+        desired.endpoints.put(endpoint(EndpointState.REGENERATING))
+        await publisher.publish(EndpointId(5))
+        assert store.fields(cluster.CILIUM_ENDPOINTS, "web-1", "demo")["status"]["state"] == "regenerating"
+        desired.endpoints.delete(EndpointId(5))
+        await publisher.publish(EndpointId(5))
+        assert store.names(cluster.CILIUM_ENDPOINTS) == []
+
+    asyncio.run(play())
+
+
+def test_an_endpoint_that_others_made_or_changed_is_written_over() -> None:
+    async def play() -> None:
+        store, desired = MemoryStore(), Desired()
+        foreign = {"metadata": {"name": "web-1", "namespace": "demo"}, "status": {"id": 77}}
+        await store.put(cluster.CILIUM_ENDPOINTS, foreign)
+        publisher = EndpointPublisher(store, desired, lambda: "192.0.2.1")
+        desired.endpoints.put(endpoint(EndpointState.READY))
+        await publisher.publish(EndpointId(5))
+        assert store.fields(cluster.CILIUM_ENDPOINTS, "web-1", "demo")["status"]["id"] == 5
+        await store.put(cluster.CILIUM_ENDPOINTS, foreign)
+        desired.endpoints.put(endpoint(EndpointState.REGENERATING))
+        await publisher.publish(EndpointId(5))
+        assert store.fields(cluster.CILIUM_ENDPOINTS, "web-1", "demo")["status"]["id"] == 5
+
+    asyncio.run(play())
+
+
+def test_an_endpoint_that_others_removed_is_made_again() -> None:
+    async def play() -> None:
+        store, desired = MemoryStore(), Desired()
+        publisher = EndpointPublisher(store, desired, lambda: "192.0.2.1")
+        desired.endpoints.put(endpoint(EndpointState.READY))
+        await publisher.publish(EndpointId(5))
+        await store.delete(cluster.CILIUM_ENDPOINTS, "web-1", namespace="demo")
+        desired.endpoints.put(endpoint(EndpointState.REGENERATING))
+        await publisher.publish(EndpointId(5))
+        assert store.names(cluster.CILIUM_ENDPOINTS) == ["web-1"]
+
+    asyncio.run(play())
+
+
+def endpoint(state: EndpointState) -> Endpoint:
+    attachment = Attachment(
+        id=EndpointId(5),
+        container_id="c5",
+        interface="eth0",
+        netns="/run/netns/web-1",
+        host_interface="lxc5",
+        ifindex=7,
+        mac="02:00:00:00:00:05",
+        host_mac="02:00:00:00:00:06",
+        ipv4="10.0.0.5",
+        namespace="demo",
+        pod="web-1",
+        pod_uid="u1",
+    )
+    return Endpoint(attachment=attachment, identity=IdentityId(300), labels=WEB, state=state)
 
 
 def test_a_policy_condition_names_the_fields_at_fault() -> None:
