@@ -1,0 +1,375 @@
+"""The agent's own numbers: attaching pods, changing policy, starting again, resting, draining events.
+
+Times are of one node with the embedded API server, its operator and its agent as processes (`bench.node`).
+There is no second system to compare with, so the baseline is the design's limit and the ratio says how many
+times better than it the measurement is: at least 1 is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench import netbench
+from bench.node import NAMESPACE, BenchError, Node, running
+from cilia import abi
+from cilia.cluster import store as cluster
+from cilia.dataplane import bpf, loader
+from cilia.lab import kernel
+from cilia.lab.records import PodRecord
+
+PODS = 50
+GROUP = "agent"
+PROBE_PORT = 5000
+ACCEPT = """
+import sys, _socket
+server = _socket.socket()
+server.bind(("", int(sys.argv[1])))
+server.listen(1024)
+while True:
+    _socket.close(server._accept()[0])
+"""
+SETTLE_SECONDS = 1.0
+WATCH_SECONDS = 5.0
+"""How long an effect is waited for before the measurement is given up."""
+
+
+def attach(quick: bool) -> list[dict[str, Any]]:
+    """CNI ADD, from the plugin's exec to its exit; it answers when the kernel enforces the pod's policy."""
+    return asyncio.run(_attach(quick))
+
+
+def change(quick: bool) -> list[dict[str, Any]]:
+    """Policy changes, from the API server's answer to the first probe or the last endpoint that obeys."""
+    return asyncio.run(_change(quick))
+
+
+def restart(quick: bool) -> list[dict[str, Any]]:
+    """SIGKILL with 50 endpoints, until /v1/healthz says ready; a TCP connection lives through all of it."""
+    return asyncio.run(_restart(quick))
+
+
+def rest(quick: bool) -> list[dict[str, Any]]:
+    """Memory with a dozen pods, and the CPU time of doing nothing."""
+    return asyncio.run(_rest(quick))
+
+
+# attaching pods
+
+
+async def _attach(quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    async with running() as node:
+        bursts = []
+        for _ in range(1 if quick else 5):
+            pods = await node.prepare(PODS, [f"app-{number}" for number in range(10)])
+            await asyncio.sleep(SETTLE_SECONDS)
+            bursts.append((await asyncio.to_thread(node.attach_all, pods))[0])
+            await node.remove(pods)
+        for standing in (10, PODS):
+            node.attach_all(await node.prepare(standing - len(node.pods), ["app-0", "app-1", "app-2"]))
+            for kind, fresh in (("known labels", False), ("new identity", True)):
+                times = await _adds(node, 10 if quick else 60, fresh)
+                name = f"CNI ADD, {standing} pods, {kind}"
+                rows.append(_row(f"{name}, p50", "ms", 30.0, times, statistics.median))
+                rows.append(_row(f"{name}, p99", "ms", 80.0, times, _p99))
+    return [*rows, _row(f"{PODS} pods at once", "s", 3.0, bursts, statistics.median)]
+
+
+async def _adds(node: Node, count: int, fresh: bool) -> list[float]:
+    """Milliseconds of single ADDs, the pod known to the agent as it is when a kubelet calls."""
+    times = []
+    for _ in range(count):
+        label = f"fresh-{time.monotonic_ns()}" if fresh else "app-0"
+        pods = await node.prepare(1, [label])
+        await asyncio.sleep(0.1)
+        times.append((await asyncio.to_thread(node.call, "ADD", pods[0]))[0] * 1e3)
+        await node.remove(pods)
+    return times
+
+
+# policy
+
+
+async def _change(quick: bool) -> list[dict[str, Any]]:
+    rounds = 5 if quick else 40
+    async with running(PODS) as node:
+        allowed, denied = await _probe(node, rounds)
+        last = await _deny_all(node, 3 if quick else 15)
+    return [
+        _row("policy change to enforcement, p50", "ms", 7.0, allowed + denied, statistics.median),
+        _row("policy change that denies, p50", "ms", 7.0, denied, statistics.median),
+        _row("policy change that allows, p50", "ms", 7.0, allowed, statistics.median),
+        _row(f"default deny for {PODS} endpoints, until the last", "ms", 30.0, last, statistics.median),
+    ]
+
+
+async def _probe(node: Node, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds until the first connection with the new outcome was begun, by kind of change.
+
+    A probe opens one connection every 0.5 ms; what it sees is compared with when the API server answered.
+    """
+    netbench.build()
+    pods = await node.prepare(2, ["probe-client", "probe-server"])
+    _, addresses = await asyncio.to_thread(node.attach_all, pods)
+    await asyncio.sleep(SETTLE_SECONDS)
+    policy = _policy("deny-probe", {"matchLabels": {"app": "probe-server"}})
+    with _server(pods[1]), _prober(pods[0], addresses[1]) as changes:
+        denied, allowed = [], []
+        await changes.until(True, 0)
+        for _ in range(rounds):
+            await asyncio.sleep(0.25)
+            denied.append(await _effect(changes, False, _create(node, policy)))
+            await asyncio.sleep(0.25)
+            allowed.append(await _effect(changes, True, _delete(node, policy)))
+    await node.remove(pods)
+    return allowed, denied
+
+
+async def _effect(changes: Changes, ok: bool, request: Coroutine[Any, Any, None]) -> float:
+    """Milliseconds from the API server's answer to the effect; negative when it came before the answer."""
+    before = time.time_ns()
+    await request
+    answered = time.time_ns()
+    return (await changes.until(ok, before) - answered) / 1e6
+
+
+class Changes:
+    """Lines of netbench's PROBE mode."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self._lines = process.stdout
+
+    async def until(self, ok: bool, after: int) -> int:
+        """When the first attempt began whose outcome was `ok` (ns of the wall clock), not before `after`."""
+        while True:
+            line = await asyncio.wait_for(asyncio.to_thread(self._lines.readline), WATCH_SECONDS)
+            if not line:
+                raise BenchError("the probe ended early")
+            found = msgspec.json.decode(line)
+            if bool(found["ok"]) == ok and found["start_rt_ns"] >= after:
+                return int(found["start_rt_ns"])
+
+
+@contextmanager
+def _server(pod: PodRecord) -> Iterator[None]:
+    """What the probe connects to: a pod that hangs up at once.
+
+    netbench's own server waits for a byte, and would wait for those whose connection a policy just cut.
+    """
+    process = subprocess.Popen([*_inside(pod), sys.executable, "-IS", "-c", ACCEPT, str(PROBE_PORT)])
+    try:
+        time.sleep(netbench.SERVER_START)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _prober(pod: PodRecord, address: str) -> Iterator[Changes]:
+    command = [*_inside(pod), str(netbench.BINARY), "-c", address, "-m", "PROBE", "-A", "-1"]
+    command += ["-i", "500", "-w", "150", "-t", "600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        yield Changes(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _deny_all(node: Node, rounds: int) -> list[float]:
+    """Milliseconds from the API server's answer until the word of the last subject has changed.
+
+    The programs read the word of `policy_active` for each packet they judge, so a changed word is enforced;
+    it is read here in the same shared memory, every 0.2 ms.
+    """
+    pods = await node.prepare(PODS, [f"own-{number}" for number in range(PODS)])
+    await asyncio.to_thread(node.attach_all, pods)
+    await asyncio.sleep(SETTLE_SECONDS)
+    loop = asyncio.get_running_loop()
+    words = _active_words(Path(node.node.bpf_prefix))
+    subjects = np.flatnonzero(words)
+    if len(subjects) < PODS:
+        raise BenchError(f"only {len(subjects)} subjects are in force")
+    policy = _policy("deny-all", {})
+    times = []
+    for _ in range(rounds):
+        await asyncio.sleep(0.3)
+        before = words[subjects].copy()
+        watching = loop.run_in_executor(None, _all_changed, words, subjects, before)
+        await _create(node, policy)
+        answered = time.monotonic_ns()
+        times.append((await watching - answered) / 1e6)
+        await _delete(node, policy)
+    await node.remove(pods)
+    return times
+
+
+def _active_words(prefix: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    layout = abi.layout()
+    descriptor = bpf.get(loader.root_of(prefix) / "maps" / "policy_active")
+    if descriptor is None:
+        raise BenchError(f"no map policy_active is pinned below {prefix}")
+    spec = layout.maps["policy_active"]
+    active = bpf.Map(descriptor, layout.dtype(spec.key), layout.dtype(spec.value), "policy_active")
+    return active.memory().view("<u8")
+
+
+def _all_changed(words: Any, subjects: Any, before: Any) -> int:
+    """When the last of the words differed from `before`, by the monotonic clock in nanoseconds."""
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        if (words[subjects] != before).all():
+            return time.monotonic_ns()
+        time.sleep(0.0002)
+    raise BenchError("not every endpoint changed its policy")
+
+
+def _policy(name: str, selector: dict[str, Any]) -> dict[str, Any]:
+    """A CiliumNetworkPolicy that lets nobody in."""
+    return {"metadata": {"name": name}, "spec": {"endpointSelector": selector, "ingress": [{}]}}
+
+
+async def _create(node: Node, policy: dict[str, Any]) -> None:
+    body = cluster.encode(cluster.CILIUM_NETWORK_POLICIES, policy)
+    await node.store.create(cluster.CILIUM_NETWORK_POLICIES, body, namespace=NAMESPACE)
+
+
+async def _delete(node: Node, policy: dict[str, Any]) -> None:
+    name = policy["metadata"]["name"]
+    await node.store.delete(cluster.CILIUM_NETWORK_POLICIES, name, namespace=NAMESPACE)
+
+
+# starting again
+
+
+async def _restart(quick: bool) -> list[dict[str, Any]]:
+    async with running(PODS - 2) as node:
+        pods = await node.prepare(2, ["left", "right"])
+        _, addresses = await asyncio.to_thread(node.attach_all, pods)
+        times, lost = [], 0
+        with _connection(pods[0], pods[1], addresses[1]) as (left, right):
+            for _ in range(2 if quick else 7):
+                await asyncio.sleep(SETTLE_SECONDS)
+                await node.kill_agent()
+                lost += not _alive(left, right)
+                times.append(await node.start_agent())
+                lost += not _alive(left, right)
+    return [
+        _row(f"restart with {PODS} endpoints, until ready", "s", 2.0, times, statistics.median, lost=lost)
+    ]
+
+
+@contextmanager
+def _connection(
+    client: PodRecord, server: PodRecord, address: str
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """An established TCP connection between two pods: both ends."""
+    with kernel.inside_network(server.netns):
+        listener = socket.create_server((address, PROBE_PORT))
+    with kernel.inside_network(client.netns):
+        left = socket.create_connection((address, PROBE_PORT), timeout=WATCH_SECONDS)
+    right, _ = listener.accept()
+    right.settimeout(WATCH_SECONDS)
+    with listener, left, right:
+        yield left, right
+
+
+def _alive(left: socket.socket, right: socket.socket) -> bool:
+    """Whether bytes still come through, both ways."""
+    try:
+        left.sendall(b"ping")
+        there = right.recv(4)
+        right.sendall(b"pong")
+        return (there, left.recv(4)) == (b"ping", b"pong")
+    except OSError:
+        return False
+
+
+# at rest
+
+
+async def _rest(quick: bool) -> list[dict[str, Any]]:
+    seconds = 5.0 if quick else 25.0
+    async with running(12) as node:
+        await asyncio.sleep(5.0)
+        memory, loads = [], []
+        for _ in range(1 if quick else 3):
+            used, start = _cpu_seconds(node.agent_pid), time.monotonic()
+            await asyncio.sleep(seconds)
+            loads.append((_cpu_seconds(node.agent_pid) - used) / (time.monotonic() - start) * 100)
+            memory.append(_resident(node.agent_pid))
+    return [
+        _row("memory (VmRSS), 12 pods", "MiB", 110.0, memory, statistics.median),
+        _row("idle CPU, 12 pods", "% of a core", 0.5, loads, statistics.median),
+    ]
+
+
+def _resident(pid: int) -> float:
+    """MiB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of all threads, to the nanosecond (proc(5), schedstat)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+# what comes out
+
+
+def _row(
+    test: str,
+    unit: str,
+    limit: float,
+    samples: Sequence[float],
+    summary: Callable[[Sequence[float]], float],
+    *,
+    more: bool = False,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A row of the table. `limit` is what the design asks for at most, with `more` at least."""
+    value = summary(samples)
+    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
+    spread = (quartiles[2] - quartiles[0]) / 2 / value if value else 0.0
+    return {
+        "group": GROUP,
+        "test": f"{test} [{unit}]",
+        "path": "cilia",
+        "against": "limit",
+        "ratio": round(value / limit if more else limit / value, 2) if value > 0 else None,
+        "spread": round(spread, 2),
+        "reach": 1.0,
+        "baseline": limit,
+        "measured": round(value, 3),
+        "samples": len(samples),
+        "load": round(os.getloadavg()[0], 1),
+        **extra,
+    }
+
+
+def _p99(samples: Sequence[float]) -> float:
+    """The 99th percentile: the largest of fewer than a hundred."""
+    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
+
+
+def _inside(pod: PodRecord) -> list[str]:
+    return ["nsenter", f"--net={pod.netns}", "--"]
