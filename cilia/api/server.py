@@ -59,6 +59,27 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """HOST:PORT of /metrics for Prometheus, all addresses by default; empty: none."""
 
 
+async def check_addresses(*addresses: str) -> None:
+    """Raise `sockets.SocketError` when one of these HOST:PORT can't be listened on; empty ones are skipped.
+
+    For those who would rather know before they change anything.
+    """
+    for address in filter(None, addresses):
+        server = await _listen(address, asyncio.Protocol)
+        server.close()
+
+
+async def _listen(address: str, protocol: Callable[[], asyncio.Protocol]) -> asyncio.Server:
+    host, port = parse_listen(address)
+    try:
+        return await asyncio.get_running_loop().create_server(protocol, host or None, port)
+    except OSError as error:
+        raise sockets.SocketError(
+            f"The agent can't listen on {address} ({error.strerror or error}); "
+            "stop what uses the port or choose another."
+        ) from error
+
+
 class ApiServer:
     """All HTTP listeners of an agent."""
 
@@ -128,15 +149,7 @@ class Listener:
 
     async def listen_tcp(self, address: str) -> None:
         """Listen on HOST:PORT; an empty host means all addresses of both families."""
-        host, port = parse_listen(address)
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(self._protocol, host or None, port)
-        except OSError as error:
-            raise sockets.SocketError(
-                f"The agent can't listen on {address} ({error.strerror or error}); "
-                "stop what uses the port or choose another."
-            ) from error
+        server = await _listen(address, self._protocol)
         self._server = server
         self.address = server.sockets[0].getsockname()[:2]
 

@@ -24,16 +24,31 @@ def bind_private(path: Path) -> socket.socket:
     A missing directory is made with mode 0700. A socket left behind by a dead process is replaced; one
     that answers belongs to somebody and is not. Raises `SocketError`.
     """
+    clear(path)
+    try:
+        return _bind(path)
+    except OSError as error:
+        raise _not_made(path, error) from error
+
+
+def clear(path: Path) -> None:
+    """Make sure that a socket can be bound at `path`: the directory private, nobody there, no remains.
+
+    Raises `SocketError`.
+    """
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise SocketError(f"The socket's path {path} has more than {PATH_LIMIT} bytes; choose a shorter one.")
     try:
         _check_directory(path.parent)
         _remove_stale(path)
-        return _bind(path)
     except OSError as error:
-        raise SocketError(
-            f"The socket {path} can't be made ({error.strerror or error}); give a directory you may write to."
-        ) from error
+        raise _not_made(path, error) from error
+
+
+def _not_made(path: Path, error: OSError) -> SocketError:
+    return SocketError(
+        f"The socket {path} can't be made ({error.strerror or error}); give a directory you may write to."
+    )
 
 
 def _check_directory(directory: Path) -> None:

@@ -2,7 +2,8 @@
 
 Pod side: one veth pair per pod, born with its peer inside the pod's namespace under its final name.
 Host side names begin with `lxc`; the alias `cilia:<endpoint id>` says whose they are, to people and to a
-restarted agent. Node side: `cilia_host` with the router's addresses, its peer `cilia_net`, `cilia_vxlan`.
+restarted agent, and their group says that they are ours even when their making was interrupted.
+Node side: `cilia_host` with the router's addresses, its peer `cilia_net`, `cilia_vxlan`.
 Everything is idempotent. Filters hang at clsact (0.1 ms, survive the agent without a pin); devices of
 the node have TCX links, or the same clsact filters on kernels without them.
 
@@ -27,9 +28,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cilia.dataplane import netlink, rtnl
-from cilia.dataplane.bpf import Attach, BpfError
+from cilia.dataplane.bpf import Attach
 from cilia.dataplane.loader import Dataplane
-from cilia.dataplane.namespaces import entered, read_sysctl, write_sysctls
+from cilia.dataplane.namespaces import entered, open_network, read_sysctl, write_sysctls
 from cilia.dataplane.netlink import Netlink, NetlinkError, Reply, Request
 from cilia.model.node import Route
 
@@ -38,6 +39,8 @@ NET_DEVICE = "cilia_net"
 TUNNEL_DEVICE = "cilia_vxlan"
 POD_PREFIX = "lxc"
 ALIAS_PREFIX = "cilia:"
+POD_GROUP = 0xC111A
+"""Of every pod link from its birth; the alias can only be given afterwards."""
 LOOPBACK_INDEX = 1
 """In every network namespace."""
 NETDEV_LINKS = ("from_netdev_", "to_netdev_")
@@ -131,10 +134,7 @@ class Links:
 
         `from_container`, `to_container`: program descriptors. Half-made work is taken back. Raises OSError.
         """
-        try:
-            namespace = os.open(link.netns, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise OSError(errno.ENOENT, f"there is no network namespace {link.netns}") from None
+        namespace = open_network(link.netns)
         try:
             self._make_veth(link, namespace)
             try:
@@ -158,14 +158,12 @@ class Links:
         return True
 
     def pods(self) -> dict[int, Device]:
-        """Endpoint id to host-side link of every pod link that is ours."""
+        """Endpoint id to host-side link of every pod link that is ours, half-made ones too."""
         found: dict[int, Device] = {}
         for reply in self._ask(rtnl.get_links()):
-            alias = reply.attributes.get(rtnl.IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
-            device = _device(reply)
-            number = alias.removeprefix(ALIAS_PREFIX)
-            if device.name.startswith(POD_PREFIX) and alias.startswith(ALIAS_PREFIX) and number.isdigit():
-                found[int(number)] = device
+            endpoint = _endpoint_of(reply)
+            if endpoint is not None:
+                found[endpoint] = _device(reply)
         return found
 
     def filter_pods(
@@ -328,7 +326,13 @@ class Links:
 
     def _make_veth(self, link: PodLink, namespace: int) -> None:
         request = rtnl.new_veth(
-            link.host_interface, link.host_mac, link.mtu, link.interface, link.mac, peer_namespace=namespace
+            link.host_interface,
+            link.host_mac,
+            link.mtu,
+            link.interface,
+            link.mac,
+            peer_namespace=namespace,
+            group=POD_GROUP,
         )
         try:
             self._run(request)
@@ -362,7 +366,7 @@ class Links:
     def _required(self, name: str) -> Device:
         found = self.find(name)
         if found is None:
-            raise BpfError(f"device {name} vanished while it was being set up")
+            raise OSError(errno.ENODEV, f"device {name} vanished while it was being set up")
         return found
 
     def _mac(self, name: str) -> str:
@@ -456,6 +460,24 @@ _PARENTS = {Attach.TCX_INGRESS: rtnl.INGRESS_PARENT, Attach.TCX_EGRESS: rtnl.EGR
 def _device(reply: Reply) -> Device:
     name = reply.attributes[rtnl.IFLA_IFNAME].rstrip(b"\0").decode()
     return Device(name, reply.fields[2], int.from_bytes(reply.attributes[rtnl.IFLA_MTU], "little"))
+
+
+def _endpoint_of(reply: Reply) -> int | None:
+    """Whose pod link it is; None for a link that is not ours. One without its alias yet is half-made, and
+    known by its group; its name tells it from others."""
+    name = _device(reply).name
+    alias = reply.attributes.get(rtnl.IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
+    number = alias.removeprefix(ALIAS_PREFIX)
+    if not name.startswith(POD_PREFIX):
+        return None
+    if alias.startswith(ALIAS_PREFIX) and number.isdecimal():
+        return int(number)
+    if int.from_bytes(reply.attributes.get(rtnl.IFLA_GROUP, b""), "little") != POD_GROUP:
+        return None
+    try:
+        return int(name.removeprefix(POD_PREFIX), 16)
+    except ValueError:
+        return None
 
 
 def _is_default_route(reply: Reply) -> bool:

@@ -1,17 +1,50 @@
-"""Entering network namespaces, and sysctls of the one the thread is in."""
+"""Entering network namespaces, owning the one we are in, and its sysctls."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703
+"""ioctl_nsfs(2)."""
 SYSCTLS = Path("/proc/sys/net")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def lock_own() -> int:
+    """Lock the network namespace of this process, for those who would own its links: a descriptor that
+    holds the lock. Raises BlockingIOError when another process has it.
+    """
+    descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_network(path: str) -> int:
+    """Open a network namespace by its path. Raises OSError, with the path, when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, "there is no network namespace", path) from None
+    try:
+        kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no network namespace", path)
+    return descriptor
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from cilia.dataplane import netlink
 from cilia.dataplane.netlink import Request, attribute, nested, number, text
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 20, 26, 28
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 INFO_KIND, INFO_DATA, VETH_PEER = 1, 2, 1
 VXLAN_LEARNING, VXLAN_PORT, VXLAN_COLLECT_METADATA = 7, 15, 25
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 8, 1
@@ -63,6 +63,7 @@ def new_veth(
     *,
     peer_namespace: int | None = None,
     flags: int = 0,
+    group: int = 0,
 ) -> Request:
     """A veth pair; with `peer_namespace` (a descriptor) the peer is born there, under its final name."""
     inside = [text(IFLA_IFNAME, peer), attribute(IFLA_ADDRESS, _mac(peer_mac)), number(IFLA_MTU, mtu)]
@@ -75,6 +76,7 @@ def new_veth(
         + text(IFLA_IFNAME, name)
         + attribute(IFLA_ADDRESS, _mac(mac))
         + number(IFLA_MTU, mtu)
+        + number(IFLA_GROUP, group)
         + _info("veth", nested(VETH_PEER, _link(0, flags, flags), *inside)),
     )
 

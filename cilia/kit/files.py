@@ -24,8 +24,9 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
         finally:
             os.close(descriptor)
         scratch.replace(path)
-    except OSError:
+    except OSError as error:
         scratch.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
         raise
     if durable:
         sync_directory(path.parent)

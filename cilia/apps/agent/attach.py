@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 LAST_ENDPOINT = 65_535
 POD_WAIT = 2.0
 """Seconds an ADD waits for the pod to appear at the API server."""
+PUBLISH_WAIT = 2.0
+"""Seconds an ADD waits until the cluster knows the endpoint; the pod works without."""
 
 
 class Addresses(Protocol):
@@ -181,12 +183,16 @@ class Attacher:
                 ipv6,
                 request.network.mtu or self._links.mtu,
             )
-        except OSError as error:
+        except BaseException as error:
             describing.cancel()
             await asyncio.gather(describing, return_exceptions=True)
+            if not isinstance(error, OSError):
+                raise
+            reason = error.strerror or str(error)
+            if error.filename == request.netns:
+                raise cni.CniError(cni.Code.INVALID_NETNS, f"{request.netns}: {reason}") from error
             raise cni.CniError(
-                cni.Code.INVALID_NETNS if error.filename == request.netns else cni.Code.IO_FAILURE,
-                f"the interface {request.interface} could not be made: {error.strerror or error}",
+                cni.Code.IO_FAILURE, f"the interface {request.interface} could not be made: {reason}"
             ) from error
         attachment = Attachment(
             id=identifier,
@@ -250,32 +256,39 @@ class Attacher:
 
     async def _enforce(self, attachment: Attachment) -> None:
         """Disk, tables, kernel, cluster: in this order."""
-        try:
-            self._files.save(SavedEndpoint(attachment=attachment))
-        except OSError as error:
-            raise cni.CniError(
-                cni.Code.IO_FAILURE, f"the endpoint could not be saved: {error.strerror or error}"
-            ) from error
+        self._save(SavedEndpoint(attachment=attachment))
         self._inputs.attachments.put(attachment)
         self._enforcer.step()
         reason = self._enforcer.realised(attachment.id)
         if reason is not None:
             raise cni.CniError(cni.Code.TRY_AGAIN_LATER, f"the endpoint is not enforced yet: {reason}")
         try:
-            await self._publisher.publish(attachment.id)
-        except cluster.StoreError as error:
+            async with asyncio.timeout(PUBLISH_WAIT):
+                await self._publisher.publish(attachment.id)
+        except (cluster.StoreError, TimeoutError) as error:
             # Other nodes learn of the pod when the API server is back; this node serves it now.
-            log.warning("endpoint not published yet", endpoint=attachment.id, error=str(error))
+            reason = str(error) or "the API server is silent"
+            log.warning("endpoint not published yet", endpoint=attachment.id, error=reason)
             self._publisher.retry(attachment.id)
         endpoint = self._graph.desired.endpoints.get(attachment.id)
         if endpoint is not None:
-            self._files.save(
+            self._save(
                 SavedEndpoint(
                     attachment=attachment,
                     identity=endpoint.identity,
                     labels=tuple(endpoint.labels.strings()),
                 )
             )
+
+    def _save(self, endpoint: SavedEndpoint) -> None:
+        try:
+            self._files.save(endpoint)
+        except OSError as error:
+            raise cni.CniError(
+                cni.Code.IO_FAILURE,
+                f"the endpoint could not be saved ({error.strerror or error}): make room in the agent's "
+                "state directory",
+            ) from error
 
     def _undo(self, attachment: Attachment) -> None:
         self._inputs.attachments.delete(attachment.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,11 +14,12 @@ import structlog
 from cilia.apps.agent.attach import Gateways, PodInterface
 from cilia.apps.agent.metrics import KernelNumbers
 from cilia.apps.agent.settings import AgentSettings
-from cilia.dataplane import loader
+from cilia.dataplane import loader, requirements
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
 from cilia.dataplane.maps.conntrack import sweep_translations
+from cilia.dataplane.namespaces import lock_own
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
@@ -40,12 +42,18 @@ class NodeKernel:
 
     def __init__(self, settings: AgentSettings) -> None:
         """Raises BpfError when this machine can't, or another agent does."""
+        requirements.check()
         self._settings = settings
-        self._dataplane = loader.load(
-            settings.bpf_prefix,
-            {"events_enabled": settings.events, "tunnel_enabled": settings.tunnel},
-            {"conntrack": settings.conntrack_entries},
-        )
+        self._lock = _own_node()
+        try:
+            self._dataplane = loader.load(
+                settings.bpf_prefix,
+                {"events_enabled": settings.events, "tunnel_enabled": settings.tunnel},
+                {"conntrack": settings.conntrack_entries},
+            )
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._links = Links()
         self._state: KernelState | None = None
         self._gateways = Gateways("", "")
@@ -68,17 +76,19 @@ class NodeKernel:
         """Let go; what is pinned and linked works on."""
         self._links.close()
         self._dataplane.close()
+        os.close(self._lock)
 
     def prepare_node(self, gateways: Gateways) -> None:
         """The node's own devices, sysctls and hooks. Raises BpfError."""
         self._gateways = gateways
         routers = [address for address in (gateways.ipv4, gateways.ipv6) if address]
         try:
-            self._links.configure_node()
-            self._pair = self._links.ensure_host_pair(routers, self.mtu)
+            # The tunnel first: a port that is taken is found before anything else is made.
             self._tunnel = (
                 self._links.ensure_vxlan(self._settings.tunnel_port, self.mtu) if self._settings.tunnel else 0
             )
+            self._links.configure_node()
+            self._pair = self._links.ensure_host_pair(routers, self.mtu)
             self._links.attach_node(self._dataplane, self._pair, self._tunnel, [self._native])
         except OSError as error:
             raise BpfError(f"the node's devices can't be set up: {error.strerror or error}") from error
@@ -243,6 +253,15 @@ class NodeKernel:
         if not self._settings.tunnel:
             return 0
         return VXLAN_OVERHEAD if ":" not in self.addresses[0] else VXLAN_OVERHEAD_IPV6
+
+
+def _own_node() -> int:
+    """Make this process the only agent of its network namespace: two would take each other's links down,
+    whatever their pins. A descriptor that holds the lock. Raises BpfError."""
+    try:
+        return lock_own()
+    except BlockingIOError:
+        raise BpfError("another agent runs on this node: stop it first") from None
 
 
 def _of_family(addresses: Iterable[str], version: int) -> str:

@@ -25,15 +25,26 @@ POLL = 0.1
 """Seconds between two looks for the operator's answer; only at start."""
 
 
+class BadPrefix(Exception):
+    """The node can't give out addresses from what it was given; the text says what to mend."""
+
+
 class PodAddresses:
     """The address pools of this node, one per family, under one owner name for both."""
 
     def __init__(self, prefixes: Sequence[str], clock: Clock) -> None:
+        """Raises BadPrefix for what is no range of pod addresses."""
         self._clock = clock
         self._pools: dict[int, AddressPool] = {}
         for prefix in prefixes:
-            network = ipaddress.ip_network(prefix)
-            self._pools.setdefault(network.version, AddressPool(network))
+            try:
+                network = ipaddress.ip_network(prefix)
+                self._pools.setdefault(network.version, AddressPool(network))
+            except (ValueError, PoolError) as error:
+                raise BadPrefix(
+                    f"the pod prefix {prefix!r} can't be used ({error}): mend --ipv4-pod-cidr, "
+                    "--ipv6-pod-cidr or spec.ipam.podCIDRs of this node's CiliumNode"
+                ) from error
 
     def router(self, version: int) -> str:
         """The node's own address among its pods, or an empty string."""

@@ -22,8 +22,9 @@ import structlog
 
 from cilia import __version__
 from cilia.abi import ObjectMissing
+from cilia.api import sockets
 from cilia.api.cni_server import CniServer
-from cilia.api.server import ApiServer, ApiSettings
+from cilia.api.server import ApiServer, ApiSettings, check_addresses
 from cilia.api.sockets import SocketError
 from cilia.apps.agent.attach import Attacher, Gateways
 from cilia.apps.agent.backend import AgentBackend, Condition
@@ -32,15 +33,15 @@ from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
-from cilia.apps.agent.node import PodAddresses, Registration
+from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
-from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, persist
+from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, each, persist
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.cluster.directory import DirectoryStore
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
-from cilia.cluster.store import Store, StoreError
+from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.control.policy.resolve import PolicyMode
 from cilia.dataplane.bpf import BpfError
@@ -50,6 +51,7 @@ from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.server import Server as HubbleServer
 from cilia.hubble.store import FlowStore, LossSource
+from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
 from cilia.kit.files import private_directory
 from cilia.kit.tasks import TaskGroup
@@ -62,7 +64,15 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-EXPECTED = (BpfError, ObjectMissing, SocketError, ConfigError, install.InstallError, conflist.ConflistError)
+EXPECTED = (
+    BpfError,
+    ObjectMissing,
+    SocketError,
+    ConfigError,
+    BadPrefix,
+    install.InstallError,
+    conflist.ConflistError,
+)
 """What can be wrong with a machine or its settings; the message says what to do."""
 
 
@@ -97,13 +107,23 @@ class Runtime:
             return
         except EXPECTED as error:
             raise StartError(str(error)) from error
+        except OSError as error:
+            if not (self.condition.doing and error.filename):
+                raise
+            raise StartError(
+                f"{error.filename} can't be used ({error.strerror}): make room or give it the right owner, "
+                "or choose another directory"
+            ) from error
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         settings = self.settings
-        private_directory(settings.state_dir)
-        store = await self._store(stack)
         kernel = NodeKernel(settings)
         stack.callback(kernel.close)
+        await check_addresses(settings.health_listen, settings.metrics_listen)
+        private_directory(settings.state_dir)
+        for path in (settings.api_socket, settings.cni_socket, settings.hubble_socket):
+            sockets.clear(path)
+        store = await self._store(stack)
         tasks = await stack.enter_async_context(TaskGroup())
 
         registration = Registration(store, settings.node_name, kernel.addresses, boot_id())
@@ -112,8 +132,8 @@ class Runtime:
         prefixes = fixed or node_file.load()
         if not prefixes:
             prefixes = await self._or_stop(registration.pod_prefixes())
-        node_file.save(prefixes)
         addresses = PodAddresses(prefixes, self.clock)
+        node_file.save(prefixes)
         gateways = Gateways(addresses.router(4), addresses.router(6))
         kernel.prepare_node(gateways)
         tasks.spawn(
@@ -289,16 +309,10 @@ class Runtime:
                 identities_wake.set()
 
         async def publish_endpoints() -> None:
-            for identifier in publisher.dirty():
-                try:
-                    await publisher.publish(identifier)
-                except Exception:
-                    publisher.retry(identifier)
-                    raise
+            await each(publisher.dirty(), publisher.publish, publisher.retry)
 
         async def allocate() -> None:
-            for labels in list(graph.endpoints.wanted):
-                await identities.allocate(labels)
+            await each(list(graph.endpoints.wanted), identities.allocate, lambda _: None)
 
         engine.after.append(look)
         tasks.spawn("publish endpoints", persist("CiliumEndpoints", endpoints_wake, publish_endpoints))
@@ -306,10 +320,23 @@ class Runtime:
         tasks.spawn("allocate identities", persist("CiliumIdentities", identities_wake, allocate))
 
     async def _settle(self, engine: Engine, graph: ControlGraph, identities: IdentityAllocator) -> None:
-        """The first step; restored endpoints whose identity was collected meanwhile get one anew."""
+        """The first step; restored endpoints whose identity was collected meanwhile get one anew.
+
+        Without the store the kernel keeps what it has: what is not identified would be pruned.
+        """
         engine.step()
+        backoff = Backoff(limit=5.0)
         for labels in list(graph.endpoints.wanted):
-            await self._or_stop(identities.allocate(labels))
+            while True:
+                try:
+                    await self._or_stop(identities.allocate(labels))
+                except Unavailable as error:
+                    log.warning("no identity yet", labels=labels.strings(), error=str(error))
+                    await self._or_stop(asyncio.sleep(backoff.next()))
+                    continue
+                except StoreError as error:
+                    log.error("no identity", labels=labels.strings(), error=str(error))
+                break
         engine.step()
 
     async def _admit_pods(self, server: CniServer) -> None:
