@@ -1,6 +1,6 @@
 """CNI calls: from a typed request to an endpoint that is enforced, and back.
 
-An ADD is answered only when the kernel enforces the pod's policy and the endpoint would survive a crash.
+An ADD is answered only when the kernel enforces the pod's policy and the endpoint would survive the agent.
 The order is: addresses, identity and interface at once, the file on disk, the tables, the kernel, the
 CiliumEndpoint, the answer. Killed in between, a restarted agent finds either the file (and adopts) or a
 stray interface (and removes it); the runtime calls again.
@@ -59,6 +59,15 @@ class PodInterface:
     ifindex: int
     mac: str
     host_mac: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """Who a pod is; empty for a container that is no pod."""
+
+    uid: str = ""
+    identity: int = 0
+    labels: tuple[str, ...] = ()
 
 
 class PodLinks(Protocol):
@@ -210,30 +219,31 @@ class Attacher:
             pod_uid=request.pod.uid,
         )
         try:
-            pod = await describing
-            if pod is not None and pod.uid and not attachment.pod_uid:
-                attachment = _with_uid(attachment, pod.uid)
-            await self._enforce(attachment)
+            described = await describing
+            if described.uid and not attachment.pod_uid:
+                attachment = _with_uid(attachment, described.uid)
+            await self._enforce(attachment, described)
         except BaseException:
             self._undo(attachment)
             raise
         return attachment
 
-    async def _describe(self, pod: cni.Pod) -> PodRow | None:
-        """The pod and, before anything is attached, a number for its labels."""
+    async def _describe(self, pod: cni.Pod) -> Described:
+        """Who the pod is: before anything is attached, its labels have a number."""
         if not pod.name:
-            return None
+            return Described()
         key = (pod.namespace, pod.name)
         row = self._inputs.pods.get(key)
         if row is None or (pod.uid and row.uid and row.uid != pod.uid):
             row = await self._fetch(pod)
+        labels = self._graph.endpoints.labels_of(pod.namespace, row)
         try:
-            await self._identities.allocate(self._graph.endpoints.labels_of(pod.namespace, row))
+            identity = await self._identities.allocate(labels)
         except cluster.StoreError as error:
             raise cni.CniError(
                 cni.Code.TRY_AGAIN_LATER, f"no identity for {pod.namespace}/{pod.name} yet: {error}"
             ) from error
-        return row
+        return Described(uid=row.uid, identity=identity, labels=tuple(labels.strings()))
 
     async def _fetch(self, pod: cni.Pod) -> PodRow:
         """Ask for a pod the watch has not brought yet."""
@@ -254,9 +264,9 @@ class Attacher:
                     cni.Code.TRY_AGAIN_LATER, f"the pod {where} could not be read: {error}"
                 ) from error
 
-    async def _enforce(self, attachment: Attachment) -> None:
+    async def _enforce(self, attachment: Attachment, described: Described) -> None:
         """Disk, tables, kernel, cluster: in this order."""
-        self._save(SavedEndpoint(attachment=attachment))
+        self._save(SavedEndpoint(attachment=attachment, identity=described.identity, labels=described.labels))
         self._inputs.attachments.put(attachment)
         self._enforcer.step()
         reason = self._enforcer.realised(attachment.id)
@@ -270,15 +280,6 @@ class Attacher:
             reason = str(error) or "the API server is silent"
             log.warning("endpoint not published yet", endpoint=attachment.id, error=reason)
             self._publisher.retry(attachment.id)
-        endpoint = self._graph.desired.endpoints.get(attachment.id)
-        if endpoint is not None:
-            self._save(
-                SavedEndpoint(
-                    attachment=attachment,
-                    identity=endpoint.identity,
-                    labels=tuple(endpoint.labels.strings()),
-                )
-            )
 
     def _save(self, endpoint: SavedEndpoint) -> None:
         try:

@@ -1,4 +1,8 @@
-"""The endpoints of this node on disk: what a restarted agent adopts before it hears anybody."""
+"""The endpoints of this node on disk: what a restarted agent adopts before it hears anybody.
+
+The files outlive the agent, not the machine: interfaces and maps don't survive a power cut either, and what
+has no interface is forgotten. So they are written whole, but nobody waits for the disk.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from cilia.kit.files import private_directory, sync_directory, write_atomic
+from cilia.kit.files import private_directory, write_atomic
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 
@@ -44,7 +48,7 @@ class NodeFile:
 
 
 class EndpointFiles:
-    """One JSON file per endpoint under `<state>/endpoints`, written whole and durably."""
+    """One JSON file per endpoint under `<state>/endpoints`."""
 
     def __init__(self, state_dir: Path) -> None:
         self._directory = state_dir / "endpoints"
@@ -62,13 +66,12 @@ class EndpointFiles:
         return saved
 
     def save(self, endpoint: SavedEndpoint) -> None:
-        """Write one endpoint. Raises OSError when it can't be made durable (disk full)."""
-        write_atomic(self._path(endpoint.attachment.id), msgspec.json.encode(endpoint))
+        """Write one endpoint. Raises OSError (disk full)."""
+        write_atomic(self._path(endpoint.attachment.id), msgspec.json.encode(endpoint), durable=False)
 
     def remove(self, identifier: EndpointId) -> None:
         """Forget one endpoint; forgetting the unknown is no error."""
         self._path(identifier).unlink(missing_ok=True)
-        sync_directory(self._directory)
 
     def _path(self, identifier: EndpointId) -> Path:
         return self._directory / f"{identifier}.json"
