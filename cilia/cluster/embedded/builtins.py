@@ -246,14 +246,41 @@ _DEFINITION: Final = _object(
         "scope",
         "versions",
         group=_STR,
-        names=_open("plural", "kind", plural=_STR, kind=_STR, singular=_STR, shortNames=_list(_STR)),
+        names=_open(
+            "plural",
+            "kind",
+            plural=_STR,
+            kind=_STR,
+            singular=_STR,
+            listKind=_STR,
+            shortNames=_list(_STR),
+            categories=_list(_STR),
+        ),
+        conversion=_open(strategy=_STR),
         scope=_choice("Cluster", "Namespaced"),
         versions={
-            **_list(_open("name", "served", "storage", name=_STR, served=_BOOL, storage=_BOOL)),
+            **_list(
+                _open(
+                    "name",
+                    "served",
+                    "storage",
+                    name=_STR,
+                    served=_BOOL,
+                    storage=_BOOL,
+                    schema=_open(openAPIV3Schema=_open()),
+                    additionalPrinterColumns=_list(_open()),
+                    selectableFields=_list(_open()),
+                    subresources=_open(status=_open(), scale=_open()),
+                )
+            ),
             "minItems": 1,
         },
     ),
-    status=_open(),
+    status=_open(
+        conditions=_list(_open("type", type=_STR)),
+        storedVersions=_list(_STR),
+        acceptedNames=_open(),
+    ),
 )
 
 _EVENT_FIELDS: Final = (
