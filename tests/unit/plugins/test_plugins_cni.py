@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import subprocess
 import threading
@@ -440,6 +441,15 @@ def test_an_unsuitable_place_is_refused_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InstallError, match="writable"):
         install_plugin(tmp_path / "file", Path("/s"), tmp_path / "queue")
+
+
+def test_an_interpreter_with_other_bytecode_runs_the_source(node: Node) -> None:
+    text = node.plugin.read_text()
+    other = text.replace(repr(importlib.util.MAGIC_NUMBER), "b'other'").replace("CODE = b'", "CODE = b'junk")
+    assert other != text
+    node.plugin.write_text(other)
+    status, output = node.call("VERSION")
+    assert (status, output) == (0, cni.encode_versions())
 
 
 def test_remove_is_repeatable(node: Node) -> None:
