@@ -15,7 +15,6 @@ from cilia.lab import cgroups, kernel, records, starting, teardown
 from cilia.lab.plan import STATE_ROOT, LabPlan, PlanError, make_plan
 
 NAME = "thalf"
-STAND_IN = str(Path(__file__).with_name("lab_stand_in.py"))
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 
@@ -56,7 +55,7 @@ def test_a_program_that_is_not_there_fails_up_with_a_sentence() -> None:
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("moment", ["namespaces and links", "programs", "API server", "agents"])
 def test_a_daemon_killed_at_any_moment_leaves_nothing(moment: str) -> None:
-    made = plan(sys.executable, STAND_IN)
+    made = plan()
 
     def kill(message: dict[str, Any]) -> None:
         daemon = records.find_process(made, "daemon")
@@ -75,7 +74,7 @@ def test_up_interrupted_by_the_user_leaves_nothing() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        starting.start(plan(sys.executable, STAND_IN), interrupt)
+        starting.start(plan(), interrupt)
     assert left_over() == []
 
 
@@ -95,7 +94,7 @@ def test_down_clears_any_part_of_a_lab() -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_two_ups_at_once_make_one_lab() -> None:
-    made = plan(sys.executable, STAND_IN)
+    made = plan()
     outcomes: list[object] = []
 
     def start() -> None:

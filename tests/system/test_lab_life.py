@@ -1,4 +1,4 @@
-"""The life of a lab with a stand-in for the agent: pods, commands, faults, and nothing left afterwards."""
+"""The life of a lab: pods, commands, faults, and nothing left afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from cilia.lab.plan import STATE_ROOT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
 
 NAME = "tlab"
-STAND_IN = (sys.executable, str(Path(__file__).with_name("lab_stand_in.py")))
 PODS = """
 apiVersion: v1
 kind: Namespace
@@ -101,7 +100,7 @@ def left_over() -> list[str]:
 @pytest.fixture(scope="module")
 def plan() -> Iterator[LabPlan]:
     teardown.take_down(NAME)
-    made = make_plan(NAME, 2, agent_program=STAND_IN)
+    made = make_plan(NAME, 2)
     try:
         starting.start(made, lambda _: None)
         kubectl(made, "apply", "-f", "-", stdin=PODS)
@@ -180,7 +179,7 @@ def test_status_and_check_tell_what_is(plan: LabPlan) -> None:
 def test_up_again_says_it_is_up_and_other_settings_are_refused(plan: LabPlan) -> None:
     assert starting.start(plan, lambda _: None) is None
     with pytest.raises(starting.StartError, match="already up with 2 nodes"):
-        starting.start(make_plan(NAME, 3, agent_program=STAND_IN), lambda _: None)
+        starting.start(make_plan(NAME, 3), lambda _: None)
 
 
 def test_a_killed_pod_is_made_again(plan: LabPlan) -> None:
@@ -199,13 +198,14 @@ def test_a_deleted_pod_goes_with_its_sandbox(plan: LabPlan) -> None:
 
 
 def test_a_refused_attachment_is_told_and_tried_again(plan: LabPlan) -> None:
-    refusal = Path(plan.nodes[0].directory, "state", "refuse")
-    refusal.touch()
+    """While the agent is away the plugin refuses; the pod comes up once it is back."""
+    control.ask(plan.control_socket, {"kill_agent": "node-1"})
     spec = '{"nodeName": "node-1", "containers": [{"name": "c"}]}'
     body = f'{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "late"}}, "spec": {spec}}}'
     kubectl(plan, "apply", "-f", "-", stdin=body)
-    until(lambda: "told to refuse" in kubectl(plan, "get", "events"), "an event with the reason")
-    refusal.unlink()
+    until(lambda: "FailedCreatePodSandBox" in kubectl(plan, "get", "events"), "an event with the reason")
+    assert "agent" in kubectl(plan, "get", "events").lower()
+    control.ask(plan.control_socket, {"start_agent": "node-1"})
     kubectl(plan, "wait", "pod", "late", "--for=condition=Ready", "--timeout=20s")
 
 
