@@ -26,7 +26,7 @@ from cilia.model.policy import PolicyState, SubjectPolicy
 from cilia.model.resources import cilium_endpoint as cep
 from cilia.model.resources.base import AnyObject, ObjectMeta, OwnerReference
 from cilia.model.resources.cilium_identity import CiliumIdentity
-from cilia.schema import Desired, Inputs
+from cilia.schema import Desired, Inputs, PodRow
 from cilia.tables.table import Cursor
 
 log = structlog.get_logger(__name__)
@@ -247,6 +247,40 @@ class IdentityAllocator:
             return False
         held = cluster.decode(raw, CiliumIdentity).security_labels
         return Labels.from_security_labels(held) == labels
+
+
+class PodIdentities:
+    """Has a number made for the labels of every pod that is bound to this node, so that its ADD, which comes
+    a moment later, need not wait for the store. A number nobody comes to use is the operator's garbage.
+    """
+
+    def __init__(
+        self, inputs: Inputs, labels_of: Callable[[str, PodRow], Labels], identities: IdentityAllocator
+    ) -> None:
+        self._inputs = inputs
+        self._labels_of = labels_of
+        self._identities = identities
+        self._pods = inputs.pods.cursor()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are pods to look at."""
+        return self._pods.pending
+
+    async def allocate(self) -> None:
+        """See to all pods that came or changed. Raises StoreError; those it failed for stay pending."""
+        rows, _ = self._pods.take()
+        await each([row for row in rows if self._foreseen(row)], self._allocate, self._retry)
+
+    def _foreseen(self, pod: PodRow) -> bool:
+        """Whether the identity is certain: the namespace's labels are part of it."""
+        return not pod.host_network and pod.namespace in self._inputs.namespaces
+
+    async def _allocate(self, pod: PodRow) -> None:
+        await self._identities.allocate(self._labels_of(pod.namespace, pod))
+
+    def _retry(self, pod: PodRow) -> None:
+        self._pods.mark((pod.namespace, pod.name))
 
 
 def hash_of(labels: Labels) -> int:

@@ -10,6 +10,7 @@ Until the inputs are complete the kernel goes on with what a predecessor left in
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Awaitable
@@ -35,7 +36,14 @@ from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
-from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator, StatusPublisher, each, persist
+from cilia.apps.agent.publish import (
+    EndpointPublisher,
+    IdentityAllocator,
+    PodIdentities,
+    StatusPublisher,
+    each,
+    persist,
+)
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.cluster.directory import DirectoryStore
@@ -210,6 +218,8 @@ class Runtime:
         attacher.ready = True
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         await self._admit_pods(cni_server)
+        # What stands now stands as long as the agent: no collection need look at it again.
+        gc.freeze()
         self.condition.doing = ""
         log.info("ready", node=settings.node_name, endpoints=len(self.desired.endpoints))
         await self._until_stopped(engine, tasks)
@@ -299,6 +309,8 @@ class Runtime:
     ) -> None:
         """Tell the cluster what changed, after every step that changed something."""
         endpoints_wake, statuses_wake, identities_wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        pods_wake = asyncio.Event()
+        upcoming = PodIdentities(self.inputs, graph.endpoints.labels_of, identities)
 
         def look() -> None:
             if publisher.pending:
@@ -307,6 +319,8 @@ class Runtime:
                 statuses_wake.set()
             if graph.endpoints.wanted:
                 identities_wake.set()
+            if upcoming.pending:
+                pods_wake.set()
 
         async def publish_endpoints() -> None:
             await each(publisher.dirty(), publisher.publish, publisher.retry)
@@ -318,6 +332,7 @@ class Runtime:
         tasks.spawn("publish endpoints", persist("CiliumEndpoints", endpoints_wake, publish_endpoints))
         tasks.spawn("publish statuses", persist("policy statuses", statuses_wake, statuses.publish))
         tasks.spawn("allocate identities", persist("CiliumIdentities", identities_wake, allocate))
+        tasks.spawn("foresee identities", persist("CiliumIdentities of pods", pods_wake, upcoming.allocate))
 
     async def _settle(self, engine: Engine, graph: ControlGraph, identities: IdentityAllocator) -> None:
         """The first step; restored endpoints whose identity was collected meanwhile get one anew.

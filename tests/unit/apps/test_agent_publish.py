@@ -9,6 +9,7 @@ import pytest
 from cilia.apps.agent.publish import (
     EndpointPublisher,
     IdentityAllocator,
+    PodIdentities,
     StatusPublisher,
     condition_message,
     hash_of,
@@ -23,7 +24,7 @@ from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Labels
 from cilia.model.policy import PolicyProblem, PolicyState
 from cilia.model.resources.cilium_identity import CiliumIdentity
-from cilia.schema import Desired, Inputs
+from cilia.schema import Desired, Inputs, NamespaceRow, PodRow
 from tests.support.memory_store import MemoryStore
 
 WEB = Labels.kubernetes("demo", {"app": "web"})
@@ -72,6 +73,43 @@ def test_the_lowest_of_two_numbers_for_one_label_set_is_used() -> None:
         assert await IdentityAllocator(MemoryStore(), inputs).allocate(WEB) == 400
 
     asyncio.run(play())
+
+
+def test_pods_that_will_come_have_their_number_made() -> None:
+    async def play() -> None:
+        store, inputs = MemoryStore(), Inputs()
+        upcoming = PodIdentities(inputs, labels_of, IdentityAllocator(store, inputs))
+        inputs.namespaces.put(NamespaceRow(name="demo"))
+        inputs.pods.put(PodRow(namespace="demo", name="web-1", labels={"app": "web"}))
+        inputs.pods.put(PodRow(namespace="demo", name="web-2", labels={"app": "web"}))
+        inputs.pods.put(PodRow(namespace="demo", name="agent", labels={"app": "agent"}, host_network=True))
+        inputs.pods.put(PodRow(namespace="unheard", name="db-1", labels={"app": "db"}))
+        await upcoming.allocate()
+        assert {row.labels for row in inputs.cluster_identities} == {WEB}
+        assert not upcoming.pending
+
+    asyncio.run(play())
+
+
+def test_a_pod_whose_number_the_store_refuses_is_not_forgotten() -> None:
+    async def play() -> None:
+        store, inputs = MemoryStore(), Inputs()
+        upcoming = PodIdentities(inputs, labels_of, IdentityAllocator(store, inputs))
+        inputs.namespaces.put(NamespaceRow(name="demo"))
+        inputs.pods.put(PodRow(namespace="demo", name="web-1", labels={"app": "web"}))
+        store.down = cluster.Unavailable("away")
+        with pytest.raises(cluster.Unavailable):
+            await upcoming.allocate()
+        assert upcoming.pending
+        store.down = None
+        await upcoming.allocate()
+        assert len(store.names(cluster.CILIUM_IDENTITIES)) == 1
+
+    asyncio.run(play())
+
+
+def labels_of(namespace: str, pod: PodRow) -> Labels:
+    return Labels.kubernetes(namespace, pod.labels)
 
 
 def test_an_identity_object_reads_back_as_its_labels() -> None:
