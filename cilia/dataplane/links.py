@@ -68,6 +68,9 @@ NODE_SYSCTLS = {
 }
 """The stronger of `all` and the device's own rp_filter holds, so `all` has to be off."""
 
+RESERVED_PORTS = "ipv4/ip_local_reserved_ports"
+"""Ports that sockets get only when they name them; for both families."""
+
 
 class PodLink(msgspec.Struct, frozen=True, kw_only=True):
     """What a pod's link is to be."""
@@ -255,6 +258,11 @@ class Links:
         """The addresses on a device."""
         return [address for at, address, _ in self._addresses() if at == index]
 
+    def local_addresses(self) -> list[str]:
+        """Every address at which the node itself answers others: not loopback, not link-local."""
+        found = (ipaddress.ip_address(address) for _, address, _ in self._addresses())
+        return sorted(str(a) for a in found if not a.is_loopback and not a.is_link_local)
+
     def configure_node(self) -> None:
         """Sysctls the node needs to forward. Raises OSError.
 
@@ -266,6 +274,14 @@ class Links:
             if read_sysctl(listens) == "1":
                 write_sysctls({listens: "2"})
         write_sysctls(NODE_SYSCTLS)
+
+    def reserve_ports(self, first: int, last: int) -> None:
+        """Keep the kernel from giving these ports to sockets that ask for any; others' reservations stay.
+        Raises OSError."""
+        reserved = [part for part in read_sysctl(RESERVED_PORTS).split(",") if part]
+        wanted = f"{first}-{last}"
+        if wanted not in reserved:
+            write_sysctls({RESERVED_PORTS: ",".join([*reserved, wanted])})
 
     def attach_node(
         self, dataplane: Dataplane, pair: HostPair, tunnel_ifindex: int, native: Iterable[Device]

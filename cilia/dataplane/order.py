@@ -121,8 +121,12 @@ class KernelState:
 
     def set_node(self, settings: NodeSettings, host_addresses: Iterable[str]) -> None:
         """Put node settings in force and make exactly these addresses the node's own. Raises OSError."""
-        self._endpoint_maps.set_hosts(host_addresses)
+        self.set_hosts(host_addresses)
         self.settings.write(settings)
+
+    def set_hosts(self, addresses: Iterable[str]) -> None:
+        """Make exactly these addresses the node's own. Raises OSError."""
+        self._endpoint_maps.set_hosts(addresses)
 
     def map_uses(self) -> list[listing.MapUse]:
         """All maps with their sizes and use; conntrack's as of the last sweep, it is too large to walk."""

@@ -85,8 +85,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drop_rate: int = 100
     """Drop reports per second, endpoint and reason; 0: unlimited."""
     drop_burst: int = 200
-    nat_first_port: int = 32768
-    nat_last_port: int = 60999
+    nat_first_port: int = 49152
+    """With the next: outside ports of masqueraded flows. The node's own sockets must not get them, or a pod
+    that chooses the port of such a socket would get its answers."""
+    nat_last_port: int = 65535
     tunnel_port: int = 8472
     cluster: int = 0
     ct_quota: int = 0

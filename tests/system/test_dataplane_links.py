@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -246,6 +247,24 @@ def test_routes_are_recognised_by_their_protocol(node: Node) -> None:
         assert routes.prune(rows[:1]) == 1 and routes.ours() == {"10.9.0.0/24"}
         assert routes.delete(["10.9.0.0/24", "10.7.0.0/24"]) == {} and routes.ours() == set()
         assert "default via 192.0.2.254" in ip("route")
+
+
+def test_reserved_ports_join_those_of_others(node: Node) -> None:
+    path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    with node.inside():
+        path.write_text("8080,9000-9010")
+        node.links.reserve_ports(49152, 65535)
+        node.links.reserve_ports(49152, 65535)
+        assert path.read_text().strip() == "8080,9000-9010,49152-65535"
+
+
+def test_the_nodes_own_addresses_are_those_others_can_use(node: Node) -> None:
+    with node.inside():
+        node.links.ensure_host_pair(["10.9.0.1", "fd09::1"], 1500)
+        ip("address", "add", "198.51.100.7/32", "dev", "lo")
+        found = node.links.local_addresses()
+    assert {"10.9.0.1", "fd09::1", "198.51.100.7"} <= set(found)
+    assert not [address for address in found if address.startswith(("127.", "fe80")) or address == "::1"]
 
 
 def test_two_pods_talk_as_their_policy_says(node: Node, dataplane: Dataplane) -> None:

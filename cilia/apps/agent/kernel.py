@@ -35,6 +35,9 @@ VXLAN_OVERHEAD = 50
 VXLAN_OVERHEAD_IPV6 = 70
 NAT_IDLE = 300
 """Seconds a translation may rest before it is forgotten."""
+QUOTA_SHARE = 4
+"""A pod may have this part of all flows unless told otherwise: plenty for one, and no single one starves
+the others."""
 
 
 class NodeKernel:
@@ -57,6 +60,7 @@ class NodeKernel:
         self._links = Links()
         self._state: KernelState | None = None
         self._gateways = Gateways("", "")
+        self._hosts: list[str] = []
         self._native = self._find_native()
         self.addresses = self._underlay_addresses()
         self.mtu = self._native.mtu - self._overhead()
@@ -88,6 +92,7 @@ class NodeKernel:
                 self._links.ensure_vxlan(self._settings.tunnel_port, self.mtu) if self._settings.tunnel else 0
             )
             self._links.configure_node()
+            self._links.reserve_ports(NodeSettings().nat_first_port, NodeSettings().nat_last_port)
             self._pair = self._links.ensure_host_pair(routers, self.mtu)
             self._links.attach_node(self._dataplane, self._pair, self._tunnel, [self._native])
         except OSError as error:
@@ -96,7 +101,8 @@ class NodeKernel:
     def follow(self, desired: Desired) -> KernelState:
         """The reconcilers of the desired tables, and the node's settings in force."""
         state = KernelState(self._dataplane, desired, Routes(self._links))
-        state.set_node(self._node_settings(), [*self.addresses, *self._routers()])
+        self._hosts = self._host_addresses()
+        state.set_node(self._node_settings(), self._hosts)
         self._state = state
         self._links.filter_pods(
             [device.ifindex for device in self._links.pods().values()],
@@ -181,11 +187,13 @@ class NodeKernel:
         return RingReader(rings, self._state.settings, self._dataplane.layout, deliver)
 
     async def collect(self, interval: float) -> None:
-        """Forget expired flows and translations, a chunk at a time, for ever."""
+        """Forget expired flows and translations, a chunk at a time, and see which addresses the node has, for
+        ever."""
         assert self._state is not None
         clock = asyncio.get_running_loop().time
         while True:
             await self._pause(interval)
+            self._look_for_addresses()
             for _ in self._state.conntrack.sweep(lambda: int(clock())):
                 await asyncio.sleep(0)
             for _ in sweep_translations(self._dataplane.maps["snat"], lambda: int(clock()), NAT_IDLE):
@@ -224,10 +232,24 @@ class NodeKernel:
             aggregation=value(f"AGGREGATION_{settings.aggregation.upper()}"),
             report_interval=settings.report_interval,
             tunnel_port=settings.tunnel_port,
+            ct_quota=settings.conntrack_quota or settings.conntrack_entries // QUOTA_SHARE,
         )
 
-    def _routers(self) -> list[str]:
-        return [address for address in (self._gateways.ipv4, self._gateways.ipv6) if address]
+    def _host_addresses(self) -> list[str]:
+        """What is the host to pods: a rule about the world or a prefix does not speak of these."""
+        routers = [address for address in (self._gateways.ipv4, self._gateways.ipv6) if address]
+        return sorted({*self.addresses, *routers, *self._links.local_addresses()})
+
+    def _look_for_addresses(self) -> None:
+        """Addresses come and go while the agent runs."""
+        assert self._state is not None
+        try:
+            found = self._host_addresses()
+            if found != self._hosts:
+                self._state.set_hosts(found)
+                self._hosts = found
+        except OSError as error:
+            log.warning("the node's addresses are not up to date", reason=error.strerror or str(error))
 
     def _find_native(self) -> Device:
         wanted = self._settings.native_device

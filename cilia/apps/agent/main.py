@@ -80,6 +80,10 @@ def agent(
         float, typer.Option(envvar=_env("identity_change_grace"), min=0, help="Seconds.")
     ] = 1.0,
     conntrack_entries: Annotated[int, typer.Option(envvar=_env("conntrack_entries"), min=64)] = 131_072,
+    conntrack_quota: Annotated[
+        int,
+        typer.Option(envvar=_env("conntrack_quota"), min=0, help="Flows one pod may have; 0: a quarter."),
+    ] = 0,
     conntrack_gc_interval: Annotated[
         float, typer.Option(envvar=_env("conntrack_gc_interval"), min=0.1, help="Seconds.")
     ] = 15.0,
@@ -129,6 +133,7 @@ def agent(
         enforcement=enforcement,
         identity_change_grace=identity_change_grace,
         conntrack_entries=conntrack_entries,
+        conntrack_quota=conntrack_quota,
         conntrack_gc_interval=conntrack_gc_interval,
         exclusive_cni=exclusive_cni,
         log_level=log_level,

@@ -58,6 +58,8 @@ class AgentSettings:
     """Seconds a relabelled pod keeps its old identity, so that other nodes learn the new one first."""
     conntrack_entries: int = 131_072
     """Flows tracked at once."""
+    conntrack_quota: int = 0
+    """Flows one pod may have; 0: a quarter of all."""
     conntrack_gc_interval: float = 15.0
     """Seconds between two looks for expired flows."""
     policy_slots: int = 64
