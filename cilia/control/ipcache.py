@@ -126,7 +126,7 @@ class IpcacheNode:
 
     def _step_pod_cidrs(self, changed: set[str]) -> None:
         """Claim pod prefixes; a changed address of one node can make another's prefix unusable."""
-        before, self._pod_cidrs = self._pod_cidrs, usable_pod_cidrs(self._inputs.nodes)
+        before, self._pod_cidrs = self._pod_cidrs, usable_pod_cidrs(self._inputs.nodes, self._node)
         changed |= {name for name, cidrs in self._pod_cidrs.items() if before.get(name) != cidrs}
         for name in changed:
             self._claim((RANK_POD_CIDR, name), list(self._of_pod_cidrs(name)))

@@ -6,6 +6,7 @@ import bisect
 import ipaddress
 from collections.abc import Iterable
 
+from cilia.model.address import IPNetwork
 from cilia.model.node import Node, NodeAddress, Route
 from cilia.schema import Desired, Inputs
 
@@ -33,7 +34,7 @@ class NodesNode:
             for node in sorted(self._inputs.nodes, key=lambda node: (node is own, node.name))
             for address in node.addresses
         )
-        cidrs = usable_pod_cidrs(self._inputs.nodes) if own is not None else {}
+        cidrs = usable_pod_cidrs(self._inputs.nodes, self._node) if own is not None else {}
         self._desired.routes.replace(self._route(cidr, own) for found in cidrs.values() for cidr in found)
 
     def _route(self, cidr: str, own: Node | None) -> Route:
@@ -41,12 +42,14 @@ class NodesNode:
         return Route(prefix=cidr, device=self._device, source=_same_family(routers, cidr), mtu=self._mtu)
 
 
-def usable_pod_cidrs(nodes: Iterable[Node]) -> dict[str, tuple[str, ...]]:
-    """The pod prefixes of each node that hold no node's underlay address.
+def usable_pod_cidrs(nodes: Iterable[Node], own: str) -> dict[str, tuple[str, ...]]:
+    """The pod prefixes of each node that hold no node's underlay address, nor others' pods.
 
-    A route to such a prefix would lead the tunnels themselves into the tunnel.
+    A route to a node's address would lead the tunnels themselves into the tunnel; what overlaps the pods of
+    the node `own` is not somebody else's.
     """
     found = list(nodes)
+    mine = [ipaddress.ip_network(cidr) for node in found if node.name == own for cidr in node.pod_cidrs]
     underlay: dict[int, list[int]] = {4: [], 6: []}
     for node in found:
         for text in node.addresses:
@@ -54,11 +57,18 @@ def usable_pod_cidrs(nodes: Iterable[Node]) -> dict[str, tuple[str, ...]]:
             underlay[address.version].append(int(address))
     for numbers in underlay.values():
         numbers.sort()
-    return {node.name: tuple(cidr for cidr in node.pod_cidrs if not _holds(cidr, underlay)) for node in found}
+    return {
+        node.name: tuple(
+            cidr
+            for cidr in node.pod_cidrs
+            if not _holds(ipaddress.ip_network(cidr), underlay)
+            and (node.name == own or not any(map(ipaddress.ip_network(cidr).overlaps, mine)))
+        )
+        for node in found
+    }
 
 
-def _holds(cidr: str, underlay: dict[int, list[int]]) -> bool:
-    network = ipaddress.ip_network(cidr)
+def _holds(network: IPNetwork, underlay: dict[int, list[int]]) -> bool:
     numbers = underlay[network.version]
     at = bisect.bisect_left(numbers, int(network.network_address))
     return at < len(numbers) and numbers[at] <= int(network.broadcast_address)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,10 @@ class AgentNode:
         self.conf = directory / "net.d"
         self.client = AgentClient(str(self.state / "agent.sock"))
         self.agents: list[Agent] = []
+        self.addresses: dict[str, list[str]] = {}
+        """Of pods, for tests that share them."""
         self._pods: dict[str, Path] = {}
+        self._listeners: list[socket.socket] = []
 
     # the agent
 
@@ -118,9 +122,9 @@ class AgentNode:
 
     def start(self, *wrapper: str, **changes: str) -> Agent:
         """Start an agent and wait until it is ready."""
-        agent = self.launch(*wrapper, **changes)
-        self.wait_ready(agent)
-        return agent
+        self.agent = self.launch(*wrapper, **changes)
+        self.wait_ready(self.agent)
+        return self.agent
 
     def wait_ready(self, agent: Agent) -> None:
         """Wait until pods can be attached."""
@@ -166,6 +170,11 @@ class AgentNode:
         metadata = {"name": name, "namespace": "default", "uid": f"uid-{name}", "labels": labels or {}}
         spec = {"nodeName": "node-1", "containers": [{"name": "c", "image": "none"}]}
         self.write(f"pod-{name}", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+    def drop_pod(self, name: str) -> None:
+        """Take a pod's object and namespace away."""
+        self.forget(f"pod-{name}")
+        kernel.delete_network(str(self._pods.pop(name)))
 
     def netns_of(self, name: str) -> Path:
         """A pod's network namespace."""
@@ -236,6 +245,19 @@ class AgentNode:
         with kernel.inside_network(self.netns):
             return {name for _, name in socket.if_nameindex() if name.startswith("lxc")}
 
+    def routes(self) -> str:
+        """The node's routes, as ip(8) prints them."""
+        found = [
+            subprocess.run(
+                ["nsenter", f"--net={self.netns}", "--", "ip", family, "route"],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            for family in ("-4", "-6")
+        ]
+        return "".join(found)
+
     def saved(self) -> list[str]:
         """Files in the directory of endpoints."""
         return sorted(path.name for path in (self.state / "endpoints").iterdir())
@@ -251,13 +273,14 @@ class AgentNode:
         with kernel.inside_network(self._pods[pod]):
             return socket.socket(family, kind)
 
-    def listener(self, pod: str, port: int = 8080) -> socket.socket:
-        """A TCP listener in a pod, over IPv4."""
-        found = self.inside(pod, socket.AF_INET, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(("0.0.0.0", port))
-        found.listen(256)
-        return found
+    def serve(self, pod: str, port: int = 8080) -> None:
+        """Answer on a TCP port of a pod, over IPv4: what comes goes back. Until the node is closed."""
+        listener = self.inside(pod, socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("0.0.0.0", port))
+        listener.listen(256)
+        self._listeners.append(listener)
+        threading.Thread(target=_echo, args=(listener,), daemon=True).start()
 
     def connect(self, pod: str, address: str, port: int = 8080, timeout: float = 0.5) -> socket.socket | None:
         """A connection from a pod, or None when none came about."""
@@ -279,15 +302,41 @@ class AgentNode:
 
     # the end
 
-    def close(self) -> None:
-        """Take everything away."""
+    def stop_agents(self) -> None:
+        """End what still runs."""
         for agent in self.agents:
             if agent.process.poll() is None:
                 agent.process.kill()
             agent.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """Take everything away."""
+        self.stop_agents()
+        for listener in self._listeners:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
         loader.remove(self.prefix)
         for path in (*self._pods.values(), self.netns):
             kernel.delete_network(str(path))
+
+
+def _echo(listener: socket.socket) -> None:
+    """Serve one connection after the other in threads of their own; ends with the listener."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=_echo_one, args=(connection,), daemon=True).start()
+
+
+def _echo_one(connection: socket.socket) -> None:
+    with connection:
+        try:
+            while data := connection.recv(65536):
+                connection.sendall(data)
+        except OSError:
+            return
 
 
 CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "cilia", "type": "cilia-cni"}).encode()

@@ -51,6 +51,11 @@ def test_nobody_takes_this_nodes_addresses() -> None:
 
 def test_a_pod_prefix_that_holds_a_nodes_address_has_no_route() -> None:
     greedy = Node(name="greedy", pod_cidrs=("192.0.2.0/24", "10.0.3.0/24", "2001:db8::/32", "2001:db9::/32"))
-    usable = usable_pod_cidrs([ONE, TWO, greedy])
+    usable = usable_pod_cidrs([ONE, TWO, greedy], "one")
     assert usable["greedy"] == ("10.0.3.0/24", "2001:db9::/32")
     assert usable["two"] == TWO.pod_cidrs
+
+
+def test_this_nodes_pods_are_nobody_elses() -> None:
+    greedy = Node(name="greedy", pod_cidrs=("10.0.0.0/8", "10.0.1.128/25", "10.9.0.0/24"))
+    assert usable_pod_cidrs([ONE, greedy], "one") == {"one": ONE.pod_cidrs, "greedy": ("10.9.0.0/24",)}

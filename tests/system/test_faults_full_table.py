@@ -1,0 +1,71 @@
+"""A full conntrack table refuses new flows, with a reason, and never an established one."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.agent_node import AgentNode, agent_node, until
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
+
+ENTRIES = 64
+CLIENTS = tuple(f"client-{number}" for number in range(6))
+"""One pod alone may open only part of the table."""
+
+
+@pytest.fixture
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
+    with agent_node("faults-table", tmp_path_factory.mktemp("table")) as made:
+        for name in ("server", *CLIENTS):
+            made.pod(name, {"app": name})
+        made.start(conntrack_entries=str(ENTRIES), conntrack_gc_interval="0.5")
+        yield made
+
+
+def test_new_flows_wait_and_old_ones_live(node: AgentNode) -> None:
+    server, *_ = (node.add(name)[0] for name in ("server", *CLIENTS))
+    node.serve("server")
+    held: list[socket.socket] = []
+    try:
+        held += open_all(node, CLIENTS[0], server)
+        assert held
+        assert drops(node, "Rate limited") > 0
+        assert drops(node, "Ct map insertion failed") == 0
+        assert node.reaches(CLIENTS[1], server)
+        for client in CLIENTS[1:]:
+            held += open_all(node, client, server)
+        assert drops(node, "Ct map insertion failed") > 0
+        assert all(map(echoes, held))
+        assert node.client.status().ready
+    finally:
+        for found in held:
+            found.close()
+    until(lambda: node.reaches(CLIENTS[0], server), "room again after the flows ended", 40)
+
+
+def open_all(node: AgentNode, client: str, server: str) -> list[socket.socket]:
+    """As many connections as a pod gets."""
+    held: list[socket.socket] = []
+    while (more := node.connect(client, server, timeout=0.3)) is not None:
+        held.append(more)
+        assert len(held) <= ENTRIES
+    return held
+
+
+def echoes(connection: socket.socket) -> bool:
+    """Whether a connection still carries data both ways."""
+    connection.sendall(b"still here")
+    return connection.recv(32) == b"still here"
+
+
+def drops(node: AgentNode, reason: str) -> float:
+    """Packets dropped for a reason, as the metrics tell."""
+    found = re.findall(
+        rf'cilium_drop_count_total{{[^}}]*reason="{reason}"[^}}]*}} ([0-9.e+]+)', node.client.metrics()
+    )
+    return sum(map(float, found))
