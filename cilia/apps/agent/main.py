@@ -11,6 +11,7 @@ import typer
 
 from cilia import __version__
 from cilia.apps.agent.settings import AgentSettings
+from cilia.kit import startup
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -144,10 +145,12 @@ def agent(
 
 def start(settings: AgentSettings) -> int:
     """Run an agent until it is told to stop; returns the exit code."""
-    import uvloop
+    # structlog would load rich for tracebacks in colour, which a log has no use for.
+    with startup.importing(without=["rich"]):
+        import uvloop
 
-    from cilia.apps.agent.runtime import Runtime, StartError
-    from cilia.kit import log
+        from cilia.apps.agent.runtime import Runtime, StartError
+        from cilia.kit import log
 
     log.configure(settings.log_level, "json" if settings.log_format == "json" else "text")
     os.umask(0o077)

@@ -12,16 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 import msgspec
 
 from cilia.cluster import store
 from cilia.cluster.kube.credentials import Credential, Credentials
 from cilia.cluster.kube.kubeconfig import ConfigError, Endpoint, discover
-from cilia.cluster.kube.tls import client_context
+from cilia.cluster.kube.tls import client_context, without_system_authorities
 from cilia.cluster.store import Listing, Preconditions, Resource, WatchEvent
 from cilia.kit.clock import Clock, SystemClock
 from cilia.wire.watch_stream import ProtocolError, WatchFailure, WatchStream
+
+with without_system_authorities():
+    # It makes two default contexts that trust them; every request here brings a context of its own.
+    import aiohttp
 
 PAGE = 500
 """Objects an answer of a list may hold; client-go's default."""

@@ -1,0 +1,30 @@
+"""Importing much, soon: what a process loads when it starts stays as long as it runs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def importing(without: Sequence[str] = ()) -> Iterator[None]:
+    """Run a block of imports without collecting garbage among what they make, then or later.
+
+    In an agent, a quarter of the time of its imports would go into collections. `without` names optional
+    modules that others would load if they could and this process has no use for; importing them in the
+    block fails as if they were not installed.
+    """
+    hidden = [name for name in without if name not in sys.modules]
+    collecting = gc.isenabled()
+    gc.disable()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        if collecting:
+            gc.enable()
