@@ -29,7 +29,7 @@
 	X(167, NO_MAPPING_FOR_NAT_MASQUERADE, "no free source port to masquerade with")            \
 	X(168, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE, "a protocol that can't be masqueraded")    \
 	X(169, FIB_LOOKUP_FAILED, "the node has no route")                                         \
-	X(170, ENCAPSULATION_TRAFFIC_IS_PROHIBITED, "a pod may not send tunnel traffic to nodes")  \
+	X(170, ENCAPSULATION_TRAFFIC_IS_PROHIBITED, "tunnel traffic that no node may have sent")   \
 	X(171, INVALID_IDENTITY, "the identity in the tunnel key is not the source's")             \
 	X(172, UNKNOWN_SENDER, "the sending interface belongs to no endpoint")                     \
 	X(175, FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND, "a fragment without its first")          \

@@ -54,6 +54,14 @@ static __always_inline __u8 top_byte(const struct address *address)
 	return bpf_be64_to_cpu(address->hi) >> 56;
 }
 
+/* ::1, 127.0.0.0/8 and "this host" (0.0.0.0/8, ::): nothing that may be on a wire (RFC 6890). */
+static __always_inline bool is_host_internal(const struct address *address)
+{
+	if (is_mapped_ipv4(address))
+		return ipv4_of(address) >> 24 == 127 || !(ipv4_of(address) >> 24);
+	return !address->hi && bpf_be64_to_cpu(address->lo) <= 1;
+}
+
 /* fe80::/10 */
 static __always_inline bool is_link_local(const struct address *address)
 {

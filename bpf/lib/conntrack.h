@@ -84,7 +84,8 @@ static __always_inline struct opening seen_by_initiator(const struct flow *flow,
 	return opening;
 }
 
-/* Asks one side's policy and notes the answer in side; audit turns a denial into a note. */
+/* Asks one side's policy and notes the answer in side; audit turns a denial into a note. A peer
+ * that nobody has described yet might be one that a rule denies, so "any" does not mean it. */
 static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
 				      const struct party *party, __u32 peer, __be16 port,
 				      __u8 direction)
@@ -101,6 +102,9 @@ static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
 	__u64 revision = question.active.revision & POLICY_REVISION_MASK;
 	enum drop_reason reason = judge(&question, &answer);
 
+	if (unlikely(!peer))
+		return direction == DIRECTION_EGRESS ? DROP(flow, UNKNOWN_L3_TARGET_ADDRESS)
+						     : DROP(flow, INVALID_IDENTITY);
 	if (!answer.known)
 		return DROP(flow, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION);
 	side->judged = revision << 32 | peer;

@@ -42,17 +42,25 @@ static __always_inline int encapsulate(struct __sk_buff *skb, struct flow *flow)
 	return DECISION_TUNNEL;
 }
 
-/* The sending node and its claim about the sender, into next_hop and vni. */
+/* The sending node and its claim about the sender, into next_hop and vni. Nodes send to the one
+ * address they know us by. Pods may not send there, but perhaps to another address of this node,
+ * and masquerade gives what they send their node's address. */
 static __always_inline int decapsulate(struct __sk_buff *skb, struct flow *flow)
 {
+	const struct address *own = &flow->settings->ipv4;
 	struct bpf_tunnel_key key = {};
+	struct address local;
 
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
 		map_ipv4(&flow->next_hop, key.remote_ipv4);
-	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+		map_ipv4(&local, key.local_ipv4);
+	} else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
 		copy_bytes(&flow->next_hop, key.remote_ipv6, sizeof(flow->next_hop));
-	else
+		copy_bytes(&local, key.local_ipv6, sizeof(local));
+		own = &flow->settings->ipv6;
+	} else {
 		return DROP(flow, ERROR_RETRIEVING_TUNNEL_KEY);
+	}
 	flow->vni = key.tunnel_id;
-	return 0;
+	return same_address(&local, own) ? 0 : DROP(flow, ENCAPSULATION_TRAFFIC_IS_PROHIBITED);
 }

@@ -39,12 +39,16 @@ static __always_inline void note_gateway(struct flow *flow, const struct bpf_fib
 }
 
 /* Returns DECISION_NETWORK with the way out noted, or DECISION_STACK for what only the stack can
- * do: its own addresses, policy routes it does not offer here, and "fragmentation needed". */
+ * do: "fragmentation needed" and "no route". The latter it says of addresses of the node, too, and
+ * of broadcast ones, so their identity becomes the host's: whoever goes on must be allowed to talk
+ * to it. Link-local addresses are never routed (RFC 4291, 2.5.6). */
 static __noinline int route_to_network(struct __sk_buff *skb, struct flow *flow)
 {
 	struct bpf_fib_lookup fib = {};
 	long result;
 
+	if (is_host_internal(&flow->packet.destination) || is_link_local(&flow->packet.destination))
+		return DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
 	fill_fib_question(skb, flow, &fib);
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 	switch (result) {
@@ -55,7 +59,11 @@ static __noinline int route_to_network(struct __sk_buff *skb, struct flow *flow)
 	case BPF_FIB_LKUP_RET_UNREACHABLE:
 	case BPF_FIB_LKUP_RET_PROHIBIT:
 		return DROP(flow, FIB_LOOKUP_FAILED);
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		flow->point = POINT_TO_STACK;
+		return DECISION_STACK;
 	default:
+		flow->destination.identity = IDENTITY_HOST;
 		flow->point = POINT_TO_STACK;
 		return DECISION_STACK;
 	}

@@ -87,21 +87,24 @@ static __always_inline int check_source(struct flow *flow, const struct iface *i
 }
 
 /* Only the node's own addresses speak as the host. Others came through the host's stack and are who
- * the ipcache says; a pod of this node never comes this way. */
+ * the ipcache says; a pod of this node never comes this way, nor does one behind a tunnel: whoever
+ * uses its address came in by a device that nobody watches. */
 static __always_inline int identify_sender_behind_stack(struct __sk_buff *skb, struct flow *flow)
 {
 	struct packet *packet = &flow->packet;
 	struct endpoint *local = lookup_endpoint(&packet->source);
 	__u32 marked = marked_identity(skb->mark);
+	struct ipcache_entry *known;
 
 	if (local && is_pod(local))
 		return DROP(flow, INVALID_SOURCE_IP);
-	if (marked)
-		flow->source.identity = marked;
-	else if (local)
-		flow->source.identity = IDENTITY_HOST;
-	else
-		flow->source.identity =
-		    identity_of(lookup_ipcache(packet->family, &packet->source), packet->family);
+	if (marked || local) {
+		flow->source.identity = marked ?: IDENTITY_HOST;
+		return 0;
+	}
+	known = lookup_ipcache(packet->family, &packet->source);
+	if (tunnel_enabled && known && known->flags & IPCACHE_TUNNEL)
+		return DROP(flow, INVALID_SOURCE_IP);
+	flow->source.identity = identity_of(known, packet->family);
 	return 0;
 }

@@ -105,11 +105,18 @@ static __always_inline __u8 request_type(const struct packet *packet)
 	return packet->icmp_type == ICMP_ECHOREPLY ? ICMP_ECHO : ICMP_TIMESTAMP;
 }
 
+/* What lies behind the end of a first fragment is not what its receiver puts there (RFC 7112). */
+static __always_inline bool reaches_beyond(const struct packet *packet, __u32 header)
+{
+	return packet->fragment == FRAGMENT_FIRST &&
+	       packet->l3 + packet->length < packet->l4 + header;
+}
+
 static __always_inline int parse_tcp(struct packet *packet, struct cursor *cursor)
 {
 	struct tcphdr *tcp = take(cursor, sizeof(*tcp));
 
-	if (!tcp)
+	if (!tcp || unlikely(reaches_beyond(packet, sizeof(*tcp))))
 		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	packet->source_port = tcp->source;
 	packet->destination_port = tcp->dest;
@@ -121,7 +128,7 @@ static __always_inline int parse_udp(struct packet *packet, struct cursor *curso
 {
 	struct udphdr *udp = take(cursor, sizeof(*udp));
 
-	if (!udp)
+	if (!udp || unlikely(reaches_beyond(packet, sizeof(*udp))))
 		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	packet->source_port = udp->source;
 	packet->destination_port = udp->dest;

@@ -85,6 +85,13 @@ static __always_inline int strange_icmp(struct flow *flow)
 						  : DROP(flow, UNKNOWN_ICMPV6_TYPE);
 }
 
+/* Routers report about anybody's packets, pods about those they were sent. */
+static __always_inline bool may_report(const struct flow *flow, const struct packet *quoted)
+{
+	return !is_workload(flow->source.identity) ||
+	       same_address(&quoted->destination, &flow->packet.source);
+}
+
 /* An error is only believed on its way to the sender of what it quotes. */
 static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
 {
@@ -93,7 +100,7 @@ static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
 	struct ct_entry *entry;
 
 	if (parse_quoted(skb, &flow->packet, &quoted) ||
-	    !same_address(&quoted.source, &flow->packet.destination))
+	    !same_address(&quoted.source, &flow->packet.destination) || !may_report(flow, &quoted))
 		return strange_icmp(flow);
 	canonical_key(&quoted, &key);
 	entry = bpf_map_lookup_elem(&conntrack, &key);

@@ -64,6 +64,17 @@ static __always_inline bool is_node(const struct flow *flow, const struct endpoi
 	return bpf_map_lookup_elem(&nodes, &flow->packet.destination);
 }
 
+/* The cluster's own tunnel port at an address that is no pod's: it may lead to a node by an address
+ * that nobody has told us of. */
+static __always_inline bool may_lead_to_node(const struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+
+	return tunnel_enabled && packet->protocol == IPPROTO_UDP &&
+	       packet->destination_port == bpf_htons(flow->settings->tunnel_port) &&
+	       !is_workload(flow->destination.identity);
+}
+
 /* Masquerade makes a pod's packet a node's packet: one that is encapsulated would be taken for a
  * tunnel's, with whatever identity the pod wrote into it. */
 static __always_inline int check_encapsulation(struct flow *flow, const struct endpoint *local,
@@ -73,9 +84,33 @@ static __always_inline int check_encapsulation(struct flow *flow, const struct e
 
 	if (likely(result <= 0))
 		return result;
-	if (is_node(flow, local, known))
+	if (may_lead_to_node(flow) || is_node(flow, local, known))
 		return DROP(flow, ENCAPSULATION_TRAFFIC_IS_PROHIBITED);
 	return result == ENCAPSULATION_IP ? DROP(flow, UNKNOWN_L4_PROTOCOL) : 0;
+}
+
+/* What goes to the stack for want of a route may reach the node itself: so the pod must be allowed
+ * to, unless the node began. */
+static __noinline int judge_as_host(struct flow *flow)
+{
+	struct ct_side side = {};
+	int dropped;
+
+	if (flow->destination.identity != IDENTITY_HOST || flow->state == CONNECTION_REPLY ||
+	    flow->state == CONNECTION_RELATED)
+		return DECISION_STACK;
+	dropped = judge_side(flow, &side, &flow->source, IDENTITY_HOST,
+			     flow->packet.destination_port, DIRECTION_EGRESS);
+	flow->cookie[CT_EGRESS] = side.cookie;
+	flow->match[CT_EGRESS] = side.match;
+	return dropped ?: DECISION_STACK;
+}
+
+static __always_inline int leave_node(struct __sk_buff *skb, struct flow *flow)
+{
+	int result = check_ttl(flow) ?: route_to_network(skb, flow);
+
+	return unlikely(result == DECISION_STACK) ? judge_as_host(flow) : result;
 }
 
 /* From a pod towards whoever is at the destination address. */
@@ -108,7 +143,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct flow *flow)
 		flow->next_hop = known->tunnel_endpoint;
 		return encapsulate(skb, flow);
 	}
-	return check_ttl(flow) ?: route_to_network(skb, flow);
+	return leave_node(skb, flow);
 }
 
 static __always_inline int handle_pod_packet(struct __sk_buff *skb, struct flow *flow)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Test runs carry no tunnel metadata. This door gives a packet what its control block asks for (key, sending
- * node, and whether there is any) and goes on to from_overlay. */
+ * node, whether there is any, and the node it was sent to) and goes on to from_overlay. What is set as remote
+ * is read as local, since a set key is one to send by. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
@@ -15,7 +16,11 @@ struct {
 SEC("tc")
 int door(struct __sk_buff *skb)
 {
-	struct bpf_tunnel_key key = { .tunnel_id = skb->cb[0], .local_ipv4 = skb->cb[1] };
+	struct bpf_tunnel_key key = {
+		.tunnel_id = skb->cb[0],
+		.local_ipv4 = skb->cb[1],
+		.remote_ipv4 = skb->cb[3],
+	};
 
 	if (skb->cb[2])
 		bpf_skb_set_tunnel_key(skb, &key, sizeof(key), 0);

@@ -36,10 +36,12 @@ FROM_FAR = IP(src=POD_FAR4, dst="10.0.0.12") / SYN
 def arrive(door: World) -> Arrive:
     world = door
 
-    def run(packet: Packet, vni: int = 1003, node: str = FAR_NODE4, metadata: bool = True) -> Outcome:
+    def run(
+        packet: Packet, vni: int = 1003, node: str = FAR_NODE4, to: str = NODE4, metadata: bool = True
+    ) -> Outcome:
         if not isinstance(packet, Ether):
             packet = Ether(src="0e:00:00:00:00:ff", dst="0e:00:00:00:00:fe") / packet
-        cb = (vni, int(ipaddress.IPv4Address(node)), int(metadata))
+        cb = (vni, int(ipaddress.IPv4Address(node)), int(metadata), int(ipaddress.IPv4Address(to)))
         return world.run("door", packet, ifindex=world.devices["tunnel"], cb=cb)
 
     return run
@@ -69,6 +71,7 @@ REFUSED = {
     "another identity than the pod's": (FROM_FAR, {"vni": 1001}, 171),
     "identity of a node from a pod": (FROM_FAR, {"vni": 6}, 171),
     "another cluster": (FROM_FAR, {"vni": 5 << 16 | 1003}, 192),
+    "another address of this node": (FROM_FAR, {"to": "192.0.2.99"}, 170),
     "an unknown node": (FROM_FAR, {"node": "192.0.2.77"}, 171),
     "a node the pod is not on": (FROM_FAR, {"node": "192.0.2.3"}, 171),
     "an unknown source": (IP(src="10.0.1.99", dst="10.0.0.12") / SYN, {}, 171),

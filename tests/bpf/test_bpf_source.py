@@ -133,7 +133,8 @@ def test_own_ipip_is_refused_before_the_world_sees_it(world: World) -> None:
 def test_tunnel_port_of_this_cluster(world: World) -> None:
     world.settings["tunnel_port"][0] = 4789
     assert world.from_pod(world.pod_a, IP(src=A4, dst=FAR_NODE4) / UDP(dport=4789)).reason == 170
-    assert world.from_pod(world.pod_a, IP(src=A4, dst=WORLD4) / UDP(dport=4789)).action == "NETWORK"
+    assert world.from_pod(world.pod_a, IP(src=A4, dst=WORLD4) / UDP(dport=4789)).reason == 170
+    assert world.from_pod(world.pod_a, IP(src=A4, dst=WORLD4) / UDP(dport=6081)).action == "NETWORK"
 
 
 def test_foreign_source_where_it_is_allowed(world: World) -> None:
