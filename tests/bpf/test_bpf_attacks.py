@@ -1,4 +1,4 @@
-"""What somebody inside a pod, or beside a node, tries in order to pass for another or to get past a policy."""
+"""What somebody in a pod, or beside a node, tries in order to pass for another or to get past a policy."""
 
 from __future__ import annotations
 
