@@ -99,6 +99,12 @@ class Published(msgspec.Struct, frozen=True):
     version: str
 
 
+def _says(present: cep.CiliumEndpoint, wanted: cep.CiliumEndpoint) -> bool:
+    """Whether an object is as wanted: after a restart most are."""
+    owners = (present.metadata.owner_references, wanted.metadata.owner_references)
+    return present.status == wanted.status and owners[0] == owners[1]
+
+
 def _of_version(wanted: cep.CiliumEndpoint, version: str) -> cep.CiliumEndpoint:
     metadata = msgspec.structs.replace(wanted.metadata, resource_version=version)
     return msgspec.structs.replace(wanted, metadata=metadata)
@@ -167,32 +173,35 @@ class EndpointPublisher:
                     raw = await self._store.create(cluster.CILIUM_ENDPOINTS, body, namespace=namespace)
                 return cluster.decode(raw, AnyObject).metadata.resource_version
             except (cluster.AlreadyExists, cluster.Conflict, cluster.NotFound):
-                version = await self._version(name, namespace)
+                present = await self._present(name, namespace)
+            version = present.metadata.resource_version if present is not None else ""
+            if present is not None and _says(present, wanted):
+                return version
         raise cluster.Conflict(f"CiliumEndpoint {namespace}/{name} is written by others all the time")
 
-    async def _version(self, name: str, namespace: str) -> str:
-        """The version of the object that is there; empty when there is none."""
+    async def _present(self, name: str, namespace: str) -> cep.CiliumEndpoint | None:
+        """The object that is there, if any."""
         try:
             raw = await self._store.get(cluster.CILIUM_ENDPOINTS, name, namespace=namespace)
         except cluster.NotFound:
-            return ""
-        return cluster.decode(raw, AnyObject).metadata.resource_version
+            return None
+        return cluster.decode(raw, cep.CiliumEndpoint)
 
     async def _delete(self, before: cep.CiliumEndpoint) -> None:
         """Remove the object, unless another pod of the same name has taken it over."""
         name, namespace = before.metadata.name, before.metadata.namespace
+        present = await self._present(name, namespace)
+        mine, theirs = (
+            found.status.external_identifiers if found is not None and found.status else None
+            for found in (before, present)
+        )
+        if present is None or mine != theirs:
+            return
+        conditions = cluster.Preconditions(uid=present.metadata.uid or None)
         try:
-            raw = await self._store.get(cluster.CILIUM_ENDPOINTS, name, namespace=namespace)
-            present = cluster.decode(raw, cep.CiliumEndpoint)
-            mine = before.status.external_identifiers if before.status else None
-            theirs = present.status.external_identifiers if present.status else None
-            if mine == theirs:
-                await self._store.delete(
-                    cluster.CILIUM_ENDPOINTS,
-                    name,
-                    namespace=namespace,
-                    preconditions=cluster.Preconditions(uid=present.metadata.uid or None),
-                )
+            await self._store.delete(
+                cluster.CILIUM_ENDPOINTS, name, namespace=namespace, preconditions=conditions
+            )
         except (cluster.NotFound, cluster.Conflict):
             return
 

@@ -151,6 +151,21 @@ def test_an_endpoint_that_others_made_or_changed_is_written_over() -> None:
     asyncio.run(play())
 
 
+def test_a_restarted_agent_leaves_alone_what_is_as_it_should_be() -> None:
+    async def play() -> None:
+        store, desired = MemoryStore(), Desired()
+        desired.endpoints.put(endpoint(EndpointState.READY))
+        await EndpointPublisher(store, desired, lambda: "192.0.2.1").publish(EndpointId(5))
+        again = EndpointPublisher(store, desired, lambda: "192.0.2.1")
+        await again.publish(EndpointId(5))
+        assert store.writes == [("create", "ciliumendpoints", "web-1")]
+        desired.endpoints.put(endpoint(EndpointState.REGENERATING))
+        await again.publish(EndpointId(5))
+        assert store.writes[-1] == ("replace", "ciliumendpoints", "web-1")
+
+    asyncio.run(play())
+
+
 def test_an_endpoint_that_others_removed_is_made_again() -> None:
     async def play() -> None:
         store, desired = MemoryStore(), Desired()
