@@ -56,9 +56,9 @@ install_system_packages "$found"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$(fingerprint)" ]; then
 	[ -x .venv/bin/python ] || "$found" -m venv .venv
 	echo "Installing Python packages into .venv"
-	.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	echo "Compiling the eBPF object and installing Cilia"
-	.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	fingerprint >"$stamp"
 fi
 make --silent -C bpf
