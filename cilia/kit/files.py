@@ -32,6 +32,12 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
         sync_directory(path.parent)
 
 
+def remove_scratch(directory: Path) -> None:
+    """Remove what writers that were killed left in a directory nobody else writes to now."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename or removal in `path` durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -81,6 +81,7 @@ class AgentNode:
         self.addresses: dict[str, list[str]] = {}
         """Of pods, for tests that share them."""
         self._pods: dict[str, Path] = {}
+        self._results: dict[str, dict[str, Any]] = {}
         self._listeners: list[socket.socket] = []
 
     # the agent
@@ -231,7 +232,14 @@ class AgentNode:
         """ADD that must succeed; the pod's addresses."""
         status, answer = self.call("ADD", pod, container)
         assert status == 0, answer
+        self._results[pod] = answer
         return [entry["address"].partition("/")[0] for entry in answer["ips"]]
+
+    def check(self, pod: str) -> None:
+        """CHECK against what the last ADD answered; it must succeed."""
+        request = {**json.loads(CONFIG), "prevResult": self._results[pod]}
+        status, answer = self.call("CHECK", pod, stdin=json.dumps(request).encode())
+        assert status == 0, answer
 
     def delete(self, pod: str, container: str = "") -> None:
         """DEL that must succeed."""

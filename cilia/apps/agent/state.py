@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from cilia.kit.files import private_directory, write_atomic
+from cilia.kit.files import private_directory, remove_scratch, write_atomic
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 
@@ -34,6 +34,7 @@ class NodeFile:
 
     def load(self) -> list[str]:
         """The prefixes, or nothing on a first start."""
+        remove_scratch(self._path.parent)
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=list[str])
         except FileNotFoundError:
@@ -56,6 +57,7 @@ class EndpointFiles:
 
     def load(self) -> list[SavedEndpoint]:
         """All endpoints; a file that can't be read is set aside and said."""
+        remove_scratch(self._directory)
         saved = []
         for path in sorted(self._directory.glob("*.json")):
             try:
