@@ -51,16 +51,34 @@ def across_nodes(quick: bool) -> list[dict[str, Any]]:
 
 
 def events_on(quick: bool) -> list[dict[str, Any]]:
-    """Events of the default aggregation, drained into the store, against events off."""
+    """Events of the default aggregation, drained into the store, against events off; the same with one
+    client that follows all flows; and every packet reported (aggregation none)."""
     with ExitStack() as stack:
         off, _ = stack.enter_context(topologies.same_node("events off", "o", events=False))
         on, node = stack.enter_context(topologies.same_node("events on", "e", events=True))
-        tests = (CONNECTIONS, UDP_ROUND_TRIPS, UDP_PACKETS)
-        rows = _rows("events on", [off, on], tests, quick)
+        rows = _rows("events on", [off, on], (CONNECTIONS, UDP_ROUND_TRIPS, UDP_PACKETS), quick)
+    _tell_losses(rows, node)
+    with ExitStack() as stack:
+        off, _ = stack.enter_context(topologies.same_node("events off", "o", events=False))
+        on, node = stack.enter_context(topologies.same_node("followed", "e", events=True, followed=True))
+        followed = _rows("one follower", [off, on], (CONNECTIONS, UDP_ROUND_TRIPS, UDP_PACKETS), quick)
+    _tell_losses(followed, node)
+    with ExitStack() as stack:
+        off, _ = stack.enter_context(topologies.same_node("events off", "o", events=False))
+        on, node = stack.enter_context(
+            topologies.same_node("every packet", "e", events=True, aggregation="none")
+        )
+        every = _rows("aggregation none", [off, on], (ROUND_TRIPS,), quick)
+    _tell_losses(every, node)
+    return rows + followed + every
+
+
+def _tell_losses(rows: list[dict[str, Any]], node: topologies.CiliaNode) -> None:
+    """How many events the measured node made and lost, over all tests of the group."""
     for row in rows:
         row["events"] = node.received
         row["lost"] = node.reader_lost
-    return rows
+        row["lost_by_follower"] = node.follower_lost
 
 
 def _rows(

@@ -10,9 +10,11 @@ import asyncio
 import ipaddress
 import os
 import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,12 @@ from cilia.apps.agent.settings import AgentSettings
 from cilia.dataplane import loader
 from cilia.dataplane.namespaces import entered
 from cilia.dataplane.order import KernelState
+from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import MemoryDirectory
-from cilia.hubble.store import FlowStore
+from cilia.hubble.observer import Observer, ObserverSettings
+from cilia.hubble.rpc.server import Server
+from cilia.hubble.store import FlowStore, LossSource
+from cilia.kit.clock import SystemClock
 from cilia.model.endpoint import EndpointEntry
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
@@ -144,7 +150,18 @@ class Pod:
 class CiliaNode:
     """One node of Cilia's data path in a namespace of its own."""
 
-    def __init__(self, namespace: str, cidr: str, *, events: bool, aggregation: str = "medium") -> None:
+    def __init__(
+        self,
+        namespace: str,
+        cidr: str,
+        *,
+        events: bool,
+        aggregation: str = "medium",
+        followed: bool = False,
+        drain: bool = True,
+    ) -> None:
+        """`followed`: one client (`cilia observe --follow`, another process) reads every flow.
+        `drain`: events are read as they come; else the caller reads them."""
         self.namespace = namespace
         self.network = ipaddress.ip_network(cidr)
         self.desired = Desired()
@@ -163,9 +180,11 @@ class CiliaNode:
         self.store = FlowStore(self.kernel.event_dtype, MemoryDirectory())
         self.reader_lost = 0
         self.received = 0
+        self.follower_lost = 0
+        self._followed = followed
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
-        if events:
+        if events and drain:
             self._thread = threading.Thread(target=self._drain, daemon=True)
             self._thread.start()
 
@@ -236,9 +255,35 @@ class CiliaNode:
         self._stopping = asyncio.Event()
         reader = self.kernel.reader(FlowPump(self.store).take)
         reader.start()
-        await self._stopping.wait()
+        async with self._follower():
+            await self._stopping.wait()
         reader.stop()
         self.received, self.reader_lost = reader.received, reader.lost
+        self.follower_lost = self.store.metrics.lost.get(LossSource.HUBBLE_RING_BUFFER, 0)
+
+    @asynccontextmanager
+    async def _follower(self) -> AsyncIterator[None]:
+        """Hubble's server and a client that follows all flows, if there shall be one."""
+        if not self._followed:
+            yield
+            return
+        observer = Observer(
+            self.store, NodeFacts(name=self.namespace), ObserverSettings(version="bench"), SystemClock()
+        )
+        server = Server(observer.methods())
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+            socket = Path(directory, "hubble.sock")
+            await server.listen_unix(socket)
+            words = ["observe", "--follow", "--server", f"unix://{socket}", "--output", "json"]
+            client = await asyncio.create_subprocess_exec(
+                str(Path(sys.executable).with_name("cilia")), *words, stdout=asyncio.subprocess.DEVNULL
+            )
+            try:
+                yield
+            finally:
+                client.kill()
+                await client.wait()
+                await server.close()
 
 
 def policy_of(subject: SubjectId, identity: IdentityId, entries: int = 1000) -> SubjectPolicy:
@@ -269,7 +314,7 @@ def policy_of(subject: SubjectId, identity: IdentityId, entries: int = 1000) -> 
 
 @contextmanager
 def same_node(
-    name: str, tag: str, *, events: bool, aggregation: str = "medium"
+    name: str, tag: str, *, events: bool, aggregation: str = "medium", followed: bool = False
 ) -> Iterator[tuple[Way, CiliaNode]]:
     """Two pods of one Cilia node, with a 1,000-entry policy each and 10,000 ipcache entries."""
     node, client, server = (f"{PREFIX}-{tag}{part}" for part in "ncs")
@@ -277,7 +322,7 @@ def same_node(
     with namespaces(node, client, server, fabric), ExitStack() as stack:
         veth(node, "eth0", fabric, "eth0")
         ip("addr", "add", "172.30.72.1/24", "dev", "eth0", namespace=node)
-        found = CiliaNode(node, "10.75.1.0/24", events=events, aggregation=aggregation)
+        found = CiliaNode(node, "10.75.1.0/24", events=events, aggregation=aggregation, followed=followed)
         stack.callback(found.close)
         found.add_pod(Pod(client, "10.75.1.2", IdentityId(501), 1))
         found.add_pod(Pod(server, "10.75.1.3", IdentityId(502), 2))
