@@ -11,13 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import datapath, netbench
+from bench import agent, datapath, netbench, rings
 
 app = typer.Typer(add_completion=False)
 GROUPS = {
     "same-node": datapath.same_node,
     "across-nodes": datapath.across_nodes,
     "events": datapath.events_on,
+    "rings": rings.drain,
+    "attach": agent.attach,
+    "policy": agent.change,
+    "restart": agent.restart,
+    "rest": agent.rest,
 }
 
 

@@ -342,11 +342,9 @@ def _row(
     limit: float,
     samples: Sequence[float],
     summary: Callable[[Sequence[float]], float],
-    *,
-    more: bool = False,
     **extra: Any,
 ) -> dict[str, Any]:
-    """A row of the table. `limit` is what the design asks for at most, with `more` at least."""
+    """A row of the table. `limit` is the most the design allows."""
     value = summary(samples)
     quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
     spread = (quartiles[2] - quartiles[0]) / 2 / value if value else 0.0
@@ -355,7 +353,7 @@ def _row(
         "test": f"{test} [{unit}]",
         "path": "cilia",
         "against": "limit",
-        "ratio": round(value / limit if more else limit / value, 2) if value > 0 else None,
+        "ratio": round(limit / max(value, 0.001), 2),
         "spread": round(spread, 2),
         "reach": 1.0,
         "baseline": limit,
