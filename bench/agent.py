@@ -140,7 +140,10 @@ async def _probe(node: Node, rounds: int) -> tuple[list[float], list[float]]:
 
 
 async def _effect(changes: Changes, ok: bool, request: Coroutine[Any, Any, None]) -> float:
-    """Milliseconds from the API server's answer to the effect; negative when it came before the answer."""
+    """Milliseconds from the API server's answer to the effect; negative when the agent was faster.
+
+    The server tells its watchers and answers at the same time.
+    """
     before = time.time_ns()
     await request
     answered = time.time_ns()
@@ -344,13 +347,13 @@ def _row(
     summary: Callable[[Sequence[float]], float],
     **extra: Any,
 ) -> dict[str, Any]:
-    """A row of the table. `limit` is the most the design allows."""
+    """A row of the table. `limit` is the most the design allows; the spread is in parts of it."""
     value = summary(samples)
     quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
-    spread = (quartiles[2] - quartiles[0]) / 2 / value if value else 0.0
+    spread = (quartiles[2] - quartiles[0]) / 2 / limit
     return {
         "group": GROUP,
-        "test": f"{test} [{unit}]",
+        "test": f"{test} ({unit})",
         "path": "cilia",
         "against": "limit",
         "ratio": round(limit / max(value, 0.001), 2),
