@@ -123,7 +123,7 @@ def ready(plan: LabPlan, node: str) -> bool:
     return AgentClient(plan.node(node).agent_socket).status().ready
 
 
-def reached(plan: LabPlan, source: str, target: str = "server", timeout: float = 0.5) -> list[bool]:
+def reached(plan: LabPlan, source: str, target: str = "server", timeout: float = 0.3) -> list[bool]:
     """Which of the ports a pod reaches, over IPv4 and then IPv6."""
     questions = [
         {"protocol": "tcp", "address": address, "port": port, "timeout": timeout}

@@ -1,4 +1,4 @@
-"""A full conntrack table refuses new flows, with a reason, and never an established one."""
+"""Full tables: conntrack refuses new flows and never an established one; no address is left for a pod."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CLIENTS = tuple(f"client-{number}" for number in range(6))
 """One pod alone may open only part of the table."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
     with agent_node("faults-table", tmp_path_factory.mktemp("table")) as made:
         for name in ("server", *CLIENTS):
             made.pod(name, {"app": name})
-        made.start(conntrack_entries=str(ENTRIES), conntrack_gc_interval="0.5")
+        made.start(conntrack_entries=str(ENTRIES), conntrack_gc_interval="0.5", ipv4_pod_cidr="10.77.0.0/28")
         yield made
 
 
@@ -42,10 +42,29 @@ def test_new_flows_wait_and_old_ones_live(node: AgentNode) -> None:
         assert drops(node, "Ct map insertion failed") > 0
         assert all(map(echoes, held))
         assert node.client.status().ready
+        node.delete(CLIENTS[0])
+        until(lambda: node.reaches(CLIENTS[-1], server), "room again when a pod and its flows went")
     finally:
         for found in held:
             found.close()
-    until(lambda: node.reaches(CLIENTS[0], server), "room again after the flows ended", 40)
+
+
+def test_no_address_is_left(node: AgentNode) -> None:
+    extra: list[str] = []
+    while True:
+        name = f"extra-{len(extra)}"
+        node.pod(name, {"app": "extra"})
+        status, answer = node.call("ADD", name)
+        if status:
+            break
+        extra.append(name)
+        assert len(extra) < 16
+    assert answer["code"] == 101
+    assert "10.77.0.0/28" in answer["msg"]
+    used = node.client.status().ipam
+    assert used.ipv4_used == used.ipv6_used == len(node.pod_links())
+    node.delete(extra.pop())
+    until(lambda: node.call("ADD", name)[0] == 0, "an address to be free again")
 
 
 def open_all(node: AgentNode, client: str, server: str) -> list[socket.socket]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -157,3 +158,25 @@ def test_remains_of_a_killed_agent_go_and_what_is_not_ours_stays(node: AgentNode
     assert node.pod_links() - set(saved(node)) == {"lxcbr0"}
     ip(node, "link delete lxcbr0")
     nothing_half_made(node)
+
+
+def test_killed_at_any_moment_of_a_start(node: AgentNode) -> None:
+    """Half-loaded programs, half-made devices: the next start copes with anything, and traffic goes on."""
+    server = node.addresses["server"][0]
+    moments = random.Random(9)
+    node.agent.end(signal.SIGKILL)
+    before = (node.pod_links(), node.saved())
+    for turn in range(8):
+        if turn % 2:
+            for programs in node.prefix.glob("v*/programs"):
+                shutil.rmtree(programs)
+        agent = node.launch()
+        time.sleep(moments.uniform(0.4, 1.6))
+        agent.end(signal.SIGKILL)
+        assert "Traceback" not in agent.words()
+        assert node.reaches("client", server)
+    node.start()
+    assert (node.pod_links(), node.saved()) == before
+    nothing_half_made(node)
+    assert not list(node.prefix.glob("v*/programs/incomplete"))
+    assert node.reaches("client", server)

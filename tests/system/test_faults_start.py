@@ -75,12 +75,11 @@ def test_the_tunnel_port_in_use(node: AgentNode) -> None:
     assert "UDP port 8472 is in use: free it or choose another tunnel port" in sentence
 
 
-@pytest.mark.parametrize("option", ["health_listen", "metrics_listen"])
-def test_a_listening_port_in_use(node: AgentNode, option: str) -> None:
+def test_a_listening_port_in_use(node: AgentNode) -> None:
     with kernel.inside_network(node.netns):
         holder = socket.create_server(("127.0.0.1", 9911))
     with holder:
-        sentence = node.refused(**{option: "127.0.0.1:9911"})
+        sentence = node.refused(metrics_listen="127.0.0.1:9911")
     assert "can't listen on 127.0.0.1:9911" in sentence
     assert "stop what uses the port or choose another" in sentence
 
