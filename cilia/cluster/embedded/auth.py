@@ -148,7 +148,8 @@ RULES: Final[dict[Role, dict[str, frozenset[str]]]] = {
         "cilium.io/ciliumnodes/status": _WRITE,
         "cilium.io/ciliumendpoints": _FULL - {"deletecollection"},
         "cilium.io/ciliumendpoints/status": _WRITE,
-        "cilium.io/ciliumidentities": _READ | _WRITE,
+        # An identity never changes: who could rewrite one could make any pod anybody.
+        "cilium.io/ciliumidentities": _READ | {"create"},
         "cilium.io/ciliumnetworkpolicies/status": _WRITE,
         "cilium.io/ciliumclusterwidenetworkpolicies/status": _WRITE,
         "/events": frozenset({"create", "patch", "update"}),

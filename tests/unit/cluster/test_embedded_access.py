@@ -90,7 +90,9 @@ def test_roles_name_what_they_may_do() -> None:
     }
     assert may("agent", "patch", "cilium.io", "ciliumnetworkpolicies", "status")
     assert may("lab", "patch", "", "pods", "status") and not may("agent", "patch", "", "pods", "status")
-    assert not may("agent", "delete", "cilium.io", "ciliumidentities")
+    assert may("agent", "create", "cilium.io", "ciliumidentities")
+    for verb in ("update", "patch", "delete"):
+        assert not may("agent", verb, "cilium.io", "ciliumidentities")
     for role in ROLES:
         assert auth.describe(User("u", role))
 
