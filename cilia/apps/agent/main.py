@@ -145,6 +145,8 @@ def agent(
 
 def start(settings: AgentSettings) -> int:
     """Run an agent until it is told to stop; returns the exit code."""
+    # numpy would start a thread for each core, to multiply matrices that nobody here has.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # structlog would load rich for tracebacks in colour, which a log has no use for.
     with startup.importing(without=["rich"]):
         import uvloop
