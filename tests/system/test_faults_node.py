@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -311,3 +312,17 @@ def test_two_agents_on_one_node(node: AgentNode) -> None:
     node.pod("elsewhere")
     sentence = node.refused("nsenter", f"--net={node.netns_of('elsewhere')}", "--", state_dir=elsewhere)
     assert sentence.startswith(f"another agent holds {node.prefix}: stop it first")
+
+
+def test_a_full_disk_does_not_keep_an_agent_from_starting(node: AgentNode) -> None:
+    """Nor does it lose a DEL: what can't be queued is refused, and the runtime repeats it."""
+    node.pod("leaving", {"app": "server"})
+    node.add("leaving")
+    with full_disk(node.state):
+        node.agent.end(signal.SIGKILL)
+        status, answer = node.call("DEL", "leaving")
+        assert (status, answer["code"]) == (1, 11)
+        assert "can't be queued (No space left on device); make room or start the agent" in answer["msg"]
+        node.start()
+        node.delete("leaving")
+        assert node.reaches("client", node.addresses["server"][0])

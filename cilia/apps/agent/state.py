@@ -44,8 +44,10 @@ class NodeFile:
             return []
 
     def save(self, prefixes: list[str]) -> None:
-        """Write them durably. Raises OSError."""
-        write_atomic(self._path, msgspec.json.encode(prefixes))
+        """Write them durably, unless they stand there: a restart must not need room. Raises OSError."""
+        content = msgspec.json.encode(prefixes)
+        if not (self._path.is_file() and self._path.read_bytes() == content):
+            write_atomic(self._path, content)
 
 
 class EndpointFiles:
