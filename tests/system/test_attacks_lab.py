@@ -211,6 +211,8 @@ def test_what_a_pod_may_not_say(lab: Siege) -> None:
     after = lab.dropped()
     assert {reason: after.get(reason, 0) - before.get(reason, 0) for reason in expected} == expected
     assert lab.reasons_seen("mallory") >= expected.keys()
+    forged = lab.drops("node-1", "--drop-reason-desc", "INVALID_SOURCE_IP")
+    assert {flow["source"].get("pod_name") for flow in forged} == {"mallory"}
 
 
 # identities in tunnels
@@ -463,7 +465,7 @@ def test_a_pod_gets_no_answer_that_was_meant_for_its_node(lab: Siege) -> None:
 
 def test_one_pods_flood_hides_nobody_elses_drop(lab: Siege) -> None:
     mallory, alice, vera = lab["mallory"], lab["alice"], lab["vera"]
-    before = lab.dropped()["INVALID_SOURCE_IP"]
+    before = lab.dropped().get("INVALID_SOURCE_IP", 0)
     frame = bytes(
         Ether(src=mallory.mac, dst=mallory.gateway_mac) / IP(src="198.51.100.1", dst=vera.ipv4) / UDP()
     )

@@ -34,13 +34,18 @@ class TableDirectory:
         )
 
     def endpoint(self, address: str, endpoint_id: int) -> Pod | None:
-        """A local endpoint, or another node's pod."""
+        """A local endpoint, or another node's pod.
+
+        The kernel's word, which is about the interface, goes before the address, which a pod may forge.
+        """
+        named = self._desired.endpoints.get(EndpointId(endpoint_id)) if endpoint_id else None
+        if named is not None:
+            return self._local(named)
         local = self._desired.endpoints.by("address", address)
         if local:
             return self._local(local[0])
         if endpoint_id:
-            row = self._desired.endpoints.get(EndpointId(endpoint_id))
-            return self._local(row) if row is not None else None
+            return None
         entry = self._desired.ipcache.get(f"{address}/128" if ":" in address else f"{address}/32")
         if entry is None:
             return None
