@@ -6,7 +6,9 @@
     engine     one step of brain and hands for every change
     node       this node in the cluster: CiliumNode, pod prefixes, address pools
     attach     CNI calls
-    publish    CiliumEndpoints, CiliumIdentities, policy statuses
+    publish    CiliumEndpoints, policy statuses
+    identities CiliumIdentities for label sets that have none
+    persist    work for an API server that may refuse or be away
     state      endpoints on disk
     flows      from the kernel's rings into Hubble's store
     directory  Hubble's questions, answered from tables

@@ -16,7 +16,8 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator
+from cilia.apps.agent.identities import IdentityAllocator
+from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.state import EndpointFiles, SavedEndpoint
 from cilia.cluster import store as cluster
 from cilia.cluster.store import Store

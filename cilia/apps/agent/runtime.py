@@ -32,18 +32,13 @@ from cilia.apps.agent.backend import AgentBackend, Condition
 from cilia.apps.agent.directory import TableDirectory
 from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.flows import FlowPump
+from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
-from cilia.apps.agent.publish import (
-    EndpointPublisher,
-    IdentityAllocator,
-    PodIdentities,
-    StatusPublisher,
-    each,
-    persist,
-)
+from cilia.apps.agent.persist import each, persist
+from cilia.apps.agent.publish import EndpointPublisher, StatusPublisher
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.cluster.directory import DirectoryStore

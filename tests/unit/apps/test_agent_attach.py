@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from cilia.apps.agent.attach import Attacher, Gateways, PodInterface
+from cilia.apps.agent.identities import IdentityAllocator
 from cilia.apps.agent.node import PodAddresses
-from cilia.apps.agent.publish import EndpointPublisher, IdentityAllocator
+from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.state import EndpointFiles
 from cilia.cluster import store as cluster
 from cilia.control.graph import ControlGraph, GraphConfig
