@@ -31,7 +31,8 @@ def agent(
     node_name: Annotated[str, typer.Option(envvar=_env("node_name"), help="Name of this node.")] = "",
     cluster_name: Annotated[str, typer.Option(envvar=_env("cluster_name"))] = "default",
     state_dir: Annotated[
-        Path, typer.Option(envvar=_env("state_dir"), help="Endpoints, queues, counters.")
+        Path,
+        typer.Option(envvar=_env("state_dir"), readable=False, help="Endpoints, queues, counters."),
     ] = Path("/var/run/cilia"),
     bpf_prefix: Annotated[
         Path, typer.Option(envvar=_env("bpf_prefix"), help="Directory on a bpffs for this node's pins.")
