@@ -6,9 +6,11 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cilia.dataplane import loader
 from tests.support.agent_node import AgentNode, agent_node, until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -88,3 +90,26 @@ def drops(node: AgentNode, reason: str) -> float:
         rf'cilium_drop_count_total{{[^}}]*reason="{reason}"[^}}]*}} ([0-9.e+]+)', node.client.metrics()
     )
     return sum(map(float, found))
+
+
+def test_a_full_map_of_endpoints(tmp_path: Path) -> None:
+    """Pinned maps keep their size: one that is too small for another pod refuses it and keeps the others."""
+    with agent_node("faults-map", tmp_path) as node:
+        loader.load(node.prefix, sizes={"endpoints": 8}).close()
+        names = [f"pod-{number}" for number in range(4)]
+        for name in names:
+            node.pod(name, {"app": name})
+        node.start()
+        held = []
+        for name in names:
+            status, answer = node.call("ADD", name)
+            if status:
+                break
+            held.append((name, answer["ips"][0]["address"].partition("/")[0]))
+        assert answer["code"] == 11
+        assert "map endpoints is full (8 entries): raise its size" in answer["msg"]
+        assert len(held) == len(node.pod_links()) == len(node.saved()) == node.client.status().ipam.ipv4_used
+        node.serve(held[0][0])
+        assert node.reaches(held[1][0], held[0][1])
+        node.delete(held.pop()[0])
+        node.add(name)
