@@ -35,14 +35,21 @@ def agent(
         typer.Option(envvar=_env("state_dir"), readable=False, help="Endpoints, queues, counters."),
     ] = Path("/var/run/cilia"),
     bpf_prefix: Annotated[
-        Path, typer.Option(envvar=_env("bpf_prefix"), help="Directory on a bpffs for this node's pins.")
+        Path,
+        typer.Option(
+            envvar=_env("bpf_prefix"), readable=False, help="Directory on a bpffs for this node's pins."
+        ),
     ] = Path("/sys/fs/bpf/cilia"),
     kubeconfig: Annotated[
-        Path | None, typer.Option(envvar="KUBECONFIG", help="How to reach the API server.")
+        Path | None, typer.Option(envvar="KUBECONFIG", readable=False, help="How to reach the API server.")
     ] = None,
     source_dir: Annotated[
         Path | None,
-        typer.Option(envvar=_env("source_dir"), help="A directory of YAML files instead of an API server."),
+        typer.Option(
+            envvar=_env("source_dir"),
+            readable=False,
+            help="A directory of YAML files instead of an API server.",
+        ),
     ] = None,
     api_socket: Annotated[Path | None, typer.Option(envvar=_env("agent_socket"))] = None,
     cni_socket: Annotated[Path | None, typer.Option(envvar=_env("cni_socket"))] = None,
