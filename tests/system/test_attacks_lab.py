@@ -29,6 +29,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from cilia.abi import object_path
+from tests.support.agent_node import until
 from tests.support.attacker import SETTLE, Place, Siege, siege
 
 NAME = "tattack"
@@ -413,6 +414,25 @@ def test_pods_report_only_about_what_they_were_sent(lab: Siege, family: int) -> 
     assert lab.heard(mark) == set()
 
 
+def test_a_relabelled_pod_keeps_no_flow(lab: Siege) -> None:
+    """alice talks to vera; then she is nobody vera knows, and her open connection ends with her name."""
+    alice, vera = lab["alice"], lab["vera"]
+
+    def gets_through() -> bool:
+        mark = lab.mark()
+        alice.send(IP(src=alice.ipv4, dst=vera.ipv4) / TCP(sport=34580, dport=8080, flags="A") / Raw(mark))
+        return "vera" in lab.heard(mark, 0.1)
+
+    with alice.connected(vera.ipv4, 8080, source_port=34580):
+        assert gets_through()
+        lab.kubectl("label", "pod", "-n", "red", "alice", "--overwrite", "app=impostor")
+        try:
+            until(lambda: not gets_through(), "the flow to end")
+        finally:
+            lab.kubectl("label", "pod", "-n", "red", "alice", "--overwrite", "app=alice")
+        until(gets_through, "alice to be alice again")
+
+
 # the nodes themselves
 
 
@@ -476,6 +496,23 @@ def test_one_pods_flood_hides_nobody_elses_drop(lab: Siege) -> None:
     assert lab.dropped()["INVALID_SOURCE_IP"] == before + 3001
     assert len(lab.drops("node-1", "--from-ip", "198.51.100.77")) == 1
     assert len(lab.drops("node-1", "--from-ip", "198.51.100.1")) < 1000
+
+
+def test_one_pods_flows_leave_room_for_others(lab: Siege) -> None:
+    """A quarter of the table is the most a pod may have; what it opens beyond that is refused."""
+    mallory, alice, boxed = lab["mallory"], lab["alice"], lab["boxed"]
+    packet = UDP(sport=1, dport=2, chksum=0) / Raw(b"x")
+    frame = bytearray(
+        bytes(Ether(src=mallory.mac, dst=mallory.gateway_mac) / IP(src=mallory.ipv4, dst=boxed.ipv4) / packet)
+    )
+    ports = 14 + 20
+    for number in range(33_500):
+        frame[ports : ports + 4] = number.to_bytes(4, "big")
+        mallory.send(bytes(frame))
+    assert lab.dropped().get("RATE_LIMITED", 0) > 500
+    alice.connected(boxed.ipv4, 8080).close()
+    with pytest.raises(TimeoutError):
+        mallory.connected(boxed.ipv4, 8080, timeout=SETTLE)
 
 
 def test_after_all_that_the_allowed_still_talk(lab: Siege) -> None:
