@@ -166,7 +166,7 @@ def test_killed_at_any_moment_of_a_start(node: AgentNode) -> None:
     moments = random.Random(9)
     node.agent.end(signal.SIGKILL)
     before = (node.pod_links(), node.saved())
-    for turn in range(8):
+    for turn in range(6):
         if turn % 2:
             for programs in node.prefix.glob("v*/programs"):
                 shutil.rmtree(programs)
