@@ -73,13 +73,13 @@ static __always_inline bool is_multicast(const struct packet *packet)
 	return ipv4_of(&packet->destination) >> 28 >= 0xe;
 }
 
-/* A pod may use its own addresses only. */
+/* A pod may use its own addresses only; the one it lacks, all zero, is not its own. */
 static __always_inline int check_source(struct flow *flow, const struct iface *iface)
 {
 	const struct packet *packet = &flow->packet;
 	const struct address *own = packet->family == FAMILY_IPV4 ? &iface->ipv4 : &iface->ipv6;
 
-	if (likely(same_address(&packet->source, own)))
+	if (likely(same_address(&packet->source, own) && !is_zero_address(own)))
 		return 0;
 	if (iface->endpoint.flags & ENDPOINT_NO_SOURCE_CHECK)
 		return 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -137,6 +138,11 @@ def test_the_tunnel_port_is_for_nodes_wherever_it_leads(world: World) -> None:
 
 
 # who speaks
+
+
+def test_a_pod_without_ipv6_does_not_speak_it(world: World) -> None:
+    world.add_pod(msgspec.structs.replace(world.pod_a, ipv6=""))
+    assert world.from_pod(world.pod_a, IPv6(src="::", dst=B6) / UDP(sport=1, dport=2)).reason == 132
 
 
 @pytest.mark.parametrize("source", [POD_FAR4, "10.0.1.1"])
