@@ -90,9 +90,12 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 	struct endpoint *local;
 	int result;
 
-	if (!is_ours_to_look_at(skb, flow) || is_multicast(packet))
-		return DECISION_STACK;
 	flow->direction = DIRECTION_INGRESS;
+	/* What the parser gives up on behind the addresses may still be the stack's to take. */
+	if (!is_ours_to_look_at(skb, flow))
+		return (packet->l4 ? check_outside_source(flow) : 0) ?: DECISION_STACK;
+	if (is_multicast(packet))
+		return DECISION_STACK;
 	if (carries_tunnel(flow))
 		return DECISION_STACK;
 	result = check_outside_source(flow);

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -18,6 +18,7 @@ from tests.support.datapath_world import (
     EGRESS,
     HOST_ID,
     NODE4,
+    NODE6,
     POD_FAR4,
     POD_FAR6,
     WORLD4,
@@ -149,6 +150,14 @@ def test_a_pod_without_ipv6_does_not_speak_it(world: World) -> None:
 def test_a_remote_address_never_comes_through_the_stack(world: World, source: str) -> None:
     """It came in by a device without our programs: a second one, or a tagged one."""
     assert world.from_host(IP(src=source, dst=B4) / UDP(sport=1, dport=2)).reason == 132
+
+
+@pytest.mark.parametrize("source", [NODE6, POD_FAR6, A6])
+def test_headers_that_are_not_walked_hide_no_source(world: World, source: str) -> None:
+    to_node = IPv6(src=source, dst=NODE6) / IPv6ExtHdrHopByHop() / UDP(sport=1, dport=2)
+    assert world.from_wire(to_node).reason == 132
+    to_node[IPv6].src = WORLD6
+    assert world.from_wire(to_node).action == "STACK"
 
 
 def test_a_pod_nobody_has_described_is_not_anybody(world: World) -> None:
