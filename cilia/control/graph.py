@@ -30,6 +30,7 @@ from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.resolve import PolicyMode
 from cilia.model.ids import IdentityId, Revision, SubjectId
+from cilia.model.node import Node
 from cilia.schema import Desired, Inputs
 
 
@@ -52,6 +53,8 @@ class GraphConfig:
     """Seconds a relabelled pod keeps its old identity."""
     apiserver_addresses: tuple[str, ...] = ()
     """Addresses that are the identity kube-apiserver."""
+    own: Node | None = None
+    """What this node knows of itself: stands whatever the cluster says of it, or if it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,14 @@ class ControlGraph:
         )
         self.policy = PolicyNode(inputs, desired, book, mode=config.mode, restored=restored.subjects)
         self.entries = EntryNode(desired)
-        self.nodes = NodesNode(inputs, desired, node=config.node, device=config.route_device, mtu=config.mtu)
+        self.nodes = NodesNode(
+            inputs,
+            desired,
+            node=config.node,
+            device=config.route_device,
+            mtu=config.mtu,
+            own=config.own,
+        )
         self.ipcache = IpcacheNode(
             inputs,
             desired,
@@ -86,6 +96,7 @@ class ControlGraph:
             node=config.node,
             tunnel=config.tunnel,
             apiserver_addresses=config.apiserver_addresses,
+            own=config.own,
         )
 
     @property

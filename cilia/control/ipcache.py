@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from cilia.control.nodes import usable_pod_cidrs
+from cilia.control.nodes import known_nodes, usable_pod_cidrs
 from cilia.model.address import IPNetwork
 from cilia.model.endpoint import Endpoint, RemoteEndpoint
 from cilia.model.identity import (
@@ -46,6 +46,7 @@ class IpcacheNode:
         node: str,
         tunnel: bool,
         apiserver_addresses: Iterable[str] = (),
+        own: Node | None = None,
     ) -> None:
         self._inputs = inputs
         self._desired = desired
@@ -57,8 +58,9 @@ class IpcacheNode:
         self._remote = inputs.remote_endpoints.cursor()
         self._nodes = inputs.nodes.cursor()
         self._cidr_changes = cidrs.cursor()
-        self._pod_networks: list[IPNetwork] = []
-        self._pod_cidrs: dict[str, tuple[str, ...]] = {}
+        self._own = own
+        self._pod_cidrs = usable_pod_cidrs(known_nodes((), own), node)
+        self._pod_networks: list[IPNetwork] = self._networks()
         self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
         self._claimed: dict[tuple[int, object], tuple[str, ...]] = {}
         self._claim(
@@ -75,6 +77,9 @@ class IpcacheNode:
                 for address in sorted(self._apiserver)
             ],
         )
+
+        if own is not None:
+            self._claim((RANK_SELF, own.name), list(self._of_node(own)))
 
     def step(self) -> None:
         """Bring the claims of everything that changed up to date."""
@@ -109,14 +114,15 @@ class IpcacheNode:
 
     def _step_nodes(self) -> None:
         nodes, removed = self._nodes.take()
+        known = self._own.name if self._own is not None else None
         for node in nodes:
-            self._claim((self._rank_of(node.name), node.name), list(self._of_node(node)))
+            if node.name != known:
+                self._claim((self._rank_of(node.name), node.name), list(self._of_node(node)))
         for name in removed:
-            self._claim((self._rank_of(name), name), [])
+            if name != known:
+                self._claim((self._rank_of(name), name), [])
         self._step_pod_cidrs({*(node.name for node in nodes), *removed})
-        self._pod_networks = [
-            ipaddress.ip_network(cidr) for cidrs in self._pod_cidrs.values() for cidr in cidrs
-        ]
+        self._pod_networks = self._networks()
         for cidr in self._cidrs:
             self._claim_cidr(cidr)
         if removed:
@@ -126,10 +132,14 @@ class IpcacheNode:
 
     def _step_pod_cidrs(self, changed: set[str]) -> None:
         """Claim pod prefixes; a changed address of one node can make another's prefix unusable."""
-        before, self._pod_cidrs = self._pod_cidrs, usable_pod_cidrs(self._inputs.nodes, self._node)
+        nodes = known_nodes(self._inputs.nodes, self._own)
+        before, self._pod_cidrs = self._pod_cidrs, usable_pod_cidrs(nodes, self._node)
         changed |= {name for name, cidrs in self._pod_cidrs.items() if before.get(name) != cidrs}
         for name in changed:
             self._claim((RANK_POD_CIDR, name), list(self._of_pod_cidrs(name)))
+
+    def _networks(self) -> list[IPNetwork]:
+        return [ipaddress.ip_network(cidr) for cidrs in self._pod_cidrs.values() for cidr in cidrs]
 
     def _rank_of(self, node: str) -> int:
         return RANK_SELF if node == self._node else RANK_NODE

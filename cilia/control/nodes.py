@@ -14,32 +14,52 @@ from cilia.schema import Desired, Inputs
 class NodesNode:
     """nodes -> node_addresses, routes."""
 
-    def __init__(self, inputs: Inputs, desired: Desired, *, node: str, device: str, mtu: int) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        desired: Desired,
+        *,
+        node: str,
+        device: str,
+        mtu: int,
+        own: Node | None = None,
+    ) -> None:
         self._inputs = inputs
         self._desired = desired
         self._node = node
+        self._own = own
+        self._unsaid = own is not None
         self._device = device
         self._mtu = mtu
         self._nodes = inputs.nodes.cursor()
 
     def step(self) -> None:
         """Recompute when any node changed: there are few."""
-        if not self._nodes.pending:
+        if not (self._nodes.pending or self._unsaid):
             return
         self._nodes.take()
-        own = self._inputs.nodes.get(self._node)
+        self._unsaid = False
+        nodes = known_nodes(self._inputs.nodes, self._own)
+        own = next((node for node in nodes if node.name == self._node), None)
         # The last row of an address stands: nobody else takes ours.
         self._desired.node_addresses.replace(
             NodeAddress(address=address, node=node.name, local=node is own, mtu=self._mtu)
-            for node in sorted(self._inputs.nodes, key=lambda node: (node is own, node.name))
+            for node in sorted(nodes, key=lambda node: (node is own, node.name))
             for address in node.addresses
         )
-        cidrs = usable_pod_cidrs(self._inputs.nodes, self._node) if own is not None else {}
+        cidrs = usable_pod_cidrs(nodes, self._node) if own is not None else {}
         self._desired.routes.replace(self._route(cidr, own) for found in cidrs.values() for cidr in found)
 
     def _route(self, cidr: str, own: Node | None) -> Route:
         routers = own.router_addresses if own is not None else ()
         return Route(prefix=cidr, device=self._device, source=_same_family(routers, cidr), mtu=self._mtu)
+
+
+def known_nodes(rows: Iterable[Node], own: Node | None) -> list[Node]:
+    """What the cluster says of its nodes; of this one, what it knows itself, if it was told."""
+    if own is None:
+        return list(rows)
+    return [own, *(row for row in rows if row.name != own.name)]
 
 
 def usable_pod_cidrs(nodes: Iterable[Node], own: str) -> dict[str, tuple[str, ...]]:

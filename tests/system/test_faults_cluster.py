@@ -111,6 +111,8 @@ def plan() -> Iterator[LabPlan]:
         starting.start(made, lambda _: None)
         kubectl(made, "apply", "-f", "-", documents=WORKLOADS)
         kubectl(made, "wait", "pod", "--all", "--for=condition=Ready", "--timeout=60s")
+        kubectl(made, "apply", "-f", "-", documents=(allow_to_server(PORTS[0]),))
+        until(lambda: first_only(made), "the first policy")
         yield made
         for log in sorted(Path(made.log_dir).glob("*.log")):
             assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")
@@ -249,8 +251,6 @@ def one_of_two(plan: LabPlan) -> bool:
 
 
 def test_killed_amid_policy_changes_one_of_them_holds_and_then_the_newest(plan: LabPlan) -> None:
-    kubectl(plan, "apply", "-f", "-", documents=(allow_to_server(PORTS[0]),))
-    until(lambda: first_only(plan), "the first policy")
     moments = random.Random(5)
     for _ in range(2):
         with Flipping(plan) as flipping:
@@ -312,6 +312,28 @@ def test_garbage_in_the_api_server_takes_nothing_away(plan: LabPlan) -> None:
         for kind in ("ciliumendpoint/moon", "ciliumnode/evil", "ciliumidentity/1"):
             kubectl(plan, "delete", kind, "--ignore-not-found")
         kubectl(plan, "delete", "ciliumidentity/99999999999", "--ignore-not-found")
+
+
+def test_a_node_whose_object_is_deleted_gets_it_back(plan: LabPlan) -> None:
+    """Its own pods and addresses do not depend on it; the other nodes learn of it again."""
+    node = plan.node("node-2")
+    wanted = node_object(plan, node.name)
+    routes = routes_of(node.netns)
+    kubectl(plan, "delete", "ciliumnode", node.name)
+    until(lambda: node_object(plan, node.name) == wanted, "the object to be there again")
+    until(lambda: first_only(plan), "the other node to know it again")
+    assert routes_of(node.netns) == routes
+
+
+def node_object(plan: LabPlan, name: str) -> list[str]:
+    """Addresses and pod prefixes of a CiliumNode; nothing when it is not there."""
+    fields = "-o=jsonpath={.spec.addresses[*].ip} {.spec.ipam.podCIDRs[*]}"
+    return sorted(kubectl(plan, "get", "ciliumnode", name, "--ignore-not-found", fields).split())
+
+
+def routes_of(netns: str) -> str:
+    command = ["nsenter", f"--net={netns}", "--", "ip", "route"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 # -- the API server away -------------------------------------------------------------------------------------

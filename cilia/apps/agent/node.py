@@ -146,6 +146,15 @@ class Registration:
                 log.warning("the node's object is not up to date yet", error=str(error))
                 await asyncio.sleep(backoff.next())
 
+    async def stay(
+        self, due: asyncio.Event, prefixes: Sequence[str], routers: Sequence[str], *, fixed: bool
+    ) -> None:
+        """`keep` whenever it is due, for ever."""
+        while True:
+            await due.wait()
+            due.clear()
+            await self.keep(prefixes, routers, fixed=fixed)
+
     async def _announce(self, node: cn.CiliumNode, routers: Sequence[str]) -> None:
         """Add the node's own addresses among its pods."""
         wanted = self._wanted(routers)

@@ -13,7 +13,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +58,7 @@ from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
 from cilia.kit.files import private_directory
 from cilia.kit.tasks import TaskGroup
+from cilia.model.node import Node
 from cilia.plugins.cni import conflist, delete_queue, install
 from cilia.schema import Desired, Inputs, PodRow
 from cilia.sources import pods
@@ -139,13 +140,22 @@ class Runtime:
         node_file.save(prefixes)
         gateways = Gateways(addresses.router(4), addresses.router(6))
         kernel.prepare_node(gateways)
+        routers = tuple(address for address in (gateways.ipv4, gateways.ipv6) if address)
+        own = Node(
+            name=settings.node_name,
+            addresses=kernel.addresses,
+            router_addresses=routers,
+            pod_cidrs=tuple(prefixes),
+        )
+        registration_due = asyncio.Event()
+        registration_due.set()
         tasks.spawn(
-            "register node", registration.keep(prefixes, (gateways.ipv4, gateways.ipv6), fixed=bool(fixed))
+            "register node", registration.stay(registration_due, prefixes, routers, fixed=bool(fixed))
         )
 
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
-        graph = self._graph(kernel)
+        graph = self._graph(kernel, own)
         state = kernel.follow(self.desired)
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
@@ -190,6 +200,7 @@ class Runtime:
         await self._or_stop(sources.wait_synced())
 
         engine.after.append(backend.stepped)
+        engine.after.append(self._when_misregistered(own, registration_due.set))
         self._publish(tasks, engine, graph, identities, publisher, statuses)
         engine.start()
         await self._settle(engine, graph, identities)
@@ -244,7 +255,7 @@ class Runtime:
             self.inputs.attachments.put(attachment)
         self.inputs.attachments.synced = True
 
-    def _graph(self, kernel: NodeKernel) -> ControlGraph:
+    def _graph(self, kernel: NodeKernel, own: Node) -> ControlGraph:
         settings = self.settings
         return ControlGraph(
             self.inputs,
@@ -256,9 +267,27 @@ class Runtime:
                 mtu=kernel.mtu,
                 mode=PolicyMode(settings.enforcement),
                 identity_change_grace=settings.identity_change_grace,
+                own=own,
             ),
             Restored(subjects=restored_subjects(kernel.restored_subjects())),
         )
+
+    def _when_misregistered(self, own: Node, act: Callable[[], None]) -> Callable[[], None]:
+        """What to call after each step, to act when the cluster lost this node or has it wrong: once for
+        each change of its object."""
+        cursor = self.inputs.nodes.cursor()
+
+        def look() -> None:
+            put, deleted = cursor.take()
+            wrong = any(
+                row.name == own.name
+                and (row.addresses, row.router_addresses) != (own.addresses, own.router_addresses)
+                for row in put
+            )
+            if wrong or own.name in deleted:
+                act()
+
+        return look
 
     def _hubble(self, kernel: NodeKernel) -> FlowStore:
         directory = TableDirectory(

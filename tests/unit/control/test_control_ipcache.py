@@ -143,3 +143,20 @@ def test_a_pod_prefix_that_holds_a_nodes_address_is_no_pod_prefix() -> None:
     inputs.nodes.delete("three")
     node.step()
     assert identity_of(desired, "10.0.2.0/24") == 0
+
+
+def test_what_a_node_knows_of_itself_needs_no_cluster() -> None:
+    inputs, desired = Inputs(), Desired()
+    cidrs: Table[str, CidrIdentity] = Table("cidrs", lambda row: row.prefix)
+    node = IpcacheNode(inputs, desired, cidrs, node="one", tunnel=True, own=NODE_ONE)
+    cidrs.put(CidrIdentity("10.0.1.128/25", IdentityId(1 << 24)))
+    node.step()
+    assert identity_of(desired, "172.18.0.2/32") == HOST
+    assert desired.ipcache.get("10.0.1.128/25") is None
+    inputs.nodes.put(Node(name="one", addresses=("198.51.100.1",)))
+    node.step()
+    inputs.nodes.delete("one")
+    node.step()
+    assert identity_of(desired, "172.18.0.2/32") == HOST
+    assert identity_of(desired, "10.0.1.1/32") == HOST
+    assert desired.ipcache.get("198.51.100.1/32") is None

@@ -59,3 +59,21 @@ def test_a_pod_prefix_that_holds_a_nodes_address_has_no_route() -> None:
 def test_this_nodes_pods_are_nobody_elses() -> None:
     greedy = Node(name="greedy", pod_cidrs=("10.0.0.0/8", "10.0.1.128/25", "10.9.0.0/24"))
     assert usable_pod_cidrs([ONE, greedy], "one") == {"one": ONE.pod_cidrs, "greedy": ("10.9.0.0/24",)}
+
+
+def test_what_a_node_knows_of_itself_needs_no_cluster() -> None:
+    inputs, desired = Inputs(), Desired()
+    node = NodesNode(inputs, desired, node="one", device="cilia_host", mtu=1450, own=ONE)
+    node.step()
+    assert [route.prefix for route in desired.routes] == ["10.0.1.0/24"]
+    for row in (Node(name="one", addresses=("198.51.100.1",), pod_cidrs=("10.9.0.0/24",)), TWO):
+        inputs.nodes.put(row)
+        node.step()
+    assert {row.address: row.local for row in desired.node_addresses} == {
+        "192.0.2.1": True,
+        "192.0.2.2": False,
+        "2001:db8::2": False,
+    }
+    inputs.nodes.delete("one")
+    node.step()
+    assert {route.prefix for route in desired.routes} == {"10.0.1.0/24", *TWO.pod_cidrs}
