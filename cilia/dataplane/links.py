@@ -63,10 +63,12 @@ POD_SIDE_SYSCTLS = {
 NODE_SYSCTLS = {
     "ipv4/ip_forward": "1",
     "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/all/accept_source_route": "0",
     "ipv6/conf/all/forwarding": "1",
     "ipv6/conf/all/disable_ipv6": "0",
 }
-"""The stronger of `all` and the device's own rp_filter holds, so `all` has to be off."""
+"""The stronger of `all` and the device's own rp_filter holds, so `all` has to be off. Source routes are taken only
+where both say so: none, since policy judges where a packet goes, not where its options say."""
 
 RESERVED_PORTS = "ipv4/ip_local_reserved_ports"
 """Ports that sockets get only when they name them; for both families."""
