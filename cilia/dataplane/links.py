@@ -67,8 +67,8 @@ NODE_SYSCTLS = {
     "ipv6/conf/all/forwarding": "1",
     "ipv6/conf/all/disable_ipv6": "0",
 }
-"""The stronger of `all` and the device's own rp_filter holds, so `all` has to be off. Source routes are taken only
-where both say so: none, since policy judges where a packet goes, not where its options say."""
+"""The stronger of `all` and the device's own rp_filter holds, so `all` has to be off. Source routes
+need leave from both: policy judges where a packet goes, not where its options say."""
 
 RESERVED_PORTS = "ipv4/ip_local_reserved_ports"
 """Ports that sockets get only when they name them; for both families."""
