@@ -27,6 +27,8 @@ INITIAL = 64
 SPARE = 16
 GROWTH = 8
 INNER_ENTRIES = 16384
+OPEN_LIMIT = 128
+"""How many idle maps are kept open: a process may often have 1,024 descriptors only."""
 
 
 class PolicyPool:
@@ -42,6 +44,8 @@ class PolicyPool:
         self._lock = threading.Lock()
         self._idle: deque[int] = deque()
         self._live = set(live)
+        self._fresh: dict[int, Map] = {}
+        """The maps of idle slots, open: filling one needs no question to the kernel."""
         self._size = self._count_slots()
         self._resting = [slot for slot in range(self._size) if slot not in self._live]
         self._initial = initial
@@ -62,7 +66,10 @@ class PolicyPool:
         return self._size
 
     def take(self) -> int:
-        """A slot whose map is empty and read by nobody. Raises BpfError when all are in use."""
+        """A slot whose map is empty and read by nobody. Raises BpfError when all are in use.
+
+        Whoever takes and retires calls `refill` when done: the work would be in the way of theirs.
+        """
         with self._lock:
             slot = self._idle.popleft() if self._idle else None
         if slot is None:
@@ -76,7 +83,6 @@ class PolicyPool:
                 slot = self._idle.popleft()
         with self._lock:
             self._live.add(slot)
-        self.refill()
         return slot
 
     def retire(self, slot: int) -> None:
@@ -84,10 +90,16 @@ class PolicyPool:
         with self._lock:
             self._live.discard(slot)
             self._resting.append(slot)
-        self.refill()
+            unused = self._fresh.pop(slot, None)
+        if unused is not None:
+            unused.close()
 
     def open(self, slot: int) -> Map:
         """The inner map in a slot; the caller closes it. Raises OSError."""
+        with self._lock:
+            fresh = self._fresh.pop(slot, None)
+        if fresh is not None:
+            return fresh
         found = self._outer.lookup(np.uint32(slot))
         if found is None:
             raise BpfError(f"slot {slot} of map {self._outer.name} is empty")
@@ -106,6 +118,10 @@ class PolicyPool:
         with self._lock:
             self._closed = True
         self.settle()
+        with self._lock:
+            unused, self._fresh = self._fresh, {}
+        for made in unused.values():
+            made.close()
 
     def settle(self, timeout: float = 10.0) -> None:
         """Wait until the background work is done (seconds)."""
@@ -163,15 +179,17 @@ class PolicyPool:
             )
             for _ in slots
         ]
-        try:
-            failures = self._outer.put(
-                np.array(slots, self._outer.key), np.array([made.fd for made in fresh], self._outer.value)
-            )
-        finally:
-            for made in fresh:
-                made.close()
+        failures = self._outer.put(
+            np.array(slots, self._outer.key), np.array([made.fd for made in fresh], self._outer.value)
+        )
         with self._lock:
-            self._idle.extend(slot for at, slot in enumerate(slots) if at not in failures)
+            for at, (slot, made) in enumerate(zip(slots, fresh, strict=True)):
+                if at not in failures:
+                    self._idle.append(slot)
+                if at not in failures and len(self._fresh) < OPEN_LIMIT:
+                    self._fresh[slot] = made
+                else:
+                    made.close()
         for error in failures.values():
             raise error
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.order import KernelState
+from cilia.dataplane.pool import OPEN_LIMIT, PolicyPool
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.node import IpcacheEntry, NodeAddress, NodeSettings
 from cilia.model.policy import EntryKey
@@ -162,6 +165,36 @@ def test_fifty_subjects_switch_at_once(dataplane: Dataplane) -> None:
         assert state.errors() == []
     words = [state.policies._word(SubjectId(number)) for number in range(1, 51)]
     assert len({slot for slot, _ in words}) == 50 and len({revision for _, revision in words}) == 50
+
+
+def test_alike_subjects_and_others_of_one_batch_get_each_their_entries(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in range(1, 9):
+        held = alike if number % 2 else {PEER_B: allow(number), ANYONE: deny(9)}
+        desired.subjects.put(subject(number, "r1", held))
+    state.apply(1.0)
+    for number in range(1, 9):
+        found = {row["peer"]: row["cookie"] for row in state.policies.entries(SubjectId(number))}
+        assert found == ({256: 1} if number % 2 else {257: number, 0: 9})
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_the_pool_keeps_few_maps_open_and_none_when_closed(dataplane: Dataplane) -> None:
+    before = descriptors()
+    outer, layout = dataplane.maps["policies"], dataplane.layout
+    pool = PolicyPool(outer, layout, (), initial=OPEN_LIMIT + 20)
+    pool.settle()
+    assert pool.idle >= OPEN_LIMIT + 20
+    assert descriptors() <= before + OPEN_LIMIT
+    pool.retire(pool.take())
+    pool.open(pool.take()).close()
+    pool.close()
+    assert descriptors() == before
 
 
 def test_an_endpoint_that_moves_leaves_nothing_behind(dataplane: Dataplane) -> None:

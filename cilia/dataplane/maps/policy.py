@@ -73,6 +73,8 @@ class Policies:
         self._live: dict[SubjectId, Live] = {}
         self._stale: dict[SubjectId, list[EntryKey]] = {}
         self._judged_early: set[SubjectId] = set()
+        self._encoded: dict[int, tuple[Mapping[EntryKey, Entry], tuple[Array, Array]]] = {}
+        """During an update: entries, by their `id`, with their keys and values; alike subjects share them."""
 
     def desired(self, entries: Mapping[EntryKey, Entry]) -> tuple[Array, Array]:
         """Keys and values of an inner map, in the order of the entries."""
@@ -103,6 +105,8 @@ class Policies:
             except (OSError, BpfError) as error:
                 failures[row.subject] = f"{error}; everything is denied until then"
                 self._fail_closed(row.subject)
+        self._encoded.clear()
+        self._pool.refill()
         return failures
 
     def finish(self) -> None:
@@ -137,6 +141,7 @@ class Policies:
             if revision:
                 self._words[subject] = 0
                 self._pool.retire(slot)
+        self._pool.refill()
         return {}
 
     def prune(self, keep: Iterable[SubjectPolicy]) -> int:
@@ -187,7 +192,7 @@ class Policies:
     def _replace(self, row: SubjectPolicy, live: Live | None) -> None:
         """Fill an idle map and switch to it."""
         carried = self._carried(row, live)
-        self._fill_and_switch(row.subject, {**carried, **row.entries})
+        self._fill_and_switch(row.subject, {**carried, **row.entries} if carried else row.entries)
         self._live[row.subject].rules = row.rules
         self._live[row.subject].entries = row.entries
         if carried:
@@ -238,7 +243,10 @@ class Policies:
     def _put(self, inner: Map, entries: Mapping[EntryKey, Entry]) -> None:
         if len(entries) > inner.info.max_entries:
             raise BpfError(f"{len(entries)} policy entries, {inner.info.max_entries} fit: widen the rules")
-        failures = inner.put(*self.desired(entries))
+        if id(entries) not in self._encoded:
+            self._encoded[id(entries)] = (entries, self.desired(entries))
+        _, (keys, values) = self._encoded[id(entries)]
+        failures = inner.put(keys, values)
         for error in failures.values():
             raise BpfError(packing.sentence(inner, error))
 
