@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cilia import abi
-from cilia.dataplane import bpf, libbpf, requirements
+from cilia.dataplane import bpf, libbpf, namespaces, requirements
 from cilia.dataplane.bpf import Attach, BpfError, Map, MapType
 
 REVISION_MAP = "policy_revision"
@@ -133,6 +133,15 @@ def load(
         dataplane.close()
         raise
     return dataplane
+
+
+def own_node() -> int:
+    """Make this process the only one that sets up or removes the links of its network namespace: two would
+    take each other's down, whatever their pins. A descriptor that holds the lock. Raises BpfError."""
+    try:
+        return namespaces.lock_own()
+    except BlockingIOError:
+        raise BpfError("another agent runs on this node: stop it first") from None
 
 
 def take_lock(prefix: Path) -> int:

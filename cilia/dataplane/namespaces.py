@@ -19,10 +19,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lock_own() -> int:
-    """Lock the network namespace of this process, for those who would own its links: a descriptor that
+    """Lock the network namespace of this thread, for those who would own its links: a descriptor that
     holds the lock. Raises BlockingIOError when another process has it.
     """
-    descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

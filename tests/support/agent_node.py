@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -351,9 +351,12 @@ CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "cilia", "type": "cilia-cni"
 
 
 @contextmanager
-def agent_node(name: str, directory: Path, setup: Sequence[str] = ()) -> Iterator[AgentNode]:
-    """A node without an agent yet; `setup` are more lines for ip(8). All of it goes at the end."""
-    node = AgentNode(name, directory)
+def agent_node(name: str, directory: Path) -> Iterator[AgentNode]:
+    """A node without an agent yet. All of it goes at the end.
+
+    Runs of the tests beside each other do not meet: the process is part of all names.
+    """
+    node = AgentNode(f"{name}-{os.getpid()}", directory)
     NETNS.mkdir(exist_ok=True)
     for path in (node.source, node.state):
         path.mkdir(mode=0o700, parents=True)
@@ -365,7 +368,6 @@ def agent_node(name: str, directory: Path, setup: Sequence[str] = ()) -> Iterato
         "link set eth0 up",
         "link set far0 up",
         "route add default via 192.0.2.254",
-        *setup,
     ]
     try:
         kernel.create_network(str(node.netns))

@@ -28,7 +28,7 @@ from cilia.lab import cgroups, cni, control, fabric, kernel, records, starting, 
 from cilia.lab.plan import API_PORT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
 
-NAME = "tfaults"
+NAME = f"tf{os.getpid()}"
 PORTS = (8080, 8081)
 AWAY = 8.0
 """Seconds the API server is away; what follows is the same after a minute."""

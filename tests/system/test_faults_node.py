@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from cilia.apps.agent.cleanup import remove_everything
+from cilia.apps.agent.settings import AgentSettings
+from cilia.dataplane.bpf import BpfError
 from cilia.lab import kernel
 from tests.support.agent_node import AgentNode, agent_node, until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 
 DISK = "size=2m,mode=0700"
+SECOND = f"/sys/fs/bpf/faults-second-{os.getpid()}"
 
 
 @pytest.fixture(scope="module")
@@ -305,10 +309,13 @@ def test_two_agents_on_one_node(node: AgentNode) -> None:
     elsewhere = str(node.directory / "second")
     assert node.refused() == "another agent runs on this node: stop it first"
     assert (
-        node.refused(bpf_prefix="/sys/fs/bpf/faults-second", state_dir=elsewhere)
+        node.refused(bpf_prefix=SECOND, state_dir=elsewhere)
         == "another agent runs on this node: stop it first"
     )
-    assert not Path("/sys/fs/bpf/faults-second").exists()
+    assert not Path(SECOND).exists()
+    with kernel.inside_network(node.netns), pytest.raises(BpfError, match="another agent runs on this node"):
+        settings = AgentSettings(node_name="node-1", bpf_prefix=Path(SECOND))
+        list(remove_everything(settings))
     node.pod("elsewhere")
     sentence = node.refused("nsenter", f"--net={node.netns_of('elsewhere')}", "--", state_dir=elsewhere)
     assert sentence.startswith(f"another agent holds {node.prefix}: stop it first")

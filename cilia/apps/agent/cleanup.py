@@ -16,8 +16,16 @@ def remove_everything(settings: AgentSettings) -> Iterator[str]:
     """Remove, in the order in which nothing is left without its base; yields a line for each step.
 
     The runtime must stop calling first, then nobody may be attached, then the programs can go. Raises
-    BpfError when an agent still runs on the prefix, before anything is touched.
+    BpfError when an agent still runs on the node or the prefix, before anything is touched.
     """
+    lock = loader.own_node()
+    try:
+        yield from _remove_all(settings)
+    finally:
+        os.close(lock)
+
+
+def _remove_all(settings: AgentSettings) -> Iterator[str]:
     if settings.bpf_prefix.exists():
         os.close(loader.take_lock(settings.bpf_prefix))
     if settings.cni_conf_dir is not None:

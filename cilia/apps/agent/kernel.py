@@ -19,7 +19,6 @@ from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
 from cilia.dataplane.maps.conntrack import sweep_translations
-from cilia.dataplane.namespaces import lock_own
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
@@ -47,7 +46,7 @@ class NodeKernel:
         """Raises BpfError when this machine can't, or another agent does."""
         requirements.check()
         self._settings = settings
-        self._lock = _own_node()
+        self._lock = loader.own_node()
         try:
             self._dataplane = loader.load(
                 settings.bpf_prefix,
@@ -275,15 +274,6 @@ class NodeKernel:
         if not self._settings.tunnel:
             return 0
         return VXLAN_OVERHEAD if ":" not in self.addresses[0] else VXLAN_OVERHEAD_IPV6
-
-
-def _own_node() -> int:
-    """Make this process the only agent of its network namespace: two would take each other's links down,
-    whatever their pins. A descriptor that holds the lock. Raises BpfError."""
-    try:
-        return lock_own()
-    except BlockingIOError:
-        raise BpfError("another agent runs on this node: stop it first") from None
 
 
 def _of_family(addresses: Iterable[str], version: int) -> str:
