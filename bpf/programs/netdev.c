@@ -12,6 +12,27 @@ static __always_inline __u32 link_header_length(void)
 	return native_l2 ? ETH_HLEN : 0;
 }
 
+/* A packet of the overlay to or from this node's underlay address, known without parsing all of it:
+ * on a node of an overlay nearly every packet of the native device is one. What it carries is for
+ * from_overlay to judge. */
+static __always_inline bool is_own_tunnel(struct __sk_buff *skb, bool arriving)
+{
+	void *l3 = (void *)(long)skb->data + link_header_length();
+	void *end = (void *)(long)skb->data_end;
+	const struct iphdr *ip = l3;
+	const struct udphdr *udp = (void *)(ip + 1);
+	struct node_settings *settings = node_settings();
+
+	if (!tunnel_enabled || !settings || skb->protocol != bpf_htons(ETH_P_IP) ||
+	    skb->vlan_present || (void *)(udp + 1) > end)
+		return false;
+	if (ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_UDP ||
+	    ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK))
+		return false;
+	return udp->dest == bpf_htons(settings->tunnel_port) &&
+	       (arriving ? ip->daddr : ip->saddr) == bpf_htonl(ipv4_of(&settings->ipv4));
+}
+
 /* Whether the packet is one the data path may have to do with: whole IP without tags. */
 static __always_inline bool is_ours_to_look_at(struct __sk_buff *skb, struct flow *flow)
 {
@@ -117,7 +138,7 @@ SEC("tc")
 int from_netdev(struct __sk_buff *skb)
 {
 	struct flow flow = {};
-	int result = handle_arrival(skb, &flow);
+	int result = is_own_tunnel(skb, true) ? DECISION_STACK : handle_arrival(skb, &flow);
 
 	return finish_passing(skb, &flow, result);
 }
@@ -181,7 +202,7 @@ SEC("tc")
 int to_netdev(struct __sk_buff *skb)
 {
 	struct flow flow = {};
-	int result = handle_departure(skb, &flow);
+	int result = is_own_tunnel(skb, false) ? DECISION_STACK : handle_departure(skb, &flow);
 
 	return finish_passing(skb, &flow, result);
 }
