@@ -107,18 +107,26 @@ async def _adds(node: Node, count: int, fresh: bool) -> list[float]:
 async def _change(quick: bool) -> list[dict[str, Any]]:
     rounds = 5 if quick else 40
     async with running(PODS) as node:
-        allowed, denied = await _probe(node, rounds)
+        allowed, denied, whole = await _probe(node, rounds)
         last = await _deny_all(node, 3 if quick else 15)
     return [
-        _row("policy change to enforcement, p50", "ms", 7.0, allowed + denied, statistics.median),
+        _row(
+            "policy change to enforcement, p50",
+            "ms",
+            7.0,
+            allowed + denied,
+            statistics.median,
+            from_request=round(statistics.median(whole), 3),
+        ),
         _row("policy change that denies, p50", "ms", 7.0, denied, statistics.median),
         _row("policy change that allows, p50", "ms", 7.0, allowed, statistics.median),
         _row(f"default deny for {PODS} endpoints, until the last", "ms", 30.0, last, statistics.median),
     ]
 
 
-async def _probe(node: Node, rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds until the first connection with the new outcome was begun, by kind of change.
+async def _probe(node: Node, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds until the first connection with the new outcome was begun, for changes that allow and
+    that deny, and for all of them from the request instead of the answer.
 
     A probe opens one connection every 0.5 ms; what it sees is compared with when the API server answered.
     """
@@ -128,26 +136,32 @@ async def _probe(node: Node, rounds: int) -> tuple[list[float], list[float]]:
     await asyncio.sleep(SETTLE_SECONDS)
     policy = _policy("deny-probe", {"matchLabels": {"app": "probe-server"}})
     with _server(pods[1]), _prober(pods[0], addresses[1]) as changes:
-        denied, allowed = [], []
+        denied, allowed, whole = [], [], []
         await changes.until(True, 0)
         for _ in range(rounds):
             await asyncio.sleep(0.25)
-            denied.append(await _effect(changes, False, _create(node, policy)))
+            from_answer, from_request = await _effect(changes, False, _create(node, policy))
+            denied.append(from_answer)
+            whole.append(from_request)
             await asyncio.sleep(0.25)
-            allowed.append(await _effect(changes, True, _delete(node, policy)))
+            from_answer, from_request = await _effect(changes, True, _delete(node, policy))
+            allowed.append(from_answer)
+            whole.append(from_request)
     await node.remove(pods)
-    return allowed, denied
+    return allowed, denied, whole
 
 
-async def _effect(changes: Changes, ok: bool, request: Coroutine[Any, Any, None]) -> float:
-    """Milliseconds from the API server's answer to the effect; negative when the agent was faster.
+async def _effect(changes: Changes, ok: bool, request: Coroutine[Any, Any, None]) -> tuple[float, float]:
+    """Milliseconds from the API server's answer to the effect, negative when the agent was faster, and from
+    the request.
 
     The server tells its watchers and answers at the same time.
     """
     before = time.time_ns()
     await request
     answered = time.time_ns()
-    return (await changes.until(ok, before) - answered) / 1e6
+    seen = await changes.until(ok, before)
+    return (seen - answered) / 1e6, (seen - before) / 1e6
 
 
 class Changes:
@@ -347,7 +361,8 @@ def _row(
     summary: Callable[[Sequence[float]], float],
     **extra: Any,
 ) -> dict[str, Any]:
-    """A row of the table. `limit` is the most the design allows; the spread is in parts of it."""
+    """A row of the table. `limit` is the most the design allows; the spread is in parts of it. A hundred
+    times better than it is as much as is said, also of what is there before it was asked for."""
     value = summary(samples)
     quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
     spread = (quartiles[2] - quartiles[0]) / 2 / limit
@@ -356,7 +371,7 @@ def _row(
         "test": f"{test} ({unit})",
         "path": "cilia",
         "against": "limit",
-        "ratio": round(limit / max(value, 0.001), 2),
+        "ratio": round(limit / max(value, limit / 100), 2),
         "spread": round(spread, 2),
         "reach": 1.0,
         "baseline": limit,

@@ -30,7 +30,7 @@ from cilia.lab.plan import API_PORT, LabPlan, NodePlan, make_plan
 from cilia.lab.records import PodRecord
 from cilia.lab.source import write_credentials
 
-NAME = "bench"
+NAME = "ciliabench"
 ROOT = Path("/run/cilia-bench")
 NAMESPACE = "bench"
 READY_SECONDS = 60.0
@@ -203,6 +203,8 @@ async def running(pods: int = 0) -> AsyncIterator[Node]:
             yield node
     finally:
         teardown.take_down(NAME, ROOT)
+        if ROOT.is_dir():
+            ROOT.rmdir()
 
 
 def _build(plan: LabPlan) -> None:
