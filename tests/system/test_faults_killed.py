@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from cilia.dataplane import loader
 from cilia.dataplane.links import POD_GROUP
 from cilia.model.endpoint import Attachment
 from tests.support.agent_node import AgentNode, agent_node, until
@@ -180,3 +181,18 @@ def test_killed_at_any_moment_of_a_start(node: AgentNode) -> None:
     nothing_half_made(node)
     assert not list(node.prefix.glob("v*/programs/incomplete"))
     assert node.reaches("client", server)
+
+
+def test_pins_that_went_are_made_anew(node: AgentNode) -> None:
+    before = (node.pod_links(), node.saved())
+    connection = node.connect("client", node.addresses["server"][0])
+    assert connection is not None
+    node.agent.end(signal.SIGKILL)
+    loader.remove(node.prefix)
+    node.start()
+    with connection:
+        connection.sendall(b"as before")
+        assert connection.recv(64) == b"as before"
+    assert (node.pod_links(), node.saved()) == before
+    nothing_half_made(node)
+    assert node.reaches("client", node.addresses["server"][0])
