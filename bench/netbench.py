@@ -94,31 +94,43 @@ def measure(path: Way, test: Test, seconds: float) -> float:
     return float(result[test.field])
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """What came out: medians per path, and the median of the rounds' ratios against the first path."""
+    """Rounds of one test: what each path gave, round by round; the first path is the baseline."""
 
-    test: Test
-    medians: dict[str, float]
-    ratios: dict[str, float]
-    spread: dict[str, float]
-    """Half the distance between the 25th and 75th percentile of the rounds' ratios."""
+    def __init__(self, test: Test, names: Sequence[str]) -> None:
+        self.test = test
+        self.samples: dict[str, list[float]] = {name: [] for name in names}
+
+    @property
+    def baseline(self) -> str:
+        """Name of the path all others are compared with."""
+        return next(iter(self.samples))
+
+    def median(self, name: str) -> float:
+        """The path's median, in the test's own unit."""
+        return statistics.median(self.samples[name])
+
+    def ratios(self, name: str) -> list[float]:
+        """Each round's ratio to the baseline of that round; above 1 is better than it."""
+        pairs = zip(self.samples[self.baseline], self.samples[name], strict=True)
+        return [b / v if self.test.lower_is_better else v / b for b, v in pairs]
+
+    def ratio(self, name: str) -> float:
+        """The median of the rounds' ratios."""
+        return statistics.median(self.ratios(name))
+
+    def spread(self, name: str) -> float:
+        """Half the distance between the quartiles of the rounds' ratios."""
+        values = self.ratios(name)
+        if len(values) < 2:
+            return 0.0
+        quartiles = statistics.quantiles(values, n=4)
+        return (quartiles[2] - quartiles[0]) / 2
 
 
-def compare(paths: Sequence[Way], test: Test, *, rounds: int, seconds: float) -> Comparison:
-    """Measure all paths interleaved; the first is the baseline. A ratio above 1 is better than it."""
-    samples: dict[str, list[float]] = {path.name: [] for path in paths}
+def compare(paths: Sequence[Way], into: Comparison, *, rounds: int, seconds: float) -> None:
+    """Measure all paths interleaved, round by round, and add to a comparison."""
     for index in range(rounds):
         order = paths if index % 2 == 0 else list(reversed(paths))
         for path in order:
-            samples[path.name].append(measure(path, test, seconds))
-    base = samples[paths[0].name]
-    ratios: dict[str, float] = {}
-    spread: dict[str, float] = {}
-    for path in paths[1:]:
-        pairs = zip(base, samples[path.name], strict=True)
-        values = [b / v if test.lower_is_better else v / b for b, v in pairs]
-        ratios[path.name] = statistics.median(values)
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-        spread[path.name] = (quartiles[2] - quartiles[0]) / 2
-    return Comparison(test, {n: statistics.median(v) for n, v in samples.items()}, ratios, spread)
+            into.samples[path.name].append(measure(path, into.test, seconds))
