@@ -62,6 +62,10 @@ class Sources:
         """Return when every table is complete; call after `start`."""
         await asyncio.gather(*self._marks)
 
+    def watches(self) -> list[tuple[str, str]]:
+        """Return each kind's plural name, and why the store can't be heard of it (empty when it can)."""
+        return [(reflector.resource.plural, reflector.error) for reflector in self.reflectors]
+
     def errors(self) -> dict[str, str]:
         """Return, by plural name, why the store can't be heard right now."""
         return {

@@ -14,6 +14,7 @@ from cilia.api.backend import CniRequest, not_found
 from cilia.api.table_backend import TableBackend
 from cilia.api.types import (
     Component,
+    ControllerStatus,
     Health,
     HubbleStatus,
     IpamStatus,
@@ -45,6 +46,8 @@ class Condition:
     """Why the agent isn't ready; empty when it is."""
     source_errors: Callable[[], dict[str, str]] = dict
     """By kind of object: why it can't be heard."""
+    watches: Callable[[], list[tuple[str, str]]] = list
+    """Each kind of object that is followed, and why it can't be heard (empty when it can)."""
     source: str = ""
     """The API server's address, or the directory."""
     conflist: str = ""
@@ -138,6 +141,14 @@ class AgentBackend(TableBackend):
                 msg=self._condition.conflist,
             ),
             ipam=IpamStatus(ipv4_used=ipv4[0], ipv4_total=ipv4[1], ipv6_used=ipv6[0], ipv6_total=ipv6[1]),
+            controllers=tuple(
+                ControllerStatus(
+                    name=f"watch {kind}",
+                    consecutive_failure_count=1 if error else 0,
+                    last_failure_msg=error,
+                )
+                for kind, error in self._condition.watches()
+            ),
             endpoints=dict(Counter(row.state.value for row in self.desired.endpoints)),
             maps=tuple(
                 MapPressure(name=use.name, used=use.used, size=use.max_entries)

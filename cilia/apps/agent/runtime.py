@@ -195,6 +195,7 @@ class Runtime:
             store, self.inputs, node=settings.node_name, own_addresses=frozenset(kernel.addresses)
         )
         self.condition.source_errors = sources.errors
+        self.condition.watches = sources.watches
         self.condition.doing = "waiting for the API server's objects"
         sources.start(tasks)
         await self._or_stop(sources.wait_synced())
