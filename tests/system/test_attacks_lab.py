@@ -506,9 +506,13 @@ def test_one_pods_flows_leave_room_for_others(lab: Siege) -> None:
         bytes(Ether(src=mallory.mac, dst=mallory.gateway_mac) / IP(src=mallory.ipv4, dst=boxed.ipv4) / packet)
     )
     ports = 14 + 20
-    for number in range(33_500):
-        frame[ports : ports + 4] = number.to_bytes(4, "big")
-        mallory.send(bytes(frame))
+    number = 0
+    # The agent counts anew at each sweep and may forget what came meanwhile: some more may be let through.
+    while lab.dropped().get("RATE_LIMITED", 0) <= 500 and number < 50_000:
+        for _ in range(500):
+            frame[ports : ports + 4] = number.to_bytes(4, "big")
+            mallory.send(bytes(frame))
+            number += 1
     assert lab.dropped().get("RATE_LIMITED", 0) > 500
     alice.connected(boxed.ipv4, 8080).close()
     with pytest.raises(TimeoutError):
