@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from cilia.api.types import (
     AddressPair,
@@ -223,11 +223,3 @@ def node_view(node: Node, local: str) -> NodeView:
         pod_cidrs=node.pod_cidrs,
         labels=node.labels,
     )
-
-
-def count_states(endpoints: Iterable[Endpoint]) -> dict[str, int]:
-    """How many endpoints are in which state."""
-    counts: dict[str, int] = {}
-    for endpoint in endpoints:
-        counts[str(endpoint.state)] = counts.get(str(endpoint.state), 0) + 1
-    return counts

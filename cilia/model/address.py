@@ -29,13 +29,3 @@ def unpack(data: bytes) -> IPAddress:
 def prefix_bits(network: IPNetwork) -> int:
     """How many of the 128 bits a prefix fixes: an IPv4 /24 fixes 120."""
     return network.prefixlen + (96 if network.version == 4 else 0)
-
-
-def host_prefix(address: IPAddress) -> IPNetwork:
-    """The /32 or /128 of one address."""
-    return ipaddress.ip_network(address)
-
-
-def is_host(network: IPNetwork) -> bool:
-    """Whether a prefix holds a single address."""
-    return network.prefixlen == network.max_prefixlen

@@ -95,10 +95,6 @@ class Enforcer(Protocol):
         """None when the kernel enforces the endpoint, else why not yet."""
         ...
 
-    def forget_flows(self, attachment: Attachment) -> None:
-        """Drop the tracked flows of an endpoint that is gone."""
-        ...
-
 
 @dataclass(frozen=True)
 class Gateways:
@@ -310,7 +306,6 @@ class Attacher:
         self._enforcer.step()
         # Removing a link waits for a grace period in the kernel: the loop has other things to do.
         await asyncio.to_thread(self._links.remove, attachment.host_interface)
-        self._enforcer.forget_flows(attachment)
         self._addresses.release(f"{attachment.container_id}/{attachment.interface}")
         self._files.remove(attachment.id)
 

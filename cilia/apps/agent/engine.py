@@ -16,7 +16,6 @@ import structlog
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import TableError
 from cilia.kit.clock import Clock
-from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 
 log = structlog.get_logger(__name__)
@@ -91,10 +90,6 @@ class Engine:
                 return f"{error.table} {error.key}: {error.error}"
         endpoint = self._graph.desired.endpoints.get(identifier)
         return f"it is {endpoint.state}" if endpoint is not None else "it is unknown"
-
-    def forget_flows(self, attachment: Attachment) -> None:
-        """The kernel state notes vanished endpoints itself when their entry goes; sweep them next."""
-        self.kick()
 
     def _set_timer(self, now: float) -> None:
         """Wake for the earliest retry or pending identity change."""

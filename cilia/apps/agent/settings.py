@@ -62,8 +62,6 @@ class AgentSettings:
     """Flows one pod may have; 0: a quarter of all."""
     conntrack_gc_interval: float = 15.0
     """Seconds between two looks for expired flows."""
-    policy_slots: int = 64
-    """Inner policy maps prepared in advance; more are added when they run short."""
     exclusive_cni: bool = False
     """Set other CNI configurations aside."""
     log_level: str = "info"

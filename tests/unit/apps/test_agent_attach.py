@@ -17,7 +17,6 @@ from cilia.apps.agent.state import EndpointFiles
 from cilia.cluster import store as cluster
 from cilia.control.graph import ControlGraph, GraphConfig
 from cilia.kit.clock import ManualClock
-from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 from cilia.schema import Desired, Inputs, PodRow
 from cilia.wire import cni
@@ -84,9 +83,6 @@ class World:
 
     def realised(self, identifier: EndpointId) -> str | None:
         return self.refusal
-
-    def forget_flows(self, attachment: Attachment) -> None:
-        pass
 
     def _put_pod(self, raw: bytes) -> PodRow:
         raise AssertionError("the pod is known")

@@ -191,7 +191,7 @@ def test_a_gap_is_told_where_it_was_and_at_the_end(
         (["--type", "dump"], "dump"),
         (["--type", "trace:nowhere"], "observation point"),
         (["--identity", "me"], "identity"),
-        (["--tcp-flags", "XXX"], "XXX"),
+        (["--tcp-flags", "NONE"], "NONE"),
         (["--server", "unix:///nonexistent/hubble.sock"], "agent running"),
         (["--input-file", "/nonexistent"], "/nonexistent"),
         (["--input-file", "-", "--pod", "a"], "jq"),
