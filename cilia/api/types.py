@@ -284,7 +284,8 @@ class CookieView(Answer, frozen=True, kw_only=True):
 
     cookie: int
     default: bool = False
-    log: str = ""
+    logs: tuple[str, ...] = ()
+    """Texts of spec.log that flows under it carry."""
     rules: tuple[RuleView, ...] = ()
 
 

@@ -177,7 +177,7 @@ def cookie_view(row: CookieRow) -> CookieView:
     return CookieView(
         cookie=row.cookie,
         default=row.default,
-        log=row.log,
+        logs=row.logs,
         rules=tuple(rule_view(rule) for rule in row.rules),
     )
 

@@ -28,9 +28,9 @@ from cilia.control.ipcache import IpcacheNode
 from cilia.control.nodes import NodesNode
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.resolve import PolicyMode
 from cilia.model.ids import IdentityId, Revision, SubjectId
 from cilia.model.node import Node
+from cilia.model.policy import PolicyMode
 from cilia.schema import Desired, Inputs
 
 

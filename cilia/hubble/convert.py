@@ -417,7 +417,7 @@ def verdict_rules(egress: CookieRow, ingress: CookieRow, event: np.void) -> byte
             parts += [block(denied, policy(rule)) for rule in row.rules]
         elif not row.default:
             parts += [block(allowed, policy(rule)) for rule in row.rules]
-    parts.append(texts(21006, sorted({row.log for row in (egress, ingress) if row.log})))
+    parts.append(texts(21006, sorted({*egress.logs, *ingress.logs})))
     return b"".join(parts)
 
 

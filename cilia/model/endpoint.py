@@ -32,7 +32,7 @@ class EndpointState(enum.StrEnum):
     INVALID = "invalid"
 
 
-class NamedPort(msgspec.Struct, frozen=True):
+class NamedPort(msgspec.Struct, frozen=True, order=True):
     """A container port with a name."""
 
     name: str
@@ -68,6 +68,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     labels: Labels = Labels()
     identity: IdentityId = IdentityId(0)
     named_ports: tuple[NamedPort, ...] = ()
+    """Sorted."""
+    audit: bool = False
+    """Denials are noted, not enforced: by an annotation of its pod or namespace, or by a live switch."""
     state: EndpointState = EndpointState.CREATING
 
     @property

@@ -101,6 +101,11 @@ class Labels(msgspec.Struct, frozen=True):
         return self.get(key, source) is not None
 
     @property
+    def is_host(self) -> bool:
+        """Whether they are those of a node's own host endpoint."""
+        return self.has("reserved", "host")
+
+    @property
     def namespace(self) -> str:
         """The pod's namespace, or an empty string."""
         return self.get(NAMESPACE) or ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from cilia.model.endpoint import NamedPort
 from cilia.model.ids import Cookie, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 
@@ -19,6 +20,17 @@ class Direction(enum.IntEnum):
 
     INGRESS = 1
     EGRESS = 2
+
+
+class PolicyMode(enum.StrEnum):
+    """When subjects are isolated (row P405)."""
+
+    DEFAULT = "default"
+    """In the directions in which some policy isolates them."""
+    ALWAYS = "always"
+    """In both directions, whether a policy selects them or not."""
+    NEVER = "never"
+    """In none, and no rule counts."""
 
 
 class MatchKind(enum.IntEnum):
@@ -38,7 +50,6 @@ class EntryFlags(enum.IntFlag):
 
     NONE = 0
     AUDIT = 1
-    LOG = 2
     DEFAULT = 4
 
 
@@ -46,13 +57,14 @@ class PolicyObject(msgspec.Struct, frozen=True, kw_only=True):
     """A policy as its author wrote it: one row per Kubernetes object."""
 
     kind: str
-    """NetworkPolicy, CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy."""
+    """NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or ClusterNetworkPolicy."""
     namespace: str
     name: str
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     body: Any = None
     """The typed resource of `cilia.model.resources`; None when it could not be decoded."""
     problem: PolicyProblem | None = None
@@ -72,6 +84,8 @@ class RuleRef(msgspec.Struct, frozen=True, order=True):
     resource_version: str
     path: str
     """Such as spec.ingress[0].fromEndpoints[1]; for a default deny the part that isolates: spec."""
+    log: str = ""
+    """Text of spec.log, which the flows that the rule decides about carry."""
 
     def __str__(self) -> str:
         where = f"{self.namespace}/{self.name}" if self.namespace else self.name
@@ -101,6 +115,15 @@ class Entry(msgspec.Struct, frozen=True):
     proxy_port: int = 0
 
 
+class SubjectKey(msgspec.Struct, frozen=True, order=True):
+    """Whom one set of entries judges: endpoints alike in all that policy can tell apart share a subject."""
+
+    identity: IdentityId
+    named_ports: tuple[NamedPort, ...] = ()
+    audit: bool = False
+    """Denials are noted, not enforced, for these endpoints."""
+
+
 class SubjectPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """All entries of one subject.
 
@@ -109,15 +132,19 @@ class SubjectPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     subject: SubjectId
-    identity: IdentityId
+    key: SubjectKey
     labels: Labels
     rules: str
-    """Fingerprint of everything but identities: the selected rules and the enforcement mode."""
+    """Fingerprint of everything but identities: the selected rules and the modes."""
     revision: Revision
     """Policy revision (of the input) this was computed for."""
     entries: dict[EntryKey, Entry]
     ingress_enforced: bool
     egress_enforced: bool
+
+    @property
+    def identity(self) -> IdentityId:
+        return self.key.identity
 
 
 class CookieRow(msgspec.Struct, frozen=True):
@@ -127,19 +154,22 @@ class CookieRow(msgspec.Struct, frozen=True):
     rules: tuple[RuleRef, ...]
     default: bool = False
     """The default verdict: the rules are then the policies that isolate."""
-    log: str = ""
-    """Text of spec.log, copied to flows."""
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The texts of spec.log that its flows carry."""
+        return tuple(sorted({rule.log for rule in self.rules if rule.log}))
 
 
-class PolicyProblem(msgspec.Struct, frozen=True):
-    """Why a policy is not (wholly) enforceable; shown in its status."""
+class PolicyProblem(msgspec.Struct, frozen=True, order=True):
+    """Why a policy is not enforceable, or hardly means what it says; shown in its status."""
 
     path: str
     sentence: str
 
 
 class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a policy object: its `Valid` condition."""
+    """What became of a policy object: the conditions of its status."""
 
     kind: str
     namespace: str
@@ -148,6 +178,8 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     valid: bool
     problems: tuple[PolicyProblem, ...] = ()
+    warnings: tuple[PolicyProblem, ...] = ()
+    """Rules in force that can't match what their author probably meant."""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -6,7 +6,8 @@ The rooms meet here and nowhere else. One writer per table.
     ----------------------------------           --------------------------------
     pods, namespaces, policies, nodes,           endpoint_entries, subjects, ipcache,
     remote_endpoints, cluster_identities,        routes, node_addresses, cookies,
-    attachments                                  policy_states, endpoints, identities
+    cidr_groups, services, endpoint_slices,      policy_states, endpoints, identities
+    attachments, endpoint_options
 """
 
 from __future__ import annotations
@@ -16,10 +17,27 @@ from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, EndpointId, IdentityId, SubjectId
 from cilia.model.node import IpcacheEntry, Node, NodeAddress, Route
 from cilia.model.policy import CookieRow, PolicyObject, PolicyState, SubjectPolicy
-from cilia.schema.rows import NamespaceRow, PodRow
+from cilia.schema.rows import (
+    CidrGroupRow,
+    EndpointOptions,
+    EndpointSliceRow,
+    NamespaceRow,
+    PodRow,
+    ServiceRow,
+)
 from cilia.tables.table import Table
 
-__all__ = ["Desired", "Inputs", "NamedPort", "NamespaceRow", "PodRow"]
+__all__ = [
+    "CidrGroupRow",
+    "Desired",
+    "EndpointOptions",
+    "EndpointSliceRow",
+    "Inputs",
+    "NamedPort",
+    "NamespaceRow",
+    "PodRow",
+    "ServiceRow",
+]
 
 
 class Inputs:
@@ -47,6 +65,26 @@ class Inputs:
             "cluster_identities", lambda row: row.id, {"labels": lambda row: (row.labels,)}
         )
         """CiliumIdentities. Writer: sources.identities. Readers: control.identity."""
+
+        self.cidr_groups: Table[str, CidrGroupRow] = Table("cidr_groups", lambda row: row.name)
+        """CiliumCIDRGroups. Writer: sources.cidr_groups. Reader: control.policy."""
+
+        self.services: Table[tuple[str, str], ServiceRow] = Table(
+            "services", lambda row: (row.namespace, row.name)
+        )
+        """Services. Writer: sources.services. Reader: control.policy."""
+
+        self.endpoint_slices: Table[tuple[str, str], EndpointSliceRow] = Table(
+            "endpoint_slices",
+            lambda row: (row.namespace, row.name),
+            {"service": lambda row: ((row.namespace, row.service),)},
+        )
+        """EndpointSlices. Writer: sources.services. Reader: control.policy."""
+
+        self.endpoint_options: Table[EndpointId, EndpointOptions] = Table(
+            "endpoint_options", lambda row: row.endpoint
+        )
+        """Live switches of endpoints. Writer: api. Reader: control.endpoints."""
 
         self.attachments: Table[EndpointId, Attachment] = Table(
             "attachments",

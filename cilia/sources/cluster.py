@@ -29,6 +29,7 @@ class Sources:
 
     def __init__(self, store: Store, inputs: Inputs, *, node: str, own_addresses: Container[str]) -> None:
         """`own_addresses` are this node's underlay addresses; endpoints behind them are not remote."""
+        self._inputs = inputs
         self._fills: list[tuple[Table[Any, Any], list[Reflector[Any, Any]]]] = [
             (inputs.namespaces, [Reflector(store, inputs.namespaces, namespaces())]),
             (inputs.pods, [Reflector(store, inputs.pods, pods(node))]),
@@ -53,6 +54,8 @@ class Sources:
 
     def start(self, tasks: TaskGroup) -> None:
         """Run all reflectors as tasks of the group."""
+        for unfollowed in (self._inputs.cidr_groups, self._inputs.services, self._inputs.endpoint_slices):
+            unfollowed.synced = True
         for table, reflectors in self._fills:
             for reflector in reflectors:
                 tasks.spawn(f"reflect {reflector.resource.plural}", reflector.run())

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cilia.control.policy.resolve import PolicyMode
 from cilia.dataplane import bpf, loader
 from cilia.dataplane.maps.policy import Policies
 from cilia.dataplane.pool import PolicyPool
+from cilia.model.policy import PolicyMode
 from tests.support.policy_cases import PODS, Case, World, cases, change, random_policy, scenario
 
 pytestmark = pytest.mark.root

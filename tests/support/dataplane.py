@@ -22,7 +22,7 @@ from cilia.model.endpoint import EndpointEntry
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.node import Route
-from cilia.model.policy import Entry, EntryKey, MatchKind, SubjectPolicy
+from cilia.model.policy import Entry, EntryKey, MatchKind, SubjectKey, SubjectPolicy
 from cilia.schema import Desired
 
 PREFIX = Path(f"/sys/fs/bpf/cilia-test-dataplane-{os.getpid()}")
@@ -141,7 +141,7 @@ def subject(number: int, rules: str, entries: dict[EntryKey, Entry]) -> SubjectP
     """A subject's policy."""
     return SubjectPolicy(
         subject=SubjectId(number),
-        identity=IdentityId(300),
+        key=SubjectKey(IdentityId(300)),
         labels=Labels(),
         rules=rules,
         revision=Revision(1),

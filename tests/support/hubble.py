@@ -79,9 +79,9 @@ def flow(number: int, **fields: Any) -> dict[str, Any]:
     return {"source_port": 10_000 + number, "time": 1_000_000 * number, **fields}
 
 
-def rule(kind: str, namespace: str, name: str, path: str) -> RuleRef:
+def rule(kind: str, namespace: str, name: str, path: str, log: str = "") -> RuleRef:
     """A rule of version 7 of its object."""
-    return RuleRef(kind, namespace, name, "7", path)
+    return RuleRef(kind, namespace, name, "7", path, log)
 
 
 def directory() -> MemoryDirectory:
@@ -105,7 +105,7 @@ def directory() -> MemoryDirectory:
     cnp = "CiliumNetworkPolicy"
     known.cookies = {
         ALLOW_WEB: CookieRow(
-            Cookie(ALLOW_WEB), (rule(cnp, "demo", "allow-web", "spec.ingress[0]"),), log="web traffic"
+            Cookie(ALLOW_WEB), (rule(cnp, "demo", "allow-web", "spec.ingress[0]", "web traffic"),)
         ),
         DEFAULT_DENY: CookieRow(
             Cookie(DEFAULT_DENY),

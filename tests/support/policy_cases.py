@@ -16,13 +16,12 @@ from cilia.control.identity import IdentityNode
 from cilia.control.policy import oracle
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.resolve import PolicyMode
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.model.endpoint import Attachment, Endpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import Direction, PolicyObject, SubjectPolicy
+from cilia.model.policy import Direction, PolicyMode, PolicyObject, SubjectPolicy
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from cilia.model.resources.network_policy import NetworkPolicy
 from cilia.schema import Desired, Inputs

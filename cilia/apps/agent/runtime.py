@@ -46,7 +46,6 @@ from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
-from cilia.control.policy.resolve import PolicyMode
 from cilia.dataplane.bpf import BpfError
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
@@ -59,6 +58,7 @@ from cilia.kit.clock import SystemClock
 from cilia.kit.files import private_directory
 from cilia.kit.tasks import TaskGroup
 from cilia.model.node import Node
+from cilia.model.policy import PolicyMode
 from cilia.plugins.cni import conflist, delete_queue, install
 from cilia.schema import Desired, Inputs, PodRow
 from cilia.sources import pods
@@ -255,6 +255,7 @@ class Runtime:
             addresses.restore(attachment)
             self.inputs.attachments.put(attachment)
         self.inputs.attachments.synced = True
+        self.inputs.endpoint_options.synced = True
 
     def _graph(self, kernel: NodeKernel, own: Node) -> ControlGraph:
         settings = self.settings

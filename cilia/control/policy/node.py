@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.resolve import Group, PolicyMode
+from cilia.control.policy.resolve import Group
 from cilia.control.policy.rules import Cidr, Parsed, Peer, Section, Selector
 from cilia.control.policy.selection import Selections
 from cilia.control.policy.subjects import SubjectAllocator
 from cilia.model.ids import IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import PolicyObject, PolicyState, SubjectPolicy
+from cilia.model.policy import PolicyMode, PolicyObject, PolicyState, SubjectKey, SubjectPolicy
 from cilia.schema import Desired, Inputs
 
 PolicyKey = tuple[str, str, str]
@@ -226,7 +226,7 @@ class PolicyNode:
         group = self._groups[self._grouped[identity]]
         return SubjectPolicy(
             subject=self.subjects.get(identity),
-            identity=identity,
+            key=SubjectKey(identity),
             labels=self._selections.index.get(identity) or Labels(),
             rules=group.rules,
             revision=self.revision,

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cilia.control.policy.resolve import LOCALHOST, PolicyMode
-from cilia.control.policy.rules import Cidr, Peer, Rule, Section
+from cilia.control.policy.resolve import LOCALHOST
+from cilia.control.policy.rules import Action, Cidr, Peer, Rule, Section
 from cilia.control.policy.selection import network_of
 from cilia.model.identity import HOST, Identity
 from cilia.model.labels import Labels
-from cilia.model.policy import Direction, RuleRef
+from cilia.model.policy import Direction, PolicyMode, RuleRef
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ def judge(
         for rule in section.rules
         if rule.direction is direction and _is_about(rule, peer, protocol, port)
     ]
-    denying = frozenset(rule.ref for rule in about if rule.deny)
+    denying = frozenset(rule.ref for rule in about if rule.action is Action.DENY)
     if denying:
         return Verdict(False, denying)
     allowing = frozenset(rule.ref for rule in about)

@@ -104,7 +104,9 @@ def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
         rules += scope.rules(Direction.EGRESS, egress, f"{path}.egress[{number}]")
     for number, egress_deny in enumerate(spec.egress_deny or ()):
         rules += scope.rules(Direction.EGRESS, egress_deny, f"{path}.egressDeny[{number}]", deny=True)
-    reader.sections.append(Section(subject, reader.ref(path), _isolates(spec), tuple(rules)))
+    reader.sections.append(
+        Section(subject=subject, ref=reader.ref(path), isolates=_isolates(spec), rules=tuple(rules))
+    )
 
 
 def _isolates(spec: Spec) -> tuple[Direction, ...]:

@@ -50,7 +50,9 @@ def read(reader: Reader, body: NetworkPolicy) -> None:
             path = f"spec.egress[{number}]"
             rules += _rules(reader, Direction.EGRESS, egress.to, "to", egress.ports, path)
     subject = _pods_of_own_namespace(reader, spec.pod_selector, "spec.podSelector")
-    reader.sections.append(Section(subject, reader.ref("spec"), tuple(isolates), tuple(rules)))
+    reader.sections.append(
+        Section(subject=subject, ref=reader.ref("spec"), isolates=tuple(isolates), rules=tuple(rules))
+    )
 
 
 def _rules(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from cilia.control.policy.rules import (
     ALL_PORTS,
+    Action,
     Cidr,
     Operator,
     Parsed,
@@ -67,7 +68,8 @@ class Reader:
         deny: bool = False,
     ) -> Rule:
         """A rule whose verdicts name `path`."""
-        return Rule(direction, peer, tuple(ports), deny, self.ref(path))
+        action = Action.DENY if deny else Action.ALLOW
+        return Rule(direction, peer, tuple(ports), action, self.ref(path))
 
     def requirements(
         self, selector: LabelSelector, path: str, *, source: str = "k8s", prefix: str = ""

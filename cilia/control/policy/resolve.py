@@ -11,7 +11,6 @@ Peers meant by the same rules share one layer; subjects selected by the same spe
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
@@ -20,12 +19,9 @@ import msgspec
 
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.ports import FULL_BITS, PROTOCOL_BITS, PortPrefix, prefixes
-from cilia.control.policy.rules import Cidr, Peer, PortRange, Section, Selector, reserved
+from cilia.control.policy.rules import Action, Cidr, Peer, PortRange, Section, Selector, Tier, reserved
 from cilia.model.ids import Cookie, IdentityId
-from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, RuleRef
-
-TIER_NORMAL = 128
-"""The tier of namespaced and clusterwide policies, between admin tiers above and baseline tiers below."""
+from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, PolicyMode, RuleRef
 
 DEFAULT_PRECEDENCE = 0
 """The default verdict yields to every rule."""
@@ -44,24 +40,13 @@ _KINDS = {
 }
 
 
-class PolicyMode(enum.StrEnum):
-    """When subjects are isolated (row P405)."""
-
-    DEFAULT = "default"
-    """In the directions in which some policy isolates them."""
-    ALWAYS = "always"
-    """In both directions, whether a policy selects them or not."""
-    NEVER = "never"
-    """In none, and no rule counts."""
-
-
 def precedence(deny: bool, specific: bool, bits: int) -> int:
     """The precedence of a rule: 8 bits tier, 16 priority, 1 deny, 7 specificity.
 
     Deny beats allow. Among equals the more specific one is named: a rule about certain peers before one
     about everybody, then the longer prefix of protocol and port (`bits` of 24).
     """
-    return TIER_NORMAL << 24 | DENY_BIT * deny | PEER_BIT * specific | bits
+    return Tier.NORMAL << 24 | DENY_BIT * deny | PEER_BIT * specific | bits
 
 
 def match_kind(specific: bool, bits: int) -> MatchKind:
@@ -235,7 +220,7 @@ def _side(
     for section in sections:
         for rule in section.rules:
             if rule.direction is direction:
-                term = Term(rule.peer, cut(rule.ports), rule.deny, rule.ref)
+                term = Term(rule.peer, cut(rule.ports), rule.action is Action.DENY, rule.ref)
                 (side.everybody if rule.peer is None else side.specific).append(term)
     if isolated and allow_localhost and direction is Direction.INGRESS:
         side.specific.append(Term(reserved("host"), (PortPrefix(),), False, LOCALHOST))

@@ -106,8 +106,48 @@ class Cidr(msgspec.Struct, frozen=True):
         return (self.prefix, *self.excepts)
 
 
-Peer = Selector | Cidr | None
+class CidrGroup(msgspec.Struct, frozen=True):
+    """Addresses of CiliumCIDRGroups, by name or by the labels of the groups, less `excepts`.
+
+    A reference: what it stands for is looked up when the groups are known (`expand`).
+    """
+
+    name: str = ""
+    selector: Selector | None = None
+    """Over the labels of groups; None: the one called `name`."""
+    excepts: tuple[str, ...] = ()
+
+
+class ServicePeer(msgspec.Struct, frozen=True):
+    """What stands behind Kubernetes Services: a reference, as CidrGroup is.
+
+    A Service with a selector means the pods it selects; one without means the addresses of its
+    EndpointSlices.
+    """
+
+    namespace: str = ""
+    """Empty: of every namespace."""
+    name: str = ""
+    selector: Selector | None = None
+    """Over the labels of Services; None: the one called `name`."""
+
+
+class Cidrs(msgspec.Struct, frozen=True):
+    """Addresses within any of several blocks: what a CidrGroup or ServicePeer stands for."""
+
+    blocks: tuple[Cidr, ...]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """All prefixes it speaks of."""
+        return tuple(dict.fromkeys(prefix for block in self.blocks for prefix in block.prefixes))
+
+
+Peer = Selector | Cidr | Cidrs | None
 """Whom a rule is about; None is everybody, also those nobody knows."""
+
+WrittenPeer = Peer | CidrGroup | ServicePeer
+"""A peer as the policy writes it, references not yet followed."""
 
 
 class PortRange(msgspec.Struct, frozen=True, order=True):
@@ -122,27 +162,72 @@ class PortRange(msgspec.Struct, frozen=True, order=True):
         return self.protocol in (0, protocol) and self.first <= port <= self.last
 
 
+class PortName(msgspec.Struct, frozen=True, order=True):
+    """The ports that the receiving pod calls `name`."""
+
+    protocol: int
+    """TCP, UDP or SCTP."""
+    name: str
+
+
+Ports = PortRange | PortName
+
 ALL_PORTS = (PortRange(),)
 
 
+class Tier(enum.IntEnum):
+    """When a section is heard: every tier before the next lower one. The top byte of the precedence."""
+
+    ADMIN = 192
+    """ClusterNetworkPolicy, tier Admin."""
+    NORMAL = 128
+    """NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy."""
+    BASELINE = 64
+    """ClusterNetworkPolicy, tier Baseline: for subjects that no normal section isolates."""
+
+
+class Action(enum.StrEnum):
+    """What a rule says of the packets it is about."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    PASS = "pass"
+    """The rest of its tier says nothing: the next tier decides."""
+
+
 class Rule(msgspec.Struct, frozen=True):
-    """Allow or deny one peer on some ports, in one direction."""
+    """What to do with one peer on some ports, in one direction."""
 
     direction: Direction
-    peer: Peer
-    ports: tuple[PortRange, ...]
-    deny: bool
+    peer: WrittenPeer
+    ports: tuple[Ports, ...]
+    action: Action
     ref: RuleRef
 
 
-class Section(msgspec.Struct, frozen=True):
-    """One spec of an object: whom it is for, the directions it isolates, its rules."""
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """One spec of an object: whom it is for, the directions it isolates, its rules.
+
+    Rules of a normal section have no order: deny beats allow. Those of the other tiers are heard in the
+    order written, sections by `priority` and then by name; the first that is about a packet decides.
+    """
 
     subject: Selector
     ref: RuleRef
     """The spec as a whole: what a default deny names."""
     isolates: tuple[Direction, ...]
     rules: tuple[Rule, ...]
+    tier: Tier = Tier.NORMAL
+    priority: int = 0
+    """0..1000, lower is heard first; always 0 in the normal tier."""
+    audit: bool = False
+    """The section decides nothing; what it would have denied is noted."""
+    nodes: bool = False
+    """It is about nodes (their host endpoint), not about pods."""
+
+    def selects(self, labels: Labels) -> bool:
+        """Whether it is for endpoints with these labels."""
+        return self.nodes == labels.is_host and self.subject.matches(labels)
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -153,11 +238,11 @@ class Parsed(msgspec.Struct, frozen=True):
 
     @property
     def prefixes(self) -> frozenset[str]:
-        """Every CIDR prefix that some rule speaks of."""
+        """Every CIDR prefix that some rule speaks of; those behind references are `expand`'s."""
         return frozenset(
             prefix
             for section in self.sections
             for rule in section.rules
-            if isinstance(rule.peer, Cidr)
+            if isinstance(rule.peer, Cidr | Cidrs)
             for prefix in rule.peer.prefixes
         )

@@ -43,6 +43,7 @@ from cilia.model.policy import (
     PolicyProblem,
     PolicyState,
     RuleRef,
+    SubjectKey,
     SubjectPolicy,
 )
 from cilia.schema import Desired, Inputs
@@ -97,7 +98,7 @@ class FakeAgent(TableBackend):
         desired.subjects.put(
             SubjectPolicy(
                 subject=SubjectId(1),
-                identity=IdentityId(300),
+                key=SubjectKey(IdentityId(300)),
                 labels=LABELS,
                 rules="f",
                 revision=Revision(4),

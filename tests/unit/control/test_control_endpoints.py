@@ -7,7 +7,7 @@ from cilia.model.endpoint import Attachment, EndpointState
 from cilia.model.identity import INIT, Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import SubjectPolicy
+from cilia.model.policy import SubjectKey, SubjectPolicy
 from cilia.schema import Desired, Inputs, NamespaceRow, PodRow
 
 
@@ -133,7 +133,7 @@ def test_no_entry_without_identity_or_policy() -> None:
     desired.subjects.put(
         SubjectPolicy(
             subject=SubjectId(3),
-            identity=IdentityId(300),
+            key=SubjectKey(IdentityId(300)),
             labels=labels("web"),
             rules="",
             revision=Revision(1),

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from cilia.control.policy.resolve import PolicyMode, decide
+from cilia.control.policy.resolve import decide
 from cilia.control.policy.rules import TCP
 from cilia.model.identity import HOST, Identity
 from cilia.model.ids import SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import CookieRow, Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
+from cilia.model.policy import (
+    CookieRow,
+    Direction,
+    Entry,
+    EntryFlags,
+    EntryKey,
+    MatchKind,
+    PolicyMode,
+    SubjectPolicy,
+)
 from tests.support.policy_cases import World, endpoint, pod, policy
 
 WEB, DB, JOB = pod(300, "red", "web"), pod(301, "red", "db"), pod(302, "red", "job")

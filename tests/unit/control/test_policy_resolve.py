@@ -5,7 +5,6 @@ from __future__ import annotations
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.ports import PortPrefix
 from cilia.control.policy.resolve import (
-    TIER_NORMAL,
     PolicyMode,
     Term,
     decide,
@@ -14,7 +13,7 @@ from cilia.control.policy.resolve import (
     match_kind,
     precedence,
 )
-from cilia.control.policy.rules import TCP
+from cilia.control.policy.rules import TCP, Tier
 from cilia.model.ids import Cookie
 from cilia.model.policy import Entry, EntryKey, MatchKind, RuleRef
 
@@ -32,9 +31,9 @@ def term(path: str, *prefixes: PortPrefix, deny: bool = False) -> Term:
 
 class TestPrecedence:
     def test_the_fields_of_the_number(self) -> None:
-        assert precedence(False, False, 0) == TIER_NORMAL << 24
-        assert precedence(True, True, 24) == TIER_NORMAL << 24 | 1 << 7 | 1 << 6 | 24
-        assert precedence(True, True, 24) < (TIER_NORMAL << 24) + (1 << 8)
+        assert precedence(False, False, 0) == Tier.NORMAL << 24
+        assert precedence(True, True, 24) == Tier.NORMAL << 24 | 1 << 7 | 1 << 6 | 24
+        assert precedence(True, True, 24) < (Tier.NORMAL << 24) + (1 << 8)
 
     def test_deny_then_peer_then_port(self) -> None:
         order = [(False, False, 0), (False, False, 24), (False, True, 0), (False, True, 24), (True, False, 0)]
