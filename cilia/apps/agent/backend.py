@@ -211,8 +211,13 @@ class AgentBackend(TableBackend):
 
     async def settings(self) -> list[Setting]:
         return [
-            Setting(name=field.name.replace("_", "-"), value=str(getattr(self._settings, field.name)))
+            Setting(
+                name=field.name.replace("_", "-"),
+                value=str(getattr(self._settings, field.name)),
+                source=self._settings.sources.get(field.name, "default"),
+            )
             for field in dataclasses.fields(self._settings)
+            if field.name != "sources"
         ]
 
     async def metrics(self) -> bytes:

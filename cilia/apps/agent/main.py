@@ -26,8 +26,23 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _one_of(flag: str, value: str, *known: str) -> None:
+    """Refuse a value that is none of those known."""
+    if value not in known:
+        words = [word or "empty" for word in known]
+        raise typer.BadParameter(f"must be {', '.join(words[:-1])} or {words[-1]}", param_hint=f"--{flag}")
+
+
+def _sources(context: typer.Context) -> dict[str, str]:
+    """Which parameters somebody has set, and how."""
+    words = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment"}
+    found = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: words[source.name] for name, source in found.items() if source and source.name in words}
+
+
 @app.command()
 def agent(
+    context: typer.Context,
     node_name: Annotated[str, typer.Option(envvar=_env("node_name"), help="Name of this node.")] = "",
     cluster_name: Annotated[str, typer.Option(envvar=_env("cluster_name"))] = "default",
     state_dir: Annotated[
@@ -83,8 +98,53 @@ def agent(
         int, typer.Option(envvar=_env("hubble_capacity"), help="Flows kept; a power of two.")
     ] = 65_536,
     enforcement: Annotated[
-        str, typer.Option(envvar=_env("enforcement"), help="default, always or never.")
+        str,
+        typer.Option(
+            "--enforcement",
+            "--enable-policy",
+            "--policy-enforcement-mode",
+            envvar=_env("enforcement"),
+            help="Who is isolated: those a policy selects (default), everybody (always), nobody (never).",
+        ),
     ] = "default",
+    policy_audit_mode: Annotated[
+        bool,
+        typer.Option(envvar=_env("policy_audit_mode"), help="Note what policies deny, and let it pass."),
+    ] = False,
+    policy_deny_response: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("policy_deny_response"), help="What a denied pod is answered: none or icmp."
+        ),
+    ] = "none",
+    policy_cidr_match_mode: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("policy_cidr_match_mode"), help="nodes: rules about prefixes also mean nodes."
+        ),
+    ] = "",
+    policy_node_status: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("policy_node_status"), help="Write what this node made of a policy into its status."
+        ),
+    ] = True,
+    allow_localhost: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("allow_localhost"),
+            help="Whether this node may always talk to its pods: always, policy, or auto (always).",
+        ),
+    ] = "auto",
+    host_firewall: Annotated[
+        bool,
+        typer.Option(
+            "--host-firewall/--no-host-firewall",
+            "--enable-host-firewall/--no-enable-host-firewall",
+            envvar=_env("host_firewall"),
+            help="Enforce policies with a nodeSelector on this node's own traffic.",
+        ),
+    ] = False,
     identity_change_grace: Annotated[
         float, typer.Option(envvar=_env("identity_change_grace"), min=0, help="Seconds.")
     ] = 1.0,
@@ -107,12 +167,12 @@ def agent(
     ] = False,
 ) -> None:
     """Own this node's network: attach pods, enforce policy, report flows."""
-    if tunnel not in ("vxlan", "disabled"):
-        raise typer.BadParameter("must be vxlan or disabled", param_hint="--tunnel")
-    if aggregation not in ("none", "low", "medium"):
-        raise typer.BadParameter("must be none, low or medium", param_hint="--aggregation")
-    if enforcement not in ("default", "always", "never"):
-        raise typer.BadParameter("must be default, always or never", param_hint="--enforcement")
+    _one_of("tunnel", tunnel, "vxlan", "disabled")
+    _one_of("aggregation", aggregation, "none", "low", "medium")
+    _one_of("enforcement", enforcement, "default", "always", "never")
+    _one_of("policy-deny-response", policy_deny_response, "none", "icmp")
+    _one_of("policy-cidr-match-mode", policy_cidr_match_mode, "", "nodes")
+    _one_of("allow-localhost", allow_localhost, "auto", "always", "policy")
     if hubble_capacity < 1 or hubble_capacity & (hubble_capacity - 1):
         raise typer.BadParameter("must be a power of two", param_hint="--hubble-capacity")
     settings = AgentSettings(
@@ -140,6 +200,12 @@ def agent(
         report_interval=report_interval,
         hubble_capacity=hubble_capacity,
         enforcement=enforcement,
+        policy_audit_mode=policy_audit_mode,
+        policy_deny_response=policy_deny_response,
+        policy_cidr_match_mode=policy_cidr_match_mode,
+        policy_node_status=policy_node_status,
+        allow_localhost=allow_localhost,
+        host_firewall=host_firewall,
         identity_change_grace=identity_change_grace,
         conntrack_entries=conntrack_entries,
         conntrack_quota=conntrack_quota,
@@ -147,6 +213,7 @@ def agent(
         exclusive_cni=exclusive_cni,
         log_level=log_level,
         log_format=log_format,
+        sources=_sources(context),
     )
     raise typer.Exit(clean_up(settings) if cleanup else start(settings))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -54,6 +55,20 @@ class AgentSettings:
     """Flows kept in memory; a power of two."""
     enforcement: str = "default"
     """default: pods that a policy selects; always; never."""
+    policy_audit_mode: bool = False
+    """Note what policies deny on this node, and let it pass."""
+    policy_deny_response: str = "none"
+    """How a pod learns that its packet was denied: none, or icmp (administratively prohibited)."""
+    policy_cidr_match_mode: str = ""
+    """nodes: rules about prefixes also mean the nodes of the cluster; empty: only what is outside of it."""
+    policy_node_status: bool = True
+    """Write into each policy's status what this node made of it. Every node that a policy concerns writes
+    into the one object, so a cluster of more than about a thousand nodes is better off without."""
+    allow_localhost: str = "auto"
+    """Whether this node may talk to its pods whatever isolates them (probes of the kubelet): always; policy:
+    only if a rule says so; auto: always."""
+    host_firewall: bool = False
+    """Enforce policies with a nodeSelector on this node's own traffic."""
     identity_change_grace: float = 1.0
     """Seconds a relabelled pod keeps its old identity, so that other nodes learn the new one first."""
     conntrack_entries: int = 131_072
@@ -66,3 +81,5 @@ class AgentSettings:
     """Set other CNI configurations aside."""
     log_level: str = "info"
     log_format: str = "text"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each value comes from that is not the default, by field: flag or environment."""
