@@ -6,6 +6,7 @@ How objects become rules and rules become entries is `cilia.control.policy`'s.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -75,7 +76,7 @@ class PolicyObject(msgspec.Struct, frozen=True, kw_only=True):
         return (self.kind, self.namespace, self.name)
 
 
-class RuleRef(msgspec.Struct, frozen=True, order=True):
+class RuleRef(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """Where a rule stands: enough to open the YAML at the right line."""
 
     kind: str
@@ -138,7 +139,8 @@ class SubjectPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of everything but identities: the selected rules and the modes."""
     revision: Revision
     """Policy revision (of the input) this was computed for."""
-    entries: dict[EntryKey, Entry]
+    entries: Mapping[EntryKey, Entry]
+    """Alike subjects hold the same object."""
     ingress_enforced: bool
     egress_enforced: bool
 
