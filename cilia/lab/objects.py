@@ -89,15 +89,15 @@ def timestamp(clock: Clock) -> str:
 def workload(pod: LabPod) -> Workload:
     """Return what to run: the first container's command, else the echo server on its ports.
 
-    The image `cilia.io/lab/server` (and any other without a command) serves TCP and UDP on its container
-    ports, by default 8080; `cilia.io/lab/client` serves nothing.
+    The image `cilia.io/lab/server` (and any other without a command) serves TCP, UDP and SCTP on its
+    container ports, by default TCP and UDP on 8080; `cilia.io/lab/client` serves nothing.
     """
     container = pod.spec.containers[0] if pod.spec.containers else LabContainer()
     command = (*(container.command or ()), *(container.args or ())) if container.command else ()
     serve: tuple[tuple[str, int], ...] = ()
     if not command and container.image.partition(":")[0] != "cilia.io/lab/client":
         ports = [(port.protocol.lower(), port.container_port) for port in container.ports or ()]
-        serve = tuple(port for port in ports if port[0] in ("tcp", "udp"))
+        serve = tuple(port for port in ports if port[0] in ("tcp", "udp", "sctp"))
         serve = serve or (("tcp", SERVER_PORT), ("udp", SERVER_PORT))
     return Workload(
         namespace=pod.metadata.namespace,

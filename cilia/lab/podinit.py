@@ -8,8 +8,9 @@ packages, so that a pod starts in some 30 ms and holds little memory. CONFIG is 
 The first line on READY_FD is the process id as the lab sees it, or a sentence that says what failed.
 
 CONTROL_FD is a listening unix socket. A connection carries one JSON request per line, with one line back:
-    {"probe": [{"protocol": "tcp"|"udp"|"icmp", "address": ..., "port": ..., "timeout": seconds}, ...]}
+    {"probe": [{"protocol": "tcp"|"udp"|"sctp"|"icmp", "address": ..., "port": ..., "timeout": seconds}, ...]}
       -> {"results": [{"answer": "ok"|"timeout"|"refused"|"unreachable"|..., "ms": float}, ...]}
+      SCTP is one INIT and its answer, written and read as raw packets: the kernel need not know the protocol
     {"stream": {"address": ..., "port": ..., "bytes_per_second": n}}
       -> {"started": true}; a TCP stream to an echo server, until it is told to finish
     {"progress": true} -> {"sent": n, "received": n, "failure": ...} of the running stream
@@ -65,6 +66,9 @@ CAPABILITY_VERSION_3 = 0x20080522
 CHUNK = 16384
 RESEND_AFTER = 0.15
 """Seconds: a lost datagram is not an answer."""
+
+SCTP = 132
+SCTP_INIT, SCTP_INIT_ACK, SCTP_ABORT = 1, 2, 6
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -181,6 +185,69 @@ def echo_datagrams(server: socket.socket) -> None:
             continue
 
 
+# -- SCTP as far as its first two packets (RFC 9260) ---------------------------------------------------------
+
+
+def castagnoli_table() -> list[int]:
+    """CRC32c of each byte (RFC 9260, appendix A)."""
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+CASTAGNOLI = castagnoli_table()
+
+
+def sctp_packet(source: int, target: int, tag: int, chunk: int, initiate: int) -> bytes:
+    """A packet with one chunk: INIT and INIT ACK carry an initiate tag, ABORT nothing."""
+    body = b"" if chunk == SCTP_ABORT else struct.pack("!IIHHI", initiate, 65536, 1, 1, initiate)
+    chunk_header = struct.pack("!BBH", chunk, 0, 4 + len(body))
+    packet = bytearray(struct.pack("!HHII", source, target, tag, 0) + chunk_header + body)
+    checksum = 0xFFFFFFFF
+    for byte in packet:
+        checksum = checksum >> 8 ^ CASTAGNOLI[(checksum ^ byte) & 0xFF]
+    struct.pack_into("<I", packet, 8, checksum ^ 0xFFFFFFFF)
+    return bytes(packet)
+
+
+def sctp_fields(data: bytes, family: int) -> tuple[int, int, int, int, int] | None:
+    """Source port, target port, tag, chunk type and initiate tag of what a raw socket read; None for less.
+
+    Raw IPv4 sockets hand out the IP header, too.
+    """
+    if family == socket.AF_INET and data:
+        data = data[(data[0] & 15) * 4 :]
+    if len(data) < 16:
+        return None
+    source, target, tag, _, chunk = struct.unpack_from("!HHIIB", data)
+    return source, target, tag, chunk, struct.unpack_from("!I", data, 16)[0] if len(data) >= 20 else 0
+
+
+def listen_sctp(ports: set[int]) -> None:
+    """Answer INITs to these ports, and refuse those to all others, over both families."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        spawn(answer_inits, socket.socket(family, socket.SOCK_RAW, SCTP), family, ports)
+
+
+def answer_inits(server: socket.socket, family: int, ports: set[int]) -> None:
+    """INIT ACK or ABORT for every INIT."""
+    while True:
+        try:
+            data, sender = server.recvfrom(65536)
+            fields = sctp_fields(data, family)
+            if fields is None or fields[3] != SCTP_INIT:
+                continue
+            source, target, _, _, initiate = fields
+            chunk = SCTP_INIT_ACK if target in ports else SCTP_ABORT
+            server.sendto(sctp_packet(target, source, initiate, chunk, 1), (sender[0], 0))
+        except OSError:
+            # As above: an ICMP error for an earlier answer.
+            continue
+
+
 # -- the prober ---------------------------------------------------------------------------------------------
 
 
@@ -197,6 +264,8 @@ class Probe:
         self.deadline = self.started + float(request.get("timeout", 0.4))
         self.resend_at = self.started + RESEND_AFTER
         self.connecting = self.protocol == "tcp"
+        self.sctp_port = 32768 + int.from_bytes(self.token[:2], "big") % 28000
+        self.sctp_tag = int.from_bytes(self.token[2:6], "big") | 1
         self.answer = ""
         self.milliseconds = 0.0
         self.socket = self._open()
@@ -205,6 +274,8 @@ class Probe:
         if self.protocol == "icmp":
             number = socket.IPPROTO_ICMPV6 if self.family == socket.AF_INET6 else socket.IPPROTO_ICMP
             opened = socket.socket(self.family, socket.SOCK_DGRAM, number)
+        elif self.protocol == "sctp":
+            opened = socket.socket(self.family, socket.SOCK_RAW, SCTP)
         else:
             kind = socket.SOCK_STREAM if self.protocol == "tcp" else socket.SOCK_DGRAM
             opened = socket.socket(self.family, kind)
@@ -213,7 +284,8 @@ class Probe:
 
     def start(self) -> None:
         """Ask."""
-        code = self.socket.connect_ex((self.address, self.port))
+        port = 0 if self.protocol == "sctp" else self.port
+        code = self.socket.connect_ex((self.address, port))
         if code not in (0, errno.EINPROGRESS):
             self.fail(code)
         elif not self.connecting:
@@ -225,6 +297,8 @@ class Probe:
         if self.protocol == "icmp":
             kind = 128 if self.family == socket.AF_INET6 else 8
             data = struct.pack("!BBHHH", kind, 0, 0, 0, 1) + data
+        if self.protocol == "sctp":
+            data = sctp_packet(self.sctp_port, self.port, 0, SCTP_INIT, self.sctp_tag)
         try:
             self.socket.send(data)
         except OSError as error:
@@ -247,7 +321,18 @@ class Probe:
         except OSError as error:
             self.fail(error.errno or errno.EIO)
             return
+        if self.protocol == "sctp":
+            self.read_sctp(data)
+            return
         self.finish("ok" if data.endswith(self.token) else "garbled")
+
+    def read_sctp(self, data: bytes) -> None:
+        """Take the answer to our INIT; a raw socket reads everybody's packets."""
+        fields = sctp_fields(data, self.family)
+        if fields is None or fields[:3] != (self.port, self.sctp_port, self.sctp_tag):
+            return
+        if fields[3] in (SCTP_INIT_ACK, SCTP_ABORT):
+            self.finish("ok" if fields[3] == SCTP_INIT_ACK else "refused")
 
     def fail(self, code: int) -> None:
         """Note a failed call."""
@@ -403,8 +488,12 @@ def become_first_process(config: dict[str, Any]) -> None:
         libc.sethostname(config["hostname"].encode(), len(config["hostname"].encode()))
         private_mounts()
     prepare_network()
-    for protocol, port in config.get("serve", []):
-        listen(protocol, port)
+    serve = config.get("serve", [])
+    for protocol, port in serve:
+        if protocol != "sctp":
+            listen(protocol, port)
+    if any(protocol == "sctp" for protocol, _ in serve):
+        listen_sctp({port for protocol, port in serve if protocol == "sctp"})
     if config.get("sandbox", True):
         drop_capabilities()
     libc.prctl(PR_SET_NAME, b"pod:" + config["hostname"].encode()[:11], 0, 0, 0)

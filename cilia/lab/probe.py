@@ -14,7 +14,7 @@ from rich.text import Text
 from cilia.lab.control import ControlError, ask
 from cilia.lab.records import PodRecord
 
-PROTOCOLS = ("tcp", "udp", "icmp")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 TIMEOUT = 0.4
 """Seconds without an answer that mean no: far above a round trip in the lab, short enough to wait for."""
 
