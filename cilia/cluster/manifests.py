@@ -15,6 +15,7 @@ import yaml
 from cilia.cluster.store import (
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
     CILIUM_NETWORK_POLICIES,
+    CLUSTER_NETWORK_POLICIES,
     NETWORK_POLICIES,
     RESOURCES,
     Resource,
@@ -31,8 +32,19 @@ MAX_BYTES = 16 << 20
 PROVENANCE = "directory:filename"
 """Label of policies that tells from which file they come, as Cilium's static policies carry it."""
 
-_POLICIES = frozenset({NETWORK_POLICIES, CILIUM_NETWORK_POLICIES, CILIUM_CLUSTERWIDE_NETWORK_POLICIES})
-_KINDS = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
+_POLICIES = frozenset(
+    {
+        NETWORK_POLICIES,
+        CILIUM_NETWORK_POLICIES,
+        CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+        CLUSTER_NETWORK_POLICIES,
+    }
+)
+_KINDS = {
+    (msgspec.structs.replace(resource, version=version).api_version, resource.kind): resource
+    for resource in RESOURCES
+    for version in (resource.version, *resource.also)
+}
 
 
 class _Loader(yaml.CSafeLoader):

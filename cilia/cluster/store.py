@@ -24,6 +24,8 @@ class Resource(msgspec.Struct, frozen=True):
     plural: str
     kind: str
     namespaced: bool
+    also: tuple[str, ...] = ()
+    """Other versions of the same fields, under which objects may be written."""
 
     @property
     def api_version(self) -> str:
@@ -55,6 +57,12 @@ CILIUM_NETWORK_POLICIES = Resource("cilium.io", "v2", "ciliumnetworkpolicies", "
 CILIUM_CLUSTERWIDE_NETWORK_POLICIES = Resource(
     "cilium.io", "v2", "ciliumclusterwidenetworkpolicies", "CiliumClusterwideNetworkPolicy", False
 )
+CILIUM_CIDR_GROUPS = Resource(
+    "cilium.io", "v2alpha1", "ciliumcidrgroups", "CiliumCIDRGroup", False, also=("v2",)
+)
+CLUSTER_NETWORK_POLICIES = Resource(
+    "policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy", False
+)
 CILIUM_ENDPOINTS = Resource("cilium.io", "v2", "ciliumendpoints", "CiliumEndpoint", True)
 CILIUM_IDENTITIES = Resource("cilium.io", "v2", "ciliumidentities", "CiliumIdentity", False)
 CILIUM_NODES = Resource("cilium.io", "v2", "ciliumnodes", "CiliumNode", False)
@@ -71,6 +79,8 @@ RESOURCES = (
     CRDS,
     CILIUM_NETWORK_POLICIES,
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+    CILIUM_CIDR_GROUPS,
+    CLUSTER_NETWORK_POLICIES,
     CILIUM_ENDPOINTS,
     CILIUM_IDENTITIES,
     CILIUM_NODES,

@@ -1,7 +1,7 @@
 """Installs the custom resource definitions of Cilia's kinds, generated from the models.
 
 A definition of a newer schema version is left alone: during an upgrade two operators run, and the older must
-not take fields away.
+not take fields away. So is one that somebody else made for a kind that is not Cilia's.
 """
 
 import asyncio
@@ -72,8 +72,9 @@ async def _install(store: Store, definition: dict[str, Any]) -> None:
             installed = decode(await store.get(CRDS, name), InstalledDefinition)
     ours, theirs = definition["metadata"], installed.metadata
     digest = (theirs.annotations or {}).get(crd.DIGEST_ANNOTATION)
+    foreign = digest is None and definition["spec"]["group"] != crd.OWN_GROUP
     newer = version(theirs.labels) > version(ours["labels"])
-    if newer or digest == ours["annotations"][crd.DIGEST_ANNOTATION]:
+    if foreign or newer or digest == ours["annotations"][crd.DIGEST_ANNOTATION]:
         return
     metadata = {**ours, "resourceVersion": theirs.resource_version}
     await store.patch(CRDS, name, msgspec.json.encode({"metadata": metadata, "spec": definition["spec"]}))

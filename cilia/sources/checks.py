@@ -38,6 +38,17 @@ def prefix(text: str) -> str:
     return str(found)
 
 
+def block(text: str) -> str:
+    """Return a rule's block of addresses in its one spelling, without host bits; /0 is one, too."""
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise Invalid(f"{text[:60]!r} is no address prefix") from None
+    if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
+        raise Invalid(f"{text!r} is IPv4 in disguise: write it as IPv4")
+    return str(found)
+
+
 def named_ports(ports: Iterable[tuple[str | None, int | None, str | None]]) -> tuple[NamedPort, ...]:
     """Return the (name, number, protocol) triples that name a port; others select nothing."""
     return tuple(

@@ -8,6 +8,7 @@ from cilia.cluster import store as cluster
 from cilia.cluster.store import Store
 from cilia.kit.tasks import TaskGroup
 from cilia.schema import Inputs
+from cilia.sources.cidr_groups import cidr_groups
 from cilia.sources.endpoints import endpoints
 from cilia.sources.identities import identities
 from cilia.sources.namespaces import namespaces
@@ -15,12 +16,14 @@ from cilia.sources.nodes import nodes
 from cilia.sources.pods import pods
 from cilia.sources.policies import policies
 from cilia.sources.reflector import Reflector
+from cilia.sources.services import endpoint_slices, services
 from cilia.tables.table import Table
 
 POLICY_KINDS = (
     cluster.NETWORK_POLICIES,
     cluster.CILIUM_NETWORK_POLICIES,
     cluster.CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+    cluster.CLUSTER_NETWORK_POLICIES,
 )
 
 
@@ -29,7 +32,6 @@ class Sources:
 
     def __init__(self, store: Store, inputs: Inputs, *, node: str, own_addresses: Container[str]) -> None:
         """`own_addresses` are this node's underlay addresses; endpoints behind them are not remote."""
-        self._inputs = inputs
         self._fills: list[tuple[Table[Any, Any], list[Reflector[Any, Any]]]] = [
             (inputs.namespaces, [Reflector(store, inputs.namespaces, namespaces())]),
             (inputs.pods, [Reflector(store, inputs.pods, pods(node))]),
@@ -39,12 +41,14 @@ class Sources:
                 inputs.remote_endpoints,
                 [Reflector(store, inputs.remote_endpoints, endpoints(own_addresses))],
             ),
+            (inputs.cidr_groups, [Reflector(store, inputs.cidr_groups, cidr_groups())]),
+            (inputs.services, [Reflector(store, inputs.services, services())]),
+            (inputs.endpoint_slices, [Reflector(store, inputs.endpoint_slices, endpoint_slices())]),
             (
                 inputs.policies,
                 [Reflector(store, inputs.policies, policies(resource)) for resource in POLICY_KINDS],
             ),
         ]
-
         self._marks: list[asyncio.Task[None]] = []
 
     @property
@@ -54,8 +58,6 @@ class Sources:
 
     def start(self, tasks: TaskGroup) -> None:
         """Run all reflectors as tasks of the group."""
-        for unfollowed in (self._inputs.cidr_groups, self._inputs.services, self._inputs.endpoint_slices):
-            unfollowed.synced = True
         for table, reflectors in self._fills:
             for reflector in reflectors:
                 tasks.spawn(f"reflect {reflector.resource.plural}", reflector.run())

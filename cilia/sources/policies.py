@@ -1,4 +1,4 @@
-"""Policies of three kinds into `policies`, as written: what they mean is decided elsewhere.
+"""Policies of all kinds into `policies`, as written: what they mean is decided elsewhere.
 
 A policy that can't be decoded still has a row, which says why: it must be refused in the open, with the path
 of what is wrong, and not be missing as if nobody had written it.
@@ -13,6 +13,7 @@ from cilia.cluster.store import Invalid, Resource, decode
 from cilia.model.policy import PolicyObject, PolicyProblem
 from cilia.model.resources.base import AnyObject, Object
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 from cilia.model.resources.network_policy import NetworkPolicy
 from cilia.sources.reflector import Translation
 
@@ -22,7 +23,13 @@ MODELS: dict[Resource, type[Object]] = {
     store.NETWORK_POLICIES: NetworkPolicy,
     store.CILIUM_NETWORK_POLICIES: CiliumNetworkPolicy,
     store.CILIUM_CLUSTERWIDE_NETWORK_POLICIES: CiliumClusterwideNetworkPolicy,
+    store.CLUSTER_NETWORK_POLICIES: ClusterNetworkPolicy,
 }
+
+DOMAIN = ".cilia.io"
+
+OPTIONAL = frozenset({store.CLUSTER_NETWORK_POLICIES})
+"""Kinds of other projects: a cluster need not have them."""
 
 _WHERE = re.compile(
     r"^not a valid \w+: (?P<sentence>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
@@ -52,18 +59,32 @@ def policies(resource: Resource) -> Translation[Key, PolicyObject]:
             resource_version=meta.resource_version,
             generation=meta.generation,
             labels=meta.labels or {},
+            annotations=_relevant(meta.annotations or {}),
             body=body,
             problem=problem,
         )
 
-    return Translation(resource, row, key, owns=lambda policy: policy.kind == resource.kind, same=same)
+    return Translation(
+        resource,
+        row,
+        key,
+        owns=lambda policy: policy.kind == resource.kind,
+        same=same,
+        optional=resource in OPTIONAL,
+    )
+
+
+def _relevant(annotations: dict[str, str]) -> dict[str, str]:
+    """Cilia's own annotations: anybody may write others at any time, and they mean nothing here."""
+    return {key: value for key, value in annotations.items() if f".{key.partition('/')[0]}".endswith(DOMAIN)}
 
 
 def same(before: PolicyObject, after: PolicyObject) -> bool:
-    """Whether only the status changed: the store counts `generation` up with every other change."""
+    """Whether only the status changed: the store counts `generation` up with every change of the spec."""
     return (
         after.generation > 0
-        and (before.uid, before.generation, before.labels) == (after.uid, after.generation, after.labels)
+        and (before.uid, before.generation) == (after.uid, after.generation)
+        and (before.labels, before.annotations) == (after.labels, after.annotations)
         and (before.body is None) == (after.body is None)
     )
 

@@ -39,6 +39,8 @@ class Translation(msgspec.Struct, Generic[K, R], frozen=True):
     same: Callable[[R, R], bool] = lambda before, after: bool(before == after)
     """Whether a newer row of the same key means nothing new; the older one is then kept."""
     field_selector: str | None = None
+    optional: bool = False
+    """A cluster that does not know the kind has no objects of it, and that is complete knowledge."""
 
 
 class Reflector(Generic[K, R]):
@@ -73,7 +75,7 @@ class Reflector(Generic[K, R]):
                 self._since = None
                 continue
             except NotFound as error:
-                self._failed(error)
+                self._missing(error)
                 await asyncio.sleep(MISSING_SECONDS)
                 continue
             except StoreError as error:
@@ -152,6 +154,13 @@ class Reflector(Generic[K, R]):
             self._refused[where] = str(error)
             path = f"{namespace}/{name}" if namespace else name
             log.error("object ignored", kind=self.resource.kind, name=path, error=str(error))
+
+    def _missing(self, error: NotFound) -> None:
+        """The kind is unknown. Rows known before stay: a server that starts may not know its kinds yet."""
+        if self._translation.optional:
+            self.synced.set()
+        else:
+            self._failed(error)
 
     def _heard(self) -> None:
         if self.error:

@@ -138,6 +138,7 @@ _AGENT_READS: Final = (
     "networking.k8s.io/networkpolicies",
     "apiextensions.k8s.io/customresourcedefinitions",
     "cilium.io/*",
+    "policy.networking.k8s.io/clusternetworkpolicies",
 )
 RULES: Final[dict[Role, dict[str, frozenset[str]]]] = {
     "admin": {"*": _FULL},
@@ -152,6 +153,7 @@ RULES: Final[dict[Role, dict[str, frozenset[str]]]] = {
         "cilium.io/ciliumidentities": _READ | {"create"},
         "cilium.io/ciliumnetworkpolicies/status": _WRITE,
         "cilium.io/ciliumclusterwidenetworkpolicies/status": _WRITE,
+        "policy.networking.k8s.io/clusternetworkpolicies/status": _WRITE,
         "/events": frozenset({"create", "patch", "update"}),
         "events.k8s.io/events": frozenset({"create", "patch", "update"}),
         "coordination.k8s.io/leases": _WRITE | {"get"},
@@ -165,6 +167,7 @@ RULES: Final[dict[Role, dict[str, frozenset[str]]]] = {
         "cilium.io/ciliumidentities": _FULL,
         "cilium.io/ciliumnetworkpolicies/status": _WRITE,
         "cilium.io/ciliumclusterwidenetworkpolicies/status": _WRITE,
+        "policy.networking.k8s.io/clusternetworkpolicies/status": _WRITE,
         "/nodes": _READ | {"patch"},
         "/nodes/status": frozenset({"patch"}),
         "/services/status": frozenset({"patch", "update"}),
@@ -188,6 +191,7 @@ RULES: Final[dict[Role, dict[str, frozenset[str]]]] = {
         "apiextensions.k8s.io/customresourcedefinitions": _READ,
         "cilium.io/*": _READ,
         "networking.k8s.io/networkpolicies": _READ,
+        "policy.networking.k8s.io/clusternetworkpolicies": _READ,
     },
 }
 _SECRET: Final = "/secrets"

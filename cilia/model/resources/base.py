@@ -49,6 +49,8 @@ class Strict(msgspec.Struct, frozen=True, omit_defaults=True, rename=camel_name,
     """
 
     one_of: ClassVar[tuple[str, ...]] = ()
+    property_bounds: ClassVar[tuple[int, int | None]] = (0, None)
+    """How many fields may be set, at least and at most: of the schema only."""
 
     def __post_init__(self) -> None:
         if not self.one_of:

@@ -100,12 +100,13 @@ DnsPattern = Annotated[str, pattern(r"[-a-zA-Z0-9_*]+([.][-a-zA-Z0-9_*]+)*[.]?")
 
 
 class CIDRRule(Strict, frozen=True, kw_only=True):
-    """A prefix, or the name of a CiliumCIDRGroup, less the prefixes in `except`."""
+    """A prefix, or CiliumCIDRGroups by name or by label, less the prefixes in `except`."""
 
-    one_of: ClassVar[tuple[str, ...]] = ("cidr", "cidrGroupRef")
+    one_of: ClassVar[tuple[str, ...]] = ("cidr", "cidrGroupRef", "cidrGroupSelector")
 
     cidr: Cidr | None = None
     cidr_group_ref: Annotated[str, pattern(DNS_SUBDOMAIN, max_length=253)] | None = None
+    cidr_group_selector: LabelSelector | None = None
     except_: tuple[Cidr, ...] | None = None
 
 
@@ -347,6 +348,12 @@ class RuleLabel(Strict, frozen=True, kw_only=True):
     source: str | None = None
 
 
+class LogConfig(Strict, frozen=True, kw_only=True):
+    """What flows say that a rule decided about."""
+
+    value: Annotated[str, Meta(max_length=256)] | None = None
+
+
 class Rule(Strict, frozen=True, kw_only=True):
     """One rule: the subjects it selects and what they may do."""
 
@@ -361,6 +368,8 @@ class Rule(Strict, frozen=True, kw_only=True):
     enable_default_deny: EnableDefaultDeny | None = None
     labels: tuple[RuleLabel, ...] | None = None
     description: str | None = None
+    log: LogConfig | None = None
+    audit: bool | None = None
 
 
 class NodeStatus(Object, frozen=True, kw_only=True):
@@ -375,10 +384,12 @@ class NodeStatus(Object, frozen=True, kw_only=True):
 
 
 class PolicyStatus(Object, frozen=True, kw_only=True):
-    """What became of a policy; condition `Valid` tells whether it could be accepted."""
+    """What became of a policy; condition `Valid` tells whether it could be accepted, `nodes` by node name
+    what became of it there."""
 
     conditions: tuple[Condition, ...] | None = None
     derivative_policies: dict[str, NodeStatus] | None = None
+    nodes: dict[str, NodeStatus] | None = None
 
 
 class CiliumNetworkPolicy(Object, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The built-in kinds Cilia reads, reduced to the fields it needs; unknown fields are other people's and
 ignored.
 
-Source: Kubernetes API reference, core/v1, coordination.k8s.io/v1.
+Source: Kubernetes API reference, core/v1, coordination.k8s.io/v1, discovery.k8s.io/v1.
 """
 
 from cilia.model.resources.base import Condition, Object, ObjectMeta
@@ -91,6 +91,34 @@ class Node(Object, frozen=True, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+
+
+class ServiceSpec(Object, frozen=True, kw_only=True):
+    """core/v1 ServiceSpec as far as policies go: which pods stand behind it."""
+
+    selector: dict[str, str] | None = None
+    type: str = "ClusterIP"
+
+
+class Service(Object, frozen=True, kw_only=True):
+    """core/v1 Service."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: ServiceSpec = ServiceSpec()
+
+
+class SliceEndpoint(Object, frozen=True, kw_only=True):
+    """One backend of an EndpointSlice."""
+
+    addresses: tuple[str, ...] = ()
+
+
+class EndpointSlice(Object, frozen=True, kw_only=True):
+    """discovery.k8s.io/v1 EndpointSlice; `address_type` is IPv4, IPv6 or FQDN."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    address_type: str = "IPv4"
+    endpoints: tuple[SliceEndpoint, ...] | None = None
 
 
 class LeaseSpec(Object, frozen=True, kw_only=True):

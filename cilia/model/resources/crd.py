@@ -15,10 +15,12 @@ import msgspec
 from msgspec import inspect
 
 from cilia.model.resources.base import ObjectMeta, Strict
+from cilia.model.resources.cilium_cidr_group import CiliumCIDRGroup
 from cilia.model.resources.cilium_endpoint import CiliumEndpoint
 from cilia.model.resources.cilium_identity import CiliumIdentity
 from cilia.model.resources.cilium_node import CiliumNode
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 
 Schema = dict[str, Any]
 
@@ -28,6 +30,10 @@ SCHEMA_VERSION = "1.0.0"
 
 DIGEST_ANNOTATION = "cilia.io/schema-digest"
 """What tells definitions of one version apart."""
+
+
+OWN_GROUP = "cilium.io"
+"""Kinds of other groups may be defined by somebody else already: theirs is then left alone."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -51,7 +57,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     status_subresource: bool = True
     columns: tuple[Column, ...] = ()
     version: str = "v2"
-    group: str = "cilium.io"
+    """The one that is stored."""
+    also_served: tuple[str, ...] = ()
+    """Other versions, with the same schema."""
+    group: str = OWN_GROUP
+    annotations: dict[str, str] = {}
 
     @property
     def kind(self) -> str:
@@ -121,19 +131,40 @@ DEFINITIONS = (
             _AGE,
         ),
     ),
+    Definition(
+        model=CiliumCIDRGroup,
+        plural="ciliumcidrgroups",
+        short_names=("ccg",),
+        scope="Cluster",
+        status_subresource=False,
+        version="v2alpha1",
+        also_served=("v2",),
+    ),
+    Definition(
+        model=ClusterNetworkPolicy,
+        group="policy.networking.k8s.io",
+        version="v1alpha2",
+        plural="clusternetworkpolicies",
+        # Its authors' short name, cnp, is CiliumNetworkPolicy's.
+        short_names=(),
+        categories=(),
+        scope="Cluster",
+        columns=(
+            Column("Tier", "string", ".spec.tier"),
+            Column("Priority", "string", ".spec.priority"),
+            _AGE,
+            _VALID,
+        ),
+        # The API server demands it of every definition in a group of Kubernetes.
+        annotations={
+            "api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/network-policy-api/pull/300"
+        },
+    ),
 )
 
 
 def custom_resource_definition(definition: Definition) -> dict[str, Any]:
     """Return the CustomResourceDefinition object, ready to be written as JSON or YAML."""
-    version: dict[str, Any] = {
-        "name": definition.version,
-        "served": True,
-        "storage": True,
-        "additionalPrinterColumns": [_column(column) for column in definition.columns],
-        "schema": {"openAPIV3Schema": object_schema(definition.model)},
-        "subresources": {"status": {}} if definition.status_subresource else {},
-    }
     spec = {
         "group": definition.group,
         "names": {
@@ -145,13 +176,14 @@ def custom_resource_definition(definition: Definition) -> dict[str, Any]:
             "categories": list(definition.categories),
         },
         "scope": definition.scope,
-        "versions": [version],
+        "versions": [_version(definition, name) for name in (definition.version, *definition.also_served)],
     }
     metadata = {
         "name": definition.name,
         "labels": {SCHEMA_VERSION_LABEL: SCHEMA_VERSION},
         "annotations": {
-            DIGEST_ANNOTATION: hashlib.blake2b(msgspec.json.encode(spec), digest_size=8).hexdigest()
+            DIGEST_ANNOTATION: hashlib.blake2b(msgspec.json.encode(spec), digest_size=8).hexdigest(),
+            **definition.annotations,
         },
     }
     return {
@@ -159,6 +191,17 @@ def custom_resource_definition(definition: Definition) -> dict[str, Any]:
         "kind": "CustomResourceDefinition",
         "metadata": metadata,
         "spec": spec,
+    }
+
+
+def _version(definition: Definition, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "served": True,
+        "storage": name == definition.version,
+        "additionalPrinterColumns": [_column(column) for column in definition.columns],
+        "schema": {"openAPIV3Schema": object_schema(definition.model)},
+        "subresources": {"status": {}} if definition.status_subresource else {},
     }
 
 
@@ -228,6 +271,8 @@ def _struct(info: inspect.StructType) -> Schema:
     if required:
         schema["required"] = required
     one_of = info.cls.one_of if issubclass(info.cls, Strict) else ()
+    least, most = getattr(info.cls, "property_bounds", (0, None))
+    schema |= _bounded({}, minProperties=least or None, maxProperties=most)
     if one_of:
         schema["oneOf"] = [{"required": [name], "properties": {name: {}}} for name in one_of]
     return schema

@@ -334,3 +334,16 @@ def test_events_are_logged_and_a_missing_directory_is_named(tmp_path: Path) -> N
             await DirectoryStore(tmp_path / "none", tmp_path / "state").__aenter__()
 
     asyncio.run(missing())
+
+
+def test_a_group_of_prefixes_may_be_written_in_either_version(tmp_path: Path) -> None:
+    for number, version in enumerate(("v2alpha1", "v2")):
+        (tmp_path / f"{version}.yaml").write_text(
+            f"{{apiVersion: cilium.io/{version}, kind: CiliumCIDRGroup, metadata: {{name: g{number}}},"
+            " spec: {externalCIDRs: [10.0.0.0/8]}}"
+        )
+    manifests = Manifests(tmp_path)
+    manifests.scan(settled=False)
+    found, problems = manifests.objects()
+    assert not problems
+    assert sorted(name for _, name in found[store.CILIUM_CIDR_GROUPS]) == ["g0", "g1"]

@@ -90,6 +90,12 @@ def test_roles_name_what_they_may_do() -> None:
     }
     assert may("agent", "patch", "cilium.io", "ciliumnetworkpolicies", "status")
     assert may("lab", "patch", "", "pods", "status") and not may("agent", "patch", "", "pods", "status")
+    assert may("agent", "watch", "policy.networking.k8s.io", "clusternetworkpolicies")
+    assert may("agent", "patch", "policy.networking.k8s.io", "clusternetworkpolicies", "status")
+    assert not may("agent", "patch", "policy.networking.k8s.io", "clusternetworkpolicies")
+    assert may("agent", "list", "cilium.io", "ciliumcidrgroups")
+    assert not may("agent", "create", "cilium.io", "ciliumcidrgroups")
+    assert may("agent", "list", "", "services") and may("agent", "list", "discovery.k8s.io", "endpointslices")
     assert may("agent", "create", "cilium.io", "ciliumidentities")
     for verb in ("update", "patch", "delete"):
         assert not may("agent", verb, "cilium.io", "ciliumidentities")

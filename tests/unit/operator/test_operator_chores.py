@@ -149,6 +149,18 @@ def test_definitions_are_created_upgraded_and_never_downgraded() -> None:
     asyncio.run(main())
 
 
+def test_a_definition_that_somebody_else_made_of_a_kind_not_ours_is_left_alone() -> None:
+    async def main() -> None:
+        memory = Establishing()
+        (other,) = (definition for definition in crd.DEFINITIONS if definition.group != crd.OWN_GROUP)
+        theirs = {"metadata": {"name": other.name}, "spec": {"group": other.group, "versions": []}}
+        await memory.create(CRDS, json.dumps(theirs).encode())
+        await crds.install(memory)
+        assert memory.fields(CRDS, other.name)["spec"] == theirs["spec"]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("text", "version"), [("1.2.10", (1, 2, 10)), ("", ()), ("x.1", ())])
 def test_schema_versions(text: str, version: tuple[int, ...]) -> None:
     assert crds.version({crd.SCHEMA_VERSION_LABEL: text}) == version

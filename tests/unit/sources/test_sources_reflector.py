@@ -122,6 +122,27 @@ def test_an_object_nobody_understands_has_no_row_and_stops_nothing() -> None:
     run(story)
 
 
+def test_a_kind_nobody_needs_to_have_is_complete_without_objects() -> None:
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        memory.down = cluster.NotFound("no such kind")
+        needed = Reflector(memory, inputs.policies, policies(CILIUM_NETWORK_POLICIES))
+        other = Reflector(memory, inputs.policies, policies(cluster.CLUSTER_NETWORK_POLICIES))
+        async with TaskGroup() as tasks:
+            tasks.spawn("needed", needed.run())
+            tasks.spawn("other", other.run())
+            await until(other.synced.is_set)
+            await until(lambda: needed.error == "no such kind")
+            assert other.error == ""
+            assert not needed.synced.is_set()
+            memory.down = None
+            spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}
+            await memory.put(cluster.CLUSTER_NETWORK_POLICIES, {"metadata": {"name": "a"}, "spec": spec})
+            await until(lambda: len(inputs.policies) == 1)
+
+    asyncio.run(main())
+
+
 def test_kinds_that_share_a_table_do_not_delete_each_others_rows() -> None:
     async def main() -> None:
         memory, inputs = MemoryStore(), Inputs()
@@ -164,7 +185,7 @@ def test_tables_are_synced_when_all_their_kinds_are() -> None:
         sources = Sources(memory, inputs, node="n1", own_addresses=frozenset())
         async with TaskGroup() as tasks:
             sources.start(tasks)
-            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 8)
+            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 12)
             assert not any(table.synced for table in (inputs.pods, inputs.nodes, inputs.policies))
             memory.down = None
             async with asyncio.timeout(5):

@@ -6,7 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from cilia.cluster.store import CILIUM_CLUSTERWIDE_NETWORK_POLICIES, CILIUM_NETWORK_POLICIES, Invalid
+from cilia.cluster.store import (
+    CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
+    CILIUM_NETWORK_POLICIES,
+    CLUSTER_NETWORK_POLICIES,
+    Invalid,
+)
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import Identity
 from cilia.model.ids import IdentityId
@@ -15,7 +20,8 @@ from cilia.model.node import Node
 from cilia.model.policy import PolicyObject, PolicyProblem
 from cilia.model.resources.base import AnyObject, ObjectMeta
 from cilia.model.resources.cilium_policy import CiliumNetworkPolicy
-from cilia.sources import identities, nodes, pods
+from cilia.schema.rows import CidrGroupRow, EndpointSliceRow, ServiceRow
+from cilia.sources import cidr_groups, identities, nodes, pods, services
 from cilia.sources.endpoints import endpoints
 from cilia.sources.policies import policies
 from cilia.sources.reflector import Translation
@@ -165,3 +171,61 @@ def test_a_policy_nobody_understands_says_where() -> None:
 def test_metadata_nobody_understands_is_refused() -> None:
     with pytest.raises(Invalid):
         policies(CILIUM_NETWORK_POLICIES).row(raw(metadata={"name": 7}))
+
+
+def test_of_a_policys_annotations_our_own_are_kept_and_tell_versions_apart() -> None:
+    translation = policies(CILIUM_NETWORK_POLICIES)
+    annotations = {"policy.cilia.io/audit": "true", "kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    metadata = {"name": "p", "namespace": "n", "generation": 1}
+    plain = policy(translation, metadata=metadata, spec={"endpointSelector": {}})
+    noted = policy(translation, metadata={**metadata, "annotations": annotations}, spec={})
+    assert noted.annotations == {"policy.cilia.io/audit": "true"}
+    noted = policy(translation, metadata={**metadata, "annotations": annotations}, spec=plain_spec())
+    assert not translation.same(plain, noted)
+    del annotations["policy.cilia.io/audit"]
+    other = policy(translation, metadata={**metadata, "annotations": annotations}, spec=plain_spec())
+    assert translation.same(plain, other)
+
+
+def plain_spec() -> dict[str, Any]:
+    return {"endpointSelector": {}}
+
+
+def test_a_policy_of_the_administrator() -> None:
+    translation = policies(CLUSTER_NETWORK_POLICIES)
+    spec = {"tier": "Admin", "priority": 7, "subject": {"namespaces": {}}}
+    row = policy(translation, metadata={"name": "p"}, spec=spec)
+    assert (row.key, row.problem) == (("ClusterNetworkPolicy", "", "p"), None)
+    row = policy(translation, metadata={"name": "p"}, spec={**spec, "priority": 1001})
+    assert row.problem is not None
+    assert row.problem.path == "spec.priority"
+
+
+def test_a_group_of_prefixes() -> None:
+    spec = {
+        "externalCIDRs": ["10.1.0.0/16", "10.0.0.9/8", "::/0", "10.1.0.0/16", "moon", "::ffff:1.2.3.4/128"]
+    }
+    row = cidr_groups.row(raw(metadata={"name": "g", "labels": {"a": "b"}}, spec=spec))
+    assert row == CidrGroupRow(name="g", labels={"a": "b"}, prefixes=("10.0.0.0/8", "10.1.0.0/16", "::/0"))
+    with pytest.raises(Invalid, match="externalCIDRs"):
+        cidr_groups.row(raw(metadata={"name": "g"}, spec={}))
+
+
+def test_a_service_and_its_slices() -> None:
+    metadata = {"name": "db", "namespace": "shop", "labels": {"a": "b"}}
+    row = services.service(raw(metadata=metadata, spec={"selector": {"app": "db"}, "ports": [{"port": 1}]}))
+    assert row == ServiceRow(namespace="shop", name="db", labels={"a": "b"}, selector={"app": "db"})
+    assert services.service(raw(metadata=metadata, spec={"clusterIP": "None"})) == ServiceRow(
+        namespace="shop", name="db", labels={"a": "b"}
+    )
+    assert services.service(raw(metadata=metadata, spec={"type": "ExternalName"})) is None
+    metadata = {"name": "db-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}}
+    endpoints = [
+        {"addresses": ["192.0.2.9", "2001:DB8::1"], "conditions": {"ready": False}},
+        {"addresses": ["192.0.2.10", "192.0.2.9", "127.0.0.1", "db.example"]},
+    ]
+    found = services.endpoint_slice(raw(metadata=metadata, addressType="IPv4", endpoints=endpoints))
+    assert found == EndpointSliceRow(
+        namespace="shop", name="db-1", service="db", addresses=("192.0.2.10", "192.0.2.9", "2001:db8::1")
+    )
+    assert services.endpoint_slice(raw(metadata={"name": "x", "namespace": "shop"}, endpoints=None)) is None
