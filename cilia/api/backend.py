@@ -19,6 +19,7 @@ from cilia.api.types import (
     MapDump,
     MapView,
     NodeView,
+    OptionChange,
     PolicyList,
     PolicyRevision,
     Setting,
@@ -74,6 +75,13 @@ def parse_reference(text: str) -> EndpointReference:
     )
 
 
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks for a change, as the kernel tells (SO_PEERCRED)."""
+
+    pid: int = 0
+    uid: int = 0
+
+
 class CniBackend(Protocol):
     """Serves the plugin."""
 
@@ -119,6 +127,18 @@ class Backend(CniBackend, Protocol):
     async def nodes(self) -> list[NodeView]: ...
 
     async def settings(self) -> list[Setting]: ...
+
+    async def change_settings(self, change: OptionChange, caller: Caller) -> list[Setting]:
+        """Change settings of the running agent; returns all, once every endpoint is judged by them."""
+        ...
+
+    async def endpoint_settings(self, reference: EndpointReference) -> list[Setting]: ...
+
+    async def change_endpoint(
+        self, reference: EndpointReference, change: OptionChange, caller: Caller
+    ) -> list[Setting]:
+        """The same for what can be changed of one endpoint."""
+        ...
 
     async def metrics(self) -> bytes:
         """Prometheus text format."""

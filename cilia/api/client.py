@@ -24,6 +24,7 @@ from cilia.api.types import (
     MapDump,
     MapView,
     NodeView,
+    OptionChange,
     PolicyList,
     PolicyRevision,
     Setting,
@@ -115,12 +116,29 @@ class AgentClient:
     def settings(self) -> list[Setting]:
         return self._get("/v1/config", list[Setting])
 
+    def change_settings(self, change: OptionChange) -> list[Setting]:
+        """Change settings of the running agent; returns all, once the kernel enforces the new ones."""
+        return self._send("PATCH", "/v1/config", change, list[Setting])
+
+    def endpoint_settings(self, reference: str) -> list[Setting]:
+        return self._get(f"/v1/endpoint/{quote(reference)}/config", list[Setting])
+
+    def change_endpoint(self, reference: str, change: OptionChange) -> list[Setting]:
+        """The same for what can be changed of one endpoint."""
+        return self._send("PATCH", f"/v1/endpoint/{quote(reference)}/config", change, list[Setting])
+
     def metrics(self) -> str:
         """Prometheus text."""
         return self._request("/metrics", 0.0).decode()
 
     def _get(self, path: str, kind: type[T], extra: float = 0.0) -> T:
-        body = self._request(path, extra)
+        return self._decoded(self._request(path, extra), kind)
+
+    def _send(self, method: str, path: str, content: object, kind: type[T], extra: float = 0.0) -> T:
+        """Ask for a change, with a JSON body."""
+        return self._decoded(self._request(path, extra, method, msgspec.json.encode(content)), kind)
+
+    def _decoded(self, body: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.MsgspecError, UnicodeError) as error:
@@ -128,10 +146,10 @@ class AgentClient:
                 f"The agent's answer makes no sense ({error}); use the CLI of the agent's own version."
             ) from error
 
-    def _request(self, path: str, extra: float) -> bytes:
+    def _request(self, path: str, extra: float, method: str = "GET", content: bytes | None = None) -> bytes:
         connection = _UnixConnection(self.path, self.timeout + extra)
         try:
-            connection.request("GET", path, headers={"Connection": "close"})
+            connection.request(method, path, content, {"Connection": "close"})
             response = connection.getresponse()
             body = response.read()
         except TimeoutError as error:

@@ -112,7 +112,7 @@ class CniServer:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         descriptor = writer.get_extra_info("socket").fileno()
-        if sockets.peer_uid_of_descriptor(descriptor) not in self._users:
+        if sockets.peer_of_descriptor(descriptor)[1] not in self._users:
             answer = await _refuse(reader, "Only root may call the Cilia agent; run the runtime as root.")
         elif len(self._calls) > CONNECTION_LIMIT:
             answer = await _refuse(reader, "The Cilia agent serves too many calls at once; try again later.")

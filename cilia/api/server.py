@@ -6,7 +6,7 @@
         tcp  metrics      /metrics
 
 Uvicorn's protocol does the HTTP; its server is left out, because it wakes ten times a second and each
-agent would have three. All routes read; a request that is late, too big or unknown gets one sentence.
+agent would have three. A request that is late, too big or unknown gets one sentence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -29,8 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from cilia.api import sockets
-from cilia.api.backend import ApiError, Backend, parse_reference
-from cilia.api.types import Fault
+from cilia.api.backend import ApiError, Backend, Caller, parse_reference
+from cilia.api.types import Fault, OptionChange
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +41,14 @@ HEADER_LIMIT = 16 * 1024
 CONNECTION_LIMIT = 128
 MAP_ENTRIES = 10_000
 MAP_ENTRIES_LIMIT = 1_000_000
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body, unless a route says otherwise."""
 NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +206,10 @@ class PrivateConnection(Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         descriptor = transport.get_extra_info("socket").fileno()
-        self._refused = sockets.peer_uid_of_descriptor(descriptor) not in sockets.trusted_users()
+        process, user = sockets.peer_of_descriptor(descriptor)
+        self._refused = user not in sockets.trusted_users()
+        # Each request finds it in `request.state`.
+        self.app_state["caller"] = Caller(pid=process, uid=user)
 
     def data_received(self, data: bytes) -> None:
         # Refused only now: closing a socket with unread bytes in it would throw the answer away.
@@ -233,9 +239,23 @@ def api_application(backend: Backend) -> Starlette:
     """The REST API."""
 
     async def endpoint(request: Request) -> Any:
-        reference, policy = _split_reference(request.path_params["reference"])
-        parsed = parse_reference(reference)
-        return await (backend.endpoint_policy(parsed) if policy else backend.endpoint(parsed))
+        reference, part = _split_reference(request.path_params["reference"])
+        answers = {
+            "": backend.endpoint,
+            "policy": backend.endpoint_policy,
+            "config": backend.endpoint_settings,
+        }
+        return await answers[part](parse_reference(reference))
+
+    async def change_endpoint(request: Request) -> Any:
+        reference, part = _split_reference(request.path_params["reference"])
+        if part != "config":
+            raise ApiError(405, "Of an endpoint only its config can be changed; PATCH .../config.")
+        change = await _body(request, OptionChange)
+        return await backend.change_endpoint(parse_reference(reference), change, request.state.caller)
+
+    async def change_settings(request: Request) -> Any:
+        return await backend.change_settings(await _body(request, OptionChange), request.state.caller)
 
     async def wait_policy(request: Request) -> Any:
         revision = _integer(request, "revision")
@@ -267,8 +287,13 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/node", lambda _: backend.nodes(), ANSWER_SECONDS),
         ("/v1/config", lambda _: backend.settings(), ANSWER_SECONDS),
     ]
+    changes: list[tuple[str, str, Callable[[Request], Awaitable[Any]], float]] = [
+        ("PATCH", "/v1/endpoint/{reference:path}", change_endpoint, ANSWER_SECONDS),
+        ("PATCH", "/v1/config", change_settings, ANSWER_SECONDS),
+    ]
     return _application(
         [Route(path, _json(handler, seconds)) for path, handler, seconds in routes]
+        + [Route(path, _json(run, seconds), methods=[method]) for method, path, run, seconds in changes]
         + [Route("/metrics", _metrics(backend))]
     )
 
@@ -289,11 +314,11 @@ def metrics_application(backend: Backend) -> Starlette:
 
 
 def _application(routes: list[Route]) -> Starlette:
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         sentence = {
             404: "There is no such path; GET /v1/healthz is one that exists.",
-            405: "The agent's API only answers GET.",
+            405: f"This path does not answer {request.method[:10]}; most only answer GET.",
         }.get(error.status_code, f"{error.detail}.")
         return _encode(Fault(error=sentence), error.status_code)
 
@@ -339,13 +364,27 @@ def _encode(body: object, status: int) -> Response:
 # --- parameters ---------------------------------------------------------------------------------------
 
 
-def _split_reference(path: str) -> tuple[str, bool]:
-    """An endpoint's name and whether its policy is asked for. A pod may itself be called "policy"."""
+async def _body(request: Request, kind: type[T], limit: int = BODY_LIMIT) -> T:
+    """The request's JSON. Raises `ApiError` 413 or 400."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > limit:
+            raise ApiError(413, f"The request's body has more than {limit} bytes; send less at once.")
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ApiError(400, f"The request's body makes no sense: {error}.") from error
+
+
+def _split_reference(path: str) -> tuple[str, str]:
+    """An endpoint's name, and the part of it that is asked for: policy, config, or empty for the endpoint
+    itself. A pod may itself be called "policy"."""
     parts = path.split("/")
-    policy_at = 2 if path.startswith("pod-name:") else 1
-    if len(parts) == policy_at + 1 and parts[policy_at] == "policy":
-        return "/".join(parts[:policy_at]), True
-    return path, False
+    part_at = 2 if path.startswith("pod-name:") else 1
+    if len(parts) == part_at + 1 and parts[part_at] in ("policy", "config"):
+        return "/".join(parts[:part_at]), parts[part_at]
+    return path, ""
 
 
 def _number(text: str, what: str) -> int:

@@ -94,17 +94,18 @@ def _bind(path: Path) -> socket.socket:
     return listener
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """User id of the process at the other end when it connected (SO_PEERCRED)."""
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """(process id, user id) of whoever connected at the other end (SO_PEERCRED)."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-    return int(UCRED.unpack(data)[1])
+    process, user, _ = UCRED.unpack(data)
+    return int(process), int(user)
 
 
-def peer_uid_of_descriptor(descriptor: int) -> int:
+def peer_of_descriptor(descriptor: int) -> tuple[int, int]:
     """The same for a connection that an event loop owns."""
     connection = socket.socket(fileno=os.dup(descriptor))
     try:
-        return peer_uid(connection)
+        return peer(connection)
     finally:
         connection.close()
 

@@ -330,12 +330,27 @@ class NodeView(Answer, frozen=True, kw_only=True):
 
 
 class Setting(Answer, frozen=True, kw_only=True):
-    """GET /v1/config: one of the list."""
+    """GET /v1/config, GET /v1/endpoint/{reference}/config: one of the list."""
 
     name: str
     value: Any
     source: str = "default"
-    """Where the value comes from: default, file, environment, flag."""
+    """Where the value comes from: default, environment, flag, live (changed while the agent ran); of an
+    endpoint also pod and node."""
+    option: str = ""
+    """The name to change it by while the agent runs; empty: only a restart changes it."""
+
+
+class OptionChange(
+    msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True, omit_defaults=True
+):
+    """PATCH /v1/config, PATCH /v1/endpoint/{reference}/config: answered with the settings, once the kernel
+    enforces them."""
+
+    options: dict[str, str] = {}
+    """New values by name of the option."""
+    reset: tuple[str, ...] = ()
+    """Options that go back to what they are without such a change."""
 
 
 class Fault(Answer, frozen=True, kw_only=True):

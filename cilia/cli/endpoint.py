@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cilia.api.types import EndpointView, EntryView, RuleView
+from cilia.cli.config import Changes, Reset, live_options, print_settings, read_changes
 from cilia.cli.options import AgentSocket, Output, connect, group
 from cilia.cli.output import Format, print_json, print_table
 
@@ -79,6 +80,28 @@ def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket:
             for e in policy.entries
         ),
     )
+
+
+@app.command("config")
+def endpoint_config(
+    reference: Reference,
+    changes: Changes = None,
+    reset: Reset = False,
+    output: Output = Format.TABLE,
+    socket: AgentSocket = None,
+) -> None:
+    """Show what can be changed of one endpoint, or change it.
+
+    cilia endpoint config 7 PolicyAuditMode=Enabled
+    """
+    client, name = connect(socket), qualified(reference)
+    settings = client.endpoint_settings(name)
+    wanted = changes or (live_options(settings) if reset else [])
+    if wanted:
+        settings = client.change_endpoint(name, read_changes(wanted, reset))
+    if output is Format.JSON:
+        return print_json(settings)
+    return print_settings(settings)
 
 
 def qualified(reference: str) -> str:

@@ -21,7 +21,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "policy": LazyCommand("cilia.cli.policy", "app", "Show policies, wait for them, find a rule."),
     "map": LazyCommand("cilia.cli.maps", "app", "Show the kernel's maps."),
     "node": LazyCommand("cilia.cli.node", "app", "Show the nodes of the cluster."),
-    "config": LazyCommand("cilia.cli.node", "config", "Show the agent's settings."),
+    "config": LazyCommand("cilia.cli.config", "config", "Show or change the agent's settings."),
     "metrics": LazyCommand("cilia.cli.node", "metrics_app", "Show the agent's metrics."),
     "version": LazyCommand("cilia.cli.node", "version", "Show versions."),
     "completion": LazyCommand("cilia.cli.completion", "completion", "Print a completion script for a shell."),

@@ -1,4 +1,4 @@
-"""`cilia node`, `cilia config`, `cilia metrics` and `cilia version`: the node and its agent."""
+"""`cilia node`, `cilia metrics` and `cilia version`: the node and its agent."""
 
 from __future__ import annotations
 
@@ -33,14 +33,6 @@ def list_nodes(output: Output = Format.TABLE, socket: AgentSocket = None) -> Non
         ),
         empty="No nodes are known.",
     )
-
-
-def config(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
-    """Show the agent's settings and where each comes from."""
-    settings = connect(socket).settings()
-    if output is Format.JSON:
-        return print_json(settings)
-    return print_table(("SETTING", "VALUE", "SOURCE"), ((s.name, s.value, s.source) for s in settings))
 
 
 @metrics_app.command("list")

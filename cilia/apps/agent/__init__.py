@@ -3,6 +3,8 @@
     settings   what an operator may set
     main       the command line
     runtime    builds the rooms, in the order in which they can stand, and runs them until told to stop
+    live       settings that change while the agent runs, and where they are kept
+    switches   the same for single endpoints
     engine     one step of brain and hands for every change
     node       this node in the cluster: CiliumNode, pod prefixes, address pools
     attach     CNI calls

@@ -6,11 +6,11 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from cilia import __version__
-from cilia.api.backend import CniRequest, not_found
+from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, not_found
 from cilia.api.table_backend import TableBackend
 from cilia.api.types import (
     Component,
@@ -22,19 +22,26 @@ from cilia.api.types import (
     MapEntry,
     MapPressure,
     MapView,
+    OptionChange,
     PolicyRevision,
     Setting,
     StatusResponse,
 )
 from cilia.apps.agent.attach import Attacher
+from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, option_of, read_change
 from cilia.apps.agent.metrics import AgentMetrics
 from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.switches import EndpointSwitches
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
+from cilia.model.endpoint import EndpointEntry
+from cilia.model.ids import EndpointId, SubjectId
 from cilia.wire import cni
 
+ENFORCE_SECONDS = 10.0
+"""How long a change may take to reach the kernel before its author is told that it has not."""
 SHOWN_MAPS = ("endpoints", "ipcache", "conntrack", "snat", "policies")
 
 
@@ -60,7 +67,9 @@ class AgentBackend(TableBackend):
     def __init__(
         self,
         *,
-        settings: AgentSettings,
+        live: LiveSettings,
+        switches: EndpointSwitches,
+        apply: Callable[[AgentSettings], None],
         graph: ControlGraph,
         kernel: KernelState,
         hubble: FlowStore,
@@ -68,10 +77,14 @@ class AgentBackend(TableBackend):
         condition: Condition,
         addresses: Callable[[int], tuple[int, int]],
         operator: Callable[[], Awaitable[Component]],
+        kick: Callable[[], None],
         clock: Clock,
     ) -> None:
-        super().__init__(graph.inputs, graph.desired, settings.node_name)
-        self._settings = settings
+        """`apply` puts settings in force: what it changes in the tables and the brain is stepped on soon."""
+        super().__init__(graph.inputs, graph.desired, live.settings.node_name)
+        self._live = live
+        self._switches = switches
+        self._apply = apply
         self._graph = graph
         self._kernel = kernel
         self._hubble = hubble
@@ -79,11 +92,16 @@ class AgentBackend(TableBackend):
         self._condition = condition
         self._addresses = addresses
         self._operator = operator
+        self._kick = kick
         self._clock = clock
         self._started = clock.monotonic()
         self._changed = asyncio.Event()
         self.attacher: Attacher | None = None
         """Set by the runtime when pods can be served."""
+
+    @property
+    def _settings(self) -> AgentSettings:
+        return self._live.settings
 
     def stepped(self) -> None:
         """The engine made a step: wake those who wait for a revision."""
@@ -210,15 +228,92 @@ class AgentBackend(TableBackend):
         )
 
     async def settings(self) -> list[Setting]:
+        settings = self._settings
         return [
             Setting(
                 name=field.name.replace("_", "-"),
-                value=str(getattr(self._settings, field.name)),
-                source=self._settings.sources.get(field.name, "default"),
+                value=_plain(getattr(settings, field.name)),
+                source=self._live.source(field.name),
+                option=option.name if (option := option_of(field.name)) else "",
             )
-            for field in dataclasses.fields(self._settings)
+            for field in dataclasses.fields(settings)
             if field.name != "sources"
         ]
 
+    async def change_settings(self, change: OptionChange, caller: Caller) -> list[Setting]:
+        wanted = read_change(change, NODE_OPTIONS)
+        self._require_ready()
+        try:
+            self._live.change(wanted, caller)
+        except OSError as error:
+            raise _not_saved(error) from error
+        try:
+            self._apply(self._settings)
+        except OSError as error:
+            raise ApiError(
+                503, f"It is saved, but the kernel refuses it ({error.strerror or error}); restart the agent."
+            ) from error
+        await self._enforced(lambda: [row.subject for row in self.desired.subjects])
+        return await self.settings()
+
+    async def endpoint_settings(self, reference: EndpointReference) -> list[Setting]:
+        return self._switches.settings(self._endpoint(reference), self._settings)
+
+    async def change_endpoint(
+        self, reference: EndpointReference, change: OptionChange, caller: Caller
+    ) -> list[Setting]:
+        endpoint = self._endpoint(reference)
+        wanted = read_change(change, ENDPOINT_OPTIONS)
+        self._require_ready()
+        try:
+            self._switches.change(endpoint, wanted, caller)
+        except OSError as error:
+            raise _not_saved(error) from error
+        await self._enforced(lambda: [row.subject for row in self._entries(endpoint.id)])
+        return await self.endpoint_settings(reference)
+
+    def _entries(self, identifier: EndpointId) -> list[EndpointEntry]:
+        row = self.desired.endpoint_entries.get(identifier)
+        return [row] if row is not None else []
+
+    def _require_ready(self) -> None:
+        if self._condition.doing:
+            raise ApiError(503, f"The agent is {self._condition.doing}; try again when it is ready.")
+
+    async def _enforced(self, subjects: Callable[[], Iterable[SubjectId]]) -> None:
+        """Have a step made and return when the kernel judges all these subjects by what it computed.
+
+        Raises ApiError 503 with the reason when that takes too long.
+        """
+        deadline = self._clock.monotonic() + ENFORCE_SECONDS
+        changed = self._changed
+        self._kick()
+        while True:
+            left = deadline - self._clock.monotonic()
+            try:
+                await asyncio.wait_for(changed.wait(), max(0.0, left))
+            except TimeoutError:
+                errors = self._kernel.errors()
+                reason = errors[0].error if errors else "the agent is busy"
+                raise ApiError(
+                    503, f"It is saved, but not every endpoint is judged by it yet: {reason}."
+                ) from None
+            changed = self._changed
+            if all(self._kernel.subjects.done(subject) for subject in subjects()):
+                return
+
     async def metrics(self) -> bytes:
         return self._metrics.text()
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as JSON has it."""
+    return value if isinstance(value, bool | int | float) else "" if value is None else str(value)
+
+
+def _not_saved(error: OSError) -> ApiError:
+    return ApiError(
+        503,
+        f"The change can't be saved ({error.strerror or error}) and is not in force; make room in the "
+        "agent's state directory.",
+    )

@@ -34,6 +34,7 @@ from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
+from cilia.apps.agent.live import LiveSettings
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
@@ -41,6 +42,7 @@ from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher, StatusPublisher
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
+from cilia.apps.agent.switches import EndpointSwitches
 from cilia.cluster.directory import DirectoryStore
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
@@ -60,7 +62,7 @@ from cilia.kit.tasks import TaskGroup
 from cilia.model.node import Node
 from cilia.model.policy import PolicyMode
 from cilia.plugins.cni import conflist, delete_queue, install
-from cilia.schema import Desired, Inputs, PodRow
+from cilia.schema import Desired, EndpointOptions, Inputs, PodRow
 from cilia.sources import pods
 from cilia.sources.cluster import Sources
 
@@ -155,7 +157,8 @@ class Runtime:
 
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
-        graph = self._graph(kernel, own)
+        live = LiveSettings(settings)
+        graph = self._graph(live.settings, kernel, own)
         state = kernel.follow(self.desired)
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
@@ -168,8 +171,11 @@ class Runtime:
                 lambda: int(graph.policy_revision),
             )
         )
+        switches = EndpointSwitches(self.inputs, files)
         backend = AgentBackend(
-            settings=settings,
+            live=live,
+            switches=switches,
+            apply=lambda changed: self._apply(changed, graph),
             graph=graph,
             kernel=state,
             hubble=flows,
@@ -177,6 +183,7 @@ class Runtime:
             condition=self.condition,
             addresses=addresses.usage,
             operator=OperatorWatch(store, self.clock).state,
+            kick=engine.kick,
             clock=self.clock,
         )
         await self._open_doors(stack, backend, flows, kernel)
@@ -201,6 +208,7 @@ class Runtime:
         await self._or_stop(sources.wait_synced())
 
         engine.after.append(backend.stepped)
+        engine.after.append(switches.forget_gone)
         engine.after.append(self._when_misregistered(own, registration_due.set))
         self._publish(tasks, engine, graph, identities, publisher, statuses)
         engine.start()
@@ -254,11 +262,12 @@ class Runtime:
                 continue
             addresses.restore(attachment)
             self.inputs.attachments.put(attachment)
+            if saved.audit is not None:
+                self.inputs.endpoint_options.put(EndpointOptions(endpoint=attachment.id, audit=saved.audit))
         self.inputs.attachments.synced = True
         self.inputs.endpoint_options.synced = True
 
-    def _graph(self, kernel: NodeKernel, own: Node) -> ControlGraph:
-        settings = self.settings
+    def _graph(self, settings: AgentSettings, kernel: NodeKernel, own: Node) -> ControlGraph:
         return ControlGraph(
             self.inputs,
             self.desired,
@@ -273,6 +282,10 @@ class Runtime:
             ),
             Restored(subjects=restored_subjects(kernel.restored_subjects())),
         )
+
+    def _apply(self, settings: AgentSettings, graph: ControlGraph) -> None:
+        """Put settings in force that change while the agent runs."""
+        graph.policy.mode = PolicyMode(settings.enforcement)
 
     def _when_misregistered(self, own: Node, act: Callable[[], None]) -> Callable[[], None]:
         """What to call after each step, to act when the cluster lost this node or has it wrong: once for

@@ -24,6 +24,8 @@ class SavedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     attachment: Attachment
     identity: int = 0
     labels: tuple[str, ...] = ()
+    audit: bool | None = None
+    """The live switch, if somebody has set it."""
 
 
 class NodeFile:
@@ -72,6 +74,12 @@ class EndpointFiles:
     def save(self, endpoint: SavedEndpoint) -> None:
         """Write one endpoint. Raises OSError (disk full)."""
         write_atomic(self._path(endpoint.attachment.id), msgspec.json.encode(endpoint), durable=False)
+
+    def save_audit(self, identifier: EndpointId, audit: bool | None) -> None:
+        """Write an endpoint's live switch, or that there is none. Raises OSError."""
+        saved = msgspec.json.decode(self._path(identifier).read_bytes(), type=SavedEndpoint)
+        content = msgspec.json.encode(msgspec.structs.replace(saved, audit=audit))
+        write_atomic(self._path(identifier), content)
 
     def remove(self, identifier: EndpointId) -> None:
         """Forget one endpoint; forgetting the unknown is no error."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.api import sockets
-from cilia.api.backend import ApiError, CniRequest, EndpointReference, parse_reference
+from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, parse_reference
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.server import ApiServer, ApiSettings, Listener, api_application, parse_listen
 from cilia.api.table_backend import TableBackend
@@ -25,6 +25,7 @@ from cilia.api.types import (
     MapDump,
     MapEntry,
     MapView,
+    OptionChange,
     PolicyRevision,
     Setting,
     StatusResponse,
@@ -62,6 +63,7 @@ class FakeAgent(TableBackend):
         self.state = Health.OK
         self.failure: Exception | None = None
         self.hang = False
+        self.asked: tuple[OptionChange, Caller] | None = None
         self.waiting = asyncio.Event()
         attachment = Attachment(
             id=EndpointId(7),
@@ -158,6 +160,21 @@ class FakeAgent(TableBackend):
 
     async def settings(self) -> list[Setting]:
         return [Setting(name="tunnel", value="vxlan", source="flag")]
+
+    async def change_settings(self, change: OptionChange, caller: Caller) -> list[Setting]:
+        self.asked = (change, caller)
+        return [Setting(name="enforcement", value="always", source="live", option="PolicyEnforcement")]
+
+    async def endpoint_settings(self, reference: EndpointReference) -> list[Setting]:
+        self._endpoint(reference)
+        return [Setting(name="policy-audit-mode", value=False)]
+
+    async def change_endpoint(
+        self, reference: EndpointReference, change: OptionChange, caller: Caller
+    ) -> list[Setting]:
+        self._endpoint(reference)
+        self.asked = (change, caller)
+        return [Setting(name="policy-audit-mode", value=True, source="live")]
 
     async def metrics(self) -> bytes:
         return b"cilium_endpoint_state 1\n"
