@@ -1,0 +1,117 @@
+"""Settings changed while the agent runs: in force when the command returns, and still after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.agent_node import AgentNode, agent_node
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
+
+CILIA = (sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
+    """A node with an agent, a server, and a client that nothing isolates."""
+    with agent_node("live-config", tmp_path_factory.mktemp("live")) as made:
+        made.pod("server", {"app": "server"})
+        made.pod("client", {"app": "client"})
+        made.start()
+        made.addresses = {name: made.add(name) for name in ("server", "client")}
+        made.serve("server")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def everything_is_reset(node: AgentNode) -> Iterator[None]:
+    yield
+    ctl(node, "config", "--reset")
+    ctl(node, "endpoint", "config", "default/server", "--reset")
+    node.forget("deny")
+    assert reaches(node)
+
+
+def ctl(node: AgentNode, *words: str) -> str:
+    """The command's output; it must succeed."""
+    environment = {**os.environ, "CILIA_AGENT_SOCKET": str(node.state / "agent.sock")}
+    done = subprocess.run(
+        [*CILIA, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def reaches(node: AgentNode) -> bool:
+    return node.reaches("client", node.addresses["server"][0])
+
+
+def deny(node: AgentNode) -> None:
+    """A policy that lets nobody to the server, enforced."""
+    before = node.client.policies().revision
+    node.write(
+        "deny",
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "deny", "namespace": "default"},
+            "spec": {"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [{}]},
+        },
+    )
+    assert node.client.wait_policy(before + 1, 20).reached
+
+
+def setting(node: AgentNode, name: str) -> tuple[object, str]:
+    row = next(row for row in node.client.settings() if row.name == name)
+    return row.value, row.source
+
+
+def test_always_isolates_everybody_at_once_and_reset_undoes_it(node: AgentNode) -> None:
+    assert reaches(node)
+    ctl(node, "config", "PolicyEnforcement=always")
+    assert not reaches(node)
+    assert setting(node, "enforcement") == ("always", "live")
+    ctl(node, "config", "--reset")
+    assert reaches(node)
+    assert setting(node, "enforcement") == ("default", "default")
+
+
+def test_a_change_survives_the_agents_death(node: AgentNode) -> None:
+    ctl(node, "config", "enable-policy=always")
+    node.agent.end(signal.SIGKILL)
+    node.start()
+    assert setting(node, "enforcement") == ("always", "live")
+    assert not reaches(node)
+    saved = node.state / "live.json"
+    assert json.loads(saved.read_text()) == {"enforcement": "always"}
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_unknown_option_is_refused_with_what_there_is(node: AgentNode) -> None:
+    environment = {**os.environ, "CILIA_AGENT_SOCKET": str(node.state / "agent.sock")}
+    done = subprocess.run(
+        [*CILIA, "config", "PolicyTracing=Enabled"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "PolicyEnforcement" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_log_says_who_changed_what(node: AgentNode) -> None:
+    ctl(node, "config", "PolicyEnforcement=never")
+    line = next(
+        line for line in node.agent.words().splitlines() if "setting changed" in line and "never" in line
+    )
+    assert "uid=0" in line
+    assert "before=default" in line
