@@ -8,6 +8,7 @@ enum node_flags {
 	NODE_MASQUERADE_IPV6 = 1 << 2,
 	NODE_POLICY_AUDIT = 1 << 3,
 	NODE_READER_ASLEEP = 1 << 4,
+	NODE_HOST_POLICY = 1 << 5, /* the host is an endpoint with a policy, which is asked */
 };
 
 enum aggregation {

@@ -13,6 +13,9 @@ const volatile bool ipv6_enabled = true;
 /* Remote pods are reached through the VXLAN device; off: by the node's own routes. */
 const volatile bool tunnel_enabled = true;
 
+/* The host may have a policy; off: nobody asks for it. */
+const volatile bool host_firewall_enabled = true;
+
 /* Native devices carry Ethernet headers; off for devices that start at the IP header. */
 const volatile bool native_l2 = true;
 

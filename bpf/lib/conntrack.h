@@ -226,28 +226,44 @@ static __always_inline int store_flow(struct flow *flow, struct ct_key *key, str
 	return DROP(flow, CT_MAP_INSERTION_FAILED);
 }
 
+static __always_inline void count_first(struct ct_entry *entry, const struct packet *packet,
+					bool reply)
+{
+	if (unlikely(reply)) {
+		entry->packets[1] = 1;
+		entry->bytes[1] = packet->length;
+		entry->flags_reported[1] = packet->tcp_flags;
+		return;
+	}
+	entry->packets[0] = 1;
+	entry->bytes[0] = packet->length;
+	entry->flags_reported[0] = packet->tcp_flags;
+}
+
 /* A flow never seen before: judged, and remembered when it may pass. A denied one leaves no entry.
  */
 static __noinline int open_flow(struct flow *flow, struct ct_key *key, struct ct_entry *stale,
 				bool by_low)
 {
 	const struct packet *packet = &flow->packet;
-	struct opening opening = seen_by_initiator(flow, false);
+	struct opening opening = seen_by_initiator(flow, flow->answers);
 	struct ct_entry fresh = {};
 	int dropped;
 
-	flow->state = CONNECTION_NEW;
+	flow->state = flow->answers ? CONNECTION_REPLY : CONNECTION_NEW;
 	if (packet->kind == PACKET_REPLY)
 		return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
 	dropped = judge_sides(flow, &fresh, &opening);
 	if (dropped)
 		return dropped;
-	fresh.packets[0] = 1;
-	fresh.bytes[0] = packet->length;
+	count_first(&fresh, packet, flow->answers);
 	fresh.created = flow->now;
 	fresh.reported[0] = flow->now;
-	fresh.flags_reported[0] = packet->tcp_flags;
-	fresh.flags = first_flags(packet, by_low);
+	fresh.flags = first_flags(packet, by_low != flow->answers);
+	if (unlikely(flow->answers)) {
+		fresh.flags |= CT_SEEN_REPLY;
+		flow->flags |= EVENT_IS_REPLY;
+	}
 	fresh.expires = flow->now + lifetime_of(packet, fresh.flags);
 	fresh.source_identity = opening.initiator.identity;
 	fresh.owner = owner_of(&opening);
@@ -358,6 +374,17 @@ static __always_inline void touch(struct flow *flow, struct ct_entry *entry, boo
 static __always_inline bool is_opening(const struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* Whether the packet belongs to a flow that is tracked. */
+static __always_inline bool is_tracked(const struct packet *packet)
+{
+	struct ct_key key;
+	struct ct_entry *entry;
+
+	canonical_key(packet, &key);
+	entry = bpf_map_lookup_elem(&conntrack, &key);
+	return entry && coarse_seconds() < entry->expires;
 }
 
 /* Finds the packet's flow, or opens it, and holds it to the policies of the pods at its ends. */

@@ -11,7 +11,8 @@
 /* Identities that mean something on this node only travel as what other nodes know them for. */
 static __always_inline __u32 travelling_identity(__u32 identity, __u8 family)
 {
-	if (identity == IDENTITY_HOST || identity >= IDENTITY_LOCAL_NODE)
+	if (identity == IDENTITY_HOST || identity == IDENTITY_KUBE_APISERVER ||
+	    identity >= IDENTITY_LOCAL_NODE)
 		return IDENTITY_REMOTE_NODE;
 	if (identity >= IDENTITY_LOCAL_CIDR)
 		return family == FAMILY_IPV4 ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;

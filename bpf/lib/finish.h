@@ -62,11 +62,11 @@ static __always_inline int finish(struct __sk_buff *skb, struct flow *flow, int 
 	return hand_over(flow, result);
 }
 
-/* For programs that see the node's own traffic, too: what is neither dropped nor taken over goes on
- * as if no program were here, not counted and not reported. */
+/* For programs that see the node's own traffic, too: what is neither dropped nor taken over nor
+ * judged goes on as if no program were here, not counted and not reported. */
 static __always_inline int finish_passing(struct __sk_buff *skb, struct flow *flow, int result)
 {
-	if (result < 0 || result == DECISION_LOCAL)
+	if (result < 0 || result == DECISION_LOCAL || flow->state != CONNECTION_UNKNOWN)
 		return finish(skb, flow, result);
 	if (record_decisions)
 		record(flow, result);

@@ -52,7 +52,8 @@ struct packet {
 
 /* One end of the flow. */
 struct party {
-	struct endpoint *pod; /* when it lives on this node and has a policy; else NULL */
+	struct endpoint
+	    *pod; /* whose policy is asked: it lives here, and may be the host; else NULL */
 	__u32 identity;
 };
 
@@ -74,6 +75,7 @@ struct flow {
 	__u8 state;	/* enum connection_state */
 	__u8 report;	/* aggregation lets it be reported */
 	__u8 flags;	/* enum event_flags */
+	__u8 answers;	/* should nobody know its flow, the receiver has opened it */
 };
 
 /* A step that ends the packet returns DROP(flow, NAME): the negative reason, with its place noted.

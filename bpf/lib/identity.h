@@ -2,6 +2,7 @@
 #pragma once
 /* Floor 4: who an address is. Cluster 0 in keys is this cluster. */
 #include "parse.h"
+#include "../config/features.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_IDENTITY
@@ -52,10 +53,32 @@ static __always_inline bool is_workload(__u32 identity)
 	return identity < IDENTITY_LOCAL_CIDR;
 }
 
-static __always_inline void set_party(struct party *party, struct endpoint *endpoint)
+/* The host is an endpoint, too; this says whether it has a policy that must be asked. */
+static __always_inline bool is_host_judged(const struct flow *flow)
+{
+	return host_firewall_enabled && flow->settings->flags & NODE_HOST_POLICY;
+}
+
+static __always_inline void set_party(const struct flow *flow, struct party *party,
+				      struct endpoint *endpoint)
 {
 	party->identity = endpoint->identity;
-	party->pod = is_pod(endpoint) ? endpoint : NULL;
+	party->pod = is_pod(endpoint) || is_host_judged(flow) ? endpoint : NULL;
+}
+
+/* A pod of this node; the host may be asked for its policy, but is nobody to deliver to. */
+static __always_inline bool is_local_pod(const struct party *party)
+{
+	return party->pod && is_pod(party->pod);
+}
+
+/* The host itself, for what it keeps though none of its known addresses is on it. */
+static __always_inline struct endpoint *host_endpoint(const struct flow *flow)
+{
+	const struct node_settings *settings = flow->settings;
+
+	return lookup_endpoint(is_zero_address(&settings->ipv4) ? &settings->ipv6
+								: &settings->ipv4);
 }
 
 /* The identity a trusted program of this node put into the mark; 0: none. */
@@ -98,8 +121,12 @@ static __always_inline int identify_sender_behind_stack(struct __sk_buff *skb, s
 
 	if (local && is_pod(local))
 		return DROP(flow, INVALID_SOURCE_IP);
-	if (marked || local) {
-		flow->source.identity = marked ?: IDENTITY_HOST;
+	if (local && (!marked || marked == IDENTITY_HOST)) {
+		set_party(flow, &flow->source, local);
+		return 0;
+	}
+	if (marked) {
+		flow->source.identity = marked;
 		return 0;
 	}
 	known = lookup_ipcache(packet->family, &packet->source);

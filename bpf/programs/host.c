@@ -28,7 +28,7 @@ static __always_inline int find_destination(struct flow *flow)
 	struct ipcache_entry *known;
 
 	if (local) {
-		set_party(&flow->destination, local);
+		set_party(flow, &flow->destination, local);
 		return is_pod(local) ? 0 : DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
 	}
 	known = lookup_ipcache(packet->family, &packet->destination);
@@ -37,6 +37,17 @@ static __always_inline int find_destination(struct flow *flow)
 		return DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
 	flow->next_hop = known->tunnel_endpoint;
 	return 0;
+}
+
+/* To a pod of another node, or to its host behind the tunnel. */
+static __always_inline int send_to_node(struct __sk_buff *skb, struct flow *flow)
+{
+	int dropped = 0;
+
+	flow->direction = DIRECTION_EGRESS;
+	if (flow->source.pod)
+		dropped = track_packet(skb, flow, skb->ifindex);
+	return dropped ?: encapsulate(skb, flow);
 }
 
 static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow *flow)
@@ -57,10 +68,8 @@ static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow
 	dropped = find_destination(flow);
 	if (dropped)
 		return dropped;
-	if (!flow->destination.pod) {
-		flow->direction = DIRECTION_EGRESS;
-		return encapsulate(skb, flow);
-	}
+	if (!flow->destination.pod)
+		return send_to_node(skb, flow);
 	dropped = track_packet(skb, flow, skb->ifindex);
 	return dropped ?: prepare_local(skb, flow);
 }

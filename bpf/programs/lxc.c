@@ -89,6 +89,25 @@ static __always_inline int check_encapsulation(struct flow *flow, const struct e
 	return result == ENCAPSULATION_IP ? DROP(flow, UNKNOWN_L4_PROTOCOL) : 0;
 }
 
+/* The host's own word about a packet that reaches it by one of its lesser addresses. */
+static __always_inline int judge_arrival_at_host(struct flow *flow)
+{
+	struct endpoint *host = is_host_judged(flow) ? host_endpoint(flow) : NULL;
+	struct ct_side side = {};
+	int dropped;
+
+	if (!host)
+		return 0;
+	set_party(flow, &flow->destination, host);
+	dropped = judge_side(flow, &side, &flow->destination, flow->source.identity,
+			     flow->packet.destination_port, DIRECTION_INGRESS);
+	flow->cookie[CT_INGRESS] = side.cookie;
+	flow->match[CT_INGRESS] = side.match;
+	if (dropped)
+		flow->direction = DIRECTION_INGRESS;
+	return dropped;
+}
+
 /* What goes to the stack for want of a route may reach the node itself: so the pod must be allowed
  * to, unless the node began. */
 static __noinline int judge_as_host(struct flow *flow)
@@ -103,7 +122,7 @@ static __noinline int judge_as_host(struct flow *flow)
 			     flow->packet.destination_port, DIRECTION_EGRESS);
 	flow->cookie[CT_EGRESS] = side.cookie;
 	flow->match[CT_EGRESS] = side.match;
-	return dropped ?: DECISION_STACK;
+	return dropped ?: judge_arrival_at_host(flow) ?: DECISION_STACK;
 }
 
 static __always_inline int leave_node(struct __sk_buff *skb, struct flow *flow)
@@ -122,7 +141,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct flow *flow)
 	int dropped;
 
 	if (local) {
-		set_party(&flow->destination, local);
+		set_party(flow, &flow->destination, local);
 	} else {
 		known = lookup_ipcache(packet->family, &packet->destination);
 		flow->destination.identity = identity_of(known, packet->family);
@@ -135,7 +154,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct flow *flow)
 	dropped = track_packet(skb, flow, skb->ifindex);
 	if (unlikely(dropped))
 		return dropped;
-	if (flow->destination.pod)
+	if (is_local_pod(&flow->destination))
 		return check_ttl(flow) ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
 	if (local)
 		return prepare_host(skb, flow);
@@ -203,7 +222,7 @@ static __always_inline int handle_packet_to_pod(struct __sk_buff *skb, struct fl
 		return DROP(flow, STALE_OR_UNROUTABLE_IP);
 	if (!flow->settings)
 		return DROP(flow, DROP_HOST_NOT_READY);
-	set_party(&flow->destination, &iface->endpoint);
+	set_party(flow, &flow->destination, &iface->endpoint);
 	dropped = parse_packet(skb, flow, ETH_HLEN);
 	if (dropped)
 		return dropped;

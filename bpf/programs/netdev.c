@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The node's native devices: masquerade on the way out, its reverse and direct delivery on the way
- * in. They carry the node's own traffic, too; whatever is not clearly a pod's goes on untouched. */
+ * in. They carry the node's own traffic, too; whatever is not clearly a pod's goes on untouched,
+ * unless the host has a policy. */
 #include "../lib/finish.h"
+#include "../lib/firewall.h"
 #include "../lib/nat.h"
 
 #undef SOURCE_FILE
@@ -10,6 +12,17 @@
 static __always_inline __u32 link_header_length(void)
 {
 	return native_l2 ? ETH_HLEN : 0;
+}
+
+/* Under a host policy the tunnel's port is anybody's, but for the nodes of the cluster. */
+static __always_inline bool is_from_tunnel_end(const struct node_settings *settings, __be32 far_end)
+{
+	struct address node;
+
+	if (!host_firewall_enabled || !(settings->flags & NODE_HOST_POLICY))
+		return true;
+	map_ipv4(&node, bpf_ntohl(far_end));
+	return bpf_map_lookup_elem(&nodes, &node);
 }
 
 /* A packet of the overlay to or from this node's underlay address, known without parsing all of it:
@@ -30,15 +43,18 @@ static __always_inline bool is_own_tunnel(struct __sk_buff *skb, bool arriving)
 	    ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK))
 		return false;
 	return udp->dest == bpf_htons(settings->tunnel_port) &&
-	       (arriving ? ip->daddr : ip->saddr) == bpf_htonl(ipv4_of(&settings->ipv4));
+	       (arriving ? ip->daddr : ip->saddr) == bpf_htonl(ipv4_of(&settings->ipv4)) &&
+	       is_from_tunnel_end(settings, arriving ? ip->saddr : ip->daddr);
 }
 
-/* Whether the packet is one the data path may have to do with: whole IP without tags. */
-static __always_inline bool is_ours_to_look_at(struct __sk_buff *skb, struct flow *flow)
+/* Reads the packet, if it is one the data path may have to do with: IP without tags. Returns 0, a
+ * reason why it can't be read in full, or DECISION_STACK. */
+static __always_inline int look_at(struct __sk_buff *skb, struct flow *flow)
 {
 	flow->settings = node_settings();
-	return flow->settings && !skb->vlan_present &&
-	       !parse_packet(skb, flow, link_header_length());
+	if (!flow->settings || skb->vlan_present)
+		return DECISION_STACK;
+	return parse_packet(skb, flow, link_header_length());
 }
 
 /* Nobody outside has an address of this node, nor, in tunnel mode, one of any pod. */
@@ -61,7 +77,26 @@ static __always_inline bool carries_tunnel(const struct flow *flow)
 {
 	return flow->packet.protocol == IPPROTO_UDP &&
 	       flow->packet.destination_port == bpf_htons(flow->settings->tunnel_port) &&
-	       same_address(&flow->packet.destination, own_address(flow));
+	       same_address(&flow->packet.destination, own_address(flow)) &&
+	       (!is_host_judged(flow) || bpf_map_lookup_elem(&nodes, &flow->packet.source));
+}
+
+/* What the parser gives up on behind the addresses may still be the stack's to take, unless a
+ * policy should judge it. */
+static __always_inline int handle_unreadable(struct __sk_buff *skb, struct flow *flow, int dropped)
+{
+	const struct packet *packet = &flow->packet;
+	int spoofed;
+
+	if (dropped == DECISION_STACK || !packet->l4)
+		return DECISION_STACK;
+	spoofed = check_outside_source(flow);
+	if (spoofed)
+		return spoofed;
+	if (!is_host_judged(flow) ||
+	    !note_host_as_receiver(skb, flow, lookup_endpoint(&packet->destination)))
+		return DECISION_STACK;
+	return dropped;
 }
 
 /* Returns as unmasquerade does. */
@@ -112,10 +147,10 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 	int result;
 
 	flow->direction = DIRECTION_INGRESS;
-	/* What the parser gives up on behind the addresses may still be the stack's to take. */
-	if (!is_ours_to_look_at(skb, flow))
-		return (packet->l4 ? check_outside_source(flow) : 0) ?: DECISION_STACK;
-	if (is_multicast(packet))
+	result = look_at(skb, flow);
+	if (unlikely(result))
+		return handle_unreadable(skb, flow, result);
+	if (is_multicast(packet) && !is_host_judged(flow))
 		return DECISION_STACK;
 	if (carries_tunnel(flow))
 		return DECISION_STACK;
@@ -128,10 +163,13 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 			return result ?: DECISION_STACK;
 	}
 	local = lookup_endpoint(&packet->destination);
-	if (!local || !is_pod(local))
-		return DECISION_STACK;
-	set_party(&flow->destination, local);
-	return deliver_to_pod(skb, flow);
+	if (local && is_pod(local)) {
+		set_party(flow, &flow->destination, local);
+		return deliver_to_pod(skb, flow);
+	}
+	if (is_host_judged(flow) && note_host_as_receiver(skb, flow, local))
+		return judge_host(skb, flow, true);
+	return DECISION_STACK;
 }
 
 SEC("tc")
@@ -186,13 +224,18 @@ static __always_inline int handle_departure(struct __sk_buff *skb, struct flow *
 	struct endpoint *local;
 	int result;
 
-	if (!is_ours_to_look_at(skb, flow) || !is_masqueraded_family(flow) ||
+	result = look_at(skb, flow);
+	if (result == DECISION_STACK || !packet->l4)
+		return DECISION_STACK;
+	if (is_host_judged(flow) && note_host_as_sender(skb, flow))
+		return result ?: judge_host(skb, flow, false);
+	if (result || !is_masqueraded_family(flow) ||
 	    same_address(&packet->source, own_address(flow)))
 		return DECISION_STACK;
 	local = lookup_endpoint(&packet->source);
 	if (!local || !is_pod(local) || !leaves_the_cluster(flow))
 		return DECISION_STACK;
-	set_party(&flow->source, local);
+	set_party(flow, &flow->source, local);
 	flow->direction = DIRECTION_EGRESS;
 	result = translate(skb, flow);
 	return result > 0 ? DECISION_NETWORK : result ?: DECISION_STACK;

@@ -59,9 +59,11 @@ static __always_inline int deliver(struct __sk_buff *skb, struct flow *flow)
 
 	if (!local)
 		return DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
-	set_party(&flow->destination, local);
-	if (!is_pod(local))
-		return prepare_host(skb, flow);
+	set_party(flow, &flow->destination, local);
+	if (!is_pod(local)) {
+		dropped = flow->destination.pod ? track_packet(skb, flow, flow->vni) : 0;
+		return dropped ?: prepare_host(skb, flow);
+	}
 	if (!is_tracked_protocol(&flow->packet))
 		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = check_ttl(flow) ?: track_packet(skb, flow, flow->vni);
