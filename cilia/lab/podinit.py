@@ -9,6 +9,7 @@ The first line on READY_FD is the process id as the lab sees it, or a sentence t
 
 CONTROL_FD is a listening unix socket. A connection carries one JSON request per line, with one line back:
     {"probe": [{"protocol": "tcp"|"udp"|"sctp"|"icmp", "address": ..., "port": ..., "timeout": seconds}, ...]}
+      (with `source`, an own address, where the pod has several)
       -> {"results": [{"answer": "ok"|"timeout"|"refused"|"unreachable"|..., "ms": float}, ...]}
       SCTP is one INIT and its answer, written and read as raw packets: the kernel need not know the protocol
     {"stream": {"address": ..., "port": ..., "bytes_per_second": n}}
@@ -175,11 +176,13 @@ def echo_stream(connection: socket.socket) -> None:
 
 
 def echo_datagrams(server: socket.socket) -> None:
-    """Send every datagram back to its sender."""
+    """Send every datagram back to its sender, from the address it was sent to (RFC 3542, section 6)."""
+    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     while True:
         try:
-            data, sender = server.recvfrom(65536)
-            server.sendto(data, sender)
+            data, control, _, sender = server.recvmsg(65536, 64)
+            asked = [(level, kind, value[:16] + bytes(4)) for level, kind, value in control]
+            server.sendmsg([data], asked, 0, sender)
         except OSError:
             # An ICMP error for an earlier answer: nothing to do with the next question.
             continue
@@ -259,6 +262,7 @@ class Probe:
         self.port = int(request.get("port", 0))
         self.address = str(request["address"])
         self.family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self.source = str(request.get("source", ""))
         self.token = os.urandom(16)
         self.started = time.monotonic()
         self.deadline = self.started + float(request.get("timeout", 0.4))
@@ -280,6 +284,8 @@ class Probe:
             kind = socket.SOCK_STREAM if self.protocol == "tcp" else socket.SOCK_DGRAM
             opened = socket.socket(self.family, kind)
         opened.setblocking(False)
+        if self.source:
+            opened.bind((self.source, 0))
         return opened
 
     def start(self) -> None:
