@@ -7,6 +7,7 @@ apart by taking the next free number; that choice, alone, depends on which came 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
@@ -14,27 +15,29 @@ from cilia.model.policy import CookieRow, RuleRef
 RETAINED = 4096
 """Cookies kept after their last use, so that recent flows still find their rules."""
 
+Content = tuple[frozenset[RuleRef], bool]
+
 
 class CookieBook:
     """Hands out cookies and remembers what they stand for."""
 
     def __init__(self) -> None:
         self._rows: dict[Cookie, CookieRow] = {}
-        self._by_content: dict[tuple[tuple[RuleRef, ...], bool], Cookie] = {}
+        self._by_content: dict[Content, Cookie] = {}
         self._unused: dict[Cookie, None] = {}
-        self._used: frozenset[Cookie] = frozenset()
+        self._used: Set[Cookie] = frozenset()
 
-    def name(self, rules: frozenset[RuleRef], *, default: bool = False) -> Cookie:
+    def name(self, rules: frozenset[RuleRef], default: bool = False) -> Cookie:
         """The cookie of a set of rules."""
-        content = (tuple(sorted(rules)), default)
-        known = self._by_content.get(content)
+        known = self._by_content.get((rules, default))
         if known is not None:
             return known
+        content = (tuple(sorted(rules)), default)
         cookie = first_choice(*content)
         while cookie in self._rows:
             cookie = Cookie(cookie % 0xFFFF_FFFF + 1)
         self._rows[cookie] = CookieRow(cookie, *content)
-        self._by_content[content] = cookie
+        self._by_content[rules, default] = cookie
         self._unused[cookie] = None
         return cookie
 
@@ -42,7 +45,7 @@ class CookieBook:
         """What a cookie stands for."""
         return self._rows[cookie]
 
-    def settle(self, used: frozenset[Cookie]) -> tuple[list[CookieRow], list[Cookie]]:
+    def settle(self, used: Set[Cookie]) -> tuple[list[CookieRow], list[Cookie]]:
         """Tell which cookies are in use now; returns the rows that came into use and those to forget.
 
         A cookie out of use is forgotten when `RETAINED` others have gone out of use after it.
@@ -56,17 +59,14 @@ class CookieBook:
         for cookie in forgotten:
             del self._unused[cookie]
             row = self._rows.pop(cookie)
-            del self._by_content[(row.rules, row.default)]
+            del self._by_content[frozenset(row.rules), row.default]
         return fresh, forgotten
 
 
 def first_choice(rules: tuple[RuleRef, ...], default: bool) -> Cookie:
     """The cookie of sorted rules unless another set has it already; never 0."""
-    digest = hashlib.blake2b(digest_size=4)
-    digest.update(b"default" if default else b"rules")
+    parts = ["default" if default else "rules"]
     for ref in rules:
-        for part in (ref.kind, ref.namespace, ref.name, ref.resource_version, ref.path):
-            digest.update(b"\0")
-            digest.update(part.encode())
-        digest.update(b"\1")
-    return Cookie(int.from_bytes(digest.digest(), "big") or 1)
+        parts += (ref.kind, ref.namespace, ref.name, ref.resource_version, ref.path, ref.log)
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=4).digest()
+    return Cookie(int.from_bytes(digest, "big") or 1)

@@ -10,7 +10,10 @@ from cilia.control.policy.rules import Section
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Labels
-from cilia.model.policy import PolicyMode
+from cilia.model.policy import PolicyMode, RuleRef
+
+LOCALHOST = RuleRef("Cilia", "", "allow-localhost", "", "")
+"""The built-in rule that lets a node reach its own pods (health probes of the kubelet)."""
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):

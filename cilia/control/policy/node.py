@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.resolve import Group
-from cilia.control.policy.rules import Cidr, Parsed, Peer, Section, Selector
+from cilia.control.policy.rules import Cidr, Cidrs, Parsed, PortName, Section, Selector
 from cilia.control.policy.selection import Selections
 from cilia.control.policy.subjects import SubjectAllocator
 from cilia.model.ids import IdentityId, Revision, SubjectId
@@ -92,7 +92,7 @@ class PolicyNode:
             if key not in built:
                 identities = {i for peer in group.peers for i in meant.get(peer, ())}
                 if identities:
-                    group.patch(identities, self._members, self._cookies)
+                    group.patch(identities, self, self._cookies)
                     published |= group.users
         for identity in sorted(published):
             self._desired.subjects.put(self._row(identity))
@@ -215,12 +215,20 @@ class PolicyNode:
             group = Group(sections, key.mode, allow_localhost=self._allow_localhost)
         for peer in group.peers:
             self._selections.acquire(peer)
-        group.build(self._members, self._cookies)
+        group.build(self, self._cookies)
         return group
 
-    def _members(self, peer: Peer) -> Set[IdentityId]:
-        assert peer is not None
+    def members(self, peer: Selector | Cidr | Cidrs) -> Set[IdentityId]:
+        """The identities a peer means now."""
         return self._selections.members(peer)
+
+    def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
+        """The numbers that endpoints of an identity give a port name."""
+        return frozenset()
+
+    def naming(self, name: PortName) -> Set[IdentityId]:
+        """The identities some endpoint of which has a port of that name."""
+        return frozenset()
 
     def _row(self, identity: IdentityId) -> SubjectPolicy:
         group = self._groups[self._grouped[identity]]

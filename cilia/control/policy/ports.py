@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, PortRange
+from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, PortName, PortRange
+from cilia.model.endpoint import NamedPort
 
 PROTOCOL_BITS = 8
 FULL_BITS = 24
@@ -26,12 +27,18 @@ class PortPrefix(NamedTuple):
     port: int = 0
     bits: int = 0
 
-    def parents(self) -> Iterator[PortPrefix]:
+    def parents(self) -> tuple[PortPrefix, ...]:
         """Every wider prefix that contains this one, the narrowest first."""
-        for bits in range(self.bits - 1, PROTOCOL_BITS - 1, -1):
-            yield PortPrefix(self.protocol, self.port & mask(bits), bits)
-        if self.bits:
-            yield PortPrefix()
+        return _parents(self)
+
+
+@lru_cache(maxsize=4096)
+def _parents(prefix: PortPrefix) -> tuple[PortPrefix, ...]:
+    if not prefix.bits:
+        return ()
+    lengths = range(prefix.bits - 1, PROTOCOL_BITS - 1, -1)
+    same = (PortPrefix(prefix.protocol, prefix.port & mask(bits), bits) for bits in lengths)
+    return (*same, PortPrefix())
 
 
 def mask(bits: int) -> int:
@@ -53,6 +60,20 @@ def prefixes(ports: PortRange) -> tuple[PortPrefix, ...]:
         cut.append(PortPrefix(ports.protocol, first, FULL_BITS + 1 - size.bit_length()))
         first += size
     return tuple(cut)
+
+
+def numbers(named_ports: Iterable[NamedPort], name: PortName) -> frozenset[int]:
+    """The port numbers that an endpoint with these ports gives a name."""
+    return frozenset(
+        port.port
+        for port in named_ports
+        if port.name == name.name and name.protocol in PROTOCOLS.get(port.protocol, ())
+    )
+
+
+def whole(protocol: int, number: int) -> PortPrefix:
+    """The prefix of one port."""
+    return PortPrefix(protocol, number, FULL_BITS)
 
 
 ICMP_TYPES = {

@@ -1,243 +1,388 @@
 """Rules into entries: what the kernel's two look-ups must find so that their answer is the policy's.
 
-The kernel looks up (peer, protocol, port) and (any, protocol, port), each by longest prefix, and takes the
-higher precedence. The two never see each other's prefixes, so they are computed apart, as *layers*: in a
-layer the value stored at a prefix must be the best of all rules that cover the prefix, because a longer
-prefix hides the shorter ones. A rule wider than a prefix that beats those at the prefix makes the prefix
-needless: what the wider one stores is then found instead.
-
-Peers meant by the same rules share one layer; subjects selected by the same specs share one `Group`.
+A `Group` holds the entries of all subjects that the same sections select, each direction a `Side`. A side
+reads its sections into terms, asks whom each means, and gives identities meant by the same terms one layer
+(`layers`). An identity more or less costs one look at the terms, and one reference in the entries.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
 from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.ports import FULL_BITS, PROTOCOL_BITS, PortPrefix, prefixes
-from cilia.control.policy.rules import Action, Cidr, Peer, PortRange, Section, Selector, Tier, reserved
+from cilia.control.policy.facts import LOCALHOST
+from cilia.control.policy.layers import (
+    HIGHEST_PRIORITY,
+    Bests,
+    Isolation,
+    Layer,
+    Namer,
+    Ranked,
+    Term,
+    Weighed,
+    best,
+    order,
+    with_numbers,
+)
+from cilia.control.policy.ports import PortPrefix, numbers, prefixes, whole
+from cilia.control.policy.rules import (
+    Action,
+    Cidr,
+    CidrGroup,
+    Cidrs,
+    PortName,
+    PortRange,
+    Rule,
+    Section,
+    Selector,
+    ServicePeer,
+    Tier,
+    reserved,
+)
+from cilia.model.endpoint import NamedPort
+from cilia.model.entries import Entries, Place
 from cilia.model.ids import Cookie, IdentityId
-from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, PolicyMode, RuleRef
+from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef, SubjectKey
 
-DEFAULT_PRECEDENCE = 0
-"""The default verdict yields to every rule."""
-
-DENY_BIT = 1 << 7
-PEER_BIT = 1 << 6
-
-LOCALHOST = RuleRef("Cilia", "", "allow-localhost", "", "")
-"""The built-in rule that lets a node reach its own pods (health probes of the kubelet)."""
-
-_KINDS = {
-    (False, False): MatchKind.ALL,
-    (False, True): MatchKind.PROTOCOL_ONLY,
-    (True, False): MatchKind.L3_ONLY,
-    (True, True): MatchKind.L3_PROTOCOL,
-}
+Meant = Selector | Cidr | Cidrs
+"""A peer that means some identities and not others."""
 
 
-def precedence(deny: bool, specific: bool, bits: int) -> int:
-    """The precedence of a rule: 8 bits tier, 16 priority, 1 deny, 7 specificity.
+class World(Protocol):
+    """What a group asks about everybody else."""
 
-    Deny beats allow. Among equals the more specific one is named: a rule about certain peers before one
-    about everybody, then the longer prefix of protocol and port (`bits` of 24).
-    """
-    return Tier.NORMAL << 24 | DENY_BIT * deny | PEER_BIT * specific | bits
+    def members(self, peer: Meant) -> Set[IdentityId]:
+        """The identities a peer means now."""
 
+    def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
+        """The numbers that endpoints of an identity give a port name."""
 
-def match_kind(specific: bool, bits: int) -> MatchKind:
-    """What Hubble calls a match on a peer or none, and on so many bits of protocol and port."""
-    if bits > PROTOCOL_BITS:
-        return MatchKind.L3_L4 if specific else MatchKind.L4_ONLY
-    return _KINDS[(specific, bits > 0)]
+    def naming(self, name: PortName) -> Set[IdentityId]:
+        """The identities some endpoint of which has a port of that name."""
 
 
-class Term(NamedTuple):
-    """A rule with its ports cut into prefixes."""
-
-    peer: Peer
-    prefixes: tuple[PortPrefix, ...]
-    deny: bool
-    ref: RuleRef
-
-
-Layer = dict[PortPrefix, Entry]
-Name = Callable[[frozenset[RuleRef]], Cookie]
-
-
-def layer(terms: Iterable[Term], specific: bool, name: Name) -> Layer:
-    """The entries of one peer (or, not `specific`, of any peer) under rules that all are about it."""
-    own: dict[PortPrefix, tuple[int, bool, set[RuleRef]]] = {}
-    for term in terms:
-        for prefix in term.prefixes:
-            rank = precedence(term.deny, specific, prefix.bits)
-            known = own.get(prefix)
-            if known is None or rank > known[0]:
-                own[prefix] = (rank, term.deny, {term.ref})
-            elif rank == known[0]:
-                known[2].add(term.ref)
-    return {
-        prefix: Entry(rank, not deny, name(frozenset(refs)), match_kind(specific, prefix.bits))
-        for prefix, (rank, deny, refs) in own.items()
-        if not any(own[parent][0] > rank for parent in prefix.parents() if parent in own)
-    }
+Class = tuple[int | tuple[int, frozenset[int]], ...]
+"""What tells identities apart: which peers mean them (by number), and for a term about a port's name (by
+its number) the ports that they give the name."""
 
 
 class Side:
-    """One direction of a group: its rules, whether it isolates, and the layers in use."""
+    """One direction of a group: its terms, whether it isolates, and the layers in use."""
 
-    def __init__(self, direction: Direction, isolated: bool, isolating: frozenset[RuleRef]) -> None:
+    def __init__(
+        self,
+        direction: Direction,
+        terms: Sequence[Term],
+        full: Isolation,
+        enforced: Isolation,
+        *,
+        audit: bool,
+    ) -> None:
+        """`audit`: no denial of the whole side is enforced."""
         self.direction = direction
-        self.isolated = isolated
-        self._isolating = isolating
-        self.everybody: list[Term] = []
-        self.specific: list[Term] = []
-        self._classes: dict[IdentityId, tuple[int, ...]] = {}
-        """Which of `specific` are about an identity: identities alike share a layer."""
-        self._layers: dict[tuple[int, ...], Layer] = {}
-        self._users: dict[tuple[int, ...], int] = {}
+        self.isolation = full
+        self._audit = audit
+        self._enforced = enforced
+        self._weighed = _needs_weighing(terms, full != enforced and not audit, audit)
+        if full.isolated and not self._weighed:
+            terms = [term for term in terms if term.order >> 16 != Tier.BASELINE]
+        self._everybody = [term for term in terms if term.peer is None and term.name is None]
+        self._about: dict[Meant, list[Term]] = {}
+        for term in terms:
+            if term.peer is not None and term.name is None:
+                self._about.setdefault(term.peer, []).append(term)
+        self._peers = list(self._about)
+        self._named = [term for term in terms if term.name is not None]
+        self._classes: dict[IdentityId, Class] = {}
+        self._layers: dict[Class, Layer] = {}
+        self._users: dict[Class, int] = {}
+        self._bests: dict[int | tuple[int, frozenset[int]], Bests] = {}
+        self._maker: Ranked | Weighed | None = None
         self._base: Layer = {}
 
-    def build(self, members: Members, cookies: CookieBook) -> dict[EntryKey, Entry]:
-        """All entries, from scratch."""
-        cookie = cookies.name(self._isolating, default=True) if self.isolated else Cookie(0)
-        default = Entry(DEFAULT_PRECEDENCE, not self.isolated, cookie, MatchKind.NONE, EntryFlags.DEFAULT)
-        self._base = {PortPrefix(): default} | layer(self.everybody, False, cookies.name)
-        entries = {EntryKey(int(self.direction), 0, *prefix): entry for prefix, entry in self._base.items()}
-        about: dict[IdentityId, list[int]] = {}
-        for number, term in enumerate(self.specific):
-            for identity in members(term.peer):
-                about.setdefault(identity, []).append(number)
-        for identity, numbers in about.items():
-            entries.update(self._entries(identity, self._enter(identity, tuple(numbers), cookies)))
-        return entries
+    def peers(self) -> Iterator[Meant]:
+        """The peers it speaks of."""
+        return (peer for peer in chain(self._peers, (term.peer for term in self._named)) if peer is not None)
 
-    def patch(
-        self,
-        identities: Iterable[IdentityId],
-        members: Members,
-        cookies: CookieBook,
-        entries: dict[EntryKey, Entry],
-    ) -> None:
-        """Bring the entries of some identities up to date, in place."""
+    def names(self) -> Iterator[PortName]:
+        """The port names whose numbers depend on the peer."""
+        return (term.name for term in self._named if term.name is not None)
+
+    def build(self, world: World, cookies: CookieBook) -> Iterator[tuple[Place, Layer]]:
+        """All layers, from scratch."""
+        self._start(cookies)
+        yield (int(self.direction), 0), self._base
+        about: dict[IdentityId, list[int | tuple[int, frozenset[int]]]] = defaultdict(list)
+        for number, peer in enumerate(self._peers):
+            for identity in world.members(peer):
+                about[identity].append(number)
+        for number, term in enumerate(self._named):
+            for identity in self._naming(world, term):
+                about[identity].append((number, self._ports(world, identity, term)))
+        for identity, numbered in about.items():
+            yield (int(self.direction), identity), self._enter(identity, tuple(numbered))
+
+    def patch(self, identities: Iterable[IdentityId], world: World) -> Iterator[tuple[Place, Layer | None]]:
+        """The layers of those of some identities whose layer is another now."""
         for identity in identities:
-            old = self._classes.get(identity, ())
-            new = tuple(n for n, term in enumerate(self.specific) if identity in members(term.peer))
+            old, new = self._classes.get(identity, ()), self._class(identity, world)
             if old == new:
                 continue
             if old:
-                for key in self._entries(identity, self._layers[old]):
-                    del entries[key]
                 self._leave(identity, old)
-            if new:
-                entries.update(self._entries(identity, self._enter(identity, new, cookies)))
+            yield (int(self.direction), identity), self._enter(identity, new) if new else None
 
     def cookies(self) -> set[Cookie]:
-        """Every cookie in the entries."""
-        used = {entry.cookie for entry in self._base.values()}
-        for held in self._layers.values():
-            used.update(entry.cookie for entry in held.values())
-        used.discard(Cookie(0))
-        return used
+        """Every cookie in the layers, and 0."""
+        return {entry.cookie for layer in (self._base, *self._layers.values()) for entry in layer.values()}
 
-    def _enter(self, identity: IdentityId, numbers: tuple[int, ...], cookies: CookieBook) -> Layer:
-        self._classes[identity] = numbers
-        self._users[numbers] = self._users.get(numbers, 0) + 1
-        held = self._layers.get(numbers)
+    def _start(self, cookies: CookieBook) -> None:
+        self._classes.clear()
+        self._layers.clear()
+        self._users.clear()
+        self._bests.clear()
+        namer = Namer(cookies.name, self._audit and not self._weighed)
+        if self._weighed:
+            noting = Namer(cookies.name, True)
+            weighed = Weighed(namer, noting, self._everybody, self._enforced, self.isolation)
+            self._maker, self._base = weighed, weighed.of_anybody()
+        else:
+            ranked = Ranked(namer, self.isolation)
+            self._maker, self._base = ranked, ranked.of_anybody(self._everybody)
+
+    def _class(self, identity: IdentityId, world: World) -> Class:
+        meant: list[int | tuple[int, frozenset[int]]] = [
+            number for number, peer in enumerate(self._peers) if identity in world.members(peer)
+        ]
+        meant += [
+            (number, self._ports(world, identity, term))
+            for number, term in enumerate(self._named)
+            if identity in self._naming(world, term)
+        ]
+        return tuple(meant)
+
+    @staticmethod
+    def _naming(world: World, term: Term) -> Set[IdentityId]:
+        """The identities that a term about a port's name means."""
+        assert term.name is not None
+        naming = world.naming(term.name)
+        return naming if term.peer is None else naming & world.members(term.peer)
+
+    @staticmethod
+    def _ports(world: World, identity: IdentityId, term: Term) -> frozenset[int]:
+        assert term.name is not None
+        return world.port_numbers(identity, term.name)
+
+    def _enter(self, identity: IdentityId, alike: Class) -> Layer:
+        self._classes[identity] = alike
+        self._users[alike] = self._users.get(alike, 0) + 1
+        held = self._layers.get(alike)
         if held is None:
-            held = layer([self.specific[number] for number in numbers], True, cookies.name)
-            self._layers[numbers] = held
+            held = self._layers[alike] = self._layer(alike)
         return held
 
-    def _leave(self, identity: IdentityId, numbers: tuple[int, ...]) -> None:
+    def _leave(self, identity: IdentityId, alike: Class) -> None:
         del self._classes[identity]
-        self._users[numbers] -= 1
-        if not self._users[numbers]:
-            del self._users[numbers], self._layers[numbers]
+        self._users[alike] -= 1
+        if not self._users[alike]:
+            del self._users[alike], self._layers[alike]
 
-    def _entries(self, identity: IdentityId, held: Layer) -> dict[EntryKey, Entry]:
-        direction = int(self.direction)
-        return {EntryKey(direction, identity, *prefix): entry for prefix, entry in held.items()}
+    def _layer(self, alike: Class) -> Layer:
+        if isinstance(self._maker, Weighed):
+            return self._maker.of_peer([term for part in alike for term in self._terms(part)])
+        assert self._maker is not None
+        return self._maker.of_peer([self._best(part) for part in alike])
 
+    def _best(self, part: int | tuple[int, frozenset[int]]) -> Bests:
+        known = self._bests.get(part)
+        if known is None:
+            known = self._bests[part] = best(self._terms(part), True)
+        return known
 
-Members = Callable[[Peer], Set[IdentityId]]
-"""Answers which identities a peer (never None) means now."""
+    def _terms(self, part: int | tuple[int, frozenset[int]]) -> list[Term]:
+        if isinstance(part, int):
+            return self._about[self._peers[part]]
+        number, ports = part
+        return [with_numbers(self._named[number], ports)]
 
 
 class Group:
-    """The entries of all subjects that the same sections select."""
+    """The entries of all subjects that the same sections select, and that name their ports alike."""
 
     def __init__(
-        self, sections: Sequence[Section], mode: PolicyMode, *, allow_localhost: bool = True
+        self,
+        sections: Sequence[Section],
+        mode: PolicyMode,
+        *,
+        audit: bool = False,
+        named_ports: tuple[NamedPort, ...] = (),
+        allow_localhost: bool = True,
     ) -> None:
-        self.users: set[IdentityId] = set()
-        self.rules = fingerprint(sections, mode, allow_localhost)
-        self.entries: dict[EntryKey, Entry] = {}
+        """`sections` with all references followed; `audit`: no denial is enforced, in any direction."""
+        self.users: set[SubjectKey] = set()
+        """Whoever shares the group; kept by its owner."""
+        self.entries = Entries()
         effective = () if mode is PolicyMode.NEVER else tuple(sections)
-        self.sides = [_side(direction, effective, mode, allow_localhost) for direction in Direction]
-        self.peers: tuple[Selector | Cidr, ...] = tuple(
-            dict.fromkeys(term.peer for side in self.sides for term in side.specific if term.peer is not None)
-        )
+        own = _relevant(effective, named_ports)
+        self.rules = fingerprint(sections, mode, audit, own, allow_localhost)
+        self.sides = [
+            _side(direction, effective, mode, audit, own, allow_localhost) for direction in Direction
+        ]
+        self.peers = tuple(dict.fromkeys(peer for side in self.sides for peer in side.peers()))
+        self.names = tuple(dict.fromkeys(name for side in self.sides for name in side.names()))
+        """Port names in egress rules: their numbers depend on the peer."""
+        self._used: set[Cookie] | None = None
 
     @property
     def ingress_enforced(self) -> bool:
-        """Whether ingress is isolated."""
-        return self.sides[0].isolated
+        """Whether ingress is isolated, be it in audit only."""
+        return self.sides[0].isolation.isolated
 
     @property
     def egress_enforced(self) -> bool:
-        """Whether egress is isolated."""
-        return self.sides[1].isolated
+        """Whether egress is isolated, be it in audit only."""
+        return self.sides[1].isolation.isolated
 
-    def build(self, members: Members, cookies: CookieBook) -> None:
+    def build(self, world: World, cookies: CookieBook) -> None:
         """Compute all entries."""
-        self.entries = {}
-        for side in self.sides:
-            self.entries |= side.build(members, cookies)
+        self.entries = Entries(chain.from_iterable(side.build(world, cookies) for side in self.sides))
+        self._used = None
 
-    def patch(self, identities: Iterable[IdentityId], members: Members, cookies: CookieBook) -> None:
-        """Recompute the entries of some identities; rows handed out before keep theirs."""
-        fresh = dict(self.entries)
-        for side in self.sides:
-            side.patch(identities, members, cookies, fresh)
-        self.entries = fresh
+    def patch(self, identities: Set[IdentityId], world: World, cookies: CookieBook) -> None:
+        """Recompute the entries about some identities: those that came or went, are meant by others of
+        `peers`, or give other numbers to `names`. Rows handed out before keep theirs.
+
+        `cookies` is the book of `build`."""
+        changed = dict(chain.from_iterable(side.patch(identities, world) for side in self.sides))
+        if changed:
+            self.entries = self.entries.replaced(changed)
+            self._used = None
 
     def cookies(self) -> set[Cookie]:
         """Every cookie in the entries."""
-        return set().union(*(side.cookies() for side in self.sides))
+        if self._used is None:
+            self._used = set[Cookie]().union(*(side.cookies() for side in self.sides)) - {Cookie(0)}
+        return self._used
+
+
+def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:
+    """Whether the highest rank alone is not the answer."""
+    passing = any(term.action is Action.PASS for term in terms)
+    partly_audited = not audit and any(term.audit for term in terms)
+    return passing or partly_audited or audit_differs or len(terms) > HIGHEST_PRIORITY
 
 
 def _side(
-    direction: Direction, sections: tuple[Section, ...], mode: PolicyMode, allow_localhost: bool
+    direction: Direction,
+    sections: tuple[Section, ...],
+    mode: PolicyMode,
+    audit: bool,
+    own_ports: tuple[NamedPort, ...],
+    allow_localhost: bool,
 ) -> Side:
-    isolating = frozenset(section.ref for section in sections if direction in section.isolates)
-    isolated = mode is PolicyMode.ALWAYS or bool(isolating)
-    side = Side(direction, isolated, isolating)
-    for section in sections:
+    full = _isolation(direction, sections, mode)
+    enforced = _isolation(direction, [section for section in sections if not section.audit], mode)
+    if audit:
+        enforced = Isolation()
+    terms = _terms(direction, sections, audit, own_ports)
+    if full.isolated and allow_localhost and direction is Direction.INGRESS:
+        heard = audit or not enforced.isolated
+        refs = frozenset({LOCALHOST})
+        terms.append(
+            Term(reserved("host"), (PortPrefix(),), None, Action.ALLOW, order(Tier.NORMAL), heard, refs)
+        )
+    return Side(direction, terms, full, enforced, audit=audit)
+
+
+def _isolation(direction: Direction, sections: Iterable[Section], mode: PolicyMode) -> Isolation:
+    by = frozenset(s.ref for s in sections if s.tier is Tier.NORMAL and direction in s.isolates)
+    return Isolation(mode is PolicyMode.ALWAYS or bool(by), by)
+
+
+def _terms(
+    direction: Direction, sections: tuple[Section, ...], audit: bool, own_ports: tuple[NamedPort, ...]
+) -> list[Term]:
+    """The rules of one direction, those alike together."""
+    alike: dict[Term, list[RuleRef]] = {}
+    for place, section, rule in _in_order(direction, sections):
+        assert not isinstance(rule.peer, CidrGroup | ServicePeer), "references are followed before"
+        for cut, name in _cut(rule, own_ports):
+            heard = audit or section.audit
+            term = Term(rule.peer, cut, name, rule.action, order(section.tier, place), heard, frozenset())
+            alike.setdefault(term, []).append(rule.ref)
+    return [term._replace(refs=frozenset(refs)) for term, refs in alike.items()]
+
+
+def _in_order(direction: Direction, sections: Iterable[Section]) -> Iterator[tuple[int, Section, Rule]]:
+    """The rules of one direction, each after those of its tier that are heard first, with their number."""
+    heard = dict.fromkeys(Tier, 0)
+    for section in sorted(sections, key=lambda s: (s.priority, s.ref.name, s.ref)):
         for rule in section.rules:
             if rule.direction is direction:
-                term = Term(rule.peer, cut(rule.ports), rule.action is Action.DENY, rule.ref)
-                (side.everybody if rule.peer is None else side.specific).append(term)
-    if isolated and allow_localhost and direction is Direction.INGRESS:
-        side.specific.append(Term(reserved("host"), (PortPrefix(),), False, LOCALHOST))
-    return side
+                yield heard[section.tier], section, rule
+                heard[section.tier] += 1
 
 
-def cut(ports: tuple[PortRange, ...]) -> tuple[PortPrefix, ...]:
-    """Ranges as prefixes, each once."""
-    if len(ports) == 1:
-        return prefixes(ports[0])
-    return tuple(dict.fromkeys(prefix for part in ports for prefix in prefixes(part)))
+def _cut(
+    rule: Rule, own_ports: tuple[NamedPort, ...]
+) -> Iterator[tuple[tuple[PortPrefix, ...], PortName | None]]:
+    """The ports of a rule as prefixes, and as names where their numbers depend on the peer.
+
+    Nothing, when no port has a name that the rule is about.
+    """
+    found: dict[PortPrefix, None] = {}
+    for ports in rule.ports:
+        if isinstance(ports, PortRange):
+            found.update(dict.fromkeys(prefixes(ports)))
+        elif rule.direction is Direction.INGRESS:
+            found.update(dict.fromkeys(whole(ports.protocol, n) for n in sorted(numbers(own_ports, ports))))
+        else:
+            yield (), ports
+    if found:
+        yield tuple(found), None
 
 
-def fingerprint(sections: Sequence[Section], mode: PolicyMode, allow_localhost: bool) -> str:
+def _relevant(sections: Iterable[Section], named_ports: tuple[NamedPort, ...]) -> tuple[NamedPort, ...]:
+    """Those of a subject's named ports that its ingress rules speak of."""
+    names = {name for section in sections for name in _facets(section)[1]}
+    return tuple(sorted(port for port in named_ports if port.name in names))
+
+
+def fingerprint(
+    sections: Sequence[Section],
+    mode: PolicyMode,
+    audit: bool,
+    named_ports: tuple[NamedPort, ...],
+    allow_localhost: bool,
+) -> str:
     """A name for everything that decides about entries but the identities."""
-    content = msgspec.msgpack.encode((sections, mode, allow_localhost))
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    content = (sorted(_facets(section)[0] for section in sections), mode, audit, named_ports, allow_localhost)
+    return hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).hexdigest()
+
+
+_known: WeakKeyDictionary[Section, tuple[bytes, frozenset[str]]] = WeakKeyDictionary()
+
+
+def _facets(section: Section) -> tuple[bytes, frozenset[str]]:
+    """A digest of a section, and the port names in its ingress rules; computed once."""
+    known = _known.get(section)
+    if known is None:
+        digest = hashlib.blake2b(msgspec.msgpack.encode(section), digest_size=16).digest()
+        known = _known[section] = (digest, frozenset(_ingress_names(section)))
+    return known
+
+
+def _ingress_names(section: Section) -> Iterator[str]:
+    for rule in section.rules:
+        if rule.direction is Direction.INGRESS:
+            yield from (ports.name for ports in rule.ports if isinstance(ports, PortName))
 
 
 def decide(
@@ -259,8 +404,8 @@ def decide(
 def _longest(
     entries: Mapping[EntryKey, Entry], peer: int, direction: int, protocol: int, port: int
 ) -> tuple[EntryKey, Entry] | None:
-    whole = PortPrefix(protocol, port, FULL_BITS)
-    for prefix in (whole, *whole.parents()):
+    exact = whole(protocol, port)
+    for prefix in (exact, *exact.parents()):
         key = EntryKey(direction, peer, *prefix)
         entry = entries.get(key)
         if entry is not None:

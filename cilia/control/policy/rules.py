@@ -57,7 +57,7 @@ class Requirement(msgspec.Struct, frozen=True, order=True):
         return matched if self.operator is Operator.IN else not matched
 
 
-class Selector(msgspec.Struct, frozen=True):
+class Selector(msgspec.Struct, frozen=True, cache_hash=True):
     """Label sets that meet every requirement; no requirement selects every label set."""
 
     requirements: tuple[Requirement, ...] = ()
@@ -91,7 +91,7 @@ HAS_NAMESPACE = exists("k8s", NAMESPACE)
 """True of pods only."""
 
 
-class Cidr(msgspec.Struct, frozen=True):
+class Cidr(msgspec.Struct, frozen=True, cache_hash=True):
     """Addresses outside the cluster within `prefix` and in none of `excepts` (canonical text, sorted).
 
     Pods and nodes are never meant, whatever their addresses.
@@ -106,7 +106,7 @@ class Cidr(msgspec.Struct, frozen=True):
         return (self.prefix, *self.excepts)
 
 
-class CidrGroup(msgspec.Struct, frozen=True):
+class CidrGroup(msgspec.Struct, frozen=True, cache_hash=True):
     """Addresses of CiliumCIDRGroups, by name or by the labels of the groups, less `excepts`.
 
     A reference: what it stands for is looked up when the groups are known (`expand`).
@@ -118,7 +118,7 @@ class CidrGroup(msgspec.Struct, frozen=True):
     excepts: tuple[str, ...] = ()
 
 
-class ServicePeer(msgspec.Struct, frozen=True):
+class ServicePeer(msgspec.Struct, frozen=True, cache_hash=True):
     """What stands behind Kubernetes Services: a reference, as CidrGroup is.
 
     A Service with a selector means the pods it selects; one without means the addresses of its
@@ -132,7 +132,7 @@ class ServicePeer(msgspec.Struct, frozen=True):
     """Over the labels of Services; None: the one called `name`."""
 
 
-class Cidrs(msgspec.Struct, frozen=True):
+class Cidrs(msgspec.Struct, frozen=True, cache_hash=True):
     """Addresses within any of several blocks: what a CidrGroup or ServicePeer stands for."""
 
     blocks: tuple[Cidr, ...]
@@ -205,7 +205,7 @@ class Rule(msgspec.Struct, frozen=True):
     ref: RuleRef
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True, weakref=True, cache_hash=True):
     """One spec of an object: whom it is for, the directions it isolates, its rules.
 
     Rules of a normal section have no order: deny beats allow. Those of the other tiers are heard in the

@@ -1,0 +1,294 @@
+"""Layers: what must stand at which prefix of ports, for one peer or for any, so that the right rule is found.
+
+The kernel looks up (peer, protocol, port) and (any, protocol, port), each by longest prefix, and takes the
+higher precedence. The two never see each other's prefixes, so they are computed apart, as layers.
+
+**Apart** (`Ranked`). Mostly the best rule is the one with the highest rank. Then a layer holds at each prefix
+the best of its own rules that cover it, since a longer prefix hides the shorter ones; a wider rule that beats
+those at a prefix makes the prefix needless: what the wider one stores is then found instead. The better of
+two layers' answers is the answer.
+
+**Complete** (`Weighed`). Where a rule may pass, or a section only is heard (audit), the best rule is not the
+answer, and two answers can't be compared. Then each prefix of a peer's layer is judged over the rules about
+the peer *and* those about everybody, so that the answer found there is final. It always wins: its precedence
+is the highest rank of all rules it was judged over, those of the layer for any peer among them, with the
+bit for certain peers, which that layer never has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from cilia.control.policy.ports import FULL_BITS, PROTOCOL_BITS, PortPrefix, whole
+from cilia.control.policy.rules import Action, Peer, PortName, Tier
+from cilia.model.entries import Prefix
+from cilia.model.ids import Cookie
+from cilia.model.policy import Entry, EntryFlags, MatchKind, RuleRef
+
+ORDER_SHIFT = 8
+DENY_BIT = 1 << 7
+PEER_BIT = 1 << 6
+
+HIGHEST_PRIORITY = 0xFFFF
+"""The priority of the rule of a tier that is heard first; later ones count down."""
+
+DEFAULT_DENY = Tier.NORMAL << 24
+"""Precedence of a default deny: below every normal rule, above the baseline tier."""
+
+DEFAULT_ALLOW = 0
+"""Precedence of a default allow: it yields to every rule."""
+
+_KINDS = {
+    (False, False): MatchKind.ALL,
+    (False, True): MatchKind.PROTOCOL_ONLY,
+    (True, False): MatchKind.L3_ONLY,
+    (True, True): MatchKind.L3_PROTOCOL,
+}
+
+Layer = dict[Prefix, Entry]
+
+
+class Term(NamedTuple):
+    """Rules alike: one peer, the same ports, the same place in the order, the same action."""
+
+    peer: Peer
+    prefixes: tuple[PortPrefix, ...]
+    name: PortName | None
+    """Instead of `prefixes`: the ports that each peer itself gives this name."""
+    action: Action
+    order: int
+    """The upper 24 bits of the precedence: tier and priority."""
+    audit: bool
+    refs: frozenset[RuleRef]
+
+
+def order(tier: Tier, place: int = 0) -> int:
+    """The order of the rule that is heard after `place` others of its tier (0 for all normal ones)."""
+    return tier << 16 | (0 if tier is Tier.NORMAL else max(0, HIGHEST_PRIORITY - place))
+
+
+def precedence(term_order: int, deny: bool, specific: bool, bits: int) -> int:
+    """The precedence of a rule: 8 bits tier, 16 priority, 1 deny, 7 specificity.
+
+    Deny beats allow. Among equals the more specific one is named: a rule about certain peers before one
+    about everybody, then the longer prefix of protocol and port (`bits` of 24).
+    """
+    return term_order << ORDER_SHIFT | DENY_BIT * deny | PEER_BIT * specific | bits
+
+
+def match_kind(specific: bool, bits: int) -> MatchKind:
+    """What Hubble calls a match on a peer or none, and on so many bits of protocol and port."""
+    if bits > PROTOCOL_BITS:
+        return MatchKind.L3_L4 if specific else MatchKind.L4_ONLY
+    return _KINDS[(specific, bits > 0)]
+
+
+class Isolation(NamedTuple):
+    """Whether a direction is isolated, and by which sections."""
+
+    isolated: bool = False
+    by: frozenset[RuleRef] = frozenset()
+
+    @property
+    def precedence(self) -> int:
+        """Of the default verdict."""
+        return DEFAULT_DENY if self.isolated else DEFAULT_ALLOW
+
+
+class Namer:
+    """Makes entries: knows the names of sets of rules and whether denials are only noted."""
+
+    def __init__(self, name: Callable[[frozenset[RuleRef], bool], Cookie], audit: bool) -> None:
+        self._name = name
+        self._denial = EntryFlags.AUDIT if audit else EntryFlags.NONE
+
+    def rule(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> Entry:
+        """The entry of rules with a rank, which says what they match."""
+        kind = match_kind(bool(rank & PEER_BIT), rank & (PEER_BIT - 1))
+        return Entry(rank, allow, self._name(refs, False), kind, EntryFlags.NONE if allow else self._denial)
+
+    def default(self, isolation: Isolation) -> Entry:
+        """The entry of the verdict when no rule matches."""
+        if not isolation.isolated:
+            return Entry(DEFAULT_ALLOW, True, Cookie(0), MatchKind.NONE, EntryFlags.DEFAULT)
+        cookie = self._name(isolation.by, True)
+        return Entry(DEFAULT_DENY, False, cookie, MatchKind.NONE, EntryFlags.DEFAULT | self._denial)
+
+
+class Best:
+    """The best rules at a prefix; makes their entry once, whatever layers it stands in."""
+
+    __slots__ = ("_entry", "allow", "rank", "refs")
+
+    def __init__(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> None:
+        self.rank = rank
+        self.allow = allow
+        self.refs = refs
+        self._entry: Entry | None = None
+
+    def entry(self, namer: Namer) -> Entry:
+        """The entry that stands for it."""
+        if self._entry is None:
+            self._entry = namer.rule(self.rank, self.allow, self.refs)
+        return self._entry
+
+    def against(self, other: Best) -> Best:
+        """The better of two about the same prefix; of equals, both together."""
+        if self.rank != other.rank:
+            return self if self.rank > other.rank else other
+        if self.refs >= other.refs:
+            return self
+        return Best(self.rank, self.allow, self.refs | other.refs)
+
+
+Bests = dict[PortPrefix, Best]
+
+
+def best(terms: Iterable[Term], specific: bool) -> Bests:
+    """The best of some terms at each of their prefixes, also at those where a wider one is better."""
+    found: Bests = {}
+    for term in terms:
+        deny = term.action is Action.DENY
+        for prefix in term.prefixes:
+            new = Best(precedence(term.order, deny, specific, prefix.bits), not deny, term.refs)
+            known = found.get(prefix)
+            found[prefix] = known.against(new) if known is not None else new
+    return found
+
+
+def merged(parts: Sequence[Bests]) -> Bests:
+    """The best of several at each prefix."""
+    whole = dict(parts[0])
+    for part in parts[1:]:
+        both = whole.keys() & part.keys()
+        better = {prefix: whole[prefix].against(part[prefix]) for prefix in both}
+        whole.update(part)
+        whole.update(better)
+    return whole
+
+
+def visible(bests: Bests) -> Bests:
+    """Without the prefixes where a wider one is better: the look-up then falls through to that one."""
+    wide = [rank.rank for prefix, rank in bests.items() if prefix.bits < FULL_BITS]
+    if not wide or max(wide) <= min(b.rank for b in bests.values()):
+        return bests
+    return {
+        prefix: mine
+        for prefix, mine in bests.items()
+        if not any(bests[wider].rank > mine.rank for wider in prefix.parents() if wider in bests)
+    }
+
+
+class Ranked:
+    """Layers apart from each other: the highest rank wins."""
+
+    def __init__(self, namer: Namer, isolation: Isolation) -> None:
+        self._namer = namer
+        self._isolation = isolation
+
+    def of_anybody(self, everybody: Sequence[Term]) -> Layer:
+        """The layer of any peer, with the default verdict."""
+        default: Layer = {PortPrefix(): self._namer.default(self._isolation)}
+        return default | self._finished(best(everybody, False))
+
+    def of_peer(self, parts: Sequence[Bests]) -> Layer:
+        """The layer of peers, from the best terms of all that they are meant by."""
+        return self._finished(merged(parts) if len(parts) > 1 else parts[0])
+
+    def _finished(self, bests: Bests) -> Layer:
+        namer = self._namer
+        return {prefix: mine.entry(namer) for prefix, mine in visible(bests).items()}
+
+
+class Hit(NamedTuple):
+    """A term at one of its prefixes."""
+
+    rank: int
+    term: Term
+
+
+class Weighed:
+    """Complete layers: at each prefix the answer over all rules, also those about everybody."""
+
+    def __init__(
+        self, namer: Namer, noting: Namer, everybody: Sequence[Term], enforced: Isolation, full: Isolation
+    ) -> None:
+        """`noting` makes the entries of denials that only sections in audit ask for."""
+        self._namer = namer
+        self._noting = noting
+        self._anybody = _pieces(everybody, False)
+        self._enforced = enforced
+        self._full = full
+
+    def of_anybody(self) -> Layer:
+        """The layer of any peer, with the default verdict."""
+        places = dict.fromkeys((PortPrefix(), *self._anybody))
+        return self._layer(places, ({}, self._anybody), False)
+
+    def of_peer(self, own: Sequence[Term]) -> Layer:
+        """The layer of peers that these terms mean."""
+        pieces = _pieces(own, True)
+        places = dict.fromkeys(pieces)
+        for prefix in self._anybody:
+            if any(wider in pieces for wider in prefix.parents()):
+                places[prefix] = None
+        return self._layer(places, (pieces, self._anybody), True)
+
+    def _layer(self, places: Iterable[PortPrefix], pieces: tuple[Pieces, Pieces], specific: bool) -> Layer:
+        layer: Layer = {}
+        for prefix in sorted(places, key=lambda place: place.bits):
+            hits = [
+                hit for part in pieces for wider in (prefix, *prefix.parents()) for hit in part.get(wider, ())
+            ]
+            entry = self._weigh(hits, specific)
+            found_instead = next((layer[wider] for wider in prefix.parents() if wider in layer), None)
+            if entry != found_instead:
+                layer[prefix] = entry
+        return layer
+
+    def _weigh(self, hits: Sequence[Hit], specific: bool) -> Entry:
+        """The entry for packets that just these terms are about."""
+        enforced = _answer(self._namer, [hit for hit in hits if not hit.term.audit], self._enforced)
+        full = _answer(self._noting, hits, self._full)
+        given = full if enforced.allow and not full.allow else enforced
+        rank = max((hit.rank for hit in hits), default=0)
+        rank = max(rank, self._full.precedence) | PEER_BIT * specific
+        return Entry(rank, given.allow, given.cookie, given.match, given.flags)
+
+
+Pieces = dict[PortPrefix, list[Hit]]
+
+
+def _pieces(terms: Iterable[Term], specific: bool) -> Pieces:
+    found: Pieces = {}
+    for term in terms:
+        for prefix in term.prefixes:
+            rank = precedence(term.order, term.action is Action.DENY, specific, prefix.bits)
+            found.setdefault(prefix, []).append(Hit(rank, term))
+    return found
+
+
+def _answer(namer: Namer, hits: Sequence[Hit], isolation: Isolation) -> Entry:
+    """The verdict of the first tier that has one."""
+    for tier in Tier:
+        heard = _best_of(hits, tier)
+        if heard and heard[0].term.action is not Action.PASS:
+            refs = frozenset[RuleRef]().union(*(hit.term.refs for hit in heard))
+            return namer.rule(heard[0].rank, heard[0].term.action is Action.ALLOW, refs)
+        if tier is Tier.NORMAL and isolation.isolated:
+            break
+    return namer.default(isolation)
+
+
+def _best_of(hits: Sequence[Hit], tier: Tier) -> list[Hit]:
+    mine = [hit for hit in hits if hit.term.order >> 16 == tier]
+    rank = max((hit.rank for hit in mine), default=0)
+    return [hit for hit in mine if hit.rank == rank]
+
+
+def with_numbers(term: Term, numbers: Iterable[int]) -> Term:
+    """A term about a port's name, for peers that give the name these numbers."""
+    assert term.name is not None
+    protocol = term.name.protocol
+    return term._replace(prefixes=tuple(whole(protocol, number) for number in sorted(numbers)), name=None)
