@@ -8,7 +8,8 @@ enum node_flags {
 	NODE_MASQUERADE_IPV6 = 1 << 2,
 	NODE_POLICY_AUDIT = 1 << 3,
 	NODE_READER_ASLEEP = 1 << 4,
-	NODE_HOST_POLICY = 1 << 5, /* the host is an endpoint with a policy, which is asked */
+	NODE_HOST_POLICY = 1 << 5,   /* the host is an endpoint with a policy, which is asked */
+	NODE_DENY_RESPONSE = 1 << 6, /* a local pod is told by ICMP that its packet was denied */
 };
 
 enum aggregation {

@@ -53,6 +53,8 @@ class GraphConfig:
     """Seconds a relabelled pod keeps its old identity."""
     apiserver_addresses: tuple[str, ...] = ()
     """Addresses that are the identity kube-apiserver."""
+    host_firewall: bool = False
+    """Policies that select nodes are enforced on this one."""
     own: Node | None = None
     """What this node knows of itself: stands whatever the cluster says of it, or if it says nothing."""
 
@@ -77,10 +79,14 @@ class ControlGraph:
         self.desired = desired
         self.identities = IdentityNode(inputs, desired, book, restored=restored.cidrs)
         self.endpoints = EndpointNode(
-            inputs, desired, cluster=config.cluster, grace=config.identity_change_grace
+            inputs,
+            desired,
+            cluster=config.cluster,
+            grace=config.identity_change_grace,
+            own=config.own,
         )
         self.policy = PolicyNode(inputs, desired, book, mode=config.mode, restored=restored.subjects)
-        self.entries = EntryNode(desired)
+        self.entries = EntryNode(desired, host_firewall=config.host_firewall)
         self.nodes = NodesNode(
             inputs,
             desired,

@@ -20,6 +20,7 @@ from cilia.dataplane.maps.ipcache import Ipcache
 from cilia.dataplane.maps.nodes import Nodes, Settings
 from cilia.dataplane.maps.policy import Policies
 from cilia.dataplane.pool import PolicyPool
+from cilia.model.endpoint import HOST_ENDPOINT
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings, Route
 from cilia.schema import Desired
@@ -77,6 +78,7 @@ class KernelState:
             self._finish_policies,  # now nothing refers to the identities that left
             self.routes.step_updates,  # the host's own way to a pod
             self.endpoints.step_updates,  # all that judges it stands: the endpoint goes live
+            self._ask_for_host,  # and the host is held to a policy that stands
             self.subjects.step_deletes,  # no endpoint uses the subject any more
             self.nodes.step_deletes,  # no prefix is behind the node any more
             self.routes.step_deletes,
@@ -146,6 +148,13 @@ class KernelState:
     def reconcilers(self) -> list[Reconciler[Any, Any]]:
         """All of them."""
         return [self.nodes, self.subjects, self.ipcache, self.endpoints, self.routes]
+
+    def _ask_for_host(self, now: float) -> None:
+        """A host whose policy can't be written stays open: closed, nobody could mend it from afar."""
+        judged = self._endpoint_maps.host_judged
+        entry = self._desired.endpoint_entries.get(HOST_ENDPOINT)
+        if judged is not None:
+            self.settings.host_policy = judged and entry is not None and self.subjects.done(entry.subject)
 
     def _finish_policies(self, now: float) -> None:
         try:

@@ -12,6 +12,9 @@ import msgspec
 from cilia.model.ids import EndpointId, IdentityId, SubjectId
 from cilia.model.labels import Labels
 
+HOST_ENDPOINT = EndpointId(65_535)
+"""The number of the host itself; no pod gets it."""
+
 
 class EndpointState(enum.StrEnum):
     """Where an endpoint stands in its life.
@@ -113,3 +116,5 @@ class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str = ""
     flags: int = 0
     """enum endpoint_flags of bpf/abi/endpoint.h"""
+    judged: bool = True
+    """Whether its policy is asked at all: the host's is not before one speaks of it."""

@@ -64,7 +64,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The pods' gateway."""
     router_ipv6: str = ""
     flags: int = 0
-    """enum node_flags, without NODE_READER_ASLEEP, which belongs to the ring reader."""
+    """enum node_flags, without NODE_READER_ASLEEP, which belongs to the ring reader, and NODE_HOST_POLICY,
+    which follows the host's policy."""
     host_ifindex: int = 0
     """The host's end of the node's own veth pair."""
     net_ifindex: int = 0

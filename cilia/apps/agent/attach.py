@@ -22,14 +22,14 @@ from cilia.apps.agent.state import EndpointFiles, SavedEndpoint
 from cilia.cluster import store as cluster
 from cilia.cluster.store import Store
 from cilia.control.graph import ControlGraph
-from cilia.model.endpoint import Attachment
+from cilia.model.endpoint import HOST_ENDPOINT, Attachment
 from cilia.model.ids import EndpointId
 from cilia.schema import Inputs, PodRow
 from cilia.wire import cni
 
 log = structlog.get_logger(__name__)
 
-LAST_ENDPOINT = 65_535
+LAST_ENDPOINT = HOST_ENDPOINT - 1
 POD_WAIT = 2.0
 """Seconds an ADD waits for the pod to appear at the API server."""
 PUBLISH_WAIT = 2.0

@@ -50,7 +50,11 @@ class NodeKernel:
         try:
             self._dataplane = loader.load(
                 settings.bpf_prefix,
-                {"events_enabled": settings.events, "tunnel_enabled": settings.tunnel},
+                {
+                    "events_enabled": settings.events,
+                    "tunnel_enabled": settings.tunnel,
+                    "host_firewall_enabled": settings.host_firewall,
+                },
                 {"conntrack": settings.conntrack_entries},
             )
         except BaseException:
@@ -108,6 +112,12 @@ class NodeKernel:
             self._dataplane.programs["from_container"],
         )
         return state
+
+    def update_settings(self, settings: AgentSettings) -> None:
+        """Put changed settings in force, as far as the programs read them while they run."""
+        assert self._state is not None
+        self._settings = settings
+        self._state.settings.write(self._node_settings())
 
     def restored_subjects(self) -> Iterator[tuple[int, int]]:
         """(identity, subject) of every endpoint a predecessor left in the kernel."""
@@ -216,6 +226,8 @@ class NodeKernel:
             flags |= value("NODE_TUNNEL")
         if settings.masquerade:
             flags |= value("NODE_MASQUERADE_IPV4") | value("NODE_MASQUERADE_IPV6")
+        if settings.policy_deny_response == "icmp":
+            flags |= value("NODE_DENY_RESPONSE")
         return NodeSettings(
             ipv4=_of_family(self.addresses, 4),
             ipv6=_of_family(self.addresses, 6),

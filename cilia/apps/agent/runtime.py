@@ -278,6 +278,7 @@ class Runtime:
                 mtu=kernel.mtu,
                 mode=PolicyMode(settings.enforcement),
                 identity_change_grace=settings.identity_change_grace,
+                host_firewall=settings.host_firewall,
                 own=own,
             ),
             Restored(subjects=restored_subjects(kernel.restored_subjects())),

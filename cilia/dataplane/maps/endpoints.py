@@ -1,7 +1,8 @@
 """Maps `endpoints` (address to endpoint) and `ifaces` (interface to sender).
 
 An endpoint row becomes one element of `ifaces` and one of `endpoints` per address. The receiver's side
-is written last and removed first: who can be reached can also answer.
+is written last and removed first: who can be reached can also answer. The host's row stands behind every
+address of the node; which those are is told apart (`set_hosts`), since they come and go by themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps import packing
-from cilia.model.endpoint import EndpointEntry
+from cilia.model.endpoint import HOST_ENDPOINT, EndpointEntry
 from cilia.model.identity import HOST
 from cilia.model.ids import EndpointId
 
@@ -35,6 +36,9 @@ class Endpoints:
         self._address = layout.dtype("address")
         self._host_flag = layout.value("ENDPOINT_HOST")
         self._present = self._read()
+        self._host = self._adopt_host()
+        self.host_judged: bool | None = None
+        """Whether the host's policy is to be asked; None: nobody has said yet."""
         self.gone: list[str] = []
         """Addresses that no longer belong to an endpoint; whoever flushes conntrack takes them."""
 
@@ -52,11 +56,13 @@ class Endpoints:
 
     def update(self, rows: Sequence[EndpointEntry]) -> dict[EndpointId, str]:
         """Write the rows; what an endpoint had before and has no longer goes."""
+        failures = {row.id: why for row in rows if self._is_host(row) and (why := self._update_host(row))}
+        rows = [row for row in rows if not self._is_host(row)]
         keys, values = self.desired(rows)
         self._remove_stale(rows, [row.id for row in rows])
         for row in rows:
             self._present[row.id] = Traces({row.ifindex}, _addresses(row))
-        failures = {
+        failures |= {
             rows[at].id: why
             for at, why in packing.sentences(self._ifaces, self._ifaces.put(keys, values)).items()
         }
@@ -73,7 +79,9 @@ class Endpoints:
         return failures
 
     def delete(self, keys: Sequence[EndpointId]) -> dict[EndpointId, str]:
-        """Remove everything that carries one of the endpoint ids."""
+        """Remove everything that carries one of the endpoint ids; the host only stops being judged."""
+        if HOST_ENDPOINT in keys:
+            self.host_judged = False
         self._remove_stale([], keys)
         return {}
 
@@ -94,10 +102,33 @@ class Endpoints:
         wanted = {packing.address_bytes(text) for text in texts}
         self._endpoints.remove(np.frombuffer(b"".join(present - wanted), self._address))
         fresh = np.frombuffer(b"".join(sorted(wanted)), self._address)
-        value = self._endpoints.values(len(fresh))
-        value["identity"], value["flags"] = HOST, self._host_flag
-        for error in self._endpoints.put(fresh, value).values():
+        for error in self._endpoints.put(fresh, np.repeat(self._host, len(fresh))).values():
             raise error
+
+    def _is_host(self, row: EndpointEntry) -> bool:
+        return bool(row.flags & self._host_flag)
+
+    def _update_host(self, row: EndpointEntry) -> str:
+        """Give all addresses of the node the host's row; returns why one could not have it."""
+        self._host = self._host_value(row.id, row.subject)
+        keys, values = self._endpoints.dump()
+        keys = keys[(values["flags"] & self._host_flag) != 0]
+        failures = self._endpoints.put(keys, np.repeat(self._host, len(keys)))
+        self.host_judged = row.judged
+        return next(iter(packing.sentences(self._endpoints, failures).values()), "")
+
+    def _host_value(self, number: int, subject: int) -> Array:
+        value = self._endpoints.values(1)
+        value["identity"], value["flags"] = HOST, self._host_flag
+        value["id"], value["subject"] = number, subject
+        return value
+
+    def _adopt_host(self) -> Array:
+        """The host's row as an earlier agent left it: its policy goes on."""
+        _, values = self._endpoints.dump()
+        hosts = values[(values["flags"] & self._host_flag) != 0]
+        subject = int(hosts["subject"].max()) if len(hosts) else 0
+        return self._host_value(HOST_ENDPOINT, subject)
 
     def _read(self) -> dict[EndpointId, Traces]:
         """What each endpoint has in the kernel: an earlier agent may have left it."""

@@ -72,16 +72,18 @@ class Settings:
         self._row = node.memory()
         self._address = layout.dtype("address")
         self._asleep = layout.value("NODE_READER_ASLEEP")
+        self._host_policy = layout.value("NODE_HOST_POLICY")
 
     def write(self, settings: NodeSettings) -> None:
-        """Put new settings in force. The reader's own flag stays as it is."""
+        """Put new settings in force. The flags of the reader and of the host's policy stay as they are."""
+        kept = self._asleep | self._host_policy
         row = np.zeros(1, self._row.dtype)
         for name in ADDRESS_SETTINGS:
             row[name] = packing.addresses([getattr(settings, name)], self._address)
         for name in NUMBER_SETTINGS:
             row[name] = getattr(settings, name)
         row["host_mac"] = packing.macs([settings.host_mac])
-        row["flags"] = settings.flags & ~self._asleep | int(self._row["flags"][0]) & self._asleep
+        row["flags"] = settings.flags & ~kept | int(self._row["flags"][0]) & kept
         self._row[:] = row
 
     @property
@@ -91,5 +93,18 @@ class Settings:
 
     @reader_asleep.setter
     def reader_asleep(self, asleep: bool) -> None:
+        self._set(self._asleep, asleep)
+
+    @property
+    def host_policy(self) -> bool:
+        """Whether the host is held to its policy."""
+        return bool(self._row["flags"][0] & self._host_policy)
+
+    @host_policy.setter
+    def host_policy(self, asked: bool) -> None:
+        if asked != self.host_policy:
+            self._set(self._host_policy, asked)
+
+    def _set(self, flag: int, on: bool) -> None:
         flags = self._row["flags"]
-        flags[0] = flags[0] | self._asleep if asleep else flags[0] & ~np.uint32(self._asleep)
+        flags[0] = flags[0] | flag if on else flags[0] & ~np.uint32(flag)
