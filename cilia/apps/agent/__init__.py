@@ -8,7 +8,8 @@
     engine     one step of brain and hands for every change
     node       this node in the cluster: CiliumNode, pod prefixes, address pools
     attach     CNI calls
-    publish    CiliumEndpoints, policy statuses
+    publish    CiliumEndpoints
+    statuses   what became of each policy: conditions, node by node, Events
     identities CiliumIdentities for label sets that have none
     persist    work for an API server that may refuse or be away
     state      endpoints on disk

@@ -1,6 +1,6 @@
-"""What the agent tells the cluster: CiliumEndpoints and policy statuses.
+"""What the agent tells the cluster of its endpoints: CiliumEndpoints.
 
-Desired tables in, objects out. Each publisher keeps a cursor, writes what changed, and tries again what
+Desired tables in, objects out. The publisher keeps cursors, writes what changed, and tries again what
 failed; the API server may be away for as long as it likes.
 """
 
@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 
-from cilia.apps.agent.persist import each
 from cilia.cluster import store as cluster
 from cilia.cluster.store import Store
-from cilia.kit.clock import Clock
 from cilia.model.endpoint import Endpoint
 from cilia.model.ids import EndpointId
-from cilia.model.policy import PolicyState, SubjectPolicy
+from cilia.model.policy import SubjectPolicy
 from cilia.model.resources import cilium_endpoint as cep
 from cilia.model.resources.base import AnyObject, ObjectMeta, OwnerReference
-from cilia.schema import Desired, Inputs
-from cilia.tables.table import Cursor
-
-POLICY_RESOURCES = {
-    "CiliumNetworkPolicy": cluster.CILIUM_NETWORK_POLICIES,
-    "CiliumClusterwideNetworkPolicy": cluster.CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
-}
+from cilia.schema import Desired
 
 WRITE_ATTEMPTS = 5
 """How often a CiliumEndpoint is written anew when somebody else changed it in between."""
@@ -195,69 +186,3 @@ class EndpointPublisher:
             )
         except (cluster.NotFound, cluster.Conflict):
             return
-
-
-class StatusPublisher:
-    """Writes the `Valid` condition of CiliumNetworkPolicies and their clusterwide kind."""
-
-    def __init__(self, store: Store, inputs: Inputs, desired: Desired, clock: Clock) -> None:
-        self._store = store
-        self._inputs = inputs
-        self._clock = clock
-        self._states: Cursor[tuple[str, str, str], PolicyState] = desired.policy_states.cursor()
-
-    @property
-    def pending(self) -> bool:
-        """Whether a status waits to be written."""
-        return self._states.pending
-
-    async def publish(self) -> None:
-        """Write all statuses that changed; what fails is tried again at the next call. Raises StoreError."""
-        rows, _ = self._states.take()
-        await each(rows, self._write, lambda state: self._states.mark(state.key))
-
-    async def _write(self, state: PolicyState) -> None:
-        resource = POLICY_RESOURCES.get(state.kind)
-        if resource is None or self._is_said(state):
-            return
-        try:
-            await self._store.patch(
-                resource,
-                state.name,
-                self._patch(state),
-                namespace=state.namespace or None,
-                subresource="status",
-            )
-        except cluster.NotFound:
-            return
-
-    def _is_said(self, state: PolicyState) -> bool:
-        """Whether the object says it already: every node computes the same, one write is enough."""
-        policy = self._inputs.policies.get(state.key)
-        status = getattr(policy.body, "status", None) if policy is not None else None
-        valid = [row for row in (status.conditions or ()) if row.type == "Valid"] if status else []
-        return any(
-            (row.status, row.message) == (_truth(state.valid), condition_message(state)) for row in valid
-        )
-
-    def _patch(self, state: PolicyState) -> bytes:
-        stamp = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = {
-            "type": "Valid",
-            "status": _truth(state.valid),
-            "message": condition_message(state),
-            "reason": "Accepted" if state.valid else "Refused",
-            "lastTransitionTime": stamp,
-        }
-        return msgspec.json.encode({"status": {"conditions": [condition]}})
-
-
-def condition_message(state: PolicyState) -> str:
-    """One sentence for the author of the policy."""
-    if state.valid:
-        return "Policy validation succeeded"
-    return "; ".join(f"{problem.path}: {problem.sentence}" for problem in state.problems)
-
-
-def _truth(value: bool) -> str:
-    return "True" if value else "False"

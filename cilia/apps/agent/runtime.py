@@ -39,9 +39,10 @@ from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
-from cilia.apps.agent.publish import EndpointPublisher, StatusPublisher
+from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
+from cilia.apps.agent.statuses import StatusPublisher
 from cilia.apps.agent.switches import EndpointSwitches
 from cilia.cluster.directory import DirectoryStore
 from cilia.cluster.kube.client import KubeStore
@@ -197,7 +198,14 @@ class Runtime:
 
         identities = IdentityAllocator(store, self.inputs)
         publisher = EndpointPublisher(store, self.desired, lambda: kernel.addresses[0])
-        statuses = StatusPublisher(store, self.inputs, self.desired, self.clock)
+        statuses = StatusPublisher(
+            store,
+            self.inputs,
+            self.desired,
+            self.clock,
+            node=settings.node_name,
+            events=settings.source_dir is None,
+        )
         sources = Sources(
             store, self.inputs, node=settings.node_name, own_addresses=frozenset(kernel.addresses)
         )
@@ -365,12 +373,25 @@ class Runtime:
         async def publish_endpoints() -> None:
             await each(publisher.dirty(), publisher.publish, publisher.retry)
 
+        timer: asyncio.TimerHandle | None = None
+
+        async def publish_statuses() -> None:
+            nonlocal timer
+            try:
+                await statuses.publish()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                if statuses.due is not None:
+                    pause = max(0.0, statuses.due - self.clock.monotonic())
+                    timer = asyncio.get_running_loop().call_later(pause, statuses_wake.set)
+
         async def allocate() -> None:
             await each(list(graph.endpoints.wanted), identities.allocate, lambda _: None)
 
         engine.after.append(look)
         tasks.spawn("publish endpoints", persist("CiliumEndpoints", endpoints_wake, publish_endpoints))
-        tasks.spawn("publish statuses", persist("policy statuses", statuses_wake, statuses.publish))
+        tasks.spawn("publish statuses", persist("policy statuses", statuses_wake, publish_statuses))
         tasks.spawn("allocate identities", persist("CiliumIdentities", identities_wake, allocate))
         tasks.spawn("foresee identities", persist("CiliumIdentities of pods", pods_wake, upcoming.allocate))
 

@@ -7,14 +7,12 @@ import asyncio
 import pytest
 
 from cilia.apps.agent.persist import persist
-from cilia.apps.agent.publish import EndpointPublisher, StatusPublisher, condition_message
+from cilia.apps.agent.publish import EndpointPublisher
 from cilia.cluster import store as cluster
-from cilia.kit.clock import ManualClock
 from cilia.model.endpoint import Attachment, Endpoint, EndpointState
 from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Labels
-from cilia.model.policy import PolicyProblem, PolicyState
-from cilia.schema import Desired, Inputs
+from cilia.schema import Desired
 from tests.support.memory_store import MemoryStore
 
 WEB = Labels.kubernetes("demo", {"app": "web"})
@@ -99,44 +97,6 @@ def endpoint(state: EndpointState) -> Endpoint:
         pod_uid="u1",
     )
     return Endpoint(attachment=attachment, identity=IdentityId(300), labels=WEB, state=state)
-
-
-def test_a_policy_condition_names_the_fields_at_fault() -> None:
-    state = PolicyState(
-        kind="CiliumNetworkPolicy",
-        namespace="demo",
-        name="web",
-        resource_version="1",
-        generation=1,
-        valid=False,
-        problems=(PolicyProblem("spec.ingress[0]", "no."), PolicyProblem("spec.egress[1]", "neither.")),
-    )
-    assert condition_message(state) == "spec.ingress[0]: no.; spec.egress[1]: neither."
-
-
-def test_a_status_is_written_where_the_policy_is() -> None:
-    async def play() -> None:
-        store, desired = MemoryStore(), Desired()
-        await store.put(
-            cluster.CILIUM_NETWORK_POLICIES, {"metadata": {"name": "web", "namespace": "demo"}, "spec": {}}
-        )
-        publisher = StatusPublisher(store, Inputs(), desired, ManualClock())
-        desired.policy_states.put(
-            PolicyState(
-                kind="CiliumNetworkPolicy",
-                namespace="demo",
-                name="web",
-                resource_version="1",
-                generation=1,
-                valid=True,
-            )
-        )
-        await publisher.publish()
-        status = store.fields(cluster.CILIUM_NETWORK_POLICIES, "web", "demo")["status"]
-        assert status["conditions"][0]["status"] == "True"
-        assert not publisher.pending
-
-    asyncio.run(play())
 
 
 def test_work_the_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
