@@ -1,17 +1,18 @@
 """The wiring of the brain: which node reads which table, and in which order they run.
 
-    cluster_identities ─┐
-    policies ───────────┼─► IdentityNode ──► identities, (cidrs) ───────────────┐
-                        │                        │                              │
-    attachments ─┐      │                        ▼                              ▼
-    pods ────────┼─► EndpointNode ─► endpoints ─► PolicyNode ─► subjects,    IpcacheNode ─► ipcache
-    namespaces ──┘                       │          │   ▲       cookies,         ▲ ▲
-                                         │          │   │       policy_states    │ │
-                                         │          │   └ policies               │ │
-                                         ▼          ▼                            │ │
-                                        EntryNode ──► endpoint_entries           │ │
-    remote_endpoints ────────────────────────────────────────────────────────────┘ │
-    nodes ──► NodesNode ──► node_addresses, routes ────────────────────────────────┘
+    policies, cidr_groups, ──► RuleNode ──► (rules) ─┬──────────────────┐
+    services, endpoint_slices                        │                  │
+                                                     ▼                  │
+    cluster_identities, nodes ────────────► IdentityNode ──► identities,│(cidrs), (node_ids) ──┐
+                                                                 │      │                      │
+    attachments, pods, namespaces, ─┐                            ▼      ▼                      │
+    endpoint_options ───────────────┴► EndpointNode ─► endpoints ─► PolicyNode ─► subjects,    │
+                                                           │           ▲          cookies,     │
+    remote_endpoints ──────────────────────────────────────┼─┬─────────┘          policy_states│
+                                                           ▼ │                                 ▼
+                                      subjects ─► EntryNode  └───────────────────────► IpcacheNode ─► ipcache
+                                                      └► endpoint_entries                      ▲
+    nodes ──► NodesNode ──► node_addresses, routes ────────────────────────────────────────────┘
 
 One step runs every node once, in an order in which each sees what the earlier ones wrote; no node writes
 what an earlier one reads, so one pass is enough. Nodes that have nothing to do return at once.
@@ -26,9 +27,10 @@ from cilia.control.endpoints import EndpointNode, EntryNode
 from cilia.control.identity import IdentityNode
 from cilia.control.ipcache import IpcacheNode
 from cilia.control.nodes import NodesNode
+from cilia.control.policy.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
-from cilia.model.ids import IdentityId, Revision, SubjectId
+from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.node import Node
 from cilia.model.policy import PolicyMode
 from cilia.schema import Desired, Inputs
@@ -49,6 +51,12 @@ class GraphConfig:
     mtu: int = 1450
     """Of the routes to pods, bytes."""
     mode: PolicyMode = PolicyMode.DEFAULT
+    audit: bool = False
+    """No denial is enforced on this node, only noted."""
+    allow_localhost: bool = True
+    """The node reaches its own pods unless a rule denies it."""
+    cidr_nodes: bool = False
+    """CIDR rules mean nodes, too."""
     identity_change_grace: float = 0.0
     """Seconds a relabelled pod keeps its old identity."""
     apiserver_addresses: tuple[str, ...] = ()
@@ -64,7 +72,9 @@ class Restored:
     """What a predecessor left in the kernel and on disk, so that numbers stay what they were."""
 
     cidrs: Mapping[str, IdentityId] = field(default_factory=dict)
-    subjects: Mapping[IdentityId, SubjectId] = field(default_factory=dict)
+    """Numbers of prefixes."""
+    subjects: Mapping[EndpointId, SubjectId] = field(default_factory=dict)
+    """Whose policy judged each endpoint."""
 
 
 class ControlGraph:
@@ -74,10 +84,20 @@ class ControlGraph:
         self, inputs: Inputs, desired: Desired, config: GraphConfig, restored: Restored | None = None
     ) -> None:
         restored = restored or Restored()
-        book = RuleBook(config.cluster)
+        book = RuleBook(config.cluster, host_firewall=config.host_firewall)
         self.inputs = inputs
         self.desired = desired
-        self.identities = IdentityNode(inputs, desired, book, restored=restored.cidrs)
+        self.rules = RuleNode(inputs, book, cluster=config.cluster)
+        self.identities = IdentityNode(
+            inputs,
+            desired,
+            self.rules,
+            restored=restored.cidrs,
+            node=config.node,
+            own=config.own,
+            apiserver_addresses=config.apiserver_addresses,
+            cidr_nodes=config.cidr_nodes,
+        )
         self.endpoints = EndpointNode(
             inputs,
             desired,
@@ -85,7 +105,16 @@ class ControlGraph:
             grace=config.identity_change_grace,
             own=config.own,
         )
-        self.policy = PolicyNode(inputs, desired, book, mode=config.mode, restored=restored.subjects)
+        self.policy = PolicyNode(
+            inputs,
+            desired,
+            self.rules,
+            mode=config.mode,
+            audit=config.audit,
+            allow_localhost=config.allow_localhost,
+            cidr_nodes=config.cidr_nodes,
+            restored=restored.subjects,
+        )
         self.entries = EntryNode(desired, host_firewall=config.host_firewall)
         self.nodes = NodesNode(
             inputs,
@@ -103,6 +132,7 @@ class ControlGraph:
             tunnel=config.tunnel,
             apiserver_addresses=config.apiserver_addresses,
             own=config.own,
+            node_ids=self.identities.node_ids,
         )
 
     @property
@@ -117,6 +147,7 @@ class ControlGraph:
 
     def step(self, now: float) -> None:
         """Bring the desired tables up to date with the inputs. `now`: monotonic seconds."""
+        self.rules.step()
         self.identities.step()
         self.endpoints.step(now)
         self.policy.step(self.policy_revision)
@@ -133,6 +164,6 @@ def mark_synced(desired: Desired) -> None:
         table.synced = True
 
 
-def restored_subjects(pairs: Iterable[tuple[int, int]]) -> dict[IdentityId, SubjectId]:
-    """The subject of each identity, from (identity, subject) pairs of the kernel's endpoint map."""
-    return {IdentityId(identity): SubjectId(subject) for identity, subject in pairs if subject}
+def restored_subjects(pairs: Iterable[tuple[int, int]]) -> dict[EndpointId, SubjectId]:
+    """The subject of each endpoint, from (endpoint, subject) pairs of the kernel's endpoint map."""
+    return {EndpointId(endpoint): SubjectId(subject) for endpoint, subject in pairs if subject}

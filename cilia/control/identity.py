@@ -1,19 +1,22 @@
-"""The identities known here: reserved, the cluster's, and one for each prefix that a policy speaks of.
+"""The identities known here: reserved, the cluster's, one for each prefix that a policy speaks of, and one
+for each address of another node when policies tell nodes apart.
 
-A prefix's number is made from its text, so that it is the same after a restart and on every node without
-being remembered; two prefixes that hash alike are told apart by taking the next free number. Numbers found
-in the kernel at start go before, because flows under way carry them.
+A local number is made from the text it stands for, so that it is the same after a restart and on every node
+without being remembered; two texts that hash alike are told apart by taking the next free number. Numbers
+found in the kernel at start go before, because flows under way carry them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from cilia.control.policy.parse import RuleBook
+from cilia.control.nodes import known_nodes
+from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
 from cilia.control.policy.selection import cidr_label
 from cilia.model.identity import (
+    HOST,
     LOCAL_CIDR_FIRST,
     LOCAL_NODE_FIRST,
     WORLD_IPV4,
@@ -22,7 +25,8 @@ from cilia.model.identity import (
     reserved_identities,
 )
 from cilia.model.ids import IdentityId
-from cilia.model.labels import Label, Labels
+from cilia.model.labels import CLUSTER, NAMESPACE, NAMESPACE_LABELS, SERVICE_ACCOUNT, Label, Labels
+from cilia.model.node import Node
 from cilia.model.policy import CidrIdentity
 from cilia.schema import Desired, Inputs
 from cilia.tables.table import Table
@@ -30,30 +34,49 @@ from cilia.tables.table import Table
 _EVERYWHERE = {"0.0.0.0/0": WORLD_IPV4, "::/0": WORLD_IPV6}
 _NUMBERS = LOCAL_NODE_FIRST - LOCAL_CIDR_FIRST - 1
 
+_OF_PODS = frozenset({NAMESPACE, SERVICE_ACCOUNT, CLUSTER})
+"""Labels by which selectors know pods: a node that carries them must not pass for one."""
+
 
 class IdentityNode:
-    """cluster_identities + policies -> identities, and `cidrs`: the identity of each prefix."""
+    """cluster_identities + rules + nodes -> identities; `cidrs` and `node_ids`: those of prefixes."""
 
     def __init__(
         self,
         inputs: Inputs,
         desired: Desired,
-        book: RuleBook | None = None,
+        rules: RuleNode,
         *,
         restored: Mapping[str, IdentityId] | None = None,
+        node: str = "",
+        own: Node | None = None,
+        apiserver_addresses: Iterable[str] = (),
+        cidr_nodes: bool = False,
     ) -> None:
-        """`book` is shared with `control.policy`; `restored` are the prefixes found in the kernel."""
+        """`rules` is shared with `control.policy`; `restored` are the prefixes found in the kernel; `own` is
+        what the node called `node` knows of itself; `cidr_nodes`: CIDR rules mean nodes, too."""
         self.cidrs: Table[str, CidrIdentity] = Table("cidrs", lambda row: row.prefix)
+        self.node_ids: Table[str, CidrIdentity] = Table("node_ids", lambda row: row.prefix)
+        """Addresses of other nodes, when policies tell them apart: by host prefix."""
+        self._inputs = inputs
         self._desired = desired
-        self._book = book or RuleBook()
+        self._node = node
+        self._own = own
+        self._apiserver = frozenset(apiserver_addresses)
+        self._cidr_nodes = cidr_nodes
         self._cluster = inputs.cluster_identities.cursor()
-        self._policies = inputs.policies.cursor()
-        self._numbers = CidrAllocator(restored)
+        self._rules = rules.rules.cursor()
+        self._nodes = inputs.nodes.cursor()
+        self._numbers = LocalAllocator(LOCAL_CIDR_FIRST, restored)
+        self._node_numbers = LocalAllocator(LOCAL_NODE_FIRST, restored)
         self._speaking: dict[str, int] = {}
         """How many policies speak of a prefix."""
-        self._of_policy: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._of_policy: dict[PolicyKey, frozenset[str]] = {}
+        self._telling: set[PolicyKey] = set()
+        """The policies that tell nodes apart."""
         for identity in reserved_identities():
             desired.identities.put(identity)
+        self._step_nodes()
 
     def step(self) -> None:
         """Bring the identities up to date."""
@@ -62,15 +85,72 @@ class IdentityNode:
             self._desired.identities.put(identity)
         for number in deleted:
             self._desired.identities.delete(number)
-        policies, gone = self._policies.take()
-        for policy in policies:
-            self._speak(policy.key, self._book.parsed(policy).prefixes)
+        rules, gone = self._rules.take()
+        told_apart = self._tells_nodes_apart
+        for row in rules:
+            self._speak(row.key, row.prefixes)
+            self._note_telling(row)
         for key in gone:
             self._speak(key, frozenset())
-        if policies or gone:
+            self._telling.discard(key)
+        if rules or gone:
             self._allocate()
+        if self._nodes.pending or told_apart != self._tells_nodes_apart:
+            self._nodes.take()
+            self._step_nodes()
 
-    def _speak(self, key: tuple[str, str, str], prefixes: frozenset[str]) -> None:
+    @property
+    def _tells_nodes_apart(self) -> bool:
+        return self._cidr_nodes or bool(self._telling)
+
+    def _note_telling(self, row: PolicyRules) -> None:
+        if row.tells_nodes_apart:
+            self._telling.add(row.key)
+        else:
+            self._telling.discard(row.key)
+
+    def _step_nodes(self) -> None:
+        """This node's labels; with the others' an identity per address, or none. There are few nodes."""
+        nodes = known_nodes(self._inputs.nodes, self._own)
+        self._desired.identities.put(Identity(HOST, self._host_labels(nodes)))
+        others: dict[str, Labels] = {}
+        if self._tells_nodes_apart:
+            for node in sorted(nodes, key=lambda node: node.name, reverse=True):
+                if node.name != self._node:
+                    others.update(self._labels_of(node))
+        came, gone = self._node_numbers.settle(others)
+        numbers = {**{row.prefix: row.identity for row in self.node_ids}, **dict(came)}
+        for prefix, number in gone:
+            self.node_ids.delete(prefix)
+            self._desired.identities.delete(number)
+        for prefix, labels in others.items():
+            self._desired.identities.put(Identity(numbers[prefix], labels))
+            self.node_ids.put(CidrIdentity(prefix, numbers[prefix]))
+
+    def _host_labels(self, nodes: Iterable[Node]) -> Labels:
+        own = next((node for node in nodes if node.name == self._node), None)
+        labels = [Label("reserved", "host")]
+        if own is not None:
+            # What the cluster says of our labels is newer than what we knew at start.
+            told = self._inputs.nodes.get(self._node) or own
+            labels += node_labels(told)
+            addresses = (*own.addresses, *own.router_addresses)
+            if self._apiserver.intersection(addresses):
+                labels.append(Label("reserved", "kube-apiserver"))
+            if self._cidr_nodes:
+                labels += [cidr_label(host_prefix(address)) for address in addresses]
+        return Labels.of(labels)
+
+    def _labels_of(self, node: Node) -> Iterator[tuple[str, Labels]]:
+        """Host prefix and labels of each address of another node."""
+        shared = [Label("reserved", "remote-node"), *node_labels(node)]
+        if self._apiserver.intersection(node.addresses):
+            shared.append(Label("reserved", "kube-apiserver"))
+        for address in (*node.addresses, *node.router_addresses):
+            prefix = host_prefix(address)
+            yield prefix, Labels.of([*shared, cidr_label(prefix)])
+
+    def _speak(self, key: PolicyKey, prefixes: frozenset[str]) -> None:
         """Replace what one policy speaks of."""
         before = self._of_policy.pop(key, frozenset())
         for prefix in prefixes - before:
@@ -94,6 +174,20 @@ class IdentityNode:
                 self._desired.identities.delete(number)
 
 
+def host_prefix(address: str) -> str:
+    """An address as the prefix that holds it alone."""
+    return f"{address}/128" if ":" in address else f"{address}/32"
+
+
+def node_labels(node: Node) -> list[Label]:
+    """A node's labels as its identities carry them."""
+    return [
+        Label("k8s", key, value)
+        for key, value in node.labels.items()
+        if key not in _OF_PODS and not key.startswith(NAMESPACE_LABELS)
+    ]
+
+
 def cidr_labels(prefix: str) -> Labels:
     """The labels of a prefix's identity: the prefix itself, and the world it is in."""
     family = ipaddress.ip_network(prefix).version
@@ -102,11 +196,18 @@ def cidr_labels(prefix: str) -> Labels:
     )
 
 
-class CidrAllocator:
-    """Numbers for prefixes, from 1<<24 up."""
+class LocalAllocator:
+    """Numbers for prefixes, from `first` (1<<24 or 2<<24) up."""
 
-    def __init__(self, restored: Mapping[str, IdentityId] | None = None) -> None:
-        self._restored = dict(restored or {})
+    def __init__(
+        self, first: int = LOCAL_CIDR_FIRST, restored: Mapping[str, IdentityId] | None = None
+    ) -> None:
+        self._first = first
+        self._restored = {
+            prefix: number
+            for prefix, number in (restored or {}).items()
+            if first < number <= first + _NUMBERS
+        }
         self._numbers: dict[str, IdentityId] = {}
 
     def settle(
@@ -122,16 +223,16 @@ class CidrAllocator:
         for prefix in came:
             number = _EVERYWHERE.get(prefix) or self._restored.get(prefix)
             if number is None:
-                number = first_choice(prefix)
+                number = IdentityId(self._first + first_choice(prefix))
                 while number in taken:
-                    number = IdentityId(LOCAL_CIDR_FIRST + (number - LOCAL_CIDR_FIRST) % _NUMBERS + 1)
+                    number = IdentityId(self._first + (number - self._first) % _NUMBERS + 1)
             taken.add(number)
             self._numbers[prefix] = number
         gone = sorted(self._numbers.keys() - present)
         return [(p, self._numbers[p]) for p in came], [(p, self._numbers.pop(p)) for p in gone]
 
 
-def first_choice(prefix: str) -> IdentityId:
-    """The number of a prefix unless another has it already."""
+def first_choice(prefix: str) -> int:
+    """The number of a prefix in its range (1.. 2^24 - 1) unless another has it already."""
     digest = hashlib.blake2b(prefix.encode(), digest_size=8).digest()
-    return IdentityId(LOCAL_CIDR_FIRST + 1 + int.from_bytes(digest, "big") % _NUMBERS)
+    return 1 + int.from_bytes(digest, "big") % _NUMBERS

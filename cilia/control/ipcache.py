@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
+from cilia.control.identity import host_prefix
 from cilia.control.nodes import known_nodes, usable_pod_cidrs
 from cilia.model.address import IPNetwork
-from cilia.model.endpoint import Endpoint, RemoteEndpoint
+from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, RemoteEndpoint
 from cilia.model.identity import (
     HOST,
     KUBE_APISERVER,
@@ -16,6 +17,7 @@ from cilia.model.identity import (
     WORLD_IPV4,
     WORLD_IPV6,
 )
+from cilia.model.ids import IdentityId
 from cilia.model.node import IpcacheEntry, Node
 from cilia.model.policy import CidrIdentity
 from cilia.schema import Desired, Inputs
@@ -31,7 +33,7 @@ RANK_ENDPOINT, RANK_SELF, RANK_NODE, RANK_REMOTE, RANK_CIDR, RANK_POD_CIDR, RANK
 
 
 class IpcacheNode:
-    """endpoints + nodes + remote_endpoints + CIDR identities -> ipcache.
+    """endpoints + nodes + remote_endpoints + identities of prefixes and nodes -> ipcache.
 
     Every claim is kept by its claimant, so that one that goes gives way to the next in rank and the
     result depends on the present claims only.
@@ -47,7 +49,10 @@ class IpcacheNode:
         tunnel: bool,
         apiserver_addresses: Iterable[str] = (),
         own: Node | None = None,
+        node_ids: Table[str, CidrIdentity] | None = None,
     ) -> None:
+        """`node_ids`: identities of other nodes' addresses, by host prefix, where they have some of their
+        own."""
         self._inputs = inputs
         self._desired = desired
         self._cidrs = cidrs
@@ -59,6 +64,8 @@ class IpcacheNode:
         self._nodes = inputs.nodes.cursor()
         self._cidr_changes = cidrs.cursor()
         self._own = own
+        self._node_ids = node_ids if node_ids is not None else Table("node_ids", lambda row: row.prefix)
+        self._node_id_changes = self._node_ids.cursor()
         self._pod_cidrs = usable_pod_cidrs(known_nodes((), own), node)
         self._pod_networks: list[IPNetwork] = self._networks()
         self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
@@ -73,7 +80,7 @@ class IpcacheNode:
         self._claim(
             (RANK_REMOTE, "kube-apiserver"),
             [
-                IpcacheEntry(prefix=_host(address), identity=KUBE_APISERVER, flags=HOST_ADDRESS)
+                IpcacheEntry(prefix=host_prefix(address), identity=KUBE_APISERVER, flags=HOST_ADDRESS)
                 for address in sorted(self._apiserver)
             ],
         )
@@ -88,6 +95,9 @@ class IpcacheNode:
             self._claim((RANK_ENDPOINT, endpoint.id), list(_of_endpoint(endpoint)))
         for identifier in gone:
             self._claim((RANK_ENDPOINT, identifier), [])
+        if self._node_id_changes.pending:
+            self._node_id_changes.take()
+            self._claim_nodes(self._inputs.nodes)
         if self._nodes.pending:
             self._step_nodes()
         remote, lost = self._remote.take()
@@ -114,10 +124,8 @@ class IpcacheNode:
 
     def _step_nodes(self) -> None:
         nodes, removed = self._nodes.take()
+        self._claim_nodes(nodes)
         known = self._own.name if self._own is not None else None
-        for node in nodes:
-            if node.name != known:
-                self._claim((self._rank_of(node.name), node.name), list(self._of_node(node)))
         for name in removed:
             if name != known:
                 self._claim((self._rank_of(name), name), [])
@@ -129,6 +137,12 @@ class IpcacheNode:
             # A vanished node takes its pods' addresses with it, whoever still speaks of them.
             for row in self._inputs.remote_endpoints:
                 self._claim((RANK_REMOTE, (row.namespace, row.name)), list(self._of_remote(row)))
+
+    def _claim_nodes(self, nodes: Iterable[Node]) -> None:
+        known = self._own.name if self._own is not None else None
+        for node in nodes:
+            if node.name != known:
+                self._claim((self._rank_of(node.name), node.name), list(self._of_node(node)))
 
     def _step_pod_cidrs(self, changed: set[str]) -> None:
         """Claim pod prefixes; a changed address of one node can make another's prefix unusable."""
@@ -148,15 +162,21 @@ class IpcacheNode:
         local = node.name == self._node
         underlay = node.addresses[0] if node.addresses else ""
         for address in node.addresses:
-            identity = HOST if local else REMOTE_NODE
-            if not local and address in self._apiserver:
-                identity = KUBE_APISERVER
-            yield IpcacheEntry(prefix=_host(address), identity=identity, flags=HOST_ADDRESS | UNDERLAY)
+            identity = HOST if local else self._remote_node(address)
+            yield IpcacheEntry(prefix=host_prefix(address), identity=identity, flags=HOST_ADDRESS | UNDERLAY)
         for address in node.router_addresses:
+            prefix = host_prefix(address)
             if local:
-                yield IpcacheEntry(prefix=_host(address), identity=HOST, flags=HOST_ADDRESS)
+                yield IpcacheEntry(prefix=prefix, identity=HOST, flags=HOST_ADDRESS)
             else:
-                yield self._through(_host(address), REMOTE_NODE, underlay, HOST_ADDRESS)
+                yield self._through(prefix, self._remote_node(address), underlay, HOST_ADDRESS)
+
+    def _remote_node(self, address: str) -> IdentityId:
+        """The address's own identity if policies tell nodes apart, else that of all of its kind."""
+        own = self._node_ids.get(host_prefix(address))
+        if own is not None:
+            return own.identity
+        return KUBE_APISERVER if address in self._apiserver else REMOTE_NODE
 
     def _of_pod_cidrs(self, name: str) -> Iterator[IpcacheEntry]:
         """Pods of another node that nobody has described yet are reachable and match only "any"."""
@@ -169,7 +189,7 @@ class IpcacheNode:
     def _of_remote(self, row: RemoteEndpoint) -> Iterator[IpcacheEntry]:
         for address in row.addresses:
             yield self._through(
-                _host(address), row.identity, row.node_ip, namespace=row.namespace, pod=row.name
+                host_prefix(address), row.identity, row.node_ip, namespace=row.namespace, pod=row.name
             )
 
     def _through(
@@ -214,16 +234,12 @@ def _rank(claimant: tuple[int, object]) -> tuple[int, str]:
 
 
 def _of_endpoint(endpoint: Endpoint) -> Iterator[IpcacheEntry]:
-    if not endpoint.identity:
+    if not endpoint.identity or endpoint.id == HOST_ENDPOINT:
         return
     for address in endpoint.addresses:
         yield IpcacheEntry(
-            prefix=_host(address),
+            prefix=host_prefix(address),
             identity=endpoint.identity,
             namespace=endpoint.attachment.namespace,
             pod=endpoint.attachment.pod,
         )
-
-
-def _host(address: str) -> str:
-    return f"{address}/128" if ":" in address else f"{address}/32"

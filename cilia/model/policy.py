@@ -143,6 +143,9 @@ class SubjectPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Alike subjects hold the same object."""
     ingress_enforced: bool
     egress_enforced: bool
+    epoch: int = 0
+    """Another one is as other `rules` are: an identity that stayed is meant by other rules, or gives other
+    numbers to its ports, so that its running flows must be judged again."""
 
     @property
     def identity(self) -> IdentityId:

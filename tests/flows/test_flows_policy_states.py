@@ -231,14 +231,14 @@ def walk(brain: Brain, steps: Iterable[Change], rhythm: str) -> None:
 
 def content(desired: Desired) -> dict[str, object]:
     """The desired tables without what may depend on the past: subject numbers, revisions, old cookies."""
-    identities = {row.subject: row.identity for row in desired.subjects}
+    keys = {row.subject: row.key for row in desired.subjects}
     return {
         "subjects": {
-            row.identity: (row.rules, row.entries, row.ingress_enforced, row.egress_enforced)
+            row.key: (row.rules, row.entries, row.ingress_enforced, row.egress_enforced)
             for row in desired.subjects
         },
         "entries": {
-            (row.id, row.ipv4, row.identity, identities[row.subject]) for row in desired.endpoint_entries
+            (row.id, row.ipv4, row.identity, keys[row.subject]) for row in desired.endpoint_entries
         },
         "ipcache": set(desired.ipcache),
         "identities": set(desired.identities),

@@ -14,6 +14,7 @@ import msgspec
 
 from cilia.control.identity import IdentityNode
 from cilia.control.policy import oracle
+from cilia.control.policy.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
@@ -86,16 +87,18 @@ class World:
     """The inputs, and the control nodes this room is about."""
 
     def __init__(
-        self, mode: PolicyMode = PolicyMode.DEFAULT, restored: dict[IdentityId, SubjectId] | None = None
+        self, mode: PolicyMode = PolicyMode.DEFAULT, restored: dict[EndpointId, SubjectId] | None = None
     ) -> None:
         self.inputs = Inputs()
         self.desired = Desired()
         self.book = RuleBook()
-        self.identities = IdentityNode(self.inputs, self.desired, self.book)
-        self.policies = PolicyNode(self.inputs, self.desired, self.book, mode=mode, restored=restored)
+        self.rules = RuleNode(self.inputs, self.book)
+        self.identities = IdentityNode(self.inputs, self.desired, self.rules)
+        self.policies = PolicyNode(self.inputs, self.desired, self.rules, mode=mode, restored=restored)
 
     def step(self) -> World:
         """Let control see what changed."""
+        self.rules.step()
         self.identities.step()
         self.policies.step(Revision(self.inputs.policies.revision))
         return self

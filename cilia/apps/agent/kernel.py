@@ -120,10 +120,10 @@ class NodeKernel:
         self._state.settings.write(self._node_settings())
 
     def restored_subjects(self) -> Iterator[tuple[int, int]]:
-        """(identity, subject) of every endpoint a predecessor left in the kernel."""
+        """(endpoint, subject) of every endpoint a predecessor left in the kernel."""
         for _, values in self._dataplane.maps["endpoints"].batches():
             for value in values:
-                yield int(value["identity"]), int(value["subject"])
+                yield int(value["id"]), int(value["subject"])
 
     # pods
 

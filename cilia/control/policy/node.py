@@ -1,264 +1,445 @@
-"""The policy node of the control graph: policies, identities, endpoints -> subjects, cookies, policy_states.
+"""The policy node of the control graph: rules, identities, endpoints -> subjects, cookies, policy_states.
 
-    policies ──► RuleBook ──► sections ──► which local identities they select ──► Group per set of sections
-    identities ──► Selections ──► who each peer is ──────────────────────────────► entries of the Group
-    endpoints ──► local identities ──► SubjectAllocator ─────────────────────────► one row per identity
+    rules ───────► Applying: which sections select which local identities ──► Group per set of sections
+    identities ──► Selections: who each peer is ─────────────────────────────► entries of the Group
+    endpoints ───► PortNames: what their ports are called ───────────────────► entries of the Group
+             └───► SubjectAllocator: one row for all endpoints that policy can't tell apart
 
 A change recomputes what depends on it: a policy the groups of the identities it selects, an identity the
-entries about it. The rows equal those computed from scratch, but for the numbers of subjects and the
-revision, which says when a row was last computed.
+entries about it. The rows equal those computed from scratch, but for the numbers of subjects, the epoch, and
+the revision, which says when a row was last computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Set
+from typing import Any, NamedTuple
 
+import msgspec
+
+from cilia.control.policy.applying import Applying
 from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.parse import RuleBook
+from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
+from cilia.control.policy.facts import Facts
+from cilia.control.policy.naming import PortNames
 from cilia.control.policy.resolve import Group
-from cilia.control.policy.rules import Cidr, Cidrs, Parsed, PortName, Section, Selector
-from cilia.control.policy.selection import Selections
+from cilia.control.policy.rules import PortName, Section
+from cilia.control.policy.selection import Selections, SomePeer
 from cilia.control.policy.subjects import SubjectAllocator
-from cilia.model.ids import IdentityId, Revision, SubjectId
+from cilia.model.endpoint import Endpoint, NamedPort
+from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import PolicyMode, PolicyObject, PolicyState, SubjectKey, SubjectPolicy
+from cilia.model.policy import PolicyMode, PolicyState, RuleRef, SubjectKey, SubjectPolicy
 from cilia.schema import Desired, Inputs
-
-PolicyKey = tuple[str, str, str]
 
 
 class GroupKey(NamedTuple):
-    """What makes subjects alike: the mode and the sections (serial numbers) that select them."""
+    """What makes subjects alike: the modes, the sections (serial numbers) that select them, and the named
+    ports that these speak of."""
 
     mode: PolicyMode
+    audit: bool
     serials: tuple[int, ...]
+    named_ports: tuple[NamedPort, ...] = ()
 
 
-UNKNOWN = GroupKey(PolicyMode.ALWAYS, (-1,))
-"""The group of local identities whose labels nobody told yet: everything is denied."""
+UNKNOWN = GroupKey(PolicyMode.ALWAYS, False, (-1,))
+"""The group of subjects whose labels nobody told yet: everything is denied."""
+
+Patches = dict[GroupKey, set[IdentityId]]
+Changes = tuple[list[Endpoint], list[EndpointId]]
+
+
+class Shared(msgspec.Struct):
+    """A group, and who shares it."""
+
+    group: Group
+    users: set[SubjectKey]
+    cookies: Set[Cookie] = frozenset()
+    epoch: int = 0
 
 
 class PolicyNode:
-    """Keeps one row of entries for each identity with endpoints on this node."""
+    """Keeps one row of entries for each subject with endpoints on this node."""
 
     def __init__(
         self,
         inputs: Inputs,
         desired: Desired,
-        book: RuleBook | None = None,
+        rules: RuleNode,
         *,
         mode: PolicyMode = PolicyMode.DEFAULT,
+        audit: bool = False,
         allow_localhost: bool = True,
-        restored: Mapping[IdentityId, SubjectId] | None = None,
+        cidr_nodes: bool = False,
+        restored: Mapping[EndpointId, SubjectId] | None = None,
     ) -> None:
-        """`book` is shared with `control.identity`; `restored` are the subjects found in the kernel."""
+        """`rules` is shared with `control.identity`; `restored`: the subject each endpoint had in the
+        kernel; `cidr_nodes`: CIDR rules mean nodes, too."""
         self.revision = Revision(0)
         """The revision of the policies that all rows now stand for."""
         self.mode = mode
-        """May be changed at any time; the next step acts on it."""
+        """May be changed at any time, as `audit`; the next step acts on it."""
+        self.audit = audit
+        """No denial is enforced on this node."""
         self.subjects = SubjectAllocator(restored)
         self._inputs = inputs
         self._desired = desired
-        self._book = book or RuleBook()
         self._allow_localhost = allow_localhost
-        self._policies = inputs.policies.cursor()
+        self._cidr_nodes = cidr_nodes
+        self._rules = rules.rules.cursor()
         self._identities = desired.identities.cursor()
         self._endpoints = desired.endpoints.cursor()
-        self._selections = Selections()
+        self._remote = inputs.remote_endpoints.cursor()
+        self._selections = Selections(cidr_nodes=cidr_nodes)
+        self._port_names = PortNames()
+        self._applying = Applying()
         self._cookies = CookieBook()
-        self._sections: dict[int, Section] = {}
-        self._of_policy: dict[PolicyKey, tuple[Parsed, tuple[int, ...]]] = {}
-        self._serial = 0
-        self._stepped: PolicyMode | None = None
-        """The mode of the last step."""
-        self._selected: dict[IdentityId, set[int]] = {}
-        """The sections that select each local identity."""
-        self._grouped: dict[IdentityId, GroupKey] = {}
-        self._groups: dict[GroupKey, Group] = {}
+        self._cookie_users: Counter[Cookie] = Counter()
+        self._cookies_changed = False
+        self._of_policy: dict[PolicyKey, tuple[tuple[Section, ...], tuple[int, ...]]] = {}
+        self._stepped: tuple[PolicyMode, bool] | None = None
+        """Mode and audit of the last step."""
+        self._key_of: dict[EndpointId, SubjectKey] = {}
+        self._endpoints_of: dict[SubjectKey, set[EndpointId]] = {}
+        self._subjects_of: dict[IdentityId, set[SubjectKey]] = {}
+        self._grouped: dict[SubjectKey, GroupKey] = {}
+        self._groups: dict[GroupKey, Shared] = {}
+        self._speaking: dict[SomePeer, set[GroupKey]] = {}
+        """The groups that speak of a peer."""
+        self._calling: dict[PortName, set[GroupKey]] = {}
+        """The groups that speak of a port name."""
 
     def step(self, revision: Revision) -> None:
         """Bring the rows up to date. `revision` counts changes of the policies, for people to wait on."""
         self.revision = revision
-        if not self._pending():
+        modes = (self.mode, self.audit)
+        cursors = (self._rules, self._identities, self._endpoints, self._remote)
+        if modes == self._stepped and not any(cursor.pending for cursor in cursors):
             return
-        meant = self._take_identities()
-        self._take_policies()
-        self._take_endpoints()
+        patches: Patches = {}
+        stayed: set[IdentityId] = set()
+        dirty = self._take_identities(patches, stayed)
+        dirty |= self._take_rules()
+        endpoints = self._endpoints.take()
+        for identity, name in self._take_port_names(endpoints):
+            stayed.add(identity)
+            for group in self._calling.get(name, ()):
+                patches.setdefault(group, set()).add(identity)
+        dirty |= self._take_endpoints(*endpoints)
         if all(table.synced for table in self._inputs.tables()):
             self.subjects.forget_restored()
-        built, published = self._regroup()
-        for key, group in self._groups.items():
-            if key not in built:
-                identities = {i for peer in group.peers for i in meant.get(peer, ())}
-                if identities:
-                    group.patch(identities, self, self._cookies)
-                    published |= group.users
-        for identity in sorted(published):
-            self._desired.subjects.put(self._row(identity))
-        if published:
-            self._name_cookies()
+        if modes != self._stepped:
+            dirty |= self._grouped.keys()
+            self._stepped = modes
+        built, published = self._regroup(dirty)
+        published |= self._patch(patches, built, stayed)
+        for key in sorted(published):
+            self._desired.subjects.put(self._row(key))
+        if self._cookies_changed:
+            self._settle_cookies()
 
-    def peers(self) -> dict[Selector | Cidr, frozenset[IdentityId]]:
-        """Every peer that rules in force speak of, and the identities it means now (row P427)."""
+    # What others may ask.
+
+    def peers(self) -> dict[SomePeer, frozenset[IdentityId]]:
+        """Every peer that rules in force here speak of, and the identities it means now (row P427)."""
         return self._selections.peers()
 
-    def _pending(self) -> bool:
-        """Whether anything changed since the last step."""
-        cursors = (self._policies.pending, self._identities.pending, self._endpoints.pending)
-        stepped, self._stepped = self._stepped, self.mode
-        return any(cursors) or stepped is not self.mode
+    def rules_by_peer(self) -> dict[SomePeer, tuple[RuleRef, ...]]:
+        """The rules in force here by the peer they speak of."""
+        found: dict[SomePeer, set[RuleRef]] = {}
+        for serial in {serial for key in self._groups for serial in key.serials}:
+            section = self._applying.sections.get(serial)
+            for rule in section.rules if section is not None else ():
+                if rule.peer in self._speaking:
+                    found.setdefault(rule.peer, set()).add(rule.ref)
+        return {peer: tuple(sorted(refs)) for peer, refs in found.items()}
 
-    def _take_identities(self) -> dict[Selector | Cidr, set[IdentityId]]:
-        """Follow the identities; returns, by peer, those it now means or no longer means."""
-        meant: dict[Selector | Cidr, set[IdentityId]] = {}
-        put, deleted = self._identities.take()
-        changes = [(row.id, self._selections.put(row.id, row.labels)) for row in put]
-        changes += [(identity, self._selections.remove(identity)) for identity in deleted]
-        for identity, peers in changes:
-            for peer in peers:
-                meant.setdefault(peer, set()).add(identity)
-            if identity in self._selected:
-                self._selected[identity] = self._select(identity, self._sections)
-        return meant
+    def sections(self) -> dict[PolicyKey, tuple[Section, ...]]:
+        """The sections of each policy, references followed, whether they select anybody here or not."""
+        return {key: sections for key, (sections, _) in self._of_policy.items()}
 
-    def _take_policies(self) -> None:
-        put, deleted = self._policies.take()
-        for key in deleted:
-            self._book.forget(key)
-            self._desired.policy_states.delete(key)
-            self._enforce(key, Parsed())
-        for policy in put:
-            parsed = self._book.parsed(policy)
-            self._desired.policy_states.put(_state(policy, parsed))
-            self._enforce(policy.key, parsed)
+    def selected(self) -> dict[PolicyKey, frozenset[IdentityId]]:
+        """The policies that select an identity with endpoints here, and which."""
+        chosen: dict[int, set[IdentityId]] = {}
+        for identity, serials in self._applying.selected.items():
+            for serial in serials:
+                chosen.setdefault(serial, set()).add(identity)
+        found = {
+            key: frozenset().union(*(chosen.get(serial, ()) for serial in serials))
+            for key, (_, serials) in self._of_policy.items()
+        }
+        return {key: identities for key, identities in found.items() if identities}
 
-    def _enforce(self, key: PolicyKey, parsed: Parsed) -> None:
-        """Replace the sections of one policy and note which local identities the new ones select."""
-        old, serials = self._of_policy.pop(key, (Parsed(), ()))
-        if old.sections == parsed.sections:
-            if parsed.sections:
-                self._of_policy[key] = (parsed, serials)
-            return
-        for serial in serials:
-            del self._sections[serial]
-        fresh: dict[int, Section] = {}
-        for section in parsed.sections:
-            self._serial += 1
-            fresh[self._serial] = section
-        self._sections |= fresh
-        if fresh:
-            self._of_policy[key] = (parsed, tuple(fresh))
-        for identity, selected in self._selected.items():
-            selected.difference_update(serials)
-            selected |= self._select(identity, fresh)
+    def facts(self) -> Facts:
+        """Everything verdicts depend on, as of the last step: a snapshot that any thread may use."""
+        return Facts(
+            sections=tuple(self._applying.sections.values()),
+            identities=self._selections.index.labels(),
+            port_names=self._port_names.all(),
+            mode=self.mode,
+            audit=self.audit,
+            allow_localhost=self._allow_localhost,
+            cidr_nodes=self._cidr_nodes,
+        )
 
-    def _take_endpoints(self) -> None:
-        """Follow which identities have endpoints here."""
-        if not self._endpoints.pending:
-            return
-        self._endpoints.take()
-        came, freed = self.subjects.settle(row.identity for row in self._desired.endpoints if row.identity)
-        for identity in came:
-            self._selected[identity] = self._select(identity, self._sections)
-        for subject in freed:
-            self._desired.subjects.delete(subject)
-        for identity in [i for i in self._selected if i not in self.subjects]:
-            del self._selected[identity]
+    def select(self, peer: SomePeer) -> Set[IdentityId]:
+        """The identities a peer means now, whether some rule speaks of it or not."""
+        return self._selections.index.select(peer)
 
-    def _select(self, identity: IdentityId, sections: Mapping[int, Section]) -> set[int]:
-        labels = self._selections.index.get(identity)
-        if labels is None:
-            return set()
-        return {serial for serial, section in sections.items() if section.subject.matches(labels)}
+    # What a group asks (resolve.World).
 
-    def _regroup(self) -> tuple[set[GroupKey], set[IdentityId]]:
-        """Put every local identity into its group; returns the groups made and the identities moved."""
-        built: set[GroupKey] = set()
-        moved: set[IdentityId] = set()
-        left: set[GroupKey] = set()
-        for identity in self._grouped.keys() - self._selected.keys():
-            left.add(self._leave(identity))
-        for identity in self._selected:
-            key = self._key(identity)
-            if self._grouped.get(identity) == key:
-                continue
-            if identity in self._grouped:
-                left.add(self._leave(identity))
-            if key not in self._groups:
-                self._groups[key] = self._build(key)
-                built.add(key)
-            self._groups[key].users.add(identity)
-            self._grouped[identity] = key
-            moved.add(identity)
-        for key in left:
-            if not self._groups[key].users:
-                for peer in self._groups.pop(key).peers:
-                    self._selections.release(peer)
-        return built, moved
-
-    def _leave(self, identity: IdentityId) -> GroupKey:
-        key = self._grouped.pop(identity)
-        self._groups[key].users.remove(identity)
-        return key
-
-    def _key(self, identity: IdentityId) -> GroupKey:
-        if self._selections.index.get(identity) is None:
-            return UNKNOWN
-        return GroupKey(self.mode, tuple(sorted(self._selected[identity])))
-
-    def _build(self, key: GroupKey) -> Group:
-        if key == UNKNOWN:
-            group = Group((), key.mode, allow_localhost=False)
-        else:
-            sections = sorted((self._sections[serial] for serial in key.serials), key=lambda row: row.ref)
-            group = Group(sections, key.mode, allow_localhost=self._allow_localhost)
-        for peer in group.peers:
-            self._selections.acquire(peer)
-        group.build(self, self._cookies)
-        return group
-
-    def members(self, peer: Selector | Cidr | Cidrs) -> Set[IdentityId]:
-        """The identities a peer means now."""
+    def members(self, peer: SomePeer) -> Set[IdentityId]:
+        """The identities a peer in force means now."""
         return self._selections.members(peer)
 
     def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
         """The numbers that endpoints of an identity give a port name."""
-        return frozenset()
+        return self._port_names.numbers(identity, name)
 
     def naming(self, name: PortName) -> Set[IdentityId]:
         """The identities some endpoint of which has a port of that name."""
-        return frozenset()
+        return self._port_names.naming(name)
 
-    def _row(self, identity: IdentityId) -> SubjectPolicy:
-        group = self._groups[self._grouped[identity]]
+    # Taking in what changed.
+
+    def _take_identities(self, patches: Patches, stayed: set[IdentityId]) -> set[SubjectKey]:
+        """Follow the identities; returns the local subjects that others select now, or that are called
+        otherwise."""
+        dirty: set[SubjectKey] = set()
+        put, deleted = self._identities.take()
+        for row in put:
+            if self._selections.index.get(row.id) is not None:
+                stayed.add(row.id)
+            self._note(patches, row.id, self._selections.put(row.id, row.labels))
+        for identity in deleted:
+            self._note(patches, identity, self._selections.remove(identity))
+        for identity in (*(row.id for row in put), *deleted):
+            if identity in self._subjects_of:
+                self._follow_local(identity)
+                dirty |= self._subjects_of[identity]
+        return dirty
+
+    def _note(self, patches: Patches, identity: IdentityId, peers: Iterable[SomePeer]) -> None:
+        for peer in peers:
+            for key in self._speaking.get(peer, ()):
+                patches.setdefault(key, set()).add(identity)
+
+    def _take_rules(self) -> set[SubjectKey]:
+        touched: set[IdentityId] = set()
+        put, deleted = self._rules.take()
+        for key in deleted:
+            self._desired.policy_states.delete(key)
+            touched |= self._enforce(key, ())
+        for row in put:
+            self._desired.policy_states.put(self._state(row))
+            touched |= self._enforce(row.key, row.sections)
+        return {key for identity in touched for key in self._subjects_of.get(identity, ())}
+
+    def _enforce(self, key: PolicyKey, sections: tuple[Section, ...]) -> set[IdentityId]:
+        """Replace the sections of one policy; returns the local identities that this touches."""
+        old, serials = self._of_policy.pop(key, ((), ()))
+        touched: set[IdentityId] = set()
+        if old != sections:
+            touched |= self._applying.drop(serials)
+            serials, selected = self._applying.add(sections)
+            touched |= selected
+        if sections:
+            self._of_policy[key] = (sections, serials)
+        return touched
+
+    def _take_port_names(self, local: Changes) -> list[tuple[IdentityId, PortName]]:
+        """Follow the names of ports everywhere; returns for whom a name now means others."""
+        changed: list[tuple[IdentityId, PortName]] = []
+        put, deleted = self._remote.take()
+        for row in put:
+            changed += self._port_names.claim((row.namespace, row.name), (row.identity, row.named_ports))
+        for gone in deleted:
+            changed += self._port_names.claim(gone, None)
+        for endpoint in local[0]:
+            changed += self._port_names.claim(endpoint.id, (endpoint.identity, endpoint.named_ports))
+        for identifier in local[1]:
+            changed += self._port_names.claim(identifier, None)
+        return changed
+
+    def _take_endpoints(self, put: list[Endpoint], deleted: list[EndpointId]) -> set[SubjectKey]:
+        """Follow which subjects have endpoints here; returns those that came."""
+        if not (put or deleted):
+            return set()
+        for identifier in (*(row.id for row in put), *deleted):
+            self._leave_subject(identifier)
+        for row in put:
+            if row.identity:
+                key = SubjectKey(row.identity, tuple(sorted(row.named_ports)), row.audit)
+                self._key_of[row.id] = key
+                self._endpoints_of.setdefault(key, set()).add(row.id)
+        for key in [key for key, endpoints in self._endpoints_of.items() if not endpoints]:
+            del self._endpoints_of[key]
+        came, freed = self.subjects.settle(self._endpoints_of)
+        for subject in freed:
+            self._desired.subjects.delete(subject)
+        self._follow_subjects()
+        return set(came)
+
+    def _leave_subject(self, endpoint: EndpointId) -> None:
+        key = self._key_of.pop(endpoint, None)
+        if key is not None:
+            self._endpoints_of[key].discard(endpoint)
+
+    def _follow_subjects(self) -> None:
+        """Let the sections know of exactly the identities that live here."""
+        before = self._subjects_of
+        self._subjects_of = {}
+        for key in self._endpoints_of:
+            self._subjects_of.setdefault(key.identity, set()).add(key)
+        for identity in self._subjects_of.keys() - before.keys():
+            self._follow_local(identity)
+        for identity in before.keys() - self._subjects_of.keys():
+            self._applying.remove(identity)
+
+    def _follow_local(self, identity: IdentityId) -> None:
+        labels = self._selections.index.get(identity)
+        if labels is None:
+            self._applying.remove(identity)
+        else:
+            self._applying.put(identity, labels)
+
+    # Groups.
+
+    def _regroup(self, dirty: Set[SubjectKey]) -> tuple[set[GroupKey], set[SubjectKey]]:
+        """Put subjects into their groups; returns the groups made and the subjects whose row may differ."""
+        built: set[GroupKey] = set()
+        left: set[GroupKey] = set()
+        for subject in self._grouped.keys() - self._endpoints_of.keys():
+            left.add(self._leave(subject))
+        present = dirty & self._endpoints_of.keys()
+        for subject in present:
+            key = self._key(subject)
+            if self._grouped.get(subject) == key:
+                continue
+            if subject in self._grouped:
+                left.add(self._leave(subject))
+            if key not in self._groups:
+                self._groups[key] = self._build(key)
+                built.add(key)
+            self._groups[key].users.add(subject)
+            self._grouped[subject] = key
+        for key in left:
+            if not self._groups[key].users:
+                self._dissolve(key)
+        return built, set(present)
+
+    def _leave(self, subject: SubjectKey) -> GroupKey:
+        key = self._grouped.pop(subject)
+        self._groups[key].users.remove(subject)
+        return key
+
+    def _key(self, subject: SubjectKey) -> GroupKey:
+        if subject.identity not in self._applying:
+            return UNKNOWN
+        serials = self._applying.of(subject.identity)
+        names = self._applying.names(serials) if subject.named_ports else frozenset()
+        ports = tuple(port for port in subject.named_ports if port.name in names)
+        return GroupKey(self.mode, self.audit or subject.audit, serials, ports)
+
+    def _build(self, key: GroupKey) -> Shared:
+        if key == UNKNOWN:
+            group = Group((), key.mode, allow_localhost=False)
+        else:
+            sections = sorted((self._applying.sections[n] for n in key.serials), key=lambda row: row.ref)
+            group = Group(
+                sections,
+                key.mode,
+                audit=key.audit,
+                named_ports=key.named_ports,
+                allow_localhost=self._allow_localhost,
+            )
+        for peer in group.peers:
+            self._selections.acquire(peer)
+            self._speaking.setdefault(peer, set()).add(key)
+        for name in group.names:
+            self._calling.setdefault(name, set()).add(key)
+        group.build(self, self._cookies)
+        shared = Shared(group, set())
+        self._name_cookies(shared, group.cookies())
+        return shared
+
+    def _dissolve(self, key: GroupKey) -> None:
+        shared = self._groups.pop(key)
+        for peer in shared.group.peers:
+            self._selections.release(peer)
+            _discard(self._speaking, peer, key)
+        for name in shared.group.names:
+            _discard(self._calling, name, key)
+        self._name_cookies(shared, frozenset())
+
+    def _patch(self, patches: Patches, built: Set[GroupKey], stayed: Set[IdentityId]) -> set[SubjectKey]:
+        """Bring the entries about some identities up to date; returns the subjects whose entries changed."""
+        changed: set[SubjectKey] = set()
+        for key, identities in patches.items():
+            shared = self._groups.get(key)
+            if shared is None or key in built:
+                continue
+            before = shared.group.entries
+            shared.group.patch(identities, self, self._cookies)
+            if shared.group.entries is not before:
+                shared.epoch += not stayed.isdisjoint(identities)
+                self._name_cookies(shared, shared.group.cookies())
+                changed |= shared.users
+        return changed
+
+    def _row(self, key: SubjectKey) -> SubjectPolicy:
+        shared = self._groups[self._grouped[key]]
         return SubjectPolicy(
-            subject=self.subjects.get(identity),
-            key=SubjectKey(identity),
-            labels=self._selections.index.get(identity) or Labels(),
-            rules=group.rules,
+            subject=self.subjects.get(key),
+            key=key,
+            labels=self._selections.index.get(key.identity) or Labels(),
+            rules=shared.group.rules,
             revision=self.revision,
-            entries=group.entries,
-            ingress_enforced=group.ingress_enforced,
-            egress_enforced=group.egress_enforced,
+            entries=shared.group.entries,
+            ingress_enforced=shared.group.ingress_enforced,
+            egress_enforced=shared.group.egress_enforced,
+            epoch=shared.epoch,
         )
 
-    def _name_cookies(self) -> None:
-        used = frozenset(cookie for group in self._groups.values() for cookie in group.cookies())
-        fresh, forgotten = self._cookies.settle(used)
+    def _name_cookies(self, shared: Shared, used: Set[Cookie]) -> None:
+        """Replace the cookies a group uses; those that nobody used or uses any more are told."""
+        before, shared.cookies = shared.cookies, frozenset(used)
+        came, went = shared.cookies - before, before - shared.cookies
+        self._cookie_users.update(came)
+        self._cookie_users.subtract(went)
+        gone = [cookie for cookie in went if not self._cookie_users[cookie]]
+        for cookie in gone:
+            del self._cookie_users[cookie]
+        if gone or any(self._cookie_users[cookie] == 1 for cookie in came):
+            self._cookies_changed = True
+
+    def _settle_cookies(self) -> None:
+        self._cookies_changed = False
+        fresh, forgotten = self._cookies.settle(frozenset(self._cookie_users))
         for row in fresh:
             self._desired.cookies.put(row)
         for cookie in forgotten:
             self._desired.cookies.delete(cookie)
 
+    def _state(self, row: PolicyRules) -> PolicyState:
+        """Valid or not; the warnings that were found stand until they are looked for again."""
+        policy = row.policy
+        before = self._desired.policy_states.get(policy.key)
+        return PolicyState(
+            kind=policy.kind,
+            namespace=policy.namespace,
+            name=policy.name,
+            resource_version=policy.resource_version,
+            generation=policy.generation,
+            valid=not row.parsed.problems,
+            problems=row.parsed.problems,
+            warnings=before.warnings if before is not None and not row.parsed.problems else (),
+        )
 
-def _state(policy: PolicyObject, parsed: Parsed) -> PolicyState:
-    return PolicyState(
-        kind=policy.kind,
-        namespace=policy.namespace,
-        name=policy.name,
-        resource_version=policy.resource_version,
-        generation=policy.generation,
-        valid=not parsed.problems,
-        problems=parsed.problems,
-    )
+
+def _discard(users: dict[Any, set[GroupKey]], what: Hashable, key: GroupKey) -> None:
+    users[what].discard(key)
+    if not users[what]:
+        del users[what]

@@ -1,17 +1,18 @@
 """Which identities a peer means, kept current by set algebra over a label index instead of scans.
 
 Two structures: an index from labels to the identities that carry them (answers a new selector), and from
-labels to the selectors that ask for them (answers a new identity). Addresses are kept as sorted ranges:
-prefixes nest or are disjoint, so those within a prefix are neighbours.
+labels to the selectors that ask for them (answers a new identity). Addresses have the same two: sorted
+ranges (prefixes nest or are disjoint, so those within a prefix are neighbours) and, by their length, the
+blocks that peers speak of (a prefix is within at most one block of each length).
 """
 
 from __future__ import annotations
 
 import bisect
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 
-from cilia.control.policy.rules import ANY_SOURCE, Cidr, Operator, Requirement, Selector
+from cilia.control.policy.rules import ANY_SOURCE, Cidr, Cidrs, Operator, Requirement, Selector
 from cilia.model.address import IPNetwork
 from cilia.model.identity import WORLD_IPV4, WORLD_IPV6
 from cilia.model.ids import IdentityId
@@ -20,7 +21,11 @@ from cilia.model.labels import NAMESPACE, Label, Labels
 Name = tuple[str, ...]
 """Where identities and selectors meet in the indexes: (source, key) or (source, key, value)."""
 
+SomePeer = Selector | Cidr | Cidrs
+"""A peer that means certain identities."""
+
 _EVERYWHERE = {WORLD_IPV4: "0.0.0.0/0", WORLD_IPV6: "::/0"}
+_WIDTH = {4: 32, 6: 128}
 
 
 def cidr_label(prefix: str) -> Label:
@@ -31,69 +36,133 @@ def cidr_label(prefix: str) -> Label:
     return Label("cidr", f"{text}/{length}")
 
 
+def networks_of(identity: IdentityId, labels: Labels, cidr_nodes: bool = False) -> tuple[IPNetwork, ...]:
+    """The prefixes an identity stands for; none when it is not one of addresses outside the cluster.
+
+    A node's addresses count only if `cidr_nodes`.
+    """
+    if identity in _EVERYWHERE:
+        return (ipaddress.ip_network(_EVERYWHERE[identity]),)
+    found = [label.key for label in labels.items if label.source == "cidr"]
+    if not found or (is_node(labels) and not cidr_nodes):
+        return ()
+    return tuple(ipaddress.ip_network(text.replace("-", ":")) for text in found)
+
+
 def network_of(identity: IdentityId, labels: Labels) -> IPNetwork | None:
     """The prefix an identity stands for, or None when it is not one of addresses outside the cluster."""
-    if identity in _EVERYWHERE:
-        return ipaddress.ip_network(_EVERYWHERE[identity])
-    for label in labels.items:
-        if label.source == "cidr":
-            return ipaddress.ip_network(label.key.replace("-", ":"))
-    return None
+    return next(iter(networks_of(identity, labels)), None)
+
+
+def is_node(labels: Labels) -> bool:
+    """Whether they are a node's."""
+    return labels.has("reserved", "remote-node") or labels.has("reserved", "host")
 
 
 class Span:
     """A prefix as the numbers of its first and last address."""
 
-    __slots__ = ("first", "last", "version")
+    __slots__ = ("bits", "first", "last", "version")
 
     def __init__(self, network: IPNetwork) -> None:
         self.version = network.version
+        self.bits = network.prefixlen
         self.first = int(network.network_address)
         self.last = int(network.broadcast_address)
 
-    def within(self, other: Span) -> bool:
-        """Whether every address of this prefix is in the other."""
-        return self.version == other.version and other.first <= self.first and self.last <= other.last
+    @property
+    def prefix(self) -> tuple[int, int, int]:
+        """Family, length and leading bits: what two equal prefixes share."""
+        return (self.version, self.bits, self.first >> (_WIDTH[self.version] - self.bits))
+
+    def around(self, lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+        """The prefixes of these lengths that contain this one."""
+        width = _WIDTH[self.version]
+        for bits in lengths:
+            if bits <= self.bits:
+                yield (self.version, bits, self.first >> (width - bits))
 
 
-class CidrSpans:
-    """A Cidr ready for comparison."""
+class Lengths:
+    """How many prefixes of each length there are, by family."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, dict[int, int]] = {4: {}, 6: {}}
+
+    def of(self, version: int) -> Iterable[int]:
+        """The lengths that occur."""
+        return self._counts[version]
+
+    def add(self, span: Span) -> None:
+        """Count a prefix."""
+        counts = self._counts[span.version]
+        counts[span.bits] = counts.get(span.bits, 0) + 1
+
+    def remove(self, span: Span) -> None:
+        """Count one less."""
+        counts = self._counts[span.version]
+        counts[span.bits] -= 1
+        if not counts[span.bits]:
+            del counts[span.bits]
+
+
+class Block:
+    """A Cidr ready for comparison: thousands of exceptions cost what one of each length costs."""
 
     def __init__(self, cidr: Cidr) -> None:
         self.span = Span(ipaddress.ip_network(cidr.prefix))
-        self._excepts = [Span(ipaddress.ip_network(prefix)) for prefix in cidr.excepts]
+        self._excepts: set[tuple[int, int, int]] = set()
+        self._lengths = Lengths()
+        for prefix in cidr.excepts:
+            left_out = Span(ipaddress.ip_network(prefix))
+            self._excepts.add(left_out.prefix)
+            self._lengths.add(left_out)
 
-    def contains(self, span: Span) -> bool:
-        """Whether a prefix is meant: every prefix of the excepts has an identity, so none is cut."""
-        return span.within(self.span) and not any(span.within(left_out) for left_out in self._excepts)
+    def leaves_out(self, span: Span) -> bool:
+        """Whether a prefix within the block is in an exception: each of these has an identity, so none is
+        cut."""
+        return any(prefix in self._excepts for prefix in span.around(self._lengths.of(span.version)))
+
+
+def blocks_of(peer: Cidr | Cidrs) -> tuple[Cidr, ...]:
+    """The blocks a peer consists of."""
+    return peer.blocks if isinstance(peer, Cidrs) else (peer,)
 
 
 class IdentityIndex:
     """All identities by label and by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cidr_nodes: bool = False) -> None:
+        self._cidr_nodes = cidr_nodes
         self._labels: dict[IdentityId, Labels] = {}
-        self._spans: dict[IdentityId, Span] = {}
+        self._spans: dict[IdentityId, tuple[Span, ...]] = {}
         self._sorted: dict[int, list[tuple[int, int, IdentityId]]] = {4: [], 6: []}
         self._by_name: dict[Name, set[IdentityId]] = {}
+
+    def __iter__(self) -> Iterator[IdentityId]:
+        return iter(self._labels)
 
     def get(self, identity: IdentityId) -> Labels | None:
         """The labels of an identity, or None."""
         return self._labels.get(identity)
 
-    def span(self, identity: IdentityId) -> Span | None:
+    def labels(self) -> dict[IdentityId, Labels]:
+        """Everybody's labels: a copy."""
+        return dict(self._labels)
+
+    def spans(self, identity: IdentityId) -> tuple[Span, ...]:
         """The addresses of an identity, if it stands for addresses."""
-        return self._spans.get(identity)
+        return self._spans.get(identity, ())
 
     def put(self, identity: IdentityId, labels: Labels) -> None:
         """Add an identity that is not there yet."""
         self._labels[identity] = labels
         for name in _names(labels):
             self._by_name.setdefault(name, set()).add(identity)
-        network = network_of(identity, labels)
-        if network is not None:
-            span = Span(network)
-            self._spans[identity] = span
+        spans = tuple(Span(network) for network in networks_of(identity, labels, self._cidr_nodes))
+        if spans:
+            self._spans[identity] = spans
+        for span in spans:
             bisect.insort(self._sorted[span.version], (span.first, span.last, identity))
 
     def remove(self, identity: IdentityId) -> None:
@@ -106,29 +175,29 @@ class IdentityIndex:
             members.discard(identity)
             if not members:
                 del self._by_name[name]
-        span = self._spans.pop(identity, None)
-        if span is not None:
+        for span in self._spans.pop(identity, ()):
             line = self._sorted[span.version]
             del line[bisect.bisect_left(line, (span.first, span.last, identity))]
 
-    def select(self, peer: Selector | Cidr) -> set[IdentityId]:
+    def select(self, peer: SomePeer) -> set[IdentityId]:
         """The identities a peer means now."""
-        return self._addresses(peer) if isinstance(peer, Cidr) else self._selected(peer.requirements)
+        if isinstance(peer, Selector):
+            return self._selected(peer.requirements)
+        return {identity for cidr in blocks_of(peer) for identity in self._within(Block(cidr))}
 
     def _selected(self, requirements: Iterable[Requirement]) -> set[IdentityId]:
-        demanded: list[set[IdentityId]] = []
-        forbidden: list[set[IdentityId]] = []
+        demanded: list[Set[IdentityId]] = []
+        forbidden: list[Set[IdentityId]] = []
         for requirement in requirements:
             negative = requirement.operator in (Operator.NOT_IN, Operator.DOES_NOT_EXIST)
             (forbidden if negative else demanded).append(self._mentioned(requirement))
-        if demanded:
-            demanded.sort(key=len)
-            chosen = demanded[0].intersection(*demanded[1:])
-        else:
-            chosen = set(self._labels)
-        return chosen.difference(*forbidden)
+        if not demanded:
+            return set(self._labels).difference(*forbidden)
+        demanded.sort(key=len)
+        chosen = set(demanded[0]).intersection(*demanded[1:])
+        return chosen.difference(*forbidden) if forbidden else chosen
 
-    def _mentioned(self, requirement: Requirement) -> set[IdentityId]:
+    def _mentioned(self, requirement: Requirement) -> Set[IdentityId]:
         """Who carries the key, with one of the values if the requirement has any."""
         name = (requirement.source, requirement.key)
         if not requirement.values:
@@ -137,17 +206,22 @@ class IdentityIndex:
             return self._by_name.get((*name, requirement.values[0]), set())
         return set().union(*(self._by_name.get((*name, value), ()) for value in requirement.values))
 
-    def _addresses(self, cidr: Cidr) -> set[IdentityId]:
-        spans = CidrSpans(cidr)
-        line = self._sorted[spans.span.version]
-        chosen: set[IdentityId] = set()
-        for place in range(bisect.bisect_left(line, (spans.span.first,)), len(line)):
-            first, _, identity = line[place]
-            if first > spans.span.last:
+    def _within(self, block: Block) -> Iterator[IdentityId]:
+        line = self._sorted[block.span.version]
+        for place in range(bisect.bisect_left(line, (block.span.first,)), len(line)):
+            first, last, identity = line[place]
+            if first > block.span.last:
                 break
-            if spans.contains(self._spans[identity]):
-                chosen.add(identity)
-        return chosen
+            if last <= block.span.last and not block.leaves_out(self._span(block, identity, first, last)):
+                yield identity
+
+    def _span(self, block: Block, identity: IdentityId, first: int, last: int) -> Span:
+        (found, *_) = (
+            span
+            for span in self._spans[identity]
+            if (span.version, span.first, span.last) == (block.span.version, first, last)
+        )
+        return found
 
 
 def _names(labels: Labels) -> set[Name]:
@@ -160,92 +234,131 @@ def _names(labels: Labels) -> set[Name]:
     return found
 
 
+class Followed:
+    """A peer in use. Compared by identity: the hash of a peer of 10,000 values or blocks takes its time."""
+
+    __slots__ = ("members", "peer", "users")
+
+    def __init__(self, peer: SomePeer, members: set[IdentityId]) -> None:
+        self.peer = peer
+        self.members = members
+        self.users = 1
+
+
 class Selections:
     """The peers in use and the identities each means, kept current as identities come and go."""
 
-    def __init__(self) -> None:
-        self.index = IdentityIndex()
-        self._members: dict[Selector | Cidr, set[IdentityId]] = {}
-        self._users: dict[Selector | Cidr, int] = {}
-        self._spans: dict[Cidr, CidrSpans] = {}
-        self._asking: dict[Name, dict[Selector | Cidr, None]] = {}
+    def __init__(self, *, cidr_nodes: bool = False) -> None:
+        self.index = IdentityIndex(cidr_nodes=cidr_nodes)
+        self._followed: dict[SomePeer, Followed] = {}
+        self._asking: dict[Name, dict[Followed, Selector]] = {}
+        self._blocks: dict[tuple[int, int, int], dict[Cidr, Block]] = {}
+        self._speaking: dict[Cidr, dict[Followed, None]] = {}
+        """The peers in use that contain a block."""
+        self._lengths = Lengths()
 
-    def members(self, peer: Selector | Cidr) -> set[IdentityId]:
-        """The identities an acquired peer means now (live: do not change or keep it)."""
-        return self._members[peer]
+    def members(self, peer: SomePeer) -> set[IdentityId]:
+        """The identities an acquired peer means now: one live set until it is released, not to be changed."""
+        return self._followed[peer].members
 
-    def peers(self) -> dict[Selector | Cidr, frozenset[IdentityId]]:
+    def peers(self) -> dict[SomePeer, frozenset[IdentityId]]:
         """Every peer in use and whom it means now: a copy, for people."""
-        return {peer: frozenset(members) for peer, members in self._members.items()}
+        return {peer: frozenset(held.members) for peer, held in self._followed.items()}
 
-    def acquire(self, peer: Selector | Cidr) -> None:
+    def acquire(self, peer: SomePeer) -> None:
         """Begin to follow a peer, or count one more user of it."""
-        self._users[peer] = self._users.get(peer, 0) + 1
-        if self._users[peer] > 1:
+        held = self._followed.get(peer)
+        if held is not None:
+            held.users += 1
             return
-        self._members[peer] = self.index.select(peer)
-        if isinstance(peer, Cidr):
-            self._spans[peer] = CidrSpans(peer)
+        held = self._followed[peer] = Followed(peer, self.index.select(peer))
+        if isinstance(peer, Selector):
+            for name in _filed_under(peer):
+                self._asking.setdefault(name, {})[held] = peer
         else:
-            self._file(peer)
+            for cidr in dict.fromkeys(blocks_of(peer)):
+                self._file(cidr, held)
 
-    def release(self, peer: Selector | Cidr) -> None:
+    def release(self, peer: SomePeer) -> None:
         """Count one user less; without users a peer is no longer followed."""
-        self._users[peer] -= 1
-        if self._users[peer]:
+        held = self._followed[peer]
+        held.users -= 1
+        if held.users:
             return
-        del self._users[peer], self._members[peer]
-        if isinstance(peer, Cidr):
-            del self._spans[peer]
+        del self._followed[peer]
+        if isinstance(peer, Selector):
+            self._unfile_selector(peer, held)
         else:
-            self._unfile(peer)
+            for cidr in dict.fromkeys(blocks_of(peer)):
+                self._unfile(cidr, held)
 
-    def put(self, identity: IdentityId, labels: Labels) -> list[Selector | Cidr]:
+    def put(self, identity: IdentityId, labels: Labels) -> list[SomePeer]:
         """Add or relabel an identity; returns the peers whose meaning changed."""
         known = self.index.get(identity)
         if known == labels:
             return []
-        left = set(self.remove(identity)) if known is not None else set()
+        left = self._meaning(identity, known) if known is not None else set()
+        if known is not None:
+            self.index.remove(identity)
         self.index.put(identity, labels)
-        joined = {peer for peer in self._candidates(identity, labels) if self._means(peer, identity, labels)}
-        for peer in joined:
-            self._members[peer].add(identity)
-        return list(left ^ joined)
+        joined = self._meaning(identity, labels)
+        for held in left - joined:
+            held.members.remove(identity)
+        for held in joined - left:
+            held.members.add(identity)
+        return [held.peer for held in left ^ joined]
 
-    def remove(self, identity: IdentityId) -> list[Selector | Cidr]:
+    def remove(self, identity: IdentityId) -> list[SomePeer]:
         """Remove an identity; returns the peers whose meaning changed."""
         labels = self.index.get(identity)
         if labels is None:
             return []
-        left = [peer for peer in self._candidates(identity, labels) if identity in self._members[peer]]
-        for peer in left:
-            self._members[peer].remove(identity)
+        left = self._meaning(identity, labels)
+        for held in left:
+            held.members.remove(identity)
         self.index.remove(identity)
-        return left
+        return [held.peer for held in left]
 
-    def _candidates(self, identity: IdentityId, labels: Labels) -> list[Selector | Cidr]:
-        """Peers that could mean an identity: those asking for one of its labels, or for none."""
-        found: dict[Selector | Cidr, None] = dict(self._asking.get((), {}))
+    def meaning(self, identity: IdentityId) -> list[SomePeer]:
+        """The peers in use that mean an identity."""
+        labels = self.index.get(identity)
+        return [held.peer for held in self._meaning(identity, labels)] if labels is not None else []
+
+    def _meaning(self, identity: IdentityId, labels: Labels) -> set[Followed]:
+        """The peers in use that mean an identity of the index."""
+        asking: dict[Followed, Selector] = dict(self._asking.get((), {}))
         for name in _names(labels):
-            found.update(self._asking.get(name, {}))
-        if self.index.span(identity) is not None:
-            found.update(dict.fromkeys(self._spans))
-        return list(found)
+            asking.update(self._asking.get(name, {}))
+        found = {held for held, selector in asking.items() if selector.matches(labels)}
+        for span in self.index.spans(identity):
+            for prefix in span.around(self._lengths.of(span.version)):
+                for cidr, block in self._blocks.get(prefix, {}).items():
+                    if not block.leaves_out(span):
+                        found.update(self._speaking[cidr])
+        return found
 
-    def _means(self, peer: Selector | Cidr, identity: IdentityId, labels: Labels) -> bool:
-        if isinstance(peer, Selector):
-            return peer.matches(labels)
-        span = self.index.span(identity)
-        return span is not None and self._spans[peer].contains(span)
+    def _file(self, cidr: Cidr, held: Followed) -> None:
+        speaking = self._speaking.setdefault(cidr, {})
+        if not speaking:
+            block = Block(cidr)
+            self._blocks.setdefault(block.span.prefix, {})[cidr] = block
+            self._lengths.add(block.span)
+        speaking[held] = None
 
-    def _file(self, selector: Selector) -> None:
-        for name in _filed_under(selector):
-            self._asking.setdefault(name, {})[selector] = None
+    def _unfile(self, cidr: Cidr, held: Followed) -> None:
+        speaking = self._speaking[cidr]
+        del speaking[held]
+        if not speaking:
+            span = Span(ipaddress.ip_network(cidr.prefix))
+            del self._speaking[cidr], self._blocks[span.prefix][cidr]
+            if not self._blocks[span.prefix]:
+                del self._blocks[span.prefix]
+            self._lengths.remove(span)
 
-    def _unfile(self, selector: Selector) -> None:
+    def _unfile_selector(self, selector: Selector, held: Followed) -> None:
         for name in _filed_under(selector):
             askers = self._asking[name]
-            del askers[selector]
+            del askers[held]
             if not askers:
                 del self._asking[name]
 
@@ -264,4 +377,4 @@ def _filed_under(selector: Selector) -> list[Name]:
     )
     if best.operator is Operator.EXISTS:
         return [(best.source, best.key)]
-    return [(best.source, best.key, value) for value in best.values]
+    return [(best.source, best.key, value) for value in dict.fromkeys(best.values)]

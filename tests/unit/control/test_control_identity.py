@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cilia.control import identity as module
-from cilia.control.identity import CidrAllocator, IdentityNode, cidr_labels, first_choice
+from cilia.control.identity import LocalAllocator, IdentityNode, cidr_labels, first_choice
+from cilia.control.policy.expand import RuleNode
 from cilia.model.identity import LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
 from cilia.model.ids import IdentityId
 from cilia.model.policy import PolicyObject
@@ -20,7 +21,19 @@ def speaking(name: str, *prefixes: str) -> PolicyObject:
 
 def world(restored: dict[str, IdentityId] | None = None) -> tuple[Inputs, Desired, IdentityNode]:
     inputs, desired = Inputs(), Desired()
-    return inputs, desired, IdentityNode(inputs, desired, restored=restored)
+    return inputs, desired, Stepped(inputs, desired, restored)
+
+
+class Stepped(IdentityNode):
+    """With the rules it reads stepped before it."""
+
+    def __init__(self, inputs: Inputs, desired: Desired, restored: dict[str, IdentityId] | None) -> None:
+        self.rules = RuleNode(inputs)
+        super().__init__(inputs, desired, self.rules, restored=restored)
+
+    def step(self) -> None:
+        self.rules.step()
+        super().step()
 
 
 def test_reserved_and_cluster_identities() -> None:
@@ -71,7 +84,7 @@ def test_everywhere_is_the_world() -> None:
 
 
 def test_numbers_need_no_memory() -> None:
-    forward, backward = CidrAllocator(), CidrAllocator()
+    forward, backward = LocalAllocator(), LocalAllocator()
     prefixes = [f"10.{n}.0.0/16" for n in range(50)]
     came, _ = forward.settle(prefixes)
     for prefix in prefixes[::-1]:
@@ -91,8 +104,8 @@ def test_restored_numbers_go_before() -> None:
 
 def test_prefixes_that_hash_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     last = IdentityId(LOCAL_NODE_FIRST - 1)
-    monkeypatch.setattr(module, "first_choice", lambda prefix: last)
-    allocator = CidrAllocator()
+    monkeypatch.setattr(module, "first_choice", lambda prefix: last - LOCAL_CIDR_FIRST)
+    allocator = LocalAllocator()
     came, _ = allocator.settle(["10.0.0.0/8", "11.0.0.0/8"])
     assert [number for _, number in came] == [last, LOCAL_CIDR_FIRST + 1]
     swapped, gone = allocator.settle(["11.0.0.0/8", "12.0.0.0/8"])

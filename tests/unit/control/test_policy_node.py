@@ -7,7 +7,7 @@ from typing import Any
 from cilia.control.policy.resolve import decide
 from cilia.control.policy.rules import TCP
 from cilia.model.identity import HOST, Identity
-from cilia.model.ids import SubjectId
+from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.policy import (
     CookieRow,
@@ -197,7 +197,7 @@ def test_an_object_put_again_with_the_same_rules_changes_no_row() -> None:
 
 
 def test_restored_subject_numbers_are_kept() -> None:
-    world = World(restored={WEB.id: SubjectId(7)})
+    world = World(restored={EndpointId(1): SubjectId(7)})
     world.desired.endpoints.put(endpoint(1, WEB.id))
     assert world.step().subject(300).subject == 7
 
