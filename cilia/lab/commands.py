@@ -62,6 +62,10 @@ def up(
     ] = None,
     aggregation: Annotated[str, typer.Option(help="Flow reports: medium, low or none.")] = "medium",
     events: Annotated[bool, typer.Option(help="Report flows at all.")] = True,
+    agent_flag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FLAG[=VALUE]", help="One more flag of the agents, such as host-firewall."),
+    ] = None,
 ) -> None:
     """Start a lab; it runs in the background until `cilia lab down`."""
     need_root()
@@ -72,6 +76,7 @@ def up(
             source_dir=str(source_dir.resolve()) if source_dir else "",
             aggregation=aggregation,
             events=events,
+            agent_flags=tuple(agent_flag or ()),
         )
         seconds = bring_up(plan, console)
     except (PlanError, StartError) as error:

@@ -238,7 +238,7 @@ def agent_command(plan: LabPlan, node: NodePlan) -> list[str]:
     command = [*(plan.agent_program or _program("agent.main"))]
     for name, value in options.items():
         command += [f"--{name}", value]
-    return [*command, "--events" if plan.events else "--no-events"]
+    return [*command, "--events" if plan.events else "--no-events", *plan.agent_flags]
 
 
 def _program(module: str) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ class LabPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A directory of YAML instead of an API server."""
     aggregation: str = "medium"
     events: bool = True
+    agent_flags: tuple[str, ...] = ()
+    """More flags of every agent, such as --host-firewall."""
     agent_program: tuple[str, ...] = ()
     """A stand-in to run instead of the agent and without the operator, to try the lab itself."""
 
@@ -156,6 +158,7 @@ def make_plan(
     source_dir: str = "",
     aggregation: str = "medium",
     events: bool = True,
+    agent_flags: tuple[str, ...] = (),
     agent_program: tuple[str, ...] = (),
 ) -> LabPlan:
     """Lay out a lab; raises PlanError when it can't be."""
@@ -171,6 +174,7 @@ def make_plan(
         source_dir=source_dir,
         aggregation=aggregation,
         events=events,
+        agent_flags=tuple(f"--{flag.lstrip('-')}" for flag in agent_flags),
         agent_program=agent_program,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cilia.lab import plan
+from cilia.lab.daemon import agent_command
 
 
 def test_nodes_have_their_own_names_addresses_and_prefixes() -> None:
@@ -39,6 +40,11 @@ def test_a_source_directory_serves_one_node() -> None:
     assert plan.make_plan("trial", 1, source_dir="/yaml").source_dir == "/yaml"
     with pytest.raises(plan.PlanError, match="one node"):
         plan.make_plan("trial", 2, source_dir="/yaml")
+
+
+def test_more_flags_reach_every_agent_with_or_without_their_dashes() -> None:
+    made = plan.make_plan("trial", 1, agent_flags=("host-firewall", "--enforcement=always"))
+    assert agent_command(made, made.nodes[0])[-2:] == ["--host-firewall", "--enforcement=always"]
 
 
 def test_unknown_node_is_answered_with_the_known_ones() -> None:
