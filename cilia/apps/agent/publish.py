@@ -24,8 +24,10 @@ WRITE_ATTEMPTS = 5
 """How often a CiliumEndpoint is written anew when somebody else changed it in between."""
 
 
-def endpoint_object(endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: str) -> cep.CiliumEndpoint:
-    """The CiliumEndpoint of a local endpoint: named, placed and owned like its pod."""
+def endpoint_object(
+    endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: str, *, audit: bool = False
+) -> cep.CiliumEndpoint:
+    """The CiliumEndpoint of a local endpoint: named, placed and owned like its pod. `audit`: of the node."""
     attachment = endpoint.attachment
     return cep.CiliumEndpoint(
         metadata=ObjectMeta(
@@ -51,7 +53,7 @@ def endpoint_object(endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: 
                 addressing=(cep.AddressPair(ipv4=attachment.ipv4 or None, ipv6=attachment.ipv6 or None),),
                 node=node_ip,
             ),
-            policy=_policy_status(subject),
+            policy=_policy_status(subject, audit or endpoint.audit),
             state=endpoint.state.value,
             named_ports=tuple(
                 cep.NamedPort(name=port.name, port=port.port, protocol=port.protocol)
@@ -62,16 +64,17 @@ def endpoint_object(endpoint: Endpoint, subject: SubjectPolicy | None, node_ip: 
     )
 
 
-def _policy_status(subject: SubjectPolicy | None) -> cep.EndpointPolicy | None:
+def _policy_status(subject: SubjectPolicy | None, audit: bool) -> cep.EndpointPolicy | None:
     if subject is None:
         return None
     return cep.EndpointPolicy(
-        ingress=_direction(subject.ingress_enforced), egress=_direction(subject.egress_enforced)
+        ingress=_direction(subject.ingress_enforced, audit), egress=_direction(subject.egress_enforced, audit)
     )
 
 
-def _direction(enforced: bool) -> cep.PolicyDirection:
-    return cep.PolicyDirection(enforcing=enforced, state="enforcing" if enforced else "disabled")
+def _direction(enforced: bool, audit: bool) -> cep.PolicyDirection:
+    state = "disabled" if not enforced else "non-enforcing" if audit else "enforcing"
+    return cep.PolicyDirection(enforcing=enforced and not audit, state=state)
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -95,10 +98,18 @@ def _of_version(wanted: cep.CiliumEndpoint, version: str) -> cep.CiliumEndpoint:
 class EndpointPublisher:
     """Keeps the CiliumEndpoints of this node's pods as the endpoints table has them."""
 
-    def __init__(self, store: Store, desired: Desired, node_ip: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        desired: Desired,
+        node_ip: Callable[[], str],
+        audit: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`audit`: whether all denials on this node are noted only."""
         self._store = store
         self._desired = desired
         self._node_ip = node_ip
+        self._audit = audit
         self._endpoints = desired.endpoints.cursor()
         self._subjects = desired.subjects.cursor()
         self._published: dict[EndpointId, Published] = {}
@@ -134,8 +145,9 @@ class EndpointPublisher:
                     self._published.pop(identifier, None)
                 self._writing.pop(identifier, None)
                 return
-            subject = next((row for row in self._desired.subjects if row.identity == endpoint.identity), None)
-            wanted = endpoint_object(endpoint, subject, self._node_ip())
+            entry = self._desired.endpoint_entries.get(identifier)
+            subject = self._desired.subjects.get(entry.subject) if entry is not None else None
+            wanted = endpoint_object(endpoint, subject, self._node_ip(), audit=self._audit())
             if before is None or wanted != before.object:
                 version = await self._write(wanted, before.version if before is not None else "")
                 self._published[identifier] = Published(wanted, version)
