@@ -214,7 +214,7 @@ class Weighed:
     def __init__(
         self, namer: Namer, noting: Namer, everybody: Sequence[Term], enforced: Isolation, full: Isolation
     ) -> None:
-        """`noting` makes the entries of denials that only sections in audit ask for."""
+        """`noting` makes the entries of what passes or is only noted."""
         self._namer = namer
         self._noting = noting
         self._anybody = _pieces(everybody, False)
@@ -243,7 +243,7 @@ class Weighed:
             ]
             entry = self._weigh(hits, specific)
             found_instead = next((layer[wider] for wider in prefix.parents() if wider in layer), None)
-            if entry != found_instead:
+            if found_instead is None or not _says_as(found_instead, entry, specific):
                 layer[prefix] = entry
         return layer
 
@@ -251,10 +251,16 @@ class Weighed:
         """The entry for packets that just these terms are about."""
         enforced = _answer(self._namer, [hit for hit in hits if not hit.term.audit], self._enforced)
         full = _answer(self._noting, hits, self._full)
-        given = full if enforced.allow and not full.allow else enforced
+        given = full if enforced.allow else enforced
         rank = max((hit.rank for hit in hits), default=0)
         rank = max(rank, self._full.precedence) | PEER_BIT * specific
         return Entry(rank, given.allow, given.cookie, given.match, given.flags)
+
+
+def _says_as(wider: Entry, entry: Entry, specific: bool) -> bool:
+    """Whether a wider prefix's entry can stand for one: a peer's must not lose rank, that of any peer may."""
+    rank = entry.precedence if specific else wider.precedence
+    return wider == Entry(rank, entry.allow, entry.cookie, entry.match, entry.flags)
 
 
 Pieces = dict[PortPrefix, list[Hit]]

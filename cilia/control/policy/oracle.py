@@ -65,6 +65,9 @@ def judge(
 ) -> Verdict:
     """Judge one packet between `subject` and `peer` (None: nobody knows who).
 
+    What is not in audit says whether the packet passes; if it does, all sections together say why, or that
+    they would have denied it.
+
     `port` is the receiver's, or the ICMP type; 0 for protocols without ports.
     """
     sections = selecting(facts, subject)
@@ -76,9 +79,9 @@ def judge(
         firm = [section for section in sections if not section.audit]
         binding = [item for item in heard if not item.section.audit]
         enforced = _verdict(binding, isolation(facts, firm, direction), facts, direction, peer)
-    if enforced.allow and not full.allow:
-        return Verdict(True, full.rules, full.default, True, full.tier)
-    return enforced
+    if not enforced.allow:
+        return enforced
+    return Verdict(True, full.rules, full.default, not full.allow, full.tier)
 
 
 def selecting(facts: Facts, subject: Party) -> list[Section]:
