@@ -117,7 +117,7 @@ def measure_store(count: int) -> tuple[float, FlowStore]:
 def measure_filter(store: FlowStore) -> float:
     """Rows per second through a filter on pod, port and verdict."""
     node = NodeFacts(name="bench")
-    context = Context(store, Converter(store, node), node)
+    context = Context(store, node)
     matcher = FlowMatcher(
         context,
         [flow_pb2.FlowFilter(source_pod=["team-1/"], destination_port=["80"], verdict=[flow_pb2.FORWARDED])],

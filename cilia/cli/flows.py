@@ -158,15 +158,23 @@ def outcome(flow: flow_pb2.Flow) -> str:
 def deciding_rules(flow: flow_pb2.Flow) -> str:
     """`by CiliumNetworkPolicy demo/allow-web spec.ingress[0]`, or an empty string.
 
-    Of a drop the rules that denied; else those that allowed, of both sides when both judged.
+    Of a drop the rules that denied, of what audit let pass those that would have; else those that allowed,
+    of both sides when both judged.
     """
     denied = [*flow.egress_denied_by, *flow.ingress_denied_by]
     policies = denied or [*flow.egress_allowed_by, *flow.ingress_allowed_by]
     if not policies:
         return ""
     told = ", ".join(dict.fromkeys(rule_text(policy) for policy in policies))
-    default = denied and flow.drop_reason_desc == POLICY_DENIED
-    return f"by default deny of {told}" if default else f"by {told}"
+    default = denied and (flow.drop_reason_desc == POLICY_DENIED or all(map(is_spec, denied)))
+    would = "would be denied " if denied and flow.verdict == flow_pb2.AUDIT else ""
+    return f"{would}by default deny of {told}" if default else f"{would}by {told}"
+
+
+def is_spec(policy: flow_pb2.Policy) -> bool:
+    """Whether a policy is named as a whole: for isolating, not for one of its rules."""
+    path = next((label.removeprefix(RULE) for label in policy.labels if label.startswith(RULE)), ".")
+    return "." not in path
 
 
 def rule_text(policy: flow_pb2.Policy) -> str:

@@ -167,26 +167,37 @@ def _collect(directory: str, found: dict[str, _Stamp]) -> None:
 
 
 def _read(path: Path, stamp: _Stamp) -> _File:
-    file = _File(stamp, [], [])
     try:
         if stamp[1] > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-        documents = list(_documents(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.DecodeError) as error:
-        sentence = f"can't be read, none of its objects count: {' '.join(str(error).split())}"
-        file.problems.append(Problem(str(path), sentence))
-        return file
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        return _File(stamp, [], [_unreadable(str(path), error)])
+    return _File(stamp, *parse(str(path), content))
+
+
+def parse(name: str, content: bytes) -> tuple[list[Manifest], list[Problem]]:
+    """The objects of a file's content, YAML or (by its name) JSON, and what is wrong with it."""
+    manifests: list[Manifest] = []
+    problems: list[Problem] = []
+    try:
+        documents = list(_documents(content, json=name.endswith(".json")))
+    except (ValueError, RecursionError, yaml.YAMLError, msgspec.DecodeError) as error:
+        return [], [_unreadable(name, error)]
     for number, document in enumerate(documents, 1):
         try:
-            file.manifests += _manifests(document)
+            manifests += _manifests(document)
         except (ValueError, TypeError, RecursionError) as error:
-            file.problems.append(Problem(str(path), f"document {number} is ignored: {error}"))
-    return file
+            problems.append(Problem(name, f"document {number} is ignored: {error}"))
+    return manifests, problems
 
 
-def _documents(path: Path) -> Iterator[Any]:
-    content = path.read_bytes()
-    if path.suffix == ".json":
+def _unreadable(name: str, error: Exception) -> Problem:
+    return Problem(name, f"can't be read, none of its objects count: {' '.join(str(error).split())}")
+
+
+def _documents(content: bytes, *, json: bool) -> Iterator[Any]:
+    if json:
         yield msgspec.json.decode(content)
         return
     for document in yaml.load_all(content.decode(), Loader=_Loader):

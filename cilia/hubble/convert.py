@@ -13,7 +13,6 @@ Two or three thousand lines of real traffic share a few dozen of the last two.
 
 from __future__ import annotations
 
-import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar, cast
@@ -39,9 +38,9 @@ from cilia.hubble.columns import (
 )
 from cilia.hubble.directory import Party
 from cilia.hubble.encode import LENGTH, block, number, remembered_varint, tag, text, texts
-from cilia.hubble.store import FlowStore, LossRow, Rows
+from cilia.hubble.store import FlowStore, LossRow, Rows, Rules
 from cilia.model.address import MAPPED_PREFIX
-from cilia.model.policy import CookieRow, RuleRef
+from cilia.model.policy import RuleRef
 
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 
@@ -71,6 +70,7 @@ ICMPV6_TYPES = {
 }
 
 VERDICT_DROPPED = 2
+VERDICT_AUDIT = 4
 VERDICT_TRANSLATED = 7
 EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
 """Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
@@ -120,8 +120,7 @@ class Converter:
         self._node = node
         self._head = text(11, node.name) + texts(37, node.labels)
         self._tail = text(1000, node.name)
-        self._boot = secrets.randbits(64) & ~0xF000 | 0x4000
-        boot = f"{self._boot:016x}"
+        boot = f"{store.boot:016x}"
         self._uuid = tag(34, LENGTH) + f"${boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-".encode()
         """All of the field but the row's number: 36 (`$`) characters follow the key."""
         self._sources: Remembered[int] = Remembered()
@@ -165,17 +164,6 @@ class Converter:
             content += block(3, number(1, loss.cpu))
         content += block(4, encode.timestamp(loss.first)) + block(5, encode.timestamp(loss.last))
         return block(3, content) + self._tail + block(1001, encode.timestamp(loss.last))
-
-    def row_of(self, uuid: str) -> int | None:
-        """The row a UUID of this store names, or None."""
-        digits = uuid.replace("-", "").lower()
-        try:
-            boot, row = int(digits[:16], 16), int(digits[16:], 16)
-        except ValueError:
-            return None
-        if len(digits) != 32 or boot != self._boot or row >> 48 != 0x8000:
-            return None
-        return row & (1 << 48) - 1
 
     # -- fragments ----------------------------------------------------------------------------------------
 
@@ -404,30 +392,39 @@ def party(who: Party) -> bytes:
     )
 
 
-def verdict_rules(egress: CookieRow, ingress: CookieRow, event: np.void) -> bytes:
+def verdict_rules(egress: Rules, ingress: Rules, event: np.void) -> bytes:
     """The rules behind the verdict of each side, and the text their authors want in the flow.
 
-    A drop is the work of the side that judged (`direction`); what the other side had allowed before stays
-    visible. An allow by default names no rule: no policy isolates that side.
+    A drop is the work of the side that judged (`direction`), and so is what audit let pass: the rules are
+    those that denied, or would have. What the other side had allowed before stays visible. An allow by
+    default names no rule: no policy isolates that side.
     """
-    dropped_by = int(event["direction"]) if int(event["verdict"]) == VERDICT_DROPPED else 0
+    denied_by = int(event["direction"]) if int(event["verdict"]) in (VERDICT_DROPPED, VERDICT_AUDIT) else 0
     parts = []
-    for side, row, allowed, denied in ((EGRESS, egress, 21001, 21004), (INGRESS, ingress, 21002, 21005)):
-        if dropped_by == side:
-            parts += [block(denied, policy(rule)) for rule in row.rules]
-        elif not row.default:
-            parts += [block(allowed, policy(rule)) for rule in row.rules]
-    parts.append(texts(21006, sorted({*egress.logs, *ingress.logs})))
+    for side, rules, allowed, denied in ((EGRESS, egress, 21001, 21004), (INGRESS, ingress, 21002, 21005)):
+        if denied_by == side:
+            parts += [block(denied, policy(rule, rules.revision)) for rule in rules.row.rules]
+        elif not rules.row.default:
+            parts += [block(allowed, policy(rule, rules.revision)) for rule in rules.row.rules]
+    parts.append(texts(21006, sorted({*egress.row.logs, *ingress.row.logs})))
     return b"".join(parts)
 
 
-def policy(rule: RuleRef) -> bytes:
+def policy(rule: RuleRef, revision: int) -> bytes:
     """flow.Policy; the place of the rule in the YAML travels as labels, which every client passes on."""
     labels = [f"{POLICY_LABEL}derived-from={rule.kind}", f"{POLICY_LABEL}name={rule.name}"]
     if rule.namespace:
         labels.append(f"{POLICY_LABEL}namespace={rule.namespace}")
     labels += [RULE_LABEL + rule.path, VERSION_LABEL + rule.resource_version]
-    return text(1, rule.name) + text(2, rule.namespace) + texts(3, labels) + text(5, rule.kind)
+    return b"".join(
+        (
+            text(1, rule.name),
+            text(2, rule.namespace),
+            texts(3, labels),
+            number(4, revision),
+            text(5, rule.kind),
+        )
+    )
 
 
 def address(raw: bytes) -> str:

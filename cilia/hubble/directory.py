@@ -79,6 +79,10 @@ class Directory(Protocol):
         """The rules a cookie stands for."""
         ...
 
+    def policy_revision(self) -> int:
+        """Newest policy revision of this node; 0: unknown."""
+        ...
+
     def device(self, index: int) -> str:
         """Name of an interface, or an empty string."""
         ...
@@ -94,6 +98,8 @@ class MemoryDirectory:
         self.dns: dict[str, tuple[str, ...]] = {}
         self.cookies: dict[int, CookieRow] = {}
         self.devices: dict[int, str] = {}
+        self.policies = 0
+        """Newest policy revision."""
         self._revision = 1
 
     def touch(self) -> None:
@@ -117,6 +123,9 @@ class MemoryDirectory:
 
     def rules(self, cookie: int) -> CookieRow | None:
         return self.cookies.get(cookie)
+
+    def policy_revision(self) -> int:
+        return self.policies
 
     def device(self, index: int) -> str:
         return self.devices.get(index, "")

@@ -139,7 +139,7 @@ class Observer:
 
     def matcher(self, request: observer_pb2.GetFlowsRequest) -> FlowMatcher:
         """Compile the request's filters; a filter that can't be ends the call with its sentence."""
-        context = Context(self._store, self._converter, self._node)
+        context = Context(self._store, self._node)
         try:
             return FlowMatcher(context, request.whitelist, request.blacklist)
         except FilterError as error:

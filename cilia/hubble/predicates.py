@@ -37,7 +37,6 @@ from cilia.hubble.convert import (
     UDP,
     VERDICT_DROPPED,
     VERDICT_TRANSLATED,
-    Converter,
     NodeFacts,
 )
 from cilia.hubble.directory import Device, Party
@@ -77,7 +76,6 @@ class Context(NamedTuple):
     """What predicates refer to."""
 
     store: FlowStore
-    converter: Converter
     node: NodeFacts
 
 
@@ -329,7 +327,7 @@ def by_interface(context: Context, values: list[flow_pb2.NetworkInterface]) -> P
 
 def by_uuid(context: Context, values: list[str]) -> Predicate:
     """Flows by their own number."""
-    wanted = [row for row in map(context.converter.row_of, values) if row is not None]
+    wanted = [row for row in map(context.store.row_of, values) if row is not None]
     return lambda rows: np.isin(rows.numbers, wanted)
 
 

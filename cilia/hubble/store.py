@@ -8,6 +8,7 @@ it missed. So slow readers cost no memory and every gap is counted.
 from __future__ import annotations
 
 import enum
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -91,6 +92,14 @@ class Rows(NamedTuple):
         return Rows(self.numbers[mask], self.events[mask], self.wall[mask], *refs)
 
 
+class Rules(NamedTuple):
+    """The rules behind one side's verdict."""
+
+    row: CookieRow
+    revision: int
+    """Policy revision of this node when the flow was stored; 0: unknown."""
+
+
 class Metrics:
     """Plain counters for the agent's /metrics."""
 
@@ -126,6 +135,8 @@ class FlowStore:
             raise ValueError(f"the flow capacity must be a power of two, not {capacity}: try 65536")
         check_layout(dtype)
         self.capacity = capacity
+        self.boot = secrets.randbits(64) & ~0xF000 | 0x4000
+        """First half of the UUID of every row: another store's rows have another."""
         self.head = 0
         """Number of the next row."""
         self.gaps = 0
@@ -137,7 +148,7 @@ class FlowStore:
         self._directory = directory
         self._revision = directory.revision()
         self.parties: Interner[Party] = Interner(3, self._party)
-        self.rules: Interner[CookieRow] = Interner(1, self._rules)
+        self.rules: Interner[Rules] = Interner(1, self._rules)
         self.devices: Interner[Device] = Interner(1, self._device, bits=10)
         self._last_seen = np.zeros(0, np.int64)
         self._events = np.zeros(capacity, dtype)
@@ -243,9 +254,12 @@ class FlowStore:
         address = str(unpack(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little")))
         return describe(self._directory, address, words[2] >> 16 & 0xFFFFFFFF, words[2] & 0xFFFF)
 
-    def _rules(self, words: Sequence[int]) -> CookieRow:
+    def _rules(self, words: Sequence[int]) -> Rules:
         cookie = Cookie(words[0])
-        return (self._directory.rules(cookie) if cookie else None) or CookieRow(cookie, ())
+        row = self._directory.rules(cookie) if cookie else None
+        if row is None:
+            return Rules(CookieRow(cookie, ()), 0)
+        return Rules(row, self._directory.policy_revision())
 
     def _device(self, words: Sequence[int]) -> Device:
         return Device(words[0], self._directory.device(words[0])) if words[0] else Device()
@@ -259,6 +273,17 @@ class FlowStore:
 
     def __len__(self) -> int:
         return self.head - self.oldest
+
+    def row_of(self, uuid: str) -> int | None:
+        """The row a UUID of this store names, which may be gone by now; None for others'."""
+        digits = uuid.replace("-", "").lower()
+        try:
+            boot, row = int(digits[:16], 16), int(digits[16:], 16)
+        except ValueError:
+            return None
+        if len(digits) != 32 or boot != self.boot or row >> 48 != 0x8000:
+            return None
+        return row & (1 << 48) - 1
 
     def spans(self, first: int, last: int) -> list[Rows]:
         """Rows [first, last), clipped to what is here: one or two views into the ring."""

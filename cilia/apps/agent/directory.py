@@ -31,6 +31,7 @@ class TableDirectory:
             + desired.ipcache.revision
             + desired.cookies.revision
             + self._inputs.pods.revision
+            + self._inputs.policies.revision
         )
 
     def endpoint(self, address: str, endpoint_id: int) -> Pod | None:
@@ -66,6 +67,9 @@ class TableDirectory:
 
     def rules(self, cookie: int) -> CookieRow | None:
         return self._desired.cookies.get(Cookie(cookie))
+
+    def policy_revision(self) -> int:
+        return self._inputs.policies.revision
 
     def device(self, index: int) -> str:
         return self._device(index)

@@ -166,7 +166,7 @@ def test_a_default_deny_names_who_isolates_and_what_nearly_matched() -> None:
     near, far = side.misses
     assert near.path == "spec.ingress[0].fromEndpoints[1]"
     assert near.why == "it is about TCP 80, not TCP 81"
-    assert far.why.startswith("it wants k8s:app=admin, the peer has k8s:app=client; ")
+    assert far.why.startswith("it wants app=admin, the peer has k8s:app=client; ")
 
 
 def test_the_remedy_of_a_default_deny_is_a_rule_that_holds() -> None:

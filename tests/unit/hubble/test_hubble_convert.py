@@ -184,14 +184,30 @@ def test_names_learned_from_dns_and_labels_of_the_world() -> None:
     assert list(flow.destination.labels) == ["reserved:world"]
 
 
+def test_audit_names_what_would_have_denied() -> None:
+    flow = one(kind=3, verdict=4, ingress_cookie=DEFAULT_DENY, egress_cookie=ALLOW_WEB)
+    assert flow.verdict == flow_pb2.AUDIT
+    assert [rule.name for rule in flow.ingress_denied_by] == ["allow-web", "isolate"]
+    assert [rule.name for rule in flow.egress_allowed_by] == ["allow-web"]
+    assert not flow.ingress_allowed_by
+
+
+def test_rules_tell_the_revision_of_the_policies() -> None:
+    flows = store()
+    flows.append([events({"ingress_cookie": ALLOW_WEB})], offset=WALL)
+    ref = flows.spans(0, 1)[0].ingress[0]
+    flows.rules.values[ref] = flows.rules.values[ref]._replace(revision=12)
+    assert [rule.revision for rule in responses(flows)[0].flow.ingress_allowed_by] == [12]
+
+
 def test_a_uuid_finds_its_row_and_only_of_this_store() -> None:
     flows = store()
     flows.append([events({}, {}, {})], offset=WALL)
     converter = Converter(flows, NODE)
-    found = [converter.row_of(response.flow.uuid) for response in responses(flows, converter)]
+    found = [flows.row_of(response.flow.uuid) for response in responses(flows, converter)]
     assert found == [0, 1, 2]
-    assert Converter(flows, NODE).row_of(responses(flows, converter)[0].flow.uuid) is None
-    assert converter.row_of("not-a-uuid") is None
+    assert store().row_of(responses(flows, converter)[0].flow.uuid) is None
+    assert flows.row_of("not-a-uuid") is None
 
 
 def test_a_gap_becomes_lost_events() -> None:

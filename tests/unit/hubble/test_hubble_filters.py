@@ -48,10 +48,9 @@ def matching(
     white: list[dict[str, Any]], black: list[dict[str, Any]] | None = None, flows: FlowStore | None = None
 ) -> list[int]:
     flows = flows or filled()
-    converter = Converter(flows, NODE)
     whitelist = [flow_pb2.FlowFilter(**fields) for fields in white]
     blacklist = [flow_pb2.FlowFilter(**fields) for fields in black or []]
-    matcher = FlowMatcher(Context(flows, converter, NODE), whitelist, blacklist)
+    matcher = FlowMatcher(Context(flows, NODE), whitelist, blacklist)
     (rows,) = flows.spans(0, flows.head)
     return [int(number) for number in rows.numbers[matcher.mask(rows)]]
 
@@ -128,7 +127,7 @@ def test_a_uuid_selects_its_flow() -> None:
     converter = Converter(flows, NODE)
     (rows,) = flows.spans(0, flows.head)
     third = observer_pb2.GetFlowsResponse.FromString(converter.responses(rows)[2]).flow.uuid
-    matcher = FlowMatcher(Context(flows, converter, NODE), [flow_pb2.FlowFilter(uuid=[third, "nonsense"])])
+    matcher = FlowMatcher(Context(flows, NODE), [flow_pb2.FlowFilter(uuid=[third, "nonsense"])])
     assert rows.numbers[matcher.mask(rows)].tolist() == [2]
 
 
@@ -172,16 +171,14 @@ def test_every_field_of_a_filter_is_either_answered_or_refused() -> None:
             getattr(message, field.name).extend(values)
         flows = filled()
         try:
-            FlowMatcher(Context(flows, Converter(flows, NODE), NODE), [message])
+            FlowMatcher(Context(flows, NODE), [message])
         except (UnsupportedFilter, FilterError) as refusal:
             assert "not known here" not in str(refusal), field.name
 
 
 def test_a_predicate_learns_of_parties_that_come_later() -> None:
     flows = filled()
-    matcher = FlowMatcher(
-        Context(flows, Converter(flows, NODE), NODE), [flow_pb2.FlowFilter(source_identity=[77])]
-    )
+    matcher = FlowMatcher(Context(flows, NODE), [flow_pb2.FlowFilter(source_identity=[77])])
     (rows,) = flows.spans(0, flows.head)
     assert not matcher.mask(rows).any()
     flows.append([events({"source_identity": 77})], offset=WALL)

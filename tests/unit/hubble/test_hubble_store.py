@@ -91,12 +91,18 @@ def test_rows_keep_the_name_of_their_time() -> None:
 
 
 def test_rules_are_those_of_the_cookie() -> None:
-    flows = store()
+    known = directory()
+    known.policies = 4
+    flows = FlowStore(DTYPE, known)
     flows.append([events({"ingress_cookie": ALLOW_WEB}, {"ingress_cookie": 999}, {})])
-    (rows,) = flows.spans(0, 3)
+    known.policies = 5
+    known.touch()
+    flows.append([events({"ingress_cookie": ALLOW_WEB})])
+    (rows,) = flows.spans(0, 4)
     found = [flows.rules.values[ref] for ref in rows.ingress.tolist()]
-    assert [len(row.rules) for row in found] == [1, 0, 0]
-    assert [row.cookie for row in found] == [ALLOW_WEB, 999, 0]
+    assert [len(rules.row.rules) for rules in found] == [1, 0, 0, 1]
+    assert [rules.row.cookie for rules in found] == [ALLOW_WEB, 999, 0, ALLOW_WEB]
+    assert [rules.revision for rules in found] == [4, 0, 0, 5]
 
 
 def test_meanings_nobody_points_at_are_forgotten() -> None:
