@@ -58,8 +58,6 @@ static __noinline bool was_opened_by_receiver(struct __sk_buff *skb, const struc
 	const struct packet *packet = &flow->packet;
 	struct bpf_sock_tuple tuple = {};
 
-	if (packet->tcp_flags & TCP_SYN)
-		return packet->tcp_flags & TCP_ACK;
 	fill_local_end(packet, arriving, &tuple);
 	if (has_socket(skb, packet, &tuple))
 		return !arriving;
@@ -92,7 +90,7 @@ static __always_inline int judge_host(struct __sk_buff *skb, struct flow *flow, 
 	if (packet->kind == PACKET_ERROR && arriving && is_about_tunnel(skb, flow))
 		return DECISION_STACK;
 	if (packet->protocol == IPPROTO_TCP && packet->fragment == FRAGMENT_NONE &&
-	    (packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && !is_tracked(packet))
+	    !is_opening(packet) && !is_tracked(packet))
 		flow->answers = was_opened_by_receiver(skb, flow, arriving);
 	dropped = track_packet(skb, flow, skb->ifindex);
 	return dropped ?: DECISION_STACK;

@@ -159,7 +159,7 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 		return result;
 	if (same_address(&packet->destination, own_address(flow))) {
 		result = translate_back(skb, flow);
-		if (result <= 0)
+		if (result < 0 || (!result && !is_host_judged(flow)))
 			return result ?: DECISION_STACK;
 	}
 	local = lookup_endpoint(&packet->destination);
