@@ -10,6 +10,7 @@
     attach     CNI calls
     publish    CiliumEndpoints
     statuses   what became of each policy: conditions, node by node, Events
+    realisation  how far policies have got in the kernel
     identities CiliumIdentities for label sets that have none
     persist    work for an API server that may refuse or be away
     state      endpoints on disk

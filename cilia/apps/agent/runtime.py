@@ -40,6 +40,7 @@ from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher
+from cilia.apps.agent.realisation import PolicyWords
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
@@ -124,7 +125,8 @@ class Runtime:
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         settings = self.settings
-        kernel = NodeKernel(settings)
+        live = LiveSettings(settings)
+        kernel = NodeKernel(live.settings)
         stack.callback(kernel.close)
         await check_addresses(settings.health_listen, settings.metrics_listen)
         private_directory(settings.state_dir)
@@ -158,7 +160,6 @@ class Runtime:
 
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
-        live = LiveSettings(settings)
         graph = self._graph(live.settings, kernel, own)
         state = kernel.follow(self.desired)
         engine = Engine(graph, state, self.clock)
@@ -176,7 +177,7 @@ class Runtime:
         backend = AgentBackend(
             live=live,
             switches=switches,
-            apply=lambda changed: self._apply(changed, graph),
+            apply=lambda changed: self._apply(changed, kernel, graph),
             graph=graph,
             kernel=state,
             hubble=flows,
@@ -197,13 +198,16 @@ class Runtime:
             stack.callback(reader.stop)
 
         identities = IdentityAllocator(store, self.inputs)
-        publisher = EndpointPublisher(store, self.desired, lambda: kernel.addresses[0])
+        publisher = EndpointPublisher(
+            store, self.desired, lambda: kernel.addresses[0], lambda: graph.policy.audit
+        )
         statuses = StatusPublisher(
             store,
             self.inputs,
             self.desired,
             self.clock,
             node=settings.node_name,
+            words=PolicyWords(graph, state).say if settings.policy_node_status else None,
             events=settings.source_dir is None,
         )
         sources = Sources(
@@ -285,6 +289,9 @@ class Runtime:
                 tunnel=settings.tunnel,
                 mtu=kernel.mtu,
                 mode=PolicyMode(settings.enforcement),
+                audit=settings.policy_audit_mode,
+                allow_localhost=settings.allow_localhost != "policy",
+                cidr_nodes=settings.policy_cidr_match_mode == "nodes",
                 identity_change_grace=settings.identity_change_grace,
                 host_firewall=settings.host_firewall,
                 own=own,
@@ -292,9 +299,11 @@ class Runtime:
             Restored(subjects=restored_subjects(kernel.restored_subjects())),
         )
 
-    def _apply(self, settings: AgentSettings, graph: ControlGraph) -> None:
-        """Put settings in force that change while the agent runs."""
+    def _apply(self, settings: AgentSettings, kernel: NodeKernel, graph: ControlGraph) -> None:
+        """Put settings in force that change while the agent runs. Raises OSError."""
+        kernel.update_settings(settings)
         graph.policy.mode = PolicyMode(settings.enforcement)
+        graph.policy.audit = settings.policy_audit_mode
 
     def _when_misregistered(self, own: Node, act: Callable[[], None]) -> Callable[[], None]:
         """What to call after each step, to act when the cluster lost this node or has it wrong: once for

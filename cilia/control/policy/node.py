@@ -51,6 +51,14 @@ Patches = dict[GroupKey, set[IdentityId]]
 Changes = tuple[list[Endpoint], list[EndpointId]]
 
 
+class Concern(NamedTuple):
+    """Whom a policy selects on this node."""
+
+    subjects: frozenset[SubjectId]
+    noted: bool
+    """What it denies is only noted: all of it is in audit."""
+
+
 class Shared(msgspec.Struct):
     """A group, and who shares it."""
 
@@ -145,6 +153,18 @@ class PolicyNode:
     def peers(self) -> dict[SomePeer, frozenset[IdentityId]]:
         """Every peer that rules in force here speak of, and the identities it means now (row P427)."""
         return self._selections.peers()
+
+    def concerns(self) -> dict[PolicyKey, Concern]:
+        """Whom each policy selects here; policies that select nobody here are left out."""
+        owners = {n: key for key, (_, serials) in self._of_policy.items() for n in serials}
+        found: dict[PolicyKey, set[SubjectId]] = {}
+        for subject, group in self._grouped.items():
+            for policy in {owners[n] for n in group.serials if n in owners}:
+                found.setdefault(policy, set()).add(self.subjects.get(subject))
+        return {
+            key: Concern(frozenset(subjects), all(section.audit for section in self._of_policy[key][0]))
+            for key, subjects in found.items()
+        }
 
     def rules_by_peer(self) -> dict[SomePeer, tuple[RuleRef, ...]]:
         """The rules in force here by the peer they speak of."""
