@@ -6,17 +6,19 @@ API server had not taken it, and its state says which part and what to write ins
 
 from __future__ import annotations
 
-from cilia.control.policy import parse_cilium, parse_kubernetes
+from cilia.control.policy import parse_administrator, parse_cilium, parse_kubernetes
 from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import Parsed
 from cilia.model.policy import PolicyObject
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 from cilia.model.resources.network_policy import NetworkPolicy
 
 
-def parse(policy: PolicyObject, cluster: str = "default") -> Parsed:
-    """Read one object. `cluster` is the name whose pods entity `cluster` means."""
-    reader = Reader(policy, cluster)
+def parse(policy: PolicyObject, cluster: str = "default", *, host_firewall: bool = False) -> Parsed:
+    """Read one object. `cluster` is the name whose pods entity `cluster`, and selectors of peers that name no
+    cluster, mean; policies for nodes are refused without `host_firewall`."""
+    reader = Reader(policy, cluster, host_firewall=host_firewall)
     body = policy.body
     if policy.problem is not None:
         reader.refuse(policy.problem.path, policy.problem.sentence)
@@ -24,6 +26,8 @@ def parse(policy: PolicyObject, cluster: str = "default") -> Parsed:
         parse_kubernetes.read(reader, body)
     elif isinstance(body, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
         parse_cilium.read(reader, body)
+    elif isinstance(body, ClusterNetworkPolicy):
+        parse_administrator.read(reader, body)
     else:
         reader.refuse("", f"A {policy.kind} can't be enforced here: apply one of the supported kinds.")
     return reader.result()
@@ -32,8 +36,9 @@ def parse(policy: PolicyObject, cluster: str = "default") -> Parsed:
 class RuleBook:
     """Remembers what was read, so that two readers of one table read each object once."""
 
-    def __init__(self, cluster: str = "default") -> None:
+    def __init__(self, cluster: str = "default", *, host_firewall: bool = False) -> None:
         self._cluster = cluster
+        self._host_firewall = host_firewall
         self._read: dict[tuple[str, str, str], tuple[PolicyObject, Parsed]] = {}
 
     def parsed(self, policy: PolicyObject) -> Parsed:
@@ -41,7 +46,7 @@ class RuleBook:
         known = self._read.get(policy.key)
         if known is not None and known[0] is policy:
             return known[1]
-        parsed = parse(policy, self._cluster)
+        parsed = parse(policy, self._cluster, host_firewall=self._host_firewall)
         self._read[policy.key] = (policy, parsed)
         return parsed
 

@@ -2,29 +2,38 @@
 
 Meanings are those of the Cilium policy language: a namespaced policy selects subjects in its own namespace
 and, unless a selector speaks of namespaces or reserved labels itself, peers too; `{}` among peers is every
-pod of the own namespace (every pod, clusterwide); an empty peer list selects nobody; a rule that names no
-peer and no port allows nobody; a rule with ports only is about everybody.
+pod of the own namespace (every pod, clusterwide); peers are of this cluster unless a selector speaks of
+clusters; an empty peer list selects nobody; a rule that names no peer and no port allows nobody; a rule with
+ports only is about everybody. With `nodeSelector` the subjects are nodes.
+
+Source: the Cilium policy language reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
+from cilia.control.policy import layer7
 from cilia.control.policy.ports import ICMP_PROTOCOL, PROTOCOLS, icmp_type
 from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import (
     ALL_PORTS,
     ANY_SOURCE,
-    HAS_NAMESPACE,
+    Action,
+    CidrGroup,
     Operator,
-    Peer,
+    PortName,
     PortRange,
+    Ports,
     Requirement,
     Rule,
     Section,
     Selector,
+    ServicePeer,
+    WrittenPeer,
     equals,
+    exists,
     reserved,
 )
 from cilia.model.labels import CLUSTER, NAMESPACE, NAMESPACE_LABELS
@@ -42,6 +51,7 @@ from cilia.model.resources.cilium_policy import (
     PortDenyRule,
     PortProtocol,
     PortRule,
+    Service,
 )
 from cilia.model.resources.cilium_policy import Rule as Spec
 
@@ -63,17 +73,20 @@ UNSUPPORTED = {
     "to_requires": "toRequires is not supported: add its labels to every selector of toEndpoints.",
     "from_groups": "Cloud groups are not supported: use fromCIDR.",
     "to_groups": "Cloud groups are not supported: use toCIDR.",
-    "from_nodes": "Selecting nodes by label is not supported yet: use entity remote-node.",
-    "to_nodes": "Selecting nodes by label is not supported yet: use entity remote-node.",
-    "to_services": "Services as peers are not supported yet: select their pods with toEndpoints.",
-    "to_fqdns": "DNS names are not supported yet: use toCIDR.",
+    "to_fqdns": "DNS names are not enforced yet: use toCIDR.",
 }
 """Fields of rules that can't be enforced, and what to write instead."""
 
-PROXIED = ("rules", "terminating_tls", "originating_tls", "server_names", "listener")
-"""Fields of port rules that need a proxy."""
+PORTLESS = {"VRRP": 112, "IGMP": 2}
+"""Protocols without ports that toPorts takes, by number (IANA)."""
 
-NO_PROXY = "Application-layer rules are not supported yet: remove this part, or keep to ports."
+CIDR_GROUP_NAME = "io.cilium.policy.cidrgroupname/"
+"""Before the name of a CiliumCIDRGroup, the key of the label of source cidrgroup that its prefixes bear."""
+
+MAX_LOG = 32
+"""Characters of spec.log.value."""
+
+HOST_FIREWALL_OFF = "Policies for nodes are not enforced here: start the agents with --host-firewall."
 
 
 def read(reader: Reader, body: CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy) -> None:
@@ -88,25 +101,53 @@ def read(reader: Reader, body: CiliumNetworkPolicy | CiliumClusterwideNetworkPol
 
 
 def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
-    if spec.endpoint_selector is None:
-        reader.refuse(
-            f"{path}.nodeSelector", "Policies for nodes are not supported yet: use endpointSelector."
-        )
-        return
-    subject = _subject(reader, spec.endpoint_selector, f"{path}.endpointSelector")
+    nodes = spec.endpoint_selector is None
+    subject = (
+        _node_subject(reader, spec.node_selector or LabelSelector(), f"{path}.nodeSelector")
+        if spec.endpoint_selector is None
+        else _subject(reader, spec.endpoint_selector, f"{path}.endpointSelector")
+    )
+    reader.log = _log(reader, spec, f"{path}.log.value")
     scope = _Scope(reader, about_init=_has_key(subject, "reserved", "init"))
     rules: list[Rule] = []
     for number, ingress in enumerate(spec.ingress or ()):
         rules += scope.rules(Direction.INGRESS, ingress, f"{path}.ingress[{number}]")
     for number, ingress_deny in enumerate(spec.ingress_deny or ()):
-        rules += scope.rules(Direction.INGRESS, ingress_deny, f"{path}.ingressDeny[{number}]", deny=True)
+        where = f"{path}.ingressDeny[{number}]"
+        rules += scope.rules(Direction.INGRESS, ingress_deny, where, Action.DENY)
     for number, egress in enumerate(spec.egress or ()):
         rules += scope.rules(Direction.EGRESS, egress, f"{path}.egress[{number}]")
     for number, egress_deny in enumerate(spec.egress_deny or ()):
-        rules += scope.rules(Direction.EGRESS, egress_deny, f"{path}.egressDeny[{number}]", deny=True)
+        where = f"{path}.egressDeny[{number}]"
+        rules += scope.rules(Direction.EGRESS, egress_deny, where, Action.DENY)
+    reader.log = ""
     reader.sections.append(
-        Section(subject=subject, ref=reader.ref(path), isolates=_isolates(spec), rules=tuple(rules))
+        Section(
+            subject=subject,
+            ref=reader.ref(path),
+            isolates=_isolates(spec),
+            rules=tuple(rules),
+            audit=reader.audit or bool(spec.audit),
+            nodes=nodes,
+        )
     )
+
+
+def _log(reader: Reader, spec: Spec, path: str) -> str:
+    """The text that flows carry."""
+    text = (spec.log.value if spec.log is not None else None) or ""
+    if len(text) > MAX_LOG or not text.isprintable():
+        reader.refuse(path, f"The text is longer than {MAX_LOG} printable characters: shorten it.")
+    return text
+
+
+def _node_subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
+    found = reader.requirements(selector, path)
+    if reader.policy.namespace:
+        reader.refuse(path, "Nodes are in no namespace: write a CiliumClusterwideNetworkPolicy.")
+    elif not reader.host_firewall:
+        reader.unsupported(path, HOST_FIREWALL_OFF)
+    return Selector.of([exists("reserved", "host"), *found])
 
 
 def _isolates(spec: Spec) -> tuple[Direction, ...]:
@@ -142,12 +183,9 @@ def _requirements(reader: Reader, selector: LabelSelector, path: str) -> list[Re
     found: list[Requirement] = []
     for requirement in reader.requirements(selector, path, source=ANY_SOURCE):
         source, colon, key = requirement.key.partition(":")
-        if not colon:
-            found.append(requirement)
-            continue
-        if source == "cidr":
-            reader.refuse(path, "Selectors of cidr: labels are not supported: use a CIDR rule.")
-        found.append(Requirement(source, key, requirement.operator, requirement.values))
+        found.append(
+            Requirement(source, key, requirement.operator, requirement.values) if colon else requirement
+        )
     return found
 
 
@@ -162,63 +200,78 @@ class _Scope:
         self._reader = reader
         self._about_init = about_init
 
-    def rules(self, direction: Direction, rule: AnyRule, path: str, *, deny: bool = False) -> Iterator[Rule]:
+    def rules(
+        self, direction: Direction, rule: AnyRule, path: str, action: Action = Action.ALLOW
+    ) -> Iterator[Rule]:
         """One rule for each peer that `rule` names."""
+        reader = self._reader
         self._refuse_unsupported(rule, path)
-        ports = self._ports(rule, path)
+        ports = self._ports(rule, path, direction)
         peers = self._peers(rule, path)
         if peers is None:
             if ports is not None:
-                yield self._reader.rule(direction, None, path, ports, deny=deny)
+                yield reader.rule(direction, None, path, ports, action)
             return
         for where, peer in peers:
-            yield self._reader.rule(direction, peer, where, ALL_PORTS if ports is None else ports, deny=deny)
+            yield reader.rule(direction, peer, where, ALL_PORTS if ports is None else ports, action)
 
     def _refuse_unsupported(self, rule: AnyRule, path: str) -> None:
+        reader = self._reader
         for field, sentence in UNSUPPORTED.items():
-            self._reader.refuse_if(getattr(rule, field, None), f"{path}.{camel_name(field)}", sentence)
+            value = getattr(rule, field, None)
+            if value is not None:
+                # An empty list of something unknown has a meaning, too.
+                where = f"{path}.{camel_name(field)}"
+                reader.unsupported(where, sentence, layer7.checks(reader, field, value, where))
         authentication = getattr(rule, "authentication", None)
         if authentication is not None and authentication.mode != "disabled":
-            self._reader.refuse(
+            reader.unsupported(
                 f"{path}.authentication.mode",
-                "Mutual authentication is not supported yet: set mode to disabled.",
+                "Mutual authentication is not enforced yet: set mode to disabled.",
             )
 
-    def _peers(self, rule: AnyRule, path: str) -> list[tuple[str, Peer]] | None:
+    # -- peers -------------------------------------------------------------------------------------------
+
+    def _peers(self, rule: AnyRule, path: str) -> list[tuple[str, WrittenPeer]] | None:
         """Paths and peers of a rule; None when it names no kind of peer at all."""
-        if isinstance(rule, IngressRule | IngressDenyRule):
-            side = "from"
-            endpoints, entities = rule.from_endpoints, rule.from_entities
-            cidrs, sets = rule.from_cidr, rule.from_cidr_set
-        else:
-            side = "to"
-            endpoints, entities = rule.to_endpoints, rule.to_entities
-            cidrs, sets = rule.to_cidr, rule.to_cidr_set
-        given = {
-            f"{side}Endpoints": endpoints,
-            f"{side}Entities": entities,
-            f"{side}CIDR": cidrs,
-            f"{side}CIDRSet": sets,
+        side = "from" if isinstance(rule, IngressRule | IngressDenyRule) else "to"
+        readers: dict[str, Callable[[Any, str], Iterator[tuple[str, WrittenPeer]]] | None] = {
+            "endpoints": self._endpoints,
+            "entities": self._entities,
+            "cidr": self._cidrs,
+            "cidr_set": self._cidr_sets,
+            "nodes": self._nodes,
+            "services": self._services,
+            "fqdns": None,
+            "groups": None,
         }
-        if all(peers is None for peers in given.values()):
+        given = {
+            camel_name(f"{side}_{kind}"): (peers, read)
+            for kind, read in readers.items()
+            if (peers := getattr(rule, f"{side}_{kind}", None)) is not None
+        }
+        if not given:
             return None
-        full = [name for name, peers in given.items() if peers]
+        full = [name for name, (peers, _) in given.items() if peers]
         if len(full) > 1:
             self._reader.refuse(path, f"{full[0]} and {full[1]} can't be in one rule: write two rules.")
-        if any(peers == () for peers in given.values()):
+        if len(full) < len(given):
             return []
         return [
-            *self._endpoints(endpoints or (), f"{path}.{side}Endpoints"),
-            *self._entities(entities or (), f"{path}.{side}Entities"),
-            *self._cidrs(cidrs or (), f"{path}.{side}CIDR"),
-            *self._cidr_sets(sets or (), f"{path}.{side}CIDRSet"),
+            pair for name, (peers, read) in given.items() if read for pair in read(peers, f"{path}.{name}")
         ]
 
-    def _endpoints(self, selectors: Sequence[LabelSelector], path: str) -> Iterator[tuple[str, Peer]]:
+    def _endpoints(self, selectors: Sequence[LabelSelector], path: str) -> Iterator[tuple[str, WrittenPeer]]:
         for number, selector in enumerate(selectors):
             where = f"{path}[{number}]"
-            scoped = self._scoped(_requirements(self._reader, selector, where))
-            yield where, scoped if scoped.requirements else None
+            found = _requirements(self._reader, selector, where)
+            sources = {requirement.source for requirement in found}
+            if sources & {"cidr", "cidrgroup"}:
+                for peer in self._addresses_by_label(found, where):
+                    yield where, peer
+            else:
+                scoped = self._scoped(found)
+                yield where, scoped if scoped.requirements else None
 
     def _scoped(self, found: list[Requirement]) -> Selector:
         """Restrict a peer's selector to the policy's namespace, or at least to pods.
@@ -226,18 +279,32 @@ class _Scope:
         Reserved labels are in no namespace. A policy for pods in initialisation, clusterwide, may mean
         peers without one, too.
         """
+        namespace = self._reader.policy.namespace
         if any(requirement.source == "reserved" for requirement in found):
             return Selector.of(found)
         keys = [r.key for r in found if r.source in (ANY_SOURCE, "k8s")]
-        if NAMESPACE in keys:
-            return Selector.of([HAS_NAMESPACE, *found])
-        if any(key.startswith(NAMESPACE_LABELS) for key in keys):
-            return Selector.of([HAS_NAMESPACE, *found])
-        if self._reader.policy.namespace:
-            return Selector.of([equals("k8s", NAMESPACE, self._reader.policy.namespace), *found])
-        return Selector.of(found if self._about_init else [HAS_NAMESPACE, *found])
+        if NAMESPACE in keys or any(key.startswith(NAMESPACE_LABELS) for key in keys):
+            return self._reader.peer_pods(found)
+        if namespace:
+            return self._reader.peer_pods([equals("k8s", NAMESPACE, namespace), *found])
+        return Selector.of(found) if self._about_init else self._reader.peer_pods(found)
 
-    def _entities(self, entities: Sequence[str], path: str) -> Iterator[tuple[str, Peer]]:
+    def _addresses_by_label(self, found: list[Requirement], path: str) -> Iterator[WrittenPeer]:
+        """The prefix or the groups that labels of source cidr or cidrgroup name; nothing may stand beside."""
+        reader = self._reader
+        if all(requirement.source == "cidrgroup" for requirement in found):
+            yield _group_by_label(found)
+            return
+        label, *others = found
+        if others or label.operator not in (Operator.EXISTS, Operator.IN) or any(label.values):
+            reader.refuse(path, "A label of source cidr stands alone and has no value: use a CIDR rule.")
+            return
+        # Labels have no colons: IPv6 is written with dashes, and a zero before one at the end.
+        peer = reader.cidr(label.key.replace("-", ":"), path)
+        if peer is not None:
+            yield peer
+
+    def _entities(self, entities: Sequence[str], path: str) -> Iterator[tuple[str, WrittenPeer]]:
         for number, entity in enumerate(entities):
             where = f"{path}[{number}]"
             if entity == "all":
@@ -249,59 +316,103 @@ class _Scope:
             elif entity != "none":
                 yield where, reserved(entity)
 
-    def _cidrs(self, prefixes: Sequence[str], path: str) -> Iterator[tuple[str, Peer]]:
+    def _nodes(self, selectors: Sequence[LabelSelector], path: str) -> Iterator[tuple[str, WrittenPeer]]:
+        for number, selector in enumerate(selectors):
+            for peer in self._reader.nodes(selector, f"{path}[{number}]"):
+                yield f"{path}[{number}]", peer
+
+    def _cidrs(self, prefixes: Sequence[str], path: str) -> Iterator[tuple[str, WrittenPeer]]:
         for number, text in enumerate(prefixes):
             peer = self._reader.cidr(text, f"{path}[{number}]")
             if peer is not None:
                 yield f"{path}[{number}]", peer
 
-    def _cidr_sets(self, sets: Sequence[CIDRRule], path: str) -> Iterator[tuple[str, Peer]]:
+    def _cidr_sets(self, sets: Sequence[CIDRRule], path: str) -> Iterator[tuple[str, WrittenPeer]]:
+        reader = self._reader
         for number, rule in enumerate(sets):
             where = f"{path}[{number}]"
-            if rule.cidr is None:
-                self._reader.refuse(
-                    f"{where}.cidrGroupRef", "CIDR groups are not supported yet: write the prefixes here."
-                )
-                continue
-            excepts = ((text, f"{where}.except[{n}]") for n, text in enumerate(rule.except_ or ()))
-            peer = self._reader.cidr(rule.cidr, f"{where}.cidr", excepts)
+            excepts = [(text, f"{where}.except[{n}]") for n, text in enumerate(rule.except_ or ())]
+            peer: WrittenPeer
+            if rule.cidr_group_ref is not None:
+                peer = CidrGroup(name=rule.cidr_group_ref, excepts=reader.prefixes(excepts))
+            elif rule.cidr_group_selector is not None:
+                wanted = reader.requirements(rule.cidr_group_selector, f"{where}.cidrGroupSelector")
+                peer = CidrGroup(selector=Selector.of(wanted), excepts=reader.prefixes(excepts))
+            else:
+                peer = reader.cidr(rule.cidr or "", f"{where}.cidr", excepts)
             if peer is not None:
                 yield where, peer
 
-    def _ports(self, rule: AnyRule, path: str) -> tuple[PortRange, ...] | None:
-        """The ranges a rule is about; None when it does not restrict them."""
+    def _services(self, services: Sequence[Service], path: str) -> Iterator[tuple[str, WrittenPeer]]:
+        reader = self._reader
+        own = reader.policy.namespace
+        for number, service in enumerate(services):
+            where = f"{path}[{number}]"
+            named, selected = service.k8s_service, service.k8s_service_selector
+            if named is None and selected is None:
+                reader.refuse(where, "The entry names no Service: give k8sService or k8sServiceSelector.")
+            if named is not None:
+                if not named.service_name:
+                    reader.refuse(f"{where}.k8sService.serviceName", "No Service is named: give its name.")
+                if not (named.namespace or own):
+                    reader.refuse(
+                        f"{where}.k8sService.namespace",
+                        "A clusterwide policy has no namespace of its own: give that of the Service.",
+                    )
+                yield where, ServicePeer(namespace=named.namespace or own, name=named.service_name or "")
+            if selected is not None:
+                found = reader.requirements(selected.selector, f"{where}.k8sServiceSelector.selector")
+                yield where, ServicePeer(namespace=selected.namespace or own, selector=Selector.of(found))
+
+    # -- ports -------------------------------------------------------------------------------------------
+
+    def _ports(self, rule: AnyRule, path: str, direction: Direction) -> tuple[Ports, ...] | None:
+        """The ports a rule is about; None when it does not restrict them."""
         if rule.to_ports and rule.icmps:
             self._reader.refuse(f"{path}.icmps", "toPorts and icmps can't be in one rule: write two rules.")
         if rule.icmps:
             return tuple(self._icmps(rule.icmps, f"{path}.icmps"))
         if not rule.to_ports:
             return None
-        ranges: list[PortRange] = []
+        found: list[Ports] = []
         groups: Sequence[PortRule | PortDenyRule] = rule.to_ports
         for number, group in enumerate(groups):
             where = f"{path}.toPorts[{number}]"
-            self._refuse_proxy(group, where)
             if not group.ports:
                 self._reader.refuse(
                     f"{where}.ports", "The list names no port: give ports, or leave toPorts out for all."
                 )
             for index, port in enumerate(group.ports or ()):
-                ranges += self._port(port, f"{where}.ports[{index}]")
-        return tuple(ranges)
+                found += self._port(port, f"{where}.ports[{index}]")
+            if isinstance(group, PortRule):
+                layer7.read(self._reader, group, where, direction)
+        return tuple(found)
 
-    def _port(self, port: PortProtocol, path: str) -> Iterator[PortRange]:
-        if not port.port.isdigit():
-            self._reader.refuse(f"{path}.port", "Named ports are not supported yet: write the number.")
+    def _port(self, port: PortProtocol, path: str) -> Iterator[Ports]:
+        text, protocol = port.port, port.protocol or "ANY"
+        if protocol in PORTLESS:
+            if text != "0" or port.end_port:
+                self._reader.refuse(f"{path}.port", f"{protocol} has no ports: leave port out.")
+            yield PortRange(PORTLESS[protocol])
             return
-        for protocol in PROTOCOLS[port.protocol or "ANY"]:
-            yield self._reader.port_range(protocol, int(port.port), port.end_port, f"{path}.endPort")
-
-    def _refuse_proxy(self, group: PortRule | PortDenyRule, path: str) -> None:
-        for field in PROXIED:
-            self._reader.refuse_if(getattr(group, field, None), f"{path}.{camel_name(field)}", NO_PROXY)
+        if text.isdecimal():
+            for number in PROTOCOLS[protocol]:
+                yield self._reader.port_range(number, int(text), port.end_port, f"{path}.endPort")
+            return
+        if port.end_port:
+            self._reader.refuse(
+                f"{path}.endPort", "A named port has no range: write the first port's number."
+            )
+        name = self._reader.port_name(text.lower(), f"{path}.port")
+        for number in PROTOCOLS[protocol]:
+            yield PortName(number, name)
 
     def _icmps(self, icmps: Sequence[ICMPRule], path: str) -> Iterator[PortRange]:
         for number, icmp in enumerate(icmps):
+            if not icmp.fields:
+                self._reader.refuse(
+                    f"{path}[{number}].fields", "The list names no ICMP type: give at least one."
+                )
             for index, field in enumerate(icmp.fields or ()):
                 kind = icmp_type(field.family, field.type)
                 if kind is None:
@@ -311,3 +422,10 @@ class _Scope:
                     )
                 else:
                     yield PortRange(ICMP_PROTOCOL[field.family], kind, kind)
+
+
+def _group_by_label(found: list[Requirement]) -> CidrGroup:
+    """The groups that labels of source cidrgroup select: one by its name, or all with those labels."""
+    if len(found) == 1 and found[0].key.startswith(CIDR_GROUP_NAME):
+        return CidrGroup(name=found[0].key.removeprefix(CIDR_GROUP_NAME))
+    return CidrGroup(selector=Selector.of(Requirement("k8s", r.key, r.operator, r.values) for r in found))

@@ -2,7 +2,8 @@
 
 Meanings are those of the Kubernetes API reference: absent and empty `from`, `to` and `ports` restrict
 nothing; a peer's namespace selector and pod selector hold together; a pod selector alone is about the
-policy's own namespace; only pods are selected by labels, only addresses outside the cluster by ipBlock.
+policy's own namespace; only pods of this cluster are selected by labels, only addresses outside the cluster
+by ipBlock. A port's name means the numbers that the receiving pod gives it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from cilia.control.policy.ports import PROTOCOLS
 from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import (
     ALL_PORTS,
-    HAS_NAMESPACE,
     Peer,
+    PortName,
     PortRange,
+    Ports,
+    Requirement,
     Rule,
     Section,
     Selector,
@@ -23,7 +26,6 @@ from cilia.control.policy.rules import (
 )
 from cilia.model.labels import NAMESPACE, NAMESPACE_LABELS
 from cilia.model.policy import Direction
-from cilia.model.resources.base import LabelSelector
 from cilia.model.resources.network_policy import (
     IPBlock,
     NetworkPolicy,
@@ -49,9 +51,16 @@ def read(reader: Reader, body: NetworkPolicy) -> None:
         for number, egress in enumerate(spec.egress or ()):
             path = f"spec.egress[{number}]"
             rules += _rules(reader, Direction.EGRESS, egress.to, "to", egress.ports, path)
-    subject = _pods_of_own_namespace(reader, spec.pod_selector, "spec.podSelector")
+    own = _own_namespace(reader)
+    subject = Selector.of([own, *reader.requirements(spec.pod_selector, "spec.podSelector")])
     reader.sections.append(
-        Section(subject=subject, ref=reader.ref("spec"), isolates=tuple(isolates), rules=tuple(rules))
+        Section(
+            subject=subject,
+            ref=reader.ref("spec"),
+            isolates=tuple(isolates),
+            rules=tuple(rules),
+            audit=reader.audit,
+        )
     )
 
 
@@ -82,13 +91,14 @@ def _peer(reader: Reader, peer: NetworkPolicyPeer, path: str) -> Peer:
         return _block(reader, block, f"{path}.ipBlock")
     if namespaces is None:
         if pods is not None:
-            return _pods_of_own_namespace(reader, pods, f"{path}.podSelector")
+            found = reader.requirements(pods, f"{path}.podSelector")
+            return reader.peer_pods([_own_namespace(reader), *found])
         reader.refuse(path, "The peer names nobody: give a podSelector, a namespaceSelector or an ipBlock.")
         return None
     found = reader.requirements(namespaces, f"{path}.namespaceSelector", prefix=NAMESPACE_LABELS)
     if pods is not None:
         found += reader.requirements(pods, f"{path}.podSelector")
-    return Selector.of([HAS_NAMESPACE, *found])
+    return reader.peer_pods(found)
 
 
 def _block(reader: Reader, block: IPBlock, path: str) -> Peer:
@@ -96,24 +106,24 @@ def _block(reader: Reader, block: IPBlock, path: str) -> Peer:
     return reader.cidr(block.cidr, f"{path}.cidr", excepts)
 
 
-def _pods_of_own_namespace(reader: Reader, selector: LabelSelector, path: str) -> Selector:
-    own = equals("k8s", NAMESPACE, reader.policy.namespace)
-    return Selector.of([own, *reader.requirements(selector, path)])
+def _own_namespace(reader: Reader) -> Requirement:
+    return equals("k8s", NAMESPACE, reader.policy.namespace)
 
 
-def _ports(reader: Reader, ports: tuple[NetworkPolicyPort, ...] | None, path: str) -> tuple[PortRange, ...]:
+def _ports(reader: Reader, ports: tuple[NetworkPolicyPort, ...] | None, path: str) -> tuple[Ports, ...]:
     if not ports:
         return ALL_PORTS
-    ranges: list[PortRange] = []
-    for number, port in enumerate(ports):
-        where = f"{path}.ports[{number}]"
-        (protocol,) = PROTOCOLS[port.protocol]
-        if isinstance(port.port, str):
-            reader.refuse(f"{where}.port", "Named ports are not supported yet: write the number.")
-        elif port.port is None:
-            if port.end_port is not None:
-                reader.refuse(f"{where}.endPort", "endPort needs port: give the first port of the range.")
-            ranges.append(PortRange(protocol))
-        else:
-            ranges.append(reader.port_range(protocol, port.port, port.end_port, f"{where}.endPort"))
-    return tuple(ranges)
+    return tuple(_port(reader, port, f"{path}.ports[{number}]") for number, port in enumerate(ports))
+
+
+def _port(reader: Reader, port: NetworkPolicyPort, path: str) -> Ports:
+    (protocol,) = PROTOCOLS[port.protocol]
+    if isinstance(port.port, str):
+        if port.end_port is not None:
+            reader.refuse(f"{path}.endPort", "A named port has no range: write the first port's number.")
+        return PortName(protocol, reader.port_name(port.port, f"{path}.port"))
+    if port.port is None:
+        if port.end_port is not None:
+            reader.refuse(f"{path}.endPort", "endPort needs port: give the first port of the range.")
+        return PortRange(protocol)
+    return reader.port_range(protocol, port.port, port.end_port, f"{path}.endPort")

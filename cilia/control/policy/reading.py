@@ -3,42 +3,74 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 from cilia.control.policy.rules import (
     ALL_PORTS,
+    HAS_NAMESPACE,
     Action,
     Cidr,
     Operator,
     Parsed,
-    Peer,
     PortRange,
+    Ports,
     Requirement,
     Rule,
     Section,
+    Selector,
+    WrittenPeer,
+    equals,
+    exists,
 )
 from cilia.model.address import IPNetwork
+from cilia.model.labels import CLUSTER, NAMESPACE
 from cilia.model.policy import Direction, PolicyObject, PolicyProblem, RuleRef
 from cilia.model.resources.base import LabelSelector
+
+AUDIT_ANNOTATION = "policy.cilia.io/audit"
+"""On a policy, "true": it decides nothing, and what it would have denied is noted."""
+
+_PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9](-?[a-z0-9])*")
+"""A service name of IANA (RFC 6335) as Kubernetes takes it: small letters, digits, single dashes."""
+
+MAX_PORT_NAME = 15
 
 
 class Reader:
     """Reads one object: every complaint is noted with its path, and one complaint refuses the object."""
 
-    def __init__(self, policy: PolicyObject, cluster: str) -> None:
+    def __init__(
+        self, policy: PolicyObject, cluster: str = "default", *, host_firewall: bool = False
+    ) -> None:
         self.policy = policy
         self.cluster = cluster
+        self.host_firewall = host_firewall
+        """Whether policies for nodes are enforced."""
         self.sections: list[Section] = []
+        self.log = ""
+        """What the flows say that the rules read now decide about."""
         self._problems: list[PolicyProblem] = []
+        self._unsupported: list[PolicyProblem] = []
+        self._warnings: list[PolicyProblem] = []
+        self.audit = self._audited()
+        """Whether the object as a whole is in audit."""
 
     def refuse(self, path: str, sentence: str) -> None:
-        """Note why the object can't be enforced."""
+        """Note why the object can't be enforced by anybody."""
         self._problems.append(PolicyProblem(path, sentence))
 
-    def refuse_if(self, value: object, path: str, sentence: str) -> None:
-        """Refuse what is present (also when empty: an empty list of something unknown has a meaning too)."""
-        if value is not None:
-            self.refuse(path, sentence)
+    def warn(self, path: str, sentence: str) -> None:
+        """Note where the object may not mean what its author had in mind."""
+        self._warnings.append(PolicyProblem(path, sentence))
+
+    def unsupported(self, path: str, sentence: str, check: Callable[[], None] | None = None) -> None:
+        """Note what can't be enforced here, unless `check` finds something wrong with it anyway."""
+        before = len(self._problems)
+        if check is not None:
+            check()
+        if len(self._problems) == before:
+            self._unsupported.append(PolicyProblem(path, sentence))
 
     def check_scope(self, *, clusterwide: bool) -> None:
         """Refuse a namespaced policy without a namespace, which would mean every pod, and the reverse."""
@@ -48,10 +80,22 @@ class Reader:
             self.refuse("metadata.namespace", f"A {self.policy.kind} needs a namespace: give one.")
 
     def result(self) -> Parsed:
-        """The sections, or the problems."""
-        if self._problems:
-            return Parsed((), tuple(dict.fromkeys(self._problems)))
-        return Parsed(tuple(self.sections))
+        """The sections, or the problems: first what is wrong, then what is only not enforced here."""
+        problems = tuple(dict.fromkeys([*self._problems, *self._unsupported]))
+        if problems:
+            return Parsed((), problems)
+        return Parsed(tuple(self.sections), warnings=tuple(dict.fromkeys(self._warnings)))
+
+    def _audited(self) -> bool:
+        text = self.policy.annotations.get(AUDIT_ANNOTATION, "false")
+        if text not in ("true", "false"):
+            self.warn(
+                f"metadata.annotations[{AUDIT_ANNOTATION}]",
+                f'{text!r} switches nothing, the policy is enforced: write "true" or "false".',
+            )
+        return text == "true"
+
+    # -- rules -------------------------------------------------------------------------------------------
 
     def ref(self, path: str) -> RuleRef:
         """A reference to a part of the object."""
@@ -61,15 +105,17 @@ class Reader:
     def rule(
         self,
         direction: Direction,
-        peer: Peer,
+        peer: WrittenPeer,
         path: str,
-        ports: Iterable[PortRange] = ALL_PORTS,
-        *,
-        deny: bool = False,
+        ports: Iterable[Ports] = ALL_PORTS,
+        action: Action = Action.ALLOW,
     ) -> Rule:
         """A rule whose verdicts name `path`."""
-        action = Action.DENY if deny else Action.ALLOW
-        return Rule(direction, peer, tuple(ports), action, self.ref(path))
+        policy = self.policy
+        ref = RuleRef(policy.kind, policy.namespace, policy.name, policy.resource_version, path, self.log)
+        return Rule(direction, peer, tuple(ports), action, ref)
+
+    # -- selectors ---------------------------------------------------------------------------------------
 
     def requirements(
         self, selector: LabelSelector, path: str, *, source: str = "k8s", prefix: str = ""
@@ -93,6 +139,25 @@ class Reader:
         elif values:
             self.refuse(path, f"Operator {operator} takes no values: remove them.")
 
+    def peer_pods(self, found: Iterable[Requirement]) -> Selector:
+        """Pods as peers: of this cluster, unless the requirements speak of clusters themselves (row P422)."""
+        wanted = list(found)
+        if not any(r.source == "k8s" and r.key == NAMESPACE and r.operator is Operator.IN for r in wanted):
+            wanted.append(HAS_NAMESPACE)
+        if all(requirement.key != CLUSTER for requirement in wanted):
+            wanted.append(equals("k8s", CLUSTER, self.cluster))
+        return Selector.of(wanted)
+
+    def nodes(self, selector: LabelSelector, path: str) -> tuple[Selector, Selector]:
+        """Nodes by label as peers: the others, and this one."""
+        found = self.requirements(selector, path)
+        return (
+            Selector.of([exists("reserved", "remote-node"), *found]),
+            Selector.of([exists("reserved", "host"), *found]),
+        )
+
+    # -- addresses and ports -----------------------------------------------------------------------------
+
     def cidr(self, text: str, path: str, excepts: Iterable[tuple[str, str]] = ()) -> Cidr | None:
         """A prefix less others, given as pairs of text and path; None after a refusal."""
         network = self._network(text, path)
@@ -106,11 +171,16 @@ class Reader:
             left_out.append(str(part))
         return Cidr(str(network), tuple(sorted(set(left_out)))) if network is not None else None
 
+    def prefixes(self, texts: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+        """Prefixes given as pairs of text and path, each once, in their one spelling."""
+        networks = (self._network(text, where) for text, where in texts)
+        return tuple(sorted({str(network) for network in networks if network is not None}))
+
     def _network(self, text: str, path: str) -> IPNetwork | None:
         try:
             network: IPNetwork = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            self.refuse(path, f"{text!r} is not a prefix: write an address, a slash and a length.")
+            self.refuse(path, f"{text[:60]!r} is not a prefix: write an address, a slash and a length.")
             return None
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
             self.refuse(path, f"{text} is IPv4 written as IPv6: write it as an IPv4 prefix.")
@@ -126,3 +196,13 @@ class Reader:
         if last and last < first:
             self.refuse(path, f"endPort {last} is below port {first}: exchange them.")
         return PortRange(protocol, first, last or first)
+
+    def port_name(self, text: str, path: str) -> str:
+        """The name of a port, checked: a name that no container can give its port selects nothing."""
+        if len(text) > MAX_PORT_NAME or not _PORT_NAME.fullmatch(text):
+            self.refuse(
+                path,
+                f"{text[:60]!r} is no name of a port: write a number, or up to {MAX_PORT_NAME} small "
+                "letters, digits and single dashes, at least one letter.",
+            )
+        return text

@@ -235,6 +235,8 @@ class Parsed(msgspec.Struct, frozen=True):
 
     sections: tuple[Section, ...] = ()
     problems: tuple[PolicyProblem, ...] = ()
+    warnings: tuple[PolicyProblem, ...] = ()
+    """Parts in force whose meaning here is not quite, or may not be, what the author had in mind."""
 
     @property
     def prefixes(self) -> frozenset[str]:

@@ -178,11 +178,12 @@ class ICMPRule(Strict, frozen=True, kw_only=True):
 
 
 class PortProtocol(Strict, frozen=True, kw_only=True):
-    """A port by number or name, or the range port..end_port. ANY, the default, is TCP, UDP and SCTP."""
+    """A port by number or name, or the range port..end_port; port 0 and no port are all ports. ANY, the
+    default, is TCP, UDP and SCTP; VRRP and IGMP have no ports."""
 
-    port: PortText
+    port: PortText = "0"
     end_port: PortNumber | None = None
-    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] | None = None
+    protocol: Literal["TCP", "UDP", "SCTP", "VRRP", "IGMP", "ANY"] | None = None
 
 
 class Secret(Strict, frozen=True, kw_only=True):
@@ -351,7 +352,7 @@ class RuleLabel(Strict, frozen=True, kw_only=True):
 class LogConfig(Strict, frozen=True, kw_only=True):
     """What flows say that a rule decided about."""
 
-    value: Annotated[str, Meta(max_length=256)] | None = None
+    value: Annotated[str, Meta(max_length=32)] | None = None
 
 
 class Rule(Strict, frozen=True, kw_only=True):

@@ -23,8 +23,13 @@ ADDITIONS = {
     "log",
     "cidrGroupSelector",
     "nodes",
+    "VRRP",
+    "IGMP",
 }
-"""Fields of ours, and of newer versions of the language, that the well-known schema lacks."""
+"""Fields and values of ours, and of newer versions of the language, that the well-known schema lacks."""
+
+OPTIONAL_HERE = {"port"}
+"""Fields that the well-known schema wants given."""
 
 
 def test_the_committed_files_are_the_generated_ones() -> None:
@@ -110,7 +115,9 @@ def comparable(schema: Any, name: str = "") -> Any:
         elif key == "oneOf":
             kept[key] = [one for one in value if not ADDITIONS & set(one["required"])]
         elif key in ("enum", "required"):
-            kept[key] = sorted(value)
+            kept[key] = sorted(set(value) - (ADDITIONS if key == "enum" else OPTIONAL_HERE))
+            if not kept[key]:
+                del kept[key]
         elif key == "description" or (key == "pattern" and name in OTHER_PATTERN):
             continue
         else:
