@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import AgentNode, agent_node, until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 
@@ -36,7 +36,7 @@ def everything_is_reset(node: AgentNode) -> Iterator[None]:
     ctl(node, "config", "--reset")
     ctl(node, "endpoint", "config", "default/server", "--reset")
     node.forget("deny")
-    assert reaches(node)
+    until(lambda: reaches(node), "the client to reach the server again")
 
 
 def ctl(node: AgentNode, *words: str) -> str:
@@ -115,3 +115,46 @@ def test_the_log_says_who_changed_what(node: AgentNode) -> None:
     )
     assert "uid=0" in line
     assert "before=default" in line
+
+
+def test_a_node_in_audit_passes_what_it_would_deny(node: AgentNode) -> None:
+    deny(node)
+    assert not reaches(node)
+    ctl(node, "config", "PolicyAuditMode=Enabled")
+    assert reaches(node)
+    ctl(node, "config", "--reset", "PolicyAuditMode")
+    assert not reaches(node)
+
+
+def test_an_endpoint_in_audit_passes_what_it_would_deny_also_after_a_crash(node: AgentNode) -> None:
+    deny(node)
+    assert not reaches(node)
+    ctl(node, "endpoint", "config", "default/server", "PolicyAuditMode=Enabled")
+    assert reaches(node)
+    node.agent.end(signal.SIGKILL)
+    node.start()
+    row = node.client.endpoint_settings("pod-name:default/server")[0]
+    assert (row.value, row.source) == (True, "live")
+    assert reaches(node)
+    ctl(node, "endpoint", "config", "default/server", "PolicyAuditMode=Disabled")
+    assert not reaches(node)
+
+
+def test_a_flow_that_audit_let_pass_ends_with_audit(node: AgentNode) -> None:
+    deny(node)
+    ctl(node, "config", "PolicyAuditMode=Enabled")
+    flow = node.connect("client", node.addresses["server"][0])
+    assert flow is not None
+    with flow:
+        flow.sendall(b"one")
+        assert flow.recv(3) == b"one"
+        ctl(node, "config", "--reset")
+        flow.sendall(b"two")
+        with pytest.raises(TimeoutError):
+            flow.recv(3)
+
+
+def test_denied_pods_are_answered_when_told_so(node: AgentNode) -> None:
+    deny(node)
+    ctl(node, "config", "PolicyDenyResponse=icmp")
+    assert setting(node, "policy-deny-response") == ("icmp", "live")

@@ -43,6 +43,6 @@ def _remove_all(settings: AgentSettings) -> Iterator[str]:
     yield "programs and maps removed"
     for name in ("endpoints", "objects", "deleteQueue"):
         shutil.rmtree(settings.state_dir / name, ignore_errors=True)
-    for name in ("node.json", "live.json"):
+    for name in ("node.json", "live.json", "host.json"):
         (settings.state_dir / name).unlink(missing_ok=True)
     yield "state removed"

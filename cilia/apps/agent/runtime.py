@@ -61,6 +61,8 @@ from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
 from cilia.kit.files import private_directory
 from cilia.kit.tasks import TaskGroup
+from cilia.model.endpoint import HOST_ENDPOINT
+from cilia.model.ids import EndpointId
 from cilia.model.node import Node
 from cilia.model.policy import PolicyMode
 from cilia.plugins.cni import conflist, delete_queue, install
@@ -162,6 +164,7 @@ class Runtime:
         self._restore(files, kernel, addresses)
         graph = self._graph(live.settings, kernel, own)
         state = kernel.follow(self.desired)
+        kernel.update_settings(live.settings)
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
         metrics = AgentMetrics(
@@ -274,10 +277,14 @@ class Runtime:
                 continue
             addresses.restore(attachment)
             self.inputs.attachments.put(attachment)
-            if saved.audit is not None:
-                self.inputs.endpoint_options.put(EndpointOptions(endpoint=attachment.id, audit=saved.audit))
+            self._restore_audit(attachment.id, saved.audit)
+        self._restore_audit(HOST_ENDPOINT, files.host_audit())
         self.inputs.attachments.synced = True
         self.inputs.endpoint_options.synced = True
+
+    def _restore_audit(self, endpoint: EndpointId, audit: bool | None) -> None:
+        if audit is not None:
+            self.inputs.endpoint_options.put(EndpointOptions(endpoint=endpoint, audit=audit))
 
     def _graph(self, settings: AgentSettings, kernel: NodeKernel, own: Node) -> ControlGraph:
         return ControlGraph(

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from cilia.kit.files import private_directory, remove_scratch, write_atomic
-from cilia.model.endpoint import Attachment
+from cilia.model.endpoint import HOST_ENDPOINT, Attachment
 from cilia.model.ids import EndpointId
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,12 @@ class SavedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     audit: bool | None = None
     """The live switch, if somebody has set it."""
+
+
+class HostSwitches(msgspec.Struct, frozen=True):
+    """What is kept of the host."""
+
+    audit: bool | None = None
 
 
 class NodeFile:
@@ -57,6 +63,7 @@ class EndpointFiles:
 
     def __init__(self, state_dir: Path) -> None:
         self._directory = state_dir / "endpoints"
+        self._host = state_dir / "host.json"
         private_directory(self._directory)
 
     def load(self) -> list[SavedEndpoint]:
@@ -75,8 +82,21 @@ class EndpointFiles:
         """Write one endpoint. Raises OSError (disk full)."""
         write_atomic(self._path(endpoint.attachment.id), msgspec.json.encode(endpoint), durable=False)
 
+    def host_audit(self) -> bool | None:
+        """The live switch of the host, which is an endpoint without an attachment."""
+        try:
+            return msgspec.json.decode(self._host.read_bytes(), type=HostSwitches).audit
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            log.error("the file of the host's switches is not usable", file=self._host.name, error=str(error))
+            return None
+
     def save_audit(self, identifier: EndpointId, audit: bool | None) -> None:
         """Write an endpoint's live switch, or that there is none. Raises OSError."""
+        if identifier == HOST_ENDPOINT:
+            write_atomic(self._host, msgspec.json.encode(HostSwitches(audit)))
+            return
         saved = msgspec.json.decode(self._path(identifier).read_bytes(), type=SavedEndpoint)
         content = msgspec.json.encode(msgspec.structs.replace(saved, audit=audit))
         write_atomic(self._path(identifier), content)

@@ -49,7 +49,7 @@ class EndpointSwitches:
         log.warning(
             "endpoint setting changed",
             endpoint=endpoint.id,
-            pod=endpoint.pod_name,
+            pod=endpoint.pod_name or "none",
             setting="audit",
             before=endpoint.audit,
             after="as annotated" if audit is None else audit,
