@@ -154,7 +154,7 @@ class PolicyLab:
             return records.find_pod(self.plan, peer.namespace, peer.name)
         return next(one for one in records.pods(self.plan) if one.name == "outside")
 
-    def start_pods(self, documents: Sequence[Document]) -> None:
+    def start_pods(self, documents: Sequence[Document], patience: float = PATIENCE) -> None:
         """Create pods and wait until they run, every node knows their addresses and enforces them."""
         self.apply(*documents)
         keys = [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in documents]
@@ -163,7 +163,7 @@ class PolicyLab:
             alive = {(one.namespace, one.name) for one in records.pods(self.plan) if records.alive(one)}
             return alive.issuperset(keys)
 
-        until(running, "all pods to run")
+        until(running, "all pods to run", patience)
         addresses = {
             address
             for one in records.pods(self.plan)
