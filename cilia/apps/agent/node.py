@@ -16,8 +16,10 @@ from cilia.control.ipam import AddressPool, PoolError
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import Clock
 from cilia.model.endpoint import Attachment
+from cilia.model.node import Node
 from cilia.model.resources import cilium_node as cn
-from cilia.model.resources.base import ObjectMeta
+from cilia.model.resources.base import AnyObject, ObjectMeta
+from cilia.sources.reflector import Translation
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +92,15 @@ class PodAddresses:
                     pool.release(address, self._clock.monotonic(), owner=owner)
 
 
+def own_labels(name: str) -> Translation[str, Node]:
+    """Translate the Kubernetes Node of this name, as far as its labels go."""
+
+    def row(raw: msgspec.Raw) -> Node:
+        return Node(name=name, labels=cluster.decode(raw, AnyObject).metadata.labels or {})
+
+    return Translation(cluster.NODES, row, lambda _: name, field_selector=f"metadata.name={name}")
+
+
 class Registration:
     """Writes this node's CiliumNode and waits for what the operator puts into it."""
 
@@ -98,6 +109,8 @@ class Registration:
         self._name = name
         self._addresses = tuple(addresses)
         self._boot_id = boot_id
+        self.labels: dict[str, str] | None = None
+        """The node's, which its object is to have; None: nobody tells, and the object keeps its own."""
 
     async def pod_prefixes(self) -> list[str]:
         """Make the node known and return the prefixes the operator gives it.
@@ -156,10 +169,17 @@ class Registration:
             await self.keep(prefixes, routers, fixed=fixed)
 
     async def _announce(self, node: cn.CiliumNode, routers: Sequence[str]) -> None:
-        """Add the node's own addresses among its pods."""
+        """Add the node's own addresses among its pods, and its labels."""
+        change: dict[str, object] = {}
         wanted = self._wanted(routers)
         if node.spec is None or node.spec.addresses != wanted:
-            await self._merge({"spec": {"addresses": msgspec.to_builtins(wanted)}})
+            change["spec"] = {"addresses": msgspec.to_builtins(wanted)}
+        before = node.metadata.labels or {}
+        if self.labels is not None and before != self.labels:
+            # In a merge patch null removes (RFC 7386).
+            change["metadata"] = {"labels": dict.fromkeys(before) | self.labels}
+        if change:
+            await self._merge(change)
 
     async def _ensure(self, prefixes: Sequence[str]) -> cn.CiliumNode:
         """The node's object, made with `prefixes` when there is none."""

@@ -36,7 +36,7 @@ from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.live import LiveSettings
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
-from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
+from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration, own_labels
 from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher
@@ -69,6 +69,8 @@ from cilia.plugins.cni import conflist, delete_queue, install
 from cilia.schema import Desired, EndpointOptions, Inputs, PodRow
 from cilia.sources import pods
 from cilia.sources.cluster import Sources
+from cilia.sources.reflector import Reflector
+from cilia.tables.table import Table
 
 log = structlog.get_logger(__name__)
 
@@ -160,6 +162,8 @@ class Runtime:
             "register node", registration.stay(registration_due, prefixes, routers, fixed=bool(fixed))
         )
 
+        self._follow_labels(tasks, store, registration, registration_due)
+
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
         graph = self._graph(live.settings, kernel, own)
@@ -224,7 +228,7 @@ class Runtime:
 
         engine.after.append(backend.stepped)
         engine.after.append(switches.forget_gone)
-        engine.after.append(self._when_misregistered(own, registration_due.set))
+        engine.after.append(self._when_misregistered(own, registration, registration_due.set))
         self._publish(tasks, engine, graph, identities, publisher, statuses)
         engine.start()
         await self._settle(engine, graph, identities)
@@ -312,19 +316,38 @@ class Runtime:
         graph.policy.mode = PolicyMode(settings.enforcement)
         graph.policy.audit = settings.policy_audit_mode
 
-    def _when_misregistered(self, own: Node, act: Callable[[], None]) -> Callable[[], None]:
+    def _follow_labels(
+        self, tasks: TaskGroup, store: Store, registration: Registration, due: asyncio.Event
+    ) -> None:
+        """Give this node's object the labels of its Kubernetes Node, if it has one, whenever they change."""
+        name = self.settings.node_name
+        table: Table[str, Node] = Table("own_node", lambda row: row.name)
+
+        def look() -> None:
+            node = table.get(name)
+            registration.labels = node.labels if node is not None else None
+            due.set()
+
+        table.listen(look)
+        tasks.spawn("reflect own node", Reflector(store, table, own_labels(name)).run())
+
+    def _when_misregistered(
+        self, own: Node, registration: Registration, act: Callable[[], None]
+    ) -> Callable[[], None]:
         """What to call after each step, to act when the cluster lost this node or has it wrong: once for
         each change of its object."""
         cursor = self.inputs.nodes.cursor()
 
         def look() -> None:
             put, deleted = cursor.take()
-            wrong = any(
-                row.name == own.name
-                and (row.addresses, row.router_addresses) != (own.addresses, own.router_addresses)
-                for row in put
-            )
-            if wrong or own.name in deleted:
+            for row in put:
+                labels = row.labels if registration.labels is None else registration.labels
+                wanted = msgspec.structs.replace(
+                    row, addresses=own.addresses, router_addresses=own.router_addresses, labels=labels
+                )
+                if row.name == own.name and row != wanted:
+                    act()
+            if own.name in deleted:
                 act()
 
         return look

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cilia.apps.agent.attach import PoolExhausted
-from cilia.apps.agent.node import PodAddresses, Registration
+from cilia.apps.agent.node import PodAddresses, Registration, own_labels
 from cilia.apps.agent.state import EndpointFiles, NodeFile, SavedEndpoint
 from cilia.cluster import store as cluster
 from cilia.kit.clock import ManualClock
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
+from cilia.model.node import Node
 from tests.support.memory_store import MemoryStore
 
 
@@ -117,3 +119,34 @@ def test_prefixes_on_disk(tmp_path: Path) -> None:
     assert NodeFile(tmp_path).load() == ["10.0.1.0/24"]
     (tmp_path / "node.json").write_bytes(b"\xff")
     assert found.load() == []
+
+
+def test_the_nodes_object_has_the_labels_of_the_kubernetes_node() -> None:
+    async def play() -> None:
+        store = MemoryStore()
+        await store.put(
+            cluster.CILIUM_NODES,
+            {
+                "metadata": {"name": "n1", "labels": {"zone": "a", "gone": "yes"}},
+                "spec": {"ipam": {"podCIDRs": ["10.0.1.0/24"]}},
+            },
+        )
+        registration = Registration(store, "n1", ["192.0.2.1"], "boot")
+        await registration.keep(["10.0.1.0/24"], [], fixed=False)
+        fields = store.fields(cluster.CILIUM_NODES, "n1")
+        assert fields["metadata"]["labels"] == {"zone": "a", "gone": "yes"}
+        registration.labels = {"zone": "b", "new": ""}
+        await registration.keep(["10.0.1.0/24"], [], fixed=False)
+        fields = store.fields(cluster.CILIUM_NODES, "n1")
+        assert fields["metadata"]["labels"] == {"zone": "b", "new": ""}
+        writes = len(store.writes)
+        await registration.keep(["10.0.1.0/24"], [], fixed=False)
+        assert len(store.writes) == writes
+
+    asyncio.run(play())
+
+
+def test_the_own_nodes_labels_are_read() -> None:
+    raw = msgspec.Raw(b'{"metadata":{"name":"n1","labels":{"zone":"a"}}}')
+    assert own_labels("n1").row(raw) == Node(name="n1", labels={"zone": "a"})
+    assert own_labels("n1").field_selector == "metadata.name=n1"
