@@ -70,6 +70,8 @@ union abi_types {
 	enum policy_match policy_match;
 	enum policy_flags policy_flags;
 	struct policy_entry policy_entry;
+	struct policy_counter_key policy_counter_key;
+	struct policy_counter policy_counter;
 };
 
 const volatile union abi_types abi_types = {};

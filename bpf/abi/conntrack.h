@@ -19,7 +19,7 @@ enum ct_icmp {
 /* The canonical tuple: the lower address first (as big-endian numbers), then the lower port. ICMP
  * flows carry the identifier in low_port and the normalised request type in high_port, with
  * CT_ICMP_ASKED_BY_HIGH added when the higher address asks: both ends may ping with one identifier.
- */
+ * Protocols without ports have 0 in both. */
 struct ct_key {
 	struct address low;
 	struct address high;
@@ -48,9 +48,9 @@ enum ct_side_index {
 enum ct_flags {
 	CT_INITIATOR_HIGH = 1 << 0, /* the flow was opened by the higher half of the tuple */
 	CT_SEEN_REPLY = 1 << 1,
-	CT_CLOSING_ORIGINAL = 1 << 2, /* FIN seen from the initiator */
-	CT_CLOSING_REPLY = 1 << 3,    /* FIN seen from the responder */
-	CT_CLOSED = 1 << 4,	      /* RST, or both FINs */
+	CT_CLOSING_ORIGINAL = 1 << 2, /* FIN or SHUTDOWN seen from the initiator */
+	CT_CLOSING_REPLY = 1 << 3,    /* the same from the responder */
+	CT_CLOSED = 1 << 4,	      /* RST or ABORT, or both closed */
 	CT_NODE_PORT = 1 << 5,
 	CT_PROXY = 1 << 6,
 };
@@ -70,7 +70,9 @@ struct ct_entry {
 	__u16 owner;		/* endpoint whose quota pays */
 	__u16 reverse_service;
 	__be16 proxy_port;
-	__u64 reserved;
+	__u8 prefix[2];	  /* per side: bits of protocol and port in the key of the deciding entry */
+	__u8 any_peer[2]; /* per side: the entry for any peer decided */
+	__u32 reserved;
 };
 
 /* ct_quota[endpoint id]: live entries an endpoint has opened. */

@@ -11,7 +11,7 @@
 	X(137, CT_UNKNOWN_L4_PROTOCOL, "connection tracking does not know the protocol")           \
 	X(139, UNSUPPORTED_L3_PROTOCOL, "neither IPv4, IPv6 nor ARP")                              \
 	X(141, ERROR_WRITING_TO_PACKET, "the packet could not be rewritten")                       \
-	X(142, UNKNOWN_L4_PROTOCOL, "the transport protocol is not supported")                     \
+	X(142, UNKNOWN_L4_PROTOCOL, "the transport protocol may not be sent there")                \
 	X(144, UNKNOWN_ICMPV4_TYPE, "an ICMP type that starts no flow and belongs to none")        \
 	X(146, UNKNOWN_ICMPV6_TYPE, "an ICMPv6 type that starts no flow and belongs to none")      \
 	X(147, ERROR_RETRIEVING_TUNNEL_KEY, "the tunnel key is missing")                           \
@@ -21,8 +21,8 @@
 	X(154, ERROR_WHILE_CORRECTING_L4_CHECKSUM,                                                 \
 	  "the transport checksum could not be corrected")                                         \
 	X(155, CT_MAP_INSERTION_FAILED, "the connection table is full")                            \
-	X(156, INVALID_IPV6_EXTENSION_HEADER, "an IPv6 extension header that is not walked")       \
-	X(157, IP_FRAGMENTATION_NOT_SUPPORTED, "a fragment of a protocol without ports")           \
+	X(156, INVALID_IPV6_EXTENSION_HEADER, "IPv6 extension headers out of order or too many")   \
+	X(157, IP_FRAGMENTATION_NOT_SUPPORTED, "a fragment of an ICMP error")                      \
 	X(160, NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT, "no node is known for the destination")        \
 	X(163, UNKNOWN_CONNECTION_TRACKING_STATE, "a reply to a flow that was never opened")       \
 	X(165, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION, "no policy is known yet")    \

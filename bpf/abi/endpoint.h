@@ -5,7 +5,6 @@
 enum endpoint_flags {
 	ENDPOINT_HOST = 1 << 0, /* an address of this node itself: deliver to the stack */
 	ENDPOINT_NO_SOURCE_CHECK = 1 << 1, /* the pod may send from foreign addresses */
-	ENDPOINT_AUDIT = 1 << 2,	   /* denials are reported but not enforced */
 };
 
 /* endpoints: address -> who lives there, on this node. */

@@ -106,7 +106,7 @@ struct event {
 	__u8 kind;    /* enum event_kind */
 	__u8 point;   /* enum observation_point */
 	__u8 verdict; /* enum event_verdict */
-	__u8 reason;  /* enum drop_reason */
+	__u8 reason;  /* enum drop_reason; of an audit verdict: what was not enforced */
 	__u8 file;    /* enum source_file */
 	__u8 protocol;
 	__u8 icmp_type;

@@ -29,18 +29,22 @@ struct nat_entry {
 	__u32 reserved;
 };
 
-/* fragments: ports of the first fragment, for those that follow. */
+/* fragments: what only the first fragment says, for those that follow. */
 struct fragment_key {
 	struct address source;
 	struct address destination;
 	__be32 id;
-	__u32 scope; /* ifindex, or VNI in the overlay: two senders may share a tuple */
-	__u8 protocol;
+	__u32 scope;   /* ifindex, or VNI in the overlay: two senders may share a tuple */
+	__u8 protocol; /* 0 in IPv6: its fragments may name an extension header */
 	__u8 reserved[7];
 };
 
 struct fragment_entry {
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 seen; /* coarse seconds */
+	__u32 seen;    /* coarse seconds */
+	__u8 protocol; /* behind all extension headers */
+	__u8 kind;     /* ICMP: request or reply */
+	__u8 icmp_type;
+	__u8 icmp_code;
 };

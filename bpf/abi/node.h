@@ -6,10 +6,9 @@ enum node_flags {
 	NODE_TUNNEL = 1 << 0, /* remote pods are reached through VXLAN */
 	NODE_MASQUERADE_IPV4 = 1 << 1,
 	NODE_MASQUERADE_IPV6 = 1 << 2,
-	NODE_POLICY_AUDIT = 1 << 3,
-	NODE_READER_ASLEEP = 1 << 4,
-	NODE_HOST_POLICY = 1 << 5,   /* the host is an endpoint with a policy, which is asked */
-	NODE_DENY_RESPONSE = 1 << 6, /* a local pod is told by ICMP that its packet was denied */
+	NODE_READER_ASLEEP = 1 << 3,
+	NODE_HOST_POLICY = 1 << 4,   /* the host is an endpoint with a policy, which is asked */
+	NODE_DENY_RESPONSE = 1 << 5, /* a local pod is told by ICMP that its packet was denied */
 };
 
 enum aggregation {

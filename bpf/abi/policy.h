@@ -42,8 +42,7 @@ enum policy_match {
 };
 
 enum policy_flags {
-	POLICY_AUDIT = 1 << 0,
-	POLICY_LOG = 1 << 1,
+	POLICY_AUDIT = 1 << 0,	 /* a denial that is reported, not enforced */
 	POLICY_DEFAULT = 1 << 2, /* no rule matched: the default verdict of the direction */
 };
 
@@ -58,4 +57,24 @@ struct policy_entry {
 	__u8 prefix;  /* bits of protocol and port this entry was written for */
 	__u8 flags;   /* enum policy_flags */
 	__u16 reserved;
+};
+
+/* policy_counters, per CPU: what entries were asked about. An entry counts each packet it judged,
+ * and each that dropped by what it had said of the flow before; packets of a flow it allowed are
+ * counted by the flow. */
+struct policy_counter_key {
+	__u32 peer;   /* identity; 0: the entry for any peer decided */
+	__u32 cookie; /* of the entry: what it said before a change of rules is told apart */
+	__u16 subject;
+	__be16 port;	/* as far as the entry's prefix reaches */
+	__u8 direction; /* enum direction */
+	__u8 protocol;
+	__u8 bits; /* of protocol and port, as in the entry's key */
+	__u8 reserved;
+};
+
+struct policy_counter {
+	__u64 packets;
+	__u64 bytes;
+	__u64 last; /* coarse seconds of CLOCK_MONOTONIC */
 };

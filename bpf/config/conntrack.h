@@ -12,7 +12,10 @@ const volatile __u32 ct_lifetime_tcp = 8000;
 /* TCP, after a reset or the second FIN; not renewed by stragglers. */
 const volatile __u32 ct_lifetime_closing = 10;
 
-/* UDP and everything else with ports. */
+/* SCTP, once both sides have been heard: heartbeats come at most 120 s apart (RFC 9260, 8.3). */
+const volatile __u32 ct_lifetime_sctp = 300;
+
+/* UDP, and every protocol without ports. */
 const volatile __u32 ct_lifetime_any = 60;
 
 /* ICMP requests and their replies. */

@@ -84,12 +84,40 @@ static __always_inline struct opening seen_by_initiator(const struct flow *flow,
 	return opening;
 }
 
-/* Asks one side's policy and notes the answer in side; audit turns a denial into a note. A peer
- * that nobody has described yet might be one that a rule denies, so "any" does not mean it. */
-static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
-				      const struct party *party, __u32 peer, __be16 port,
-				      __u8 direction)
+/* Counts the packet for the entry that decided about one side. */
+static __noinline int count_side(const struct flow *flow, const struct ct_entry *entry, __u32 index,
+				 __u32 peer, __be16 port)
 {
+	bool reply = flow->flags & EVENT_IS_REPLY;
+	const struct party *party =
+	    (index == CT_EGRESS) != reply ? &flow->source : &flow->destination;
+	struct policy_counter_key key = {
+	    .peer = entry->any_peer[index & 1] ? IDENTITY_UNKNOWN : peer,
+	    .cookie = entry->side[index & 1].cookie,
+	    .subject = party->pod ? party->pod->subject : 0,
+	    .port = port_within(port, entry->prefix[index & 1]),
+	    .direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
+	    .protocol = entry->prefix[index & 1] ? flow->packet.protocol : 0,
+	    .bits = entry->prefix[index & 1],
+	};
+
+	return count_entry(&key, flow->packet.length, flow->now);
+}
+
+/* The flow ends by this side's policy. */
+static __always_inline void blame(struct flow *flow, __u32 index)
+{
+	flow->direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	flow->denier = 1 + index;
+}
+
+/* Asks one side's policy and notes the answer in the entry; audit turns a denial into a note. A
+ * peer that nobody has described yet might be one that a rule denies, so "any" does not mean it. */
+static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry, __u32 index,
+				      const struct party *party, __u32 peer, __be16 port)
+{
+	__u8 direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	struct ct_side *side = &entry->side[index];
 	const struct endpoint *pod = party->pod;
 	struct policy_answer answer = {};
 	struct policy_question question = {
@@ -102,25 +130,31 @@ static __always_inline int judge_side(struct flow *flow, struct ct_side *side,
 	__u64 revision = question.active.revision & POLICY_REVISION_MASK;
 	enum drop_reason reason = judge(&question, &answer);
 
-	if (unlikely(!peer))
-		return direction == DIRECTION_EGRESS ? DROP(flow, UNKNOWN_L3_TARGET_ADDRESS)
-						     : DROP(flow, INVALID_IDENTITY);
-	if (!answer.known)
+	if (unlikely(!peer)) {
+		blame(flow, index);
+		return index == CT_EGRESS ? DROP(flow, UNKNOWN_L3_TARGET_ADDRESS)
+					  : DROP(flow, INVALID_IDENTITY);
+	}
+	if (!answer.known) {
+		blame(flow, index);
 		return DROP(flow, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION);
+	}
 	side->judged = revision << 32 | peer;
 	side->cookie = answer.cookie;
 	side->endpoint = pod->id;
 	side->match = answer.match;
-	side->flags = answer.flags & ~POLICY_AUDIT;
+	side->flags = answer.flags;
+	entry->prefix[index] = answer.prefix;
+	entry->any_peer[index] = answer.any_peer;
+	count_side(flow, entry, index, peer, port);
 	if (!reason)
 		return 0;
-	if (answer.flags & POLICY_AUDIT || pod->flags & ENDPOINT_AUDIT ||
-	    flow->settings->flags & NODE_POLICY_AUDIT) {
-		side->flags |= POLICY_AUDIT;
-		flow->audited = true;
+	if (answer.flags & POLICY_AUDIT) {
+		flow->audited = reason;
 		return 0;
 	}
 	side->judged |= CT_DENIED;
+	blame(flow, index);
 	return dropped_at(&flow->packet, reason, SOURCE_FILE, __LINE__);
 }
 
@@ -131,16 +165,11 @@ static __always_inline int judge_sides(struct flow *flow, struct ct_entry *entry
 	int dropped = 0;
 
 	if (opening->initiator.pod)
-		dropped = judge_side(flow, &entry->side[CT_EGRESS], &opening->initiator,
-				     opening->responder.identity, opening->port, DIRECTION_EGRESS);
-	if (dropped) {
-		flow->direction = DIRECTION_EGRESS;
-	} else if (opening->responder.pod) {
-		dropped = judge_side(flow, &entry->side[CT_INGRESS], &opening->responder,
-				     opening->initiator.identity, opening->port, DIRECTION_INGRESS);
-		if (dropped)
-			flow->direction = DIRECTION_INGRESS;
-	}
+		dropped = judge_side(flow, entry, CT_EGRESS, &opening->initiator,
+				     opening->responder.identity, opening->port);
+	if (!dropped && opening->responder.pod)
+		dropped = judge_side(flow, entry, CT_INGRESS, &opening->responder,
+				     opening->initiator.identity, opening->port);
 	recall_rules(flow, entry);
 	return dropped;
 }
@@ -151,6 +180,11 @@ static __always_inline __u32 lifetime_of(const struct packet *packet, __u32 flag
 		if (flags & CT_CLOSED)
 			return ct_lifetime_closing;
 		return flags & CT_SEEN_REPLY ? ct_lifetime_tcp : ct_lifetime_syn;
+	}
+	if (packet->protocol == IPPROTO_SCTP) {
+		if (flags & CT_CLOSED)
+			return ct_lifetime_closing;
+		return flags & CT_SEEN_REPLY ? ct_lifetime_sctp : ct_lifetime_syn;
 	}
 	return packet->kind == PACKET_PLAIN ? ct_lifetime_any : ct_lifetime_icmp;
 }
@@ -253,17 +287,17 @@ static __noinline int open_flow(struct flow *flow, struct ct_key *key, struct ct
 	flow->state = flow->answers ? CONNECTION_REPLY : CONNECTION_NEW;
 	if (packet->kind == PACKET_REPLY)
 		return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
+	if (unlikely(flow->answers)) {
+		fresh.flags = CT_SEEN_REPLY;
+		flow->flags |= EVENT_IS_REPLY;
+	}
 	dropped = judge_sides(flow, &fresh, &opening);
 	if (dropped)
 		return dropped;
 	count_first(&fresh, packet, flow->answers);
 	fresh.created = flow->now;
 	fresh.reported[0] = flow->now;
-	fresh.flags = first_flags(packet, by_low != flow->answers);
-	if (unlikely(flow->answers)) {
-		fresh.flags |= CT_SEEN_REPLY;
-		flow->flags |= EVENT_IS_REPLY;
-	}
+	fresh.flags |= first_flags(packet, by_low != flow->answers);
 	fresh.expires = flow->now + lifetime_of(packet, fresh.flags);
 	fresh.source_identity = opening.initiator.identity;
 	fresh.owner = owner_of(&opening);
@@ -284,14 +318,18 @@ static __noinline int judge_again(struct flow *flow, struct ct_key *key, struct 
 
 	__builtin_memset(changed.side, 0, sizeof(changed.side));
 	dropped = judge_sides(flow, &changed, &opening);
+	if (changed.side[CT_EGRESS].cookie != entry->side[CT_EGRESS].cookie ||
+	    changed.side[CT_INGRESS].cookie != entry->side[CT_INGRESS].cookie)
+		flow->report = true;
 	bpf_map_update_elem(&conntrack, key, &changed, BPF_EXIST);
 	return dropped;
 }
 
 /* 0: still good; 1: must be judged again; negative: denied, and still so. */
-static __always_inline int check_side(struct flow *flow, const struct ct_side *side,
+static __always_inline int check_side(struct flow *flow, const struct ct_entry *entry, __u32 index,
 				      const struct party *judge, __u32 peer)
 {
+	const struct ct_side *side = &entry->side[index];
 	__u64 judged = side->judged;
 
 	if (!judge->pod)
@@ -301,9 +339,24 @@ static __always_inline int check_side(struct flow *flow, const struct ct_side *s
 		return 1;
 	if (likely(!(judged & CT_DENIED)))
 		return 0;
+	blame(flow, index);
 	return dropped_at(&flow->packet,
 			  side->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY,
 			  SOURCE_FILE, __LINE__);
+}
+
+/* A packet that a remembered denial drops: the entry behind that is counted as if asked again. */
+static __noinline int drop_remembered(struct flow *flow, const struct ct_entry *entry, bool reply,
+				      int dropped)
+{
+	const struct opening opening = seen_by_initiator(flow, reply);
+
+	recall_rules(flow, entry);
+	if (flow->denier == 1 + CT_EGRESS)
+		count_side(flow, entry, CT_EGRESS, opening.responder.identity, opening.port);
+	else
+		count_side(flow, entry, CT_INGRESS, opening.initiator.identity, opening.port);
+	return dropped;
 }
 
 static __always_inline int check_sides(struct flow *flow, struct ct_key *key,
@@ -313,20 +366,14 @@ static __always_inline int check_sides(struct flow *flow, struct ct_key *key,
 	const struct party *responder = reply ? &flow->source : &flow->destination;
 	int result;
 
-	result = check_side(flow, &entry->side[CT_EGRESS], initiator, responder->identity);
-	if (likely(!result)) {
-		result = check_side(flow, &entry->side[CT_INGRESS], responder, initiator->identity);
-		if (result < 0)
-			flow->direction = DIRECTION_INGRESS;
-	} else if (result < 0) {
-		flow->direction = DIRECTION_EGRESS;
-	}
+	result = check_side(flow, entry, CT_EGRESS, initiator, responder->identity);
+	if (likely(!result))
+		result = check_side(flow, entry, CT_INGRESS, responder, initiator->identity);
 	if (likely(!result))
 		return 0;
 	if (result > 0)
 		return judge_again(flow, key, entry, reply);
-	recall_rules(flow, entry);
-	return result;
+	return drop_remembered(flow, entry, reply, result);
 }
 
 /* What a packet changes in a flow's life. */
@@ -334,7 +381,7 @@ static __always_inline __u32 transitions(const struct packet *packet, __u32 flag
 {
 	__u32 added = reply ? CT_SEEN_REPLY : 0;
 
-	if (packet->protocol != IPPROTO_TCP)
+	if (!packet->tcp_flags)
 		return added & ~flags;
 	if (packet->tcp_flags & TCP_FIN)
 		added |= reply ? CT_CLOSING_REPLY : CT_CLOSING_ORIGINAL;
@@ -370,7 +417,7 @@ static __always_inline void touch(struct flow *flow, struct ct_entry *entry, boo
 		aggregate(flow, entry, added, reply);
 }
 
-/* A SYN that opens, as opposed to the SYN-ACK that answers. */
+/* A SYN or INIT that opens, as opposed to what answers it. */
 static __always_inline bool is_opening(const struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -402,7 +449,8 @@ static __always_inline int track(struct flow *flow)
 		return open_flow(flow, &key, entry, by_low);
 	reply = by_low == !!(entry->flags & CT_INITIATOR_HIGH);
 	if (unlikely(is_opening(packet))) {
-		if (entry->flags & CT_CLOSING_ANY)
+		/* Either end of an association may begin it anew (RFC 9260, 5.2). */
+		if (entry->flags & CT_CLOSING_ANY || (reply && packet->protocol == IPPROTO_SCTP))
 			return open_flow(flow, &key, entry, by_low);
 		if (reply)
 			return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);

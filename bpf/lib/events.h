@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
 /* Floor 10: what the outside hears of a packet. */
-#include "flow.h"
+#include "parse.h"
 #include "../config/events.h"
 #include "../abi/event.h"
-#include <linux/in.h>
 
 /* The reader that goes to sleep asks, in the settings, to be woken; whoever sees it first does. */
 static __always_inline bool must_wake(struct node_settings *settings)
@@ -49,16 +48,16 @@ static __always_inline void describe_party(const struct party *party, __u32 *ide
 
 static __always_inline void describe_packet(struct event *event, const struct packet *packet)
 {
-	bool has_ports = packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP;
+	bool with_ports = has_ports(packet->protocol);
 
 	event->source = packet->source;
 	event->destination = packet->destination;
-	event->source_port = has_ports ? packet->source_port : 0;
-	event->destination_port = has_ports ? packet->destination_port : 0;
+	event->source_port = with_ports ? packet->source_port : 0;
+	event->destination_port = with_ports ? packet->destination_port : 0;
 	event->protocol = packet->protocol;
 	event->icmp_type = packet->icmp_type;
 	event->icmp_code = packet->icmp_code;
-	event->tcp_flags = packet->tcp_flags;
+	event->tcp_flags = packet->protocol == IPPROTO_TCP ? packet->tcp_flags : 0;
 	event->length = packet->length;
 	copy_bytes(event->destination_mac, packet->macs, sizeof(event->destination_mac));
 	copy_bytes(event->source_mac, packet->macs + 6, sizeof(event->source_mac));
@@ -123,7 +122,7 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	event->ifindex = skb->ifindex;
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
-	if (happening->reason) {
+	if (happening->kind == EVENT_DROP) {
 		event->file = flow->packet.file;
 		event->line = flow->packet.line;
 	} else {
@@ -144,12 +143,14 @@ static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flo
 	emit(skb, flow, &trace);
 }
 
-/* A packet that passed only because denials are not enforced here. */
+/* A packet that passed only because the denial is not enforced: with the reason it would have had.
+ */
 static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flow)
 {
 	struct happening audit = {
 	    .kind = EVENT_VERDICT,
 	    .verdict = VERDICT_AUDIT,
+	    .reason = flow->audited,
 	    .ring = RING_PRIORITY,
 	};
 
@@ -215,11 +216,16 @@ static __always_inline bool take_token(const struct node_settings *settings,
 	return true;
 }
 
+/* Whose drop it is: that of the end whose policy denied it, else of the end it is going to or
+ * coming from. */
 static __always_inline __u16 endpoint_to_blame(const struct flow *flow)
 {
-	const struct party *blamed =
-	    flow->direction == DIRECTION_INGRESS ? &flow->destination : &flow->source;
+	bool by_receiver = flow->direction == DIRECTION_INGRESS;
+	const struct party *blamed;
 
+	if (flow->denier && flow->flags & EVENT_IS_REPLY)
+		by_receiver = !by_receiver;
+	blamed = by_receiver ? &flow->destination : &flow->source;
 	return blamed->pod ? blamed->pod->id : 0;
 }
 

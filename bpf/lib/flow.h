@@ -5,7 +5,7 @@
 #include "maps.h"
 
 enum packet_kind {
-	PACKET_PLAIN = 0,   /* TCP, UDP, or a protocol that is not tracked */
+	PACKET_PLAIN = 0,   /* TCP, UDP, SCTP, or a protocol without ports */
 	PACKET_REQUEST = 1, /* ICMP that opens a flow */
 	PACKET_REPLY = 2,   /* ICMP that answers a request */
 	PACKET_ERROR = 3,   /* ICMP about another packet, which it quotes */
@@ -30,15 +30,15 @@ enum tcp_flag {
 struct packet {
 	struct address source;
 	struct address destination;
-	__be16 source_port;	 /* ICMP: the identifier */
+	__be16 source_port;	 /* ICMP: the identifier; 0: the protocol has no ports */
 	__be16 destination_port; /* ICMP: the request's type, also in a reply */
 	__u16 l3;		 /* offset of the IP header */
-	__u16 l4;		 /* offset of the transport header */
-	__u32 length;		 /* from the IP header on */
+	__u16 l4;     /* offset of the transport header, behind IPv6's extension headers */
+	__u32 length; /* from the IP header on */
 	__be32 fragment_id;
 	__u8 protocol;
-	__u8 family; /* enum family */
-	__u8 tcp_flags;
+	__u8 family;	/* enum family */
+	__u8 tcp_flags; /* SCTP: those with the meaning of the first chunk */
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 ttl;
@@ -63,19 +63,20 @@ struct flow {
 	struct party source;
 	struct party destination;
 	struct address next_hop; /* the tunnel's other end, or the gateway */
-	__u32 next_hop_family;	 /* AF_INET or AF_INET6 of a gateway */
+	__u16 next_hop_family;	 /* AF_INET or AF_INET6 of a gateway */
+	__u8 denier;		 /* whose policy ended it: 1 + enum ct_side_index; 0: nobody's */
+	__u8 answers;		 /* should nobody know its flow, the receiver has opened it */
 	__u32 now;		 /* coarse seconds */
 	__u32 ifindex;		 /* where it goes; 0: nowhere yet */
 	__u32 vni;
 	__u32 cookie[2]; /* enum ct_side_index */
 	__u8 match[2];
-	__u8 audited;	/* a side would have denied it */
+	__u8 audited;	/* the reason that a side's policy would have dropped it for */
 	__u8 direction; /* enum direction */
 	__u8 point;	/* enum observation_point */
 	__u8 state;	/* enum connection_state */
 	__u8 report;	/* aggregation lets it be reported */
 	__u8 flags;	/* enum event_flags */
-	__u8 answers;	/* should nobody know its flow, the receiver has opened it */
 };
 
 /* A step that ends the packet returns DROP(flow, NAME): the negative reason, with its place noted.

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
-/* Floor 4: pieces of a datagram. The first carries the ports; the map lends them to the others. */
+/* Floor 4: pieces of a datagram. The first carries the transport header; the map lends what matters
+ * of it to the others. */
 #include "parse.h"
 
 #undef SOURCE_FILE
@@ -13,10 +14,39 @@ static __always_inline struct fragment_key fragment_key_of(const struct packet *
 	    .destination = packet->destination,
 	    .id = packet->fragment_id,
 	    .scope = scope,
-	    .protocol = packet->protocol,
+	    .protocol = packet->family == FAMILY_IPV4 ? packet->protocol : 0,
 	};
 
 	return key;
+}
+
+/* Whether the first fragment says more than this one about the flow. */
+static __always_inline bool needs_first(const struct packet *packet)
+{
+	if (packet->family == FAMILY_IPV6 && is_extension_header(packet->protocol))
+		return true;
+	return has_ports(packet->protocol) || packet->protocol == icmp_protocol(packet);
+}
+
+static __always_inline int remember_first(struct flow *flow, const struct fragment_key *key)
+{
+	const struct packet *packet = &flow->packet;
+	struct fragment_entry first = {
+	    .source_port = packet->source_port,
+	    .destination_port = packet->destination_port,
+	    .seen = coarse_seconds(),
+	    .protocol = packet->protocol,
+	    .kind = packet->kind,
+	    .icmp_type = packet->icmp_type,
+	    .icmp_code = packet->icmp_code,
+	};
+
+	/* Errors quote no more than fits (RFC 1812, 4.3.2.3; RFC 4443, 2.4), and what is about
+	 * neighbours is never cut (RFC 6980). */
+	if (packet->kind >= PACKET_ERROR)
+		return DROP(flow, IP_FRAGMENTATION_NOT_SUPPORTED);
+	bpf_map_update_elem(&fragments, key, &first, BPF_ANY);
+	return 0;
 }
 
 /* scope: ifindex, or VNI in the overlay. */
@@ -26,22 +56,18 @@ static __noinline int resolve_fragment(struct flow *flow, __u32 scope)
 	struct fragment_key key = fragment_key_of(packet, scope);
 	struct fragment_entry *known;
 
-	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
-		return DROP(flow, IP_FRAGMENTATION_NOT_SUPPORTED);
-	if (packet->fragment == FRAGMENT_FIRST) {
-		struct fragment_entry ports = {
-		    .source_port = packet->source_port,
-		    .destination_port = packet->destination_port,
-		    .seen = coarse_seconds(),
-		};
-
-		bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+	if (packet->fragment == FRAGMENT_FIRST)
+		return remember_first(flow, &key);
+	if (!needs_first(packet))
 		return 0;
-	}
 	known = bpf_map_lookup_elem(&fragments, &key);
 	if (!known)
 		return DROP(flow, FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND);
 	packet->source_port = known->source_port;
 	packet->destination_port = known->destination_port;
+	packet->protocol = known->protocol;
+	packet->kind = known->kind;
+	packet->icmp_type = known->icmp_type;
+	packet->icmp_code = known->icmp_code;
 	return 0;
 }

@@ -64,6 +64,15 @@ struct {
 	__array(values, struct policy_inner);
 } policies SEC(".maps");
 
+/* What each entry was asked about. What does not fit is not counted, and judged all the same. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct policy_counter_key);
+	__type(value, struct policy_counter);
+} policy_counters SEC(".maps");
+
 /* Every flow of a pod, once. Not an LRU: that would forget idle established flows under load. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -88,7 +97,7 @@ struct {
 	__type(value, struct nat_entry);
 } snat SEC(".maps");
 
-/* Ports of datagrams that arrive in pieces. */
+/* Ports and the like of datagrams that arrive in pieces. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);

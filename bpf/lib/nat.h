@@ -10,6 +10,12 @@
 
 #define NAT_PROBES 16
 
+/* Whose flows the node's address can be shared among, by port or identifier. */
+static __always_inline bool is_translated_protocol(const struct packet *packet)
+{
+	return has_ports(packet->protocol) || packet->protocol == icmp_protocol(packet);
+}
+
 /* A flow's tuple as the pod's end (inside) and the world's (outside) see it. */
 static __always_inline __be16 inside_port(const struct packet *packet, bool leaving)
 {
@@ -70,6 +76,13 @@ static __always_inline void swap_ends(struct nat_key *key)
 static __always_inline const struct address *own_address(const struct flow *flow)
 {
 	return flow->packet.family == FAMILY_IPV4 ? &flow->settings->ipv4 : &flow->settings->ipv6;
+}
+
+/* SCTP's checksum covers the ports and the data: a new port would cost a walk over all of the
+ * packet (RFC 9260, 6.8), so the flow keeps its own or is not translated. */
+static __always_inline bool keeps_port(__u8 protocol)
+{
+	return protocol == IPPROTO_SCTP;
 }
 
 /* Candidate ports: the flow's own if it may be had, then a walk from a place the flow determines.
@@ -136,6 +149,10 @@ static __noinline int allocate(struct flow *flow, const struct nat_key *forward)
 
 	for (__u32 probe = 0; probe < NAT_PROBES; probe++) {
 		reverse.destination_port = candidate(&walk, probe);
+		if (keeps_port(forward->protocol)) {
+			probe = NAT_PROBES;
+			reverse.destination_port = forward->source_port;
+		}
 		if (bpf_map_update_elem(&snat, &reverse, &entry, BPF_NOEXIST))
 			continue;
 		entry.address = reverse.destination;
@@ -189,7 +206,9 @@ static __noinline int find_translation(struct flow *flow, struct change *change)
 			return 0;
 		known = allocate(flow, &key) ? bpf_map_lookup_elem(&snat, &key) : NULL;
 		if (!known)
-			return DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
+			return keeps_port(key.protocol)
+				   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
+				   : DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
 	} else if (known->seen != flow->now) {
 		refresh(&key, known, flow->now);
 	}
@@ -210,31 +229,45 @@ static __always_inline int masquerade(struct __sk_buff *skb, struct flow *flow)
 	return found > 0 ? rewrite(skb, flow, &change) ?: 1 : found;
 }
 
-/* A pod's ICMP error about an answer from outside: what it quotes is the answer as the pod got it.
+/* What became of the packet an ICMP error quotes, and in change what that means for the quote.
+ * Going out it quotes the world's answer as the pod got it, coming in the pod's packet as it left.
  */
+static __always_inline struct nat_entry *find_quoted(const struct packet *quoted, bool leaving,
+						     struct change *change)
+{
+	struct nat_key key = leaving ? reverse_key(quoted) : forward_key(quoted);
+	struct nat_entry *known;
+
+	key.way = leaving ? NAT_FORWARD : NAT_REVERSE;
+	swap_ends(&key);
+	known = bpf_map_lookup_elem(&snat, &key);
+	if (!known)
+		return NULL;
+	change->from = leaving ? key.source : key.destination;
+	change->from_port = leaving ? key.source_port : key.destination_port;
+	change->to = known->address;
+	change->to_port = known->port;
+	return known;
+}
+
+/* A pod's ICMP error about an answer from outside. */
 static __noinline int masquerade_error(struct __sk_buff *skb, struct flow *flow)
 {
 	struct packet quoted = {};
-	struct change outer = {.from = flow->packet.source, .is_source = 1};
-	struct change inner = {};
-	struct nat_key key;
-	struct nat_entry *known;
+	struct change change = {};
 	int dropped;
 
 	if (parse_quoted(skb, &flow->packet, &quoted))
 		return strange_icmp(flow);
-	key = reverse_key(&quoted);
-	key.way = NAT_FORWARD;
-	swap_ends(&key);
-	known = bpf_map_lookup_elem(&snat, &key);
-	if (!known)
+	if (!find_quoted(&quoted, true, &change))
 		return 0;
-	inner.from = key.source;
-	inner.from_port = key.source_port;
-	inner.to = outer.to = known->address;
-	inner.to_port = known->port;
-	dropped = rewrite_quoted(skb, flow, &quoted, &inner);
-	return dropped ?: rewrite(skb, flow, &outer) ?: 1;
+	dropped = rewrite_quoted(skb, flow, &quoted, &change);
+	if (dropped)
+		return dropped;
+	change.from = flow->packet.source;
+	change.from_port = change.to_port = 0;
+	change.is_source = 1;
+	return rewrite(skb, flow, &change) ?: 1;
 }
 
 /* The packet's destination is the pod's again, in the packet and in what is known of it. */
@@ -270,31 +303,20 @@ static __noinline int unmasquerade(struct __sk_buff *skb, struct flow *flow)
 	return give_back(skb, flow, &change);
 }
 
-/* An ICMP error about a masqueraded packet: it quotes the packet as it left. */
+/* An ICMP error about a masqueraded packet. */
 static __noinline int unmasquerade_error(struct __sk_buff *skb, struct flow *flow)
 {
 	struct packet quoted = {};
-	struct change outer = {.from = flow->packet.destination};
-	struct change inner = {.is_source = 1};
-	struct nat_key key;
-	struct nat_entry *known;
+	struct change change = {.is_source = 1};
 	int dropped;
 
-	if (parse_quoted(skb, &flow->packet, &quoted))
+	if (parse_quoted(skb, &flow->packet, &quoted) || !find_quoted(&quoted, false, &change))
 		return 0;
-	key = forward_key(&quoted);
-	key.way = NAT_REVERSE;
-	swap_ends(&key);
-	known = bpf_map_lookup_elem(&snat, &key);
-	if (!known)
-		return 0;
-	inner.from = key.destination;
-	inner.from_port = key.destination_port;
-	inner.to = outer.to = known->address;
-	inner.to_port = known->port;
-	dropped = rewrite_quoted(skb, flow, &quoted, &inner);
+	dropped = rewrite_quoted(skb, flow, &quoted, &change);
 	if (dropped)
 		return dropped;
-	outer.from_port = outer.to_port = flow->packet.source_port;
-	return give_back(skb, flow, &outer);
+	change.from = flow->packet.destination;
+	change.from_port = change.to_port = flow->packet.source_port;
+	change.is_source = 0;
+	return give_back(skb, flow, &change);
 }

@@ -32,7 +32,13 @@
 #define ICMPV6_MLD_FIRST 130
 #define ICMPV6_NDP_LAST 137
 #define ICMPV6_MLD2_REPORT 143
-#define LONGEST_HEADERS (ETH_HLEN + 60 + 60)
+#define LONGEST_IP 60
+#define LONGEST_TRANSPORT 60
+#define MOST_EXTENSIONS 8
+#define EXTENSION_BYTES 256
+#define IPPROTO_MOBILITY 135
+#define IPPROTO_HIP 139
+#define IPPROTO_SHIM6 140
 
 /* Both families' ICMP header, up to the identifier of an echo (linux/icmp.h needs a C library). */
 struct icmp_header {
@@ -43,11 +49,34 @@ struct icmp_header {
 	__be16 sequence;
 };
 
-struct ipv6_fragment {
+/* How every IPv6 extension header begins (RFC 8200, 4; RFC 4302, 2.2). */
+struct extension_header {
 	__u8 next_header;
-	__u8 reserved;
-	__be16 offset;
-	__be32 id;
+	__u8 length; /* in units that depend on the header, the first not counted */
+	union {
+		struct {
+			__u8 type;
+			__u8 segments_left;
+		} routing;
+		__be16 fragment_offset;
+	};
+	__be32 fragment_id;
+};
+
+struct sctp_header {
+	__be16 source;
+	__be16 destination;
+	__be32 tag;
+	__be32 checksum;
+};
+
+enum sctp_chunk {
+	SCTP_INIT = 1,
+	SCTP_INIT_ACK = 2,
+	SCTP_ABORT = 6,
+	SCTP_SHUTDOWN = 7,
+	SCTP_SHUTDOWN_ACK = 8,
+	SCTP_SHUTDOWN_COMPLETE = 14,
 };
 
 /* A position in the packet and its end; data_end moves with no step. */
@@ -135,11 +164,44 @@ static __always_inline int parse_udp(struct packet *packet, struct cursor *curso
 	return 0;
 }
 
+/* What the chunk does to an association, in TCP's words. */
+static __always_inline __u8 flags_of_chunk(__u8 type)
+{
+	switch (type) {
+	case SCTP_INIT:
+		return TCP_SYN;
+	case SCTP_INIT_ACK:
+		return TCP_SYN | TCP_ACK;
+	case SCTP_ABORT:
+	case SCTP_SHUTDOWN_COMPLETE:
+		return TCP_RST;
+	case SCTP_SHUTDOWN:
+	case SCTP_SHUTDOWN_ACK:
+		return TCP_FIN;
+	}
+	return TCP_ACK;
+}
+
+/* Chunks that open or end an association come first in their packet (RFC 9260, 6.10); one that does
+ * not leaves the flow to its lifetime. */
+static __always_inline int parse_sctp(struct packet *packet, struct cursor *cursor)
+{
+	struct sctp_header *sctp = take(cursor, sizeof(*sctp));
+	__u8 *chunk = take(cursor, 1);
+
+	if (!sctp || !chunk || unlikely(reaches_beyond(packet, sizeof(*sctp) + 1)))
+		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+	packet->source_port = sctp->source;
+	packet->destination_port = sctp->destination;
+	packet->tcp_flags = flags_of_chunk(*chunk);
+	return 0;
+}
+
 static __always_inline int parse_icmp(struct packet *packet, struct cursor *cursor)
 {
 	struct icmp_header *icmp = take(cursor, sizeof(*icmp));
 
-	if (!icmp)
+	if (!icmp || unlikely(reaches_beyond(packet, sizeof(*icmp))))
 		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
 	packet->icmp_type = icmp->type;
 	packet->icmp_code = icmp->code;
@@ -147,6 +209,9 @@ static __always_inline int parse_icmp(struct packet *packet, struct cursor *curs
 	    packet->family == FAMILY_IPV4 ? icmpv4_kind(icmp->type) : icmpv6_kind(icmp->type);
 	packet->source_port = icmp->id;
 	packet->destination_port = bpf_htons(request_type(packet));
+	/* Neighbours are not discovered in pieces (RFC 6980, 5). */
+	if (packet->kind == PACKET_CONTROL && unlikely(packet->fragment != FRAGMENT_NONE))
+		return REFUSE(packet, INVALID_PACKET_DROPPED);
 	return 0;
 }
 
@@ -155,10 +220,20 @@ static __always_inline __u8 icmp_protocol(const struct packet *packet)
 	return packet->family == FAMILY_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 }
 
-/* Other protocols parse as PACKET_PLAIN without ports: the caller decides what becomes of them. */
+/* ICMP of the other family: no receiver listens to it. */
+static __always_inline bool is_foreign_icmp(const struct packet *packet)
+{
+	return packet->protocol == (packet->family == FAMILY_IPV4 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+/* All other protocols are PACKET_PLAIN, with ports of 0. */
 static __always_inline int parse_l4(struct packet *packet, struct cursor *cursor)
 {
-
 	if (packet->fragment == FRAGMENT_LATER)
 		return 0;
 	if (packet->protocol == IPPROTO_TCP)
@@ -167,7 +242,9 @@ static __always_inline int parse_l4(struct packet *packet, struct cursor *cursor
 		return parse_udp(packet, cursor);
 	if (packet->protocol == icmp_protocol(packet))
 		return parse_icmp(packet, cursor);
-	return 0;
+	if (packet->protocol == IPPROTO_SCTP)
+		return parse_sctp(packet, cursor);
+	return is_foreign_icmp(packet) ? REFUSE(packet, UNKNOWN_L4_PROTOCOL) : 0;
 }
 
 static __always_inline __u8 fragment_kind(bool has_offset, bool more)
@@ -225,25 +302,110 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
 	return parse_l4(packet, cursor);
 }
 
-static __always_inline int parse_ipv6_fragment(struct packet *packet, struct cursor *cursor)
-{
-	struct ipv6_fragment *header = take(cursor, sizeof(*header));
-	__u16 offset;
-
-	if (!header)
-		return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
-	offset = bpf_ntohs(header->offset);
-	packet->protocol = header->next_header;
-	packet->fragment_id = header->id;
-	packet->fragment = fragment_kind(offset & IPV6_OFFSET_MASK, offset & IPV6_MORE_FRAGMENTS);
-	packet->l4 += sizeof(*header);
-	return 0;
-}
-
 static __always_inline bool is_extension_header(__u8 protocol)
 {
-	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
-	       protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_FRAGMENT;
+	switch (protocol) {
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_FRAGMENT:
+	case IPPROTO_AH:
+	case IPPROTO_DSTOPTS:
+	case IPPROTO_MOBILITY:
+	case IPPROTO_HIP:
+	case IPPROTO_SHIM6:
+		return true;
+	}
+	return false;
+}
+
+static __always_inline __u32 extension_length(__u8 protocol, __u8 length)
+{
+	if (protocol == IPPROTO_FRAGMENT)
+		return sizeof(struct extension_header);
+	if (protocol == IPPROTO_AH)
+		return (length + 2) * 4;
+	return (length + 1) * 8;
+}
+
+/* Where the walk along a chain is. */
+struct extension_walk {
+	__u32 first; /* offset of the first extension header */
+	__u32 at;
+	__u8 fragmented;
+};
+
+/* Hop-by-hop options stand first only, a fragment header comes once (RFC 8200, 4.1); a packet that
+ * is to visit others than its destination is judged by the wrong address (RFC 5095). */
+static __always_inline bool is_allowed_here(const struct extension_walk *walk, __u8 protocol,
+					    const struct extension_header *header)
+{
+	switch (protocol) {
+	case IPPROTO_HOPOPTS:
+		return walk->at == walk->first;
+	case IPPROTO_ROUTING:
+		return header->routing.type && !header->routing.segments_left;
+	case IPPROTO_FRAGMENT:
+		return !walk->fragmented;
+	}
+	return true;
+}
+
+static __always_inline void note_fragment(struct packet *packet,
+					  const struct extension_header *header)
+{
+	__u16 offset = bpf_ntohs(header->fragment_offset);
+
+	packet->fragment_id = header->fragment_id;
+	packet->fragment = fragment_kind(offset & IPV6_OFFSET_MASK, offset & IPV6_MORE_FRAGMENTS);
+}
+
+/* Moves l4 and protocol of an IPv6 packet, or of one that is quoted, behind its extension headers.
+ * A later fragment's chain ends with the fragment header. Returns 0 or a negative drop reason;
+ * global for the verifier's sake, as parse_headers is. */
+__noinline int walk_extensions(struct __sk_buff *skb, struct packet *packet)
+{
+	struct extension_walk walk = {};
+	struct extension_header header;
+	__u8 protocol;
+
+	if (!packet)
+		return -DROP_INVALID_IPV6_EXTENSION_HEADER;
+	walk.first = walk.at = packet->l4;
+	for (int count = 0; count <= MOST_EXTENSIONS; count++) {
+		protocol = packet->protocol;
+		packet->l4 = walk.at;
+		if (!is_extension_header(protocol) || packet->fragment == FRAGMENT_LATER)
+			return 0;
+		if (bpf_skb_load_bytes(skb, walk.at, &header, sizeof(header)))
+			return REFUSE(packet, CT_TRUNCATED_OR_INVALID_HEADER);
+		if (!is_allowed_here(&walk, protocol, &header))
+			break;
+		walk.at += extension_length(protocol, header.length);
+		if (walk.at > walk.first + EXTENSION_BYTES)
+			break;
+		packet->protocol = header.next_header;
+		if (protocol != IPPROTO_FRAGMENT)
+			continue;
+		walk.fragmented = true;
+		note_fragment(packet, &header);
+	}
+	return REFUSE(packet, INVALID_IPV6_EXTENSION_HEADER);
+}
+
+/* The chain's end is where the transport header is read next. */
+static __always_inline int skip_extensions(struct __sk_buff *skb, struct packet *packet,
+					   struct cursor *cursor)
+{
+	int dropped = walk_extensions(skb, packet);
+	__u32 l4 = packet->l4;
+
+	if (dropped)
+		return dropped;
+	if (l4 > ETH_HLEN + sizeof(struct ipv6hdr) + EXTENSION_BYTES)
+		return REFUSE(packet, INVALID_IPV6_EXTENSION_HEADER);
+	cursor->position = (void *)(long)skb->data + l4;
+	cursor->end = (void *)(long)skb->data_end;
+	return 0;
 }
 
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *packet,
@@ -266,16 +428,11 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
 	packet->l4 = packet->l3 + sizeof(*ip);
 	packet->protocol = ip->nexthdr;
 	packet->ttl = ip->hop_limit;
-	if (unlikely(packet->protocol == IPPROTO_FRAGMENT)) {
-		dropped = parse_ipv6_fragment(packet, cursor);
+	packet->fragment = FRAGMENT_NONE;
+	if (unlikely(is_extension_header(packet->protocol))) {
+		dropped = skip_extensions(skb, packet, cursor);
 		if (dropped)
 			return dropped;
-	}
-	if (is_extension_header(packet->protocol)) {
-		/* Listener reports carry a router alert (RFC 3810); every pod sends some. */
-		if (top_byte(&packet->destination) == 0xff)
-			return silently(packet, REFUSE(packet, UNKNOWN_L3_TARGET_ADDRESS));
-		return REFUSE(packet, INVALID_IPV6_EXTENSION_HEADER);
 	}
 	return parse_l4(packet, cursor);
 }
@@ -306,31 +463,36 @@ static __always_inline int parse_once(struct __sk_buff *skb, struct packet *pack
 	return REFUSE(packet, UNSUPPORTED_L3_PROTOCOL);
 }
 
-static __always_inline bool has_hidden_bytes(struct __sk_buff *skb)
+/* How far the headers may reach, as far as is known. */
+static __always_inline __u32 reach_of_headers(const struct packet *packet)
 {
-	__u64 readable = (void *)(long)skb->data_end - (void *)(long)skb->data;
+	__u32 longest = ETH_HLEN + LONGEST_IP;
 
-	return readable < skb->len && readable < LONGEST_HEADERS;
+	return (packet->l4 > longest ? packet->l4 : longest) + LONGEST_TRANSPORT;
 }
 
-/* Headers can sit beyond the directly readable part; then that part is grown and read again. l3 is
- * the length of the link header: ETH_HLEN or 0. A global function: the verifier looks at it alone
- * and forgets which of the many ways through it was taken, or every later step would be verified
- * once per way. */
+/* Headers can sit beyond the directly readable part; then that part is grown and read again, and
+ * once more when only that showed a chain of extension headers. l3 is the length of the link
+ * header: ETH_HLEN or 0. A global function: the verifier looks at it alone and forgets which of the
+ * many ways through it was taken, or every later step would be verified once per way. */
 __noinline int parse_headers(struct __sk_buff *skb, struct packet *packet, __u32 l3)
 {
-	__u32 wanted;
-	int dropped;
+	__u32 wanted, readable;
+	int dropped = -DROP_CT_TRUNCATED_OR_INVALID_HEADER;
 
 	if (!packet)
-		return -DROP_CT_TRUNCATED_OR_INVALID_HEADER;
-	dropped = parse_once(skb, packet, l3);
-	if (likely(dropped != -DROP_CT_TRUNCATED_OR_INVALID_HEADER) || !has_hidden_bytes(skb))
 		return dropped;
-	wanted = skb->len < LONGEST_HEADERS ? skb->len : LONGEST_HEADERS;
-	if (bpf_skb_pull_data(skb, wanted))
-		return dropped;
-	return parse_once(skb, packet, l3);
+	for (int round = 0; round < 3; round++) {
+		dropped = parse_once(skb, packet, l3);
+		if (likely(dropped != -DROP_CT_TRUNCATED_OR_INVALID_HEADER))
+			return dropped;
+		readable = (void *)(long)skb->data_end - (void *)(long)skb->data;
+		wanted = reach_of_headers(packet);
+		wanted = skb->len < wanted ? skb->len : wanted;
+		if (readable >= wanted || bpf_skb_pull_data(skb, wanted))
+			return dropped;
+	}
+	return dropped;
 }
 
 /* Returns 0 or a negative drop reason. */

@@ -56,12 +56,15 @@ struct policy_answer {
 	__u32 reason; /* enum drop_reason */
 	__u32 cookie;
 	__u32 precedence;
-	__u8 match;  /* enum policy_match */
-	__u8 flags;  /* enum policy_flags */
-	__u16 known; /* an entry decided */
+	__u8 match;    /* enum policy_match */
+	__u8 flags;    /* enum policy_flags */
+	__u8 prefix;   /* bits of protocol and port in the deciding entry's key */
+	__u8 any_peer; /* it was the entry for any peer */
+	__u32 known;   /* an entry decided */
 };
 
-static __always_inline struct policy_entry *deciding_entry(const struct policy_question *question)
+static __always_inline struct policy_entry *deciding_entry(const struct policy_question *question,
+							   struct policy_answer *answer)
 {
 	struct policy_key key = {
 	    .prefixlen = POLICY_FULL_BITS,
@@ -70,7 +73,7 @@ static __always_inline struct policy_entry *deciding_entry(const struct policy_q
 	    .protocol = question->protocol,
 	    .port = question->port,
 	};
-	struct policy_entry *of_peer, *of_any;
+	struct policy_entry *of_peer, *of_any, *decides;
 	__u32 slot = question->active.slot;
 	void *rules = bpf_map_lookup_elem(&policies, &slot);
 
@@ -79,7 +82,9 @@ static __always_inline struct policy_entry *deciding_entry(const struct policy_q
 	of_peer = bpf_map_lookup_elem(rules, &key);
 	key.peer = IDENTITY_UNKNOWN;
 	of_any = bpf_map_lookup_elem(rules, &key);
-	return stronger(of_peer, of_any);
+	decides = stronger(of_peer, of_any);
+	answer->any_peer = decides == of_any;
+	return decides;
 }
 
 static __always_inline enum drop_reason reason_of(const struct policy_entry *entry)
@@ -97,7 +102,7 @@ __noinline int judge(const struct policy_question *question, struct policy_answe
 
 	if (!question || !answer)
 		return DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
-	entry = deciding_entry(question);
+	entry = deciding_entry(question, answer);
 	if (!entry) {
 		answer->reason = DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
 		return answer->reason;
@@ -107,6 +112,31 @@ __noinline int judge(const struct policy_question *question, struct policy_answe
 	answer->precedence = entry->precedence;
 	answer->match = entry->match;
 	answer->flags = entry->flags;
+	answer->prefix = entry->prefix;
 	answer->known = true;
 	return answer->reason;
+}
+
+/* The port as far as an entry of so many bits names it. */
+static __always_inline __be16 port_within(__be16 port, __u8 bits)
+{
+	__u32 port_bits = bits > 8 ? bits - 8 : 0;
+
+	return port & bpf_htons(port_bits < 16 ? ~(0xffffU >> port_bits) : 0xffff);
+}
+
+/* Counts a packet for the entry that spoke about it. */
+static __always_inline int count_entry(const struct policy_counter_key *key, __u32 length,
+				       __u32 now)
+{
+	struct policy_counter first = {.packets = 1, .bytes = length, .last = now};
+	struct policy_counter *counter;
+
+	counter = bpf_map_lookup_elem(&policy_counters, key);
+	if (!counter)
+		return bpf_map_update_elem(&policy_counters, key, &first, BPF_NOEXIST);
+	counter->packets++;
+	counter->bytes += length;
+	counter->last = now;
+	return 0;
 }

@@ -15,7 +15,8 @@ static __always_inline int quoted_ipv4(struct __sk_buff *skb, __u32 offset, stru
 {
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.ihl < 5)
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.ihl < 5 ||
+	    ip.frag_off & bpf_htons(IPV4_OFFSET_MASK))
 		return -1;
 	map_ipv4(&quoted->source, bpf_ntohl(ip.saddr));
 	map_ipv4(&quoted->destination, bpf_ntohl(ip.daddr));
@@ -34,7 +35,7 @@ static __always_inline int quoted_ipv6(struct __sk_buff *skb, __u32 offset, stru
 	copy_bytes(&quoted->destination, &ip.daddr, sizeof(quoted->destination));
 	quoted->protocol = ip.nexthdr;
 	quoted->l4 = offset + sizeof(ip);
-	return 0;
+	return walk_extensions(skb, quoted) || quoted->fragment == FRAGMENT_LATER ? -1 : 0;
 }
 
 static __always_inline int quoted_icmp(struct __sk_buff *skb, struct packet *quoted)
@@ -57,8 +58,8 @@ static __always_inline int quoted_ports(struct __sk_buff *skb, struct packet *qu
 
 	if (quoted->protocol == icmp_protocol(quoted))
 		return quoted_icmp(skb, quoted);
-	if (quoted->protocol != IPPROTO_TCP && quoted->protocol != IPPROTO_UDP)
-		return -1;
+	if (!has_ports(quoted->protocol))
+		return 0;
 	if (bpf_skb_load_bytes(skb, quoted->l4, ports, sizeof(ports)))
 		return -1;
 	quoted->source_port = ports[0];
@@ -66,7 +67,9 @@ static __always_inline int quoted_ports(struct __sk_buff *skb, struct packet *qu
 	return 0;
 }
 
-/* Reads what an ICMP error quotes; negative: cut off, or a protocol that starts no flow. */
+/* Reads what an ICMP error quotes; negative: cut off, a later fragment, or ICMP that starts no
+ * flow.
+ */
 static __noinline int parse_quoted(struct __sk_buff *skb, const struct packet *packet,
 				   struct packet *quoted)
 {
@@ -125,14 +128,9 @@ static __always_inline int track_packet(struct __sk_buff *skb, struct flow *flow
 		dropped = resolve_fragment(flow, scope);
 		if (dropped)
 			return dropped;
-	} else if (unlikely(packet->kind >= PACKET_ERROR)) {
+	}
+	if (unlikely(packet->kind >= PACKET_ERROR)) {
 		return packet->kind == PACKET_ERROR ? track_error(skb, flow) : strange_icmp(flow);
 	}
 	return track(flow);
-}
-
-static __always_inline bool is_tracked_protocol(const struct packet *packet)
-{
-	return packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP ||
-	       packet->protocol == icmp_protocol(packet);
 }

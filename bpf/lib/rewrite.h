@@ -74,7 +74,8 @@ static __always_inline int fix_pseudo_header(struct __sk_buff *skb, const struct
 {
 	__u64 flags = BPF_F_PSEUDO_HDR;
 
-	if (packet->protocol == IPPROTO_ICMP)
+	/* Neither checksum covers addresses. */
+	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_SCTP)
 		return 0;
 	if (packet->protocol == IPPROTO_UDP)
 		flags |= BPF_F_MARK_MANGLED_0;

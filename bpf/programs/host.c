@@ -63,8 +63,6 @@ static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow
 		return answer_host_control(skb, flow);
 	if (is_multicast(&flow->packet))
 		return silently(&flow->packet, DROP(flow, UNKNOWN_L3_TARGET_ADDRESS));
-	if (!is_tracked_protocol(&flow->packet))
-		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = find_destination(flow);
 	if (dropped)
 		return dropped;

@@ -45,8 +45,6 @@ __noinline int check_protocol(struct packet *packet, __u32 tunnel_port)
 	if (!packet)
 		return -DROP_UNKNOWN_L4_PROTOCOL;
 	encapsulation = encapsulation_of(packet, tunnel_port);
-	if (encapsulation == ENCAPSULATION_NONE && !is_tracked_protocol(packet))
-		return REFUSE(packet, UNKNOWN_L4_PROTOCOL);
 	from = bpf_ntohs(packet->source_port);
 	if (packet->protocol == IPPROTO_UDP &&
 	    (from == DHCPV4_SERVER_PORT || from == DHCPV6_SERVER_PORT))
@@ -86,43 +84,38 @@ static __always_inline int check_encapsulation(struct flow *flow, const struct e
 		return result;
 	if (may_lead_to_node(flow) || is_node(flow, local, known))
 		return DROP(flow, ENCAPSULATION_TRAFFIC_IS_PROHIBITED);
-	return result == ENCAPSULATION_IP ? DROP(flow, UNKNOWN_L4_PROTOCOL) : 0;
+	if (result == ENCAPSULATION_IP && !is_workload(flow->destination.identity))
+		return DROP(flow, UNKNOWN_L4_PROTOCOL);
+	return 0;
 }
 
 /* The host's own word about a packet that reaches it by one of its lesser addresses. */
-static __always_inline int judge_arrival_at_host(struct flow *flow)
+static __always_inline int judge_arrival_at_host(struct flow *flow, struct ct_entry *entry)
 {
 	struct endpoint *host = is_host_judged(flow) ? host_endpoint(flow) : NULL;
-	struct ct_side side = {};
-	int dropped;
 
 	if (!host)
 		return 0;
 	set_party(flow, &flow->destination, host);
-	dropped = judge_side(flow, &side, &flow->destination, flow->source.identity,
-			     flow->packet.destination_port, DIRECTION_INGRESS);
-	flow->cookie[CT_INGRESS] = side.cookie;
-	flow->match[CT_INGRESS] = side.match;
-	if (dropped)
-		flow->direction = DIRECTION_INGRESS;
-	return dropped;
+	return judge_side(flow, entry, CT_INGRESS, &flow->destination, flow->source.identity,
+			  flow->packet.destination_port);
 }
 
 /* What goes to the stack for want of a route may reach the node itself: so the pod must be allowed
  * to, unless the node began. */
 static __noinline int judge_as_host(struct flow *flow)
 {
-	struct ct_side side = {};
+	struct ct_entry entry = {};
 	int dropped;
 
 	if (flow->destination.identity != IDENTITY_HOST || flow->state == CONNECTION_REPLY ||
 	    flow->state == CONNECTION_RELATED)
 		return DECISION_STACK;
-	dropped = judge_side(flow, &side, &flow->source, IDENTITY_HOST,
-			     flow->packet.destination_port, DIRECTION_EGRESS);
-	flow->cookie[CT_EGRESS] = side.cookie;
-	flow->match[CT_EGRESS] = side.match;
-	return dropped ?: judge_arrival_at_host(flow) ?: DECISION_STACK;
+	dropped = judge_side(flow, &entry, CT_EGRESS, &flow->source, IDENTITY_HOST,
+			     flow->packet.destination_port)
+		      ?: judge_arrival_at_host(flow, &entry);
+	recall_rules(flow, &entry);
+	return dropped ?: DECISION_STACK;
 }
 
 static __always_inline int leave_node(struct __sk_buff *skb, struct flow *flow)
@@ -228,8 +221,6 @@ static __always_inline int handle_packet_to_pod(struct __sk_buff *skb, struct fl
 		return dropped;
 	if (flow->packet.kind == PACKET_CONTROL)
 		return DECISION_STACK;
-	if (!is_tracked_protocol(&flow->packet))
-		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = identify_sender_behind_stack(skb, flow);
 	return dropped ?: track_packet(skb, flow, skb->ifindex) ?: DECISION_STACK;
 }

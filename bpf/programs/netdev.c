@@ -108,7 +108,7 @@ static __always_inline int translate_back(struct __sk_buff *skb, struct flow *fl
 		return 0;
 	if (packet->kind == PACKET_ERROR)
 		return unmasquerade_error(skb, flow);
-	return is_tracked_protocol(packet) ? unmasquerade(skb, flow) : 0;
+	return is_translated_protocol(packet) ? unmasquerade(skb, flow) : 0;
 }
 
 /* A device without link headers: the pod's has them. */
@@ -131,8 +131,6 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *fl
 	int dropped;
 
 	flow->direction = DIRECTION_INGRESS;
-	if (!is_tracked_protocol(&flow->packet))
-		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
 	if (dropped)
 		return dropped;
@@ -204,13 +202,13 @@ static __always_inline int translate(struct __sk_buff *skb, struct flow *flow)
 	struct packet *packet = &flow->packet;
 	int dropped;
 
-	if (!is_tracked_protocol(packet))
-		return DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE);
 	if (packet->fragment != FRAGMENT_NONE) {
 		dropped = resolve_fragment(flow, skb->ifindex);
 		if (dropped)
 			return dropped;
 	}
+	if (!is_translated_protocol(packet))
+		return DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE);
 	if (packet->kind == PACKET_ERROR)
 		return masquerade_error(skb, flow);
 	if (packet->kind > PACKET_ERROR)

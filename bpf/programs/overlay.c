@@ -64,8 +64,6 @@ static __always_inline int deliver(struct __sk_buff *skb, struct flow *flow)
 		dropped = flow->destination.pod ? track_packet(skb, flow, flow->vni) : 0;
 		return dropped ?: prepare_host(skb, flow);
 	}
-	if (!is_tracked_protocol(&flow->packet))
-		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	dropped = check_ttl(flow) ?: track_packet(skb, flow, flow->vni);
 	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
 }

@@ -11,7 +11,9 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
 from tests.support.datapath_world import (
+    DENY,
     DENY_ALL,
+    EGRESS,
     INGRESS,
     POD_FAR4,
     ROUTER4,
@@ -181,14 +183,66 @@ def test_multicast_is_not_reported(world: World, ears: Ears) -> None:
 
 
 def test_audit_is_a_verdict_of_its_own(world: World, ears: Ears) -> None:
-    world.add_pod(world.pod_b, flags=world.layout.value("ENDPOINT_AUDIT"))
-    world.set_policy(2, DENY_ALL)
+    world.set_policy(2, (Rule(INGRESS, DENY, cookie=3, flags=4 | 1),))
     world.from_pod(world.pod_a, ahead("S"))
     world.from_pod(world.pod_a, ahead("A"))
-    audits, traces = ears.read()
-    assert [(int(event["kind"]), int(event["verdict"])) for event in audits] == [(VERDICT, 4)]
-    assert int(audits[0]["ingress_cookie"]) == 3
+    (audit,), traces = ears.read()
+    assert (int(audit["kind"]), int(audit["verdict"]), int(audit["reason"])) == (VERDICT, 4, 133)
+    assert (int(audit["egress_cookie"]), int(audit["ingress_cookie"])) == (2, 3)
+    assert (int(audit["point"]), int(audit["line"])) == (101, 0)
     assert len(traces) == 1
+    world.set_policy(2, (Rule(INGRESS, DENY, cookie=4, flags=1),))
+    world.from_pod(world.pod_a, ahead("A"))
+    (audit,) = ears.drops()
+    assert (int(audit["reason"]), int(audit["ingress_cookie"])) == (181, 4)
+
+
+def test_a_flow_judged_anew_tells_its_new_rules(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_b, back("SA"))
+    ears.read()
+    world.set_policy(2, (Rule(INGRESS, cookie=11), Rule(EGRESS, cookie=12)))
+    world.from_pod(world.pod_a, ahead("A"))
+    (trace,) = ears.traces()
+    assert (int(trace["egress_cookie"]), int(trace["ingress_cookie"])) == (2, 11)
+    world.switch(2)
+    world.from_pod(world.pod_a, ahead("A"))
+    assert ears.traces() == []
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize("denier", ["initiator", "responder"])
+@pytest.mark.parametrize("direction", ["request", "reply"])
+def test_a_running_flow_drops_with_the_denying_sides_rule(
+    world: World, ears: Ears, denier: str, direction: str, remembered: bool
+) -> None:
+    """However the packet travels: the side that denies gives reason, direction, cookie and bucket."""
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_b, back("SA"))
+    world.settings["drop_rate"][0] = world.settings["drop_burst"][0] = 2
+    subject, flow_direction = (1, EGRESS) if denier == "initiator" else (2, INGRESS)
+    world.set_policy(subject, (Rule(flow_direction, DENY, cookie=21), Rule(3 - flow_direction, cookie=22)))
+    for _ in range(1 + remembered):
+        ears.read()
+        if direction == "request":
+            world.from_pod(world.pod_a, ahead("A"))
+        else:
+            world.from_pod(world.pod_b, back("A"))
+        (event,) = ears.drops()
+    cookies = (21, 0) if denier == "initiator" else (2, 21)
+    assert (int(event["egress_cookie"]), int(event["ingress_cookie"])) == cookies
+    assert (int(event["reason"]), int(event["direction"])) == (181, flow_direction)
+    assert bool(int(event["flags"]) & IS_REPLY) == (direction == "reply")
+    keys, _ = world.dataplane.maps["drop_buckets"].dump()
+    assert [int(key["endpoint"]) for key in keys] == [101 if denier == "initiator" else 102]
+
+
+def test_a_flow_with_a_remote_end_carries_the_local_sides_rule(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=POD_FAR4) / UDP(sport=5, dport=53))
+    world.from_host(IP(src=ROUTER4, dst="10.0.0.12") / UDP(sport=5, dport=53))
+    out, inwards = ears.traces()
+    assert (int(out["egress_cookie"]), int(out["ingress_cookie"])) == (2, 0)
+    assert (int(inwards["egress_cookie"]), int(inwards["ingress_cookie"])) == (0, 1)
 
 
 def test_sequences_have_no_gap(world: World, ears: Ears) -> None:

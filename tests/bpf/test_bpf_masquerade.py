@@ -205,7 +205,8 @@ def test_no_port_left(world: World) -> None:
 
 
 def test_other_protocols_are_not_masqueraded(world: World) -> None:
-    assert world.to_wire(ip(POD4, WORLD4, proto=132) / payload(20)).reason == 168
+    assert world.to_wire(ip(POD4, WORLD4, proto=47) / payload(20)).reason == 168
+    assert world.to_wire(ip(POD4, WORLD4, proto=47, frag=3) / payload(20)).reason == 168
 
 
 UNTOUCHED = {

@@ -81,7 +81,7 @@ REFUSED = {
     "a destination nobody has": (IP(src=POD_FAR4, dst="10.0.0.99") / SYN, {}, 150),
     "a destination in the world": (IP(src=POD_FAR4, dst="203.0.113.9") / SYN, {}, 150),
     "the last hop": (IP(src=POD_FAR4, dst="10.0.0.12", ttl=1) / SYN, {}, 196),
-    "an unsupported protocol": (IP(src=POD_FAR4, dst="10.0.0.12", proto=132) / payload(20), {}, 142),
+    "ICMP of the other family": (IP(src=POD_FAR4, dst="10.0.0.12", proto=58) / payload(20), {}, 142),
     "ARP": (Ether(src=HOST_MAC) / ARP(psrc=POD_FAR4, pdst="10.0.0.12"), {}, 139),
     "a router advertisement": (IPv6(src=POD_FAR6, dst="fd00::12") / ICMPv6ND_RA(), {}, 176),
     "a later fragment alone": (IP(src=POD_FAR4, dst="10.0.0.12", frag=3, proto=17) / payload(), {}, 175),

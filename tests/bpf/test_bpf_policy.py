@@ -28,6 +28,7 @@ pytestmark = pytest.mark.root
 
 SYN = inet.IP(src="10.0.0.11", dst="10.0.0.12") / inet.TCP(sport=40000, dport=80, flags="S")
 DEFAULT_DENY = Rule(INGRESS, DENY, precedence=1, cookie=3, flags=4)
+AUDITED_DENY = Rule(INGRESS, DENY, precedence=1, cookie=3, flags=4 | 1)
 DEFAULT_ALLOW = Rule(INGRESS, ALLOW, precedence=1, cookie=1, flags=4)
 
 
@@ -138,18 +139,23 @@ def test_world_side_has_no_policy_here(world: World) -> None:
     assert world.from_pod(world.pod_a, out).action == "NETWORK"
 
 
-@pytest.mark.parametrize("where", ["entry", "endpoint", "node"])
-def test_audit_reports_but_forwards(world: World, where: str) -> None:
-    rule = DEFAULT_DENY
-    if where == "entry":
-        rule = Rule(INGRESS, DENY, precedence=1, cookie=3, flags=4 | 1)
-    elif where == "endpoint":
-        world.add_pod(world.pod_b, flags=world.layout.value("ENDPOINT_AUDIT"))
-    else:
-        world.settings["flags"][0] |= world.layout.value("NODE_POLICY_AUDIT")
-    assert judged(world, rule) == (0, 3)
+def test_audit_reports_but_forwards(world: World) -> None:
+    assert judged(world, AUDITED_DENY) == (0, 3)
     _, value = world.only_flow()
     assert int(value["side"][1]["flags"]) & world.layout.value("POLICY_AUDIT")
+
+
+def test_the_end_of_audit_ends_what_it_let_through(world: World) -> None:
+    assert judged(world, AUDITED_DENY) == (0, 3)
+    world.set_policy(2, (DEFAULT_DENY,))
+    done = world.from_pod(world.pod_a, SYN)
+    assert (done.reason, done.ingress_cookie) == (133, 3)
+    world.set_policy(2, (AUDITED_DENY,))
+    assert world.from_pod(world.pod_a, SYN).action == "LOCAL"
+
+
+def test_an_audited_allow_is_an_allow(world: World) -> None:
+    assert judged(world, Rule(INGRESS, ALLOW, cookie=5, flags=1)) == (0, 5)
 
 
 def test_batch_program_agrees_with_packets(world: World) -> None:

@@ -50,18 +50,24 @@ DROPPED: dict[str, tuple[Packet | bytes, int]] = {
     "link-local source": (IPv6(src=LOCAL6, dst=B6) / UDP(), 132),
     "v4-mapped destination": (IPv6(src=A6, dst="::ffff:10.0.0.12") / UDP(), 134),
     "v4-mapped source": (IPv6(src="::ffff:10.0.0.11", dst=B6) / UDP(), 134),
-    "hop-by-hop options": (IPv6(src=A6, dst=B6) / IPv6ExtHdrHopByHop() / UDP(), 156),
-    "destination options": (IPv6(src=A6, dst=B6) / IPv6ExtHdrDestOpt() / UDP(), 156),
-    "routing header": (IPv6(src=A6, dst=B6) / IPv6ExtHdrRouting() / UDP(), 156),
+    "hop-by-hop options behind others": (
+        IPv6(src=A6, dst=B6) / IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop() / UDP(),
+        156,
+    ),
+    "source route": (IPv6(src=A6, dst=B6) / IPv6ExtHdrRouting(type=0) / UDP(), 156),
+    "route that goes on": (IPv6(src=A6, dst=B6) / IPv6ExtHdrRouting(type=4, segleft=1) / UDP(), 156),
+    "extension headers without end": (IPv6(src=A6, dst=B6, nh=60) / Raw((b"\x3c" + bytes(7)) * 20), 156),
+    "neighbour question in pieces": (
+        IPv6(src=A6, dst=ROUTER6, hlim=255) / IPv6ExtHdrFragment(m=1) / ICMPv6ND_NS(tgt=ROUTER6),
+        134,
+    ),
     "two fragment headers": (
         IPv6(src=A6, dst=B6) / IPv6ExtHdrFragment() / IPv6ExtHdrFragment() / UDP(),
         156,
     ),
-    "protocol without policy": (IP(src=A4, dst=B4, proto=132) / payload(20), 142),
     "ICMPv6 in IPv4": (IP(src=A4, dst=B4, proto=58) / payload(20), 142),
     "IPIP to a node": (IP(src=A4, dst=FAR_NODE4) / IP() / UDP(), 170),
     "GRE to this node": (IP(src=A4, dst=NODE4, proto=47) / payload(20), 170),
-    "IPIP to a pod": (IP(src=A4, dst=B4) / IP() / UDP(), 142),
     "VXLAN to a node": (IP(src=A4, dst=FAR_NODE4) / UDP(dport=8472), 170),
     "Geneve to this node": (IP(src=A4, dst=NODE4) / UDP(dport=6081), 170),
     "WireGuard to a node": (IP(src=A4, dst=FAR_NODE4) / UDP(dport=51871), 170),
@@ -104,6 +110,7 @@ DROPPED: dict[str, tuple[Packet | bytes, int]] = {
     "IPv6 length beyond the packet": (IPv6(src=A6, dst=B6, plen=999) / UDP(), 135),
     "UDP cut off": (IP(src=A4, dst=B4, proto=17) / Raw(b"abc"), 135),
     "TCP cut off": (IP(src=A4, dst=B4, proto=6) / Raw(b"x" * 19), 135),
+    "SCTP cut off": (IP(src=A4, dst=B4, proto=132) / Raw(b"x" * 12), 135),
     "ICMP cut off": (IP(src=A4, dst=B4, proto=1) / Raw(b"x" * 7), 135),
     "ARP cut off": (Ether(src=A_MAC, dst=A_HOST_MAC, type=0x0806) / Raw(b"x" * 20), 134),
     "ARP of another": (
@@ -219,9 +226,10 @@ def test_fragments_of_two_pods_do_not_mix(world: World) -> None:
     assert world.from_pod(world.pod_b, IP(src=A4, dst=B4, id=7, frag=2, proto=17) / payload(8)).reason == 175
 
 
-def test_fragments_without_ports(world: World) -> None:
-    assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, flags="MF") / ICMP(id=3) / payload(8)).reason == 157
-    assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, frag=4, proto=1) / payload(8)).reason == 157
+def test_fragments_of_an_icmp_error(world: World) -> None:
+    error = IP(src=A4, dst=B4, flags="MF") / ICMP(type=3) / IP(src=B4, dst=A4) / UDP() / payload(8)
+    assert world.from_pod(world.pod_a, error).reason == 157
+    assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, frag=4, proto=1) / payload(8)).reason == 175
 
 
 def test_tcp_header_split_over_fragments(world: World) -> None:
