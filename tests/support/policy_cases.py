@@ -1,7 +1,8 @@
 """Random policies, identities and packets, seeded: material for comparing engine, kernel and oracle.
 
-`scenario(seed)` makes a small cluster with a few policies of all three kinds; `World` runs the control nodes
-over it; `cases()` asks the oracle about packets. The same seed gives the same material.
+`scenario(seed)` makes a small cluster with a few policies of all kinds; `World` runs the control nodes over
+it; `cases()` asks the oracle about packets. The same seed gives the same material. `policy_random` makes
+rules that no object can express, without readers and tables.
 """
 
 from __future__ import annotations
@@ -15,23 +16,28 @@ import msgspec
 from cilia.control.identity import IdentityNode
 from cilia.control.policy import oracle
 from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.facts import Facts, Party
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
-from cilia.model.endpoint import Attachment, Endpoint
+from cilia.model.endpoint import Attachment, Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.policy import Direction, PolicyMode, PolicyObject, SubjectPolicy
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 from cilia.model.resources.network_policy import NetworkPolicy
-from cilia.schema import Desired, Inputs
+from cilia.schema import CidrGroupRow, Desired, EndpointSliceRow, Inputs, ServiceRow
 
 KINDS = {
     "NetworkPolicy": NetworkPolicy,
     "CiliumNetworkPolicy": CiliumNetworkPolicy,
     "CiliumClusterwideNetworkPolicy": CiliumClusterwideNetworkPolicy,
+    "ClusterNetworkPolicy": ClusterNetworkPolicy,
 }
+CLUSTERWIDE = ("CiliumClusterwideNetworkPolicy", "ClusterNetworkPolicy")
+AUDIT = "policy.cilia.io/audit"
 NAMESPACES = ("red", "blue")
 APPS = ("web", "db", "job")
 PREFIXES = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "::/0", "2001:db8::/32")
@@ -43,15 +49,26 @@ EXCEPTS = {
 }
 PORTS = (1, 22, 79, 80, 81, 443, 8000, 8080, 8443, 32767, 32768, 65535)
 PROTOCOLS = (TCP, UDP, SCTP, ICMP, ICMPV6)
+PORTLESS = (2, 47, 50, 112)
+PORT_NAMES = ("http", "dns")
+GROUPS = {"lan": ("10.1.0.0/16", "2001:db8::/32"), "one": ("10.1.2.3/32",), "none": ()}
 
 
-def policy(kind: str, name: str, spec: dict[str, Any], namespace: str = "red") -> PolicyObject:
+def policy(
+    kind: str, name: str, spec: dict[str, Any], namespace: str = "red", *, audit: bool = False
+) -> PolicyObject:
     """A policy object of `kind` from its spec as one writes it in YAML."""
-    if kind == "CiliumClusterwideNetworkPolicy":
+    if kind in CLUSTERWIDE:
         namespace = ""
     metadata = {"name": name, "namespace": namespace}
-    body = msgspec.convert({"metadata": metadata, "spec": spec}, KINDS[kind])
-    return PolicyObject(kind=kind, namespace=namespace, name=name, resource_version="7", body=body)
+    return PolicyObject(
+        kind=kind,
+        namespace=namespace,
+        name=name,
+        resource_version="7",
+        annotations={AUDIT: "true"} if audit else {},
+        body=msgspec.convert({"metadata": metadata, "spec": spec}, KINDS[kind]),
+    )
 
 
 def pod(number: int, namespace: str, app: str, tier: str = "", *, team: str = "a") -> Identity:
@@ -60,7 +77,7 @@ def pod(number: int, namespace: str, app: str, tier: str = "", *, team: str = "a
     return Identity(IdentityId(number), Labels.kubernetes(namespace, own, {"team": team}))
 
 
-def endpoint(number: int, identity: int) -> Endpoint:
+def endpoint(number: int, identity: int, *named_ports: NamedPort, audit: bool = False) -> Endpoint:
     """An endpoint that speaks for an identity."""
     attachment = Attachment(
         id=EndpointId(number),
@@ -72,7 +89,12 @@ def endpoint(number: int, identity: int) -> Endpoint:
         mac="",
         host_mac="",
     )
-    return Endpoint(attachment=attachment, identity=IdentityId(identity))
+    return Endpoint(
+        attachment=attachment,
+        identity=IdentityId(identity),
+        named_ports=tuple(sorted(named_ports)),
+        audit=audit,
+    )
 
 
 PODS = [
@@ -108,45 +130,99 @@ class World:
         (row,) = [row for row in self.desired.subjects if row.identity == identity]
         return row
 
-    def judge(
-        self, subject: SubjectPolicy, peer: Identity | None, direction: Direction, protocol: int, port: int
-    ) -> oracle.Verdict:
-        """The oracle's answer over the policies present; a subject nobody knows is cut off."""
-        if subject.identity not in self.desired.identities:
-            return oracle.Verdict(False, frozenset(), default=True)
-        sections = [s for row in self.inputs.policies for s in self.book.parsed(row).sections]
-        return oracle.judge(
-            sections, subject.labels, peer, direction, protocol, port, mode=self.policies.mode
-        )
+    def judge(self, subject: SubjectPolicy, peer: Identity | None, *packet: Any) -> oracle.Verdict:
+        """The oracle's answer over what is present; a subject nobody knows is cut off."""
+        return _judge(self.policies.facts(), subject, peer, *packet)
+
+
+def _judge(facts: Facts, subject: SubjectPolicy, peer: Identity | None, *packet: Any) -> oracle.Verdict:
+    key = subject.key
+    if key.identity not in facts.identities:
+        return oracle.Verdict(False, frozenset(), default=True)
+    own = Party(identity=key.identity, labels=subject.labels, named_ports=key.named_ports, audit=key.audit)
+    other = Party(identity=peer.id, labels=peer.labels) if peer is not None else None
+    return oracle.judge(facts, own, other, *packet)
 
 
 def scenario(seed: int) -> World:
-    """A cluster with two to six random policies, half of its pods on this node."""
+    """A cluster with two to seven random policies, half of its pods on this node, one of them twice."""
     rng = random.Random(seed)
     world = World()
+    inputs = world.inputs
+    inputs.cidr_groups.replace(
+        CidrGroupRow(name=n, labels={"kind": n}, prefixes=p) for n, p in GROUPS.items()
+    )
+    inputs.services.replace(
+        [
+            ServiceRow(namespace="red", name="web", labels={"app": "web"}, selector={"app": "web"}),
+            ServiceRow(namespace="red", name="lan", labels={"app": "lan"}),
+        ]
+    )
+    inputs.endpoint_slices.put(
+        EndpointSliceRow(namespace="red", name="lan-1", service="lan", addresses=("10.1.2.3",))
+    )
     for number, identity in enumerate(PODS):
-        world.inputs.cluster_identities.put(identity)
+        inputs.cluster_identities.put(identity)
         if number % 2:
-            world.desired.endpoints.put(endpoint(number, identity.id))
-    for number in range(rng.randint(2, 6)):
-        world.inputs.policies.put(random_policy(rng, f"p{number}"))
+            world.desired.endpoints.put(random_endpoint(rng, number, identity.id))
+        else:
+            inputs.remote_endpoints.put(_remote(rng, number, identity.id))
+    world.desired.endpoints.put(random_endpoint(rng, 99, PODS[1].id))
+    for number in range(rng.randint(2, 7)):
+        inputs.policies.put(random_policy(rng, f"p{number}"))
+    world.policies.mode = rng.choices(list(PolicyMode), (10, 1, 1))[0]
+    world.policies.audit = rng.random() < 0.1
     return world.step()
 
 
+def random_endpoint(rng: random.Random, number: int, identity: int) -> Endpoint:
+    """An endpoint with named ports of its own, perhaps in audit."""
+    return endpoint(number, identity, *_named_ports(rng), audit=rng.random() < 0.15)
+
+
+def _named_ports(rng: random.Random) -> list[NamedPort]:
+    count = rng.choice((0, 1, 2))
+    return [
+        NamedPort(rng.choice(PORT_NAMES), rng.choice(PORTS), rng.choice(("TCP", "UDP"))) for _ in range(count)
+    ]
+
+
+def _remote(rng: random.Random, number: int, identity: IdentityId) -> RemoteEndpoint:
+    return RemoteEndpoint(
+        namespace="red",
+        name=f"far-{number}",
+        identity=identity,
+        node_ip="172.18.0.3",
+        addresses=(f"10.0.2.{number + 1}",),
+        named_ports=tuple(sorted(_named_ports(rng))),
+    )
+
+
 def change(world: World, rng: random.Random) -> None:
-    """One random event: a policy, an identity or an endpoint comes, changes or goes."""
-    what, identity = rng.randrange(4), rng.choice(PODS)
+    """One random event: a policy, identity, endpoint, reference or switch comes, changes or goes."""
+    what, identity = rng.randrange(7), rng.choice(PODS)
+    inputs, endpoints = world.inputs, world.desired.endpoints
     if what == 0:
-        world.inputs.policies.put(random_policy(rng, f"p{rng.randrange(4)}"))
+        inputs.policies.put(random_policy(rng, f"p{rng.randrange(4)}"))
     elif what == 1:
-        kept = list(world.inputs.policies)
+        kept = list(inputs.policies)
         if kept:
-            world.inputs.policies.delete(rng.choice(kept).key)
+            inputs.policies.delete(rng.choice(kept).key)
     elif what == 2:
-        if not world.inputs.cluster_identities.delete(identity.id):
-            world.inputs.cluster_identities.put(identity)
-    elif not world.desired.endpoints.delete(EndpointId(int(identity.id))):
-        world.desired.endpoints.put(endpoint(identity.id, identity.id))
+        if not inputs.cluster_identities.delete(identity.id):
+            inputs.cluster_identities.put(identity)
+    elif what == 3:
+        if not endpoints.delete(EndpointId(int(identity.id))):
+            endpoints.put(random_endpoint(rng, identity.id, identity.id))
+    elif what == 4:
+        inputs.remote_endpoints.put(_remote(rng, rng.randrange(4), identity.id))
+    elif what == 5:
+        prefixes = tuple(rng.sample(PREFIXES, rng.randint(0, 3)))
+        name = rng.choice(tuple(GROUPS))
+        inputs.cidr_groups.put(CidrGroupRow(name=name, labels={"kind": name}, prefixes=prefixes))
+    else:
+        world.policies.mode = rng.choice(list(PolicyMode))
+        world.policies.audit = rng.random() < 0.3
 
 
 Case = tuple[SubjectPolicy, Identity | None, Direction, int, int, oracle.Verdict]
@@ -155,17 +231,24 @@ Case = tuple[SubjectPolicy, Identity | None, Direction, int, int, oracle.Verdict
 def cases(world: World, seed: int, count: int) -> Iterator[Case]:
     """Random packets and what the oracle says: subject, peer, direction, protocol, port, verdict."""
     rng = random.Random(seed)
+    facts = world.policies.facts()
     subjects = list(world.desired.subjects)
     peers: list[Identity | None] = [*world.desired.identities, None]
     for _ in range(count):
         subject, peer = rng.choice(subjects), rng.choice(peers)
-        direction, protocol = rng.choice(list(Direction)), rng.choice(PROTOCOLS)
-        port = random_port(rng, protocol)
-        yield subject, peer, direction, protocol, port, world.judge(subject, peer, direction, protocol, port)
+        packet = rng.choice(list(Direction)), *_random_packet(rng)
+        yield subject, peer, *packet, _judge(facts, subject, peer, *packet)
+
+
+def _random_packet(rng: random.Random) -> tuple[int, int]:
+    protocol = rng.choice((*PROTOCOLS, TCP, UDP, rng.choice(PORTLESS)))
+    return protocol, random_port(rng, protocol)
 
 
 def random_port(rng: random.Random, protocol: int) -> int:
     """A port near those that policies speak of, or any; an ICMP type."""
+    if protocol in PORTLESS:
+        return 0
     if protocol in (ICMP, ICMPV6):
         return rng.choice((0, 8, 128, 129))
     return rng.choice((*PORTS, rng.randrange(65536)))
@@ -174,8 +257,8 @@ def random_port(rng: random.Random, protocol: int) -> int:
 def random_policy(rng: random.Random, name: str) -> PolicyObject:
     """A policy of any kind, always enforceable."""
     kind = rng.choice(tuple(KINDS))
-    spec = _kubernetes(rng) if kind == "NetworkPolicy" else _cilium(rng)
-    return policy(kind, name, spec, rng.choice(NAMESPACES))
+    make = {"NetworkPolicy": _kubernetes, "ClusterNetworkPolicy": _tiered}.get(kind, _cilium)
+    return policy(kind, name, make(rng), rng.choice(NAMESPACES), audit=rng.random() < 0.15)
 
 
 def _some(rng: random.Random, make: Any, most: int = 3) -> list[Any]:
@@ -220,6 +303,7 @@ def _kubernetes(rng: random.Random) -> dict[str, Any]:
             (
                 {"protocol": rng.choice(("TCP", "UDP", "SCTP"))},
                 {"port": first},
+                {"port": rng.choice(PORT_NAMES), "protocol": rng.choice(("TCP", "UDP"))},
                 {"port": first, "endPort": rng.randint(first, 65535), "protocol": "UDP"},
             )
         )
@@ -247,18 +331,32 @@ def _cilium(rng: random.Random) -> dict[str, Any]:
             (
                 {"port": "0", "protocol": protocol},
                 {"port": str(first), "protocol": protocol},
+                {"port": rng.choice(PORT_NAMES), "protocol": protocol},
                 {"port": str(first), "endPort": rng.randint(first, 65535), "protocol": protocol},
             )
         )
 
+    def block(rng: random.Random) -> dict[str, Any]:
+        name = rng.choice(tuple(GROUPS))
+        group = {"cidrGroupRef": name}, {"cidrGroupSelector": {"matchLabels": {"kind": name}}}
+        return rng.choice((_block(rng), _block(rng), *group))
+
+    def service(rng: random.Random) -> dict[str, Any]:
+        name = rng.choice(("web", "lan", "none"))
+        chosen = {"selector": {"matchLabels": {"app": name}}, "namespace": "red"}
+        named = {"serviceName": name, "namespace": "red"}
+        return rng.choice(({"k8sService": named}, {"k8sServiceSelector": chosen}))
+
     def rule(side: str, rng: random.Random) -> dict[str, Any]:
+        if side == "to" and rng.random() < 0.15:
+            return {"toServices": [service(rng)]}
         made: dict[str, Any] = rng.choice(
             (
                 {},
                 {f"{side}Endpoints": _some(rng, endpoints)},
                 {f"{side}Entities": _some(rng, entity)},
                 {f"{side}CIDR": [rng.choice(PREFIXES)]},
-                {f"{side}CIDRSet": _some(rng, _block)},
+                {f"{side}CIDRSet": _some(rng, block)},
             )
         )
         ports = [{"ports": [port(rng) for _ in range(rng.randint(1, 3))]}]
@@ -276,4 +374,41 @@ def _cilium(rng: random.Random) -> dict[str, Any]:
             spec[f"{field}Deny"] = _some(rng, lambda rng, side=side: rule(side, rng), 2)
     if rng.random() < 0.2:
         spec["enableDefaultDeny"] = {rng.choice(("ingress", "egress")): rng.random() < 0.5}
+    if rng.random() < 0.15:
+        spec |= {"audit": True, "log": {"value": "noted"}}
     return spec
+
+
+def _tiered(rng: random.Random) -> dict[str, Any]:
+    """The spec of a ClusterNetworkPolicy."""
+
+    def somewhere(rng: random.Random) -> dict[str, Any]:
+        team = rng.choice(({}, {"matchLabels": {"team": rng.choice("rb")}}))
+        return rng.choice(
+            ({"namespaces": team}, {"pods": {"namespaceSelector": team, "podSelector": _selector(rng)}})
+        )
+
+    def destination(rng: random.Random) -> dict[str, Any]:
+        some = rng.choice((["0.0.0.0/0", "::/0"], rng.sample(PREFIXES[1:5], rng.randint(1, 2))))
+        return rng.choice((somewhere(rng), somewhere(rng), {"networks": some}))
+
+    def protocol(rng: random.Random) -> dict[str, Any]:
+        first = rng.choice(PORTS[:-1])
+        last = rng.randint(first + 1, 65535)
+        port = rng.choice(({"number": first}, {"range": {"start": first, "end": last}}))
+        return {rng.choice(("tcp", "udp", "sctp")): {"destinationPort": port}}
+
+    def rule(side: str, peer: Any, rng: random.Random) -> dict[str, Any]:
+        peers = [peer(rng) for _ in range(rng.randint(1, 2))]
+        made: dict[str, Any] = {"action": rng.choice(("Accept", "Deny", "Pass")), side: peers}
+        named = {"destinationNamedPort": rng.choice(PORT_NAMES)}
+        choices = [protocol(rng), protocol(rng)] + [named] * all("networks" not in each for each in peers)
+        return made | ({"protocols": [rng.choice(choices)]} if rng.random() < 0.6 else {})
+
+    return {
+        "tier": rng.choice(("Admin", "Baseline")),
+        "priority": rng.randint(0, 2),
+        "subject": somewhere(rng),
+        "ingress": _some(rng, lambda rng: rule("from", somewhere, rng)),
+        "egress": _some(rng, lambda rng: rule("to", destination, rng)),
+    }

@@ -13,22 +13,23 @@ from cilia.model.policy import CookieRow, EntryFlags, PolicyMode
 from tests.support.policy_cases import Case, World, cases, change, scenario
 
 
-def answer(world: World, case: Case) -> tuple[bool, CookieRow | None, bool]:
-    """What the entries say: allowed, the cookie's row, whether by default."""
+def answer(world: World, case: Case) -> tuple[bool, CookieRow | None, bool, bool]:
+    """What the entries say: whether it passes, the cookie's row, whether by default, whether only noted."""
     subject, peer, direction, protocol, port, _ = case
     hit = decide(subject.entries, peer.id if peer else 0, direction, protocol, port)
     assert hit is not None
     _, entry = hit
     row = world.desired.cookies.get(entry.cookie)
-    return entry.allow, row, bool(entry.flags & EntryFlags.DEFAULT)
+    noted = not entry.allow and bool(entry.flags & EntryFlags.AUDIT)
+    return entry.allow or noted, row, bool(entry.flags & EntryFlags.DEFAULT), noted
 
 
 def check(world: World, seed: int, count: int) -> None:
     """Entries and oracle agree, and the cookie names rules that the oracle found too."""
     for case in cases(world, seed, count):
         verdict = case[-1]
-        allow, row, default = answer(world, case)
-        assert (allow, default) == (verdict.allow, verdict.default), case
+        allow, row, default, noted = answer(world, case)
+        assert (allow, default, noted) == (verdict.allow, verdict.default, verdict.audited), case
         named = frozenset(row.rules) if row else frozenset()
         assert named == verdict.rules if default else named and named <= verdict.rules
 
@@ -51,7 +52,7 @@ def test_the_entries_answer_as_the_oracle_in_every_mode(mode: PolicyMode) -> Non
 def content(world: World) -> object:
     """The desired tables, but for what may depend on the past: numbers of subjects, revisions."""
     subjects = {
-        row.identity: (row.labels, row.rules, row.entries, row.ingress_enforced, row.egress_enforced)
+        row.key: (row.labels, row.rules, row.entries, row.ingress_enforced, row.egress_enforced)
         for row in world.desired.subjects
     }
     used = {entry.cookie for row in world.desired.subjects for entry in row.entries.values()} - {0}
@@ -69,8 +70,14 @@ def from_scratch(world: World) -> World:
     fresh = World()
     for source, target in zip(world.inputs.tables(), fresh.inputs.tables(), strict=True):
         target.replace(source)
+    return same_here(world, fresh).step()
+
+
+def same_here(world: World, fresh: World) -> World:
+    """Give a world the endpoints and switches of another."""
     fresh.desired.endpoints.replace(world.desired.endpoints)
-    return fresh.step()
+    fresh.policies.mode, fresh.policies.audit = world.policies.mode, world.policies.audit
+    return fresh
 
 
 @settings(max_examples=30, deadline=None)
@@ -90,16 +97,9 @@ def test_incremental_equals_from_scratch(seed: int, rhythm: list[int]) -> None:
 def test_order_and_flush_rhythm_do_not_matter(seed: int, each: bool) -> None:
     forward, backward = World(), World()
     final = scenario(seed)
-    rows = [
-        (table, row)
-        for table, rows in (
-            ("policies", final.inputs.policies),
-            ("cluster_identities", final.inputs.cluster_identities),
-        )
-        for row in rows
-    ]
+    rows = [(table.name, row) for table in final.inputs.tables() for row in table]
     for world, order in ((forward, rows), (backward, rows[::-1])):
-        world.desired.endpoints.replace(final.desired.endpoints)
+        same_here(final, world)
         for table, row in order:
             getattr(world.inputs, table).put(row)
             if each:
@@ -110,10 +110,11 @@ def test_order_and_flush_rhythm_do_not_matter(seed: int, each: bool) -> None:
 
 def test_after_everything_left_nothing_remains() -> None:
     world = scenario(5)
-    for table in (world.inputs.policies, world.inputs.cluster_identities, world.desired.endpoints):
+    for table in (*world.inputs.tables(), world.desired.endpoints):
         table.replace([])
     world.step()
-    assert content(world) == content(World().step())
+    fresh = World()
+    assert content(world) == content(same_here(world, fresh).step())
     assert not list(world.desired.subjects)
     assert not list(world.identities.cidrs)
     assert world.policies.peers() == {}
