@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.pool import OPEN_LIMIT, PolicyPool
@@ -233,3 +235,119 @@ def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane
     uses = {use.name: use for use in state.map_uses()}
     assert uses["conntrack"].used == 1900 and uses["conntrack"].pressure == 1900 / 4096
     assert uses["events"].pressure is None and uses["nodes"].used == 0
+
+
+def slots(state: KernelState, *numbers: int) -> list[int]:
+    return [state.policies._word(SubjectId(number))[0] for number in numbers]
+
+
+def test_subjects_with_the_same_entries_share_a_map_under_revisions_of_their_own(
+    dataplane: Dataplane,
+) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in (1, 2, 3):
+        desired.subjects.put(subject(number, "r1", alike))
+    state.apply(1.0)
+    assert len(set(slots(state, 1, 2, 3))) == 1
+    assert len({state.policies.revision(SubjectId(number)) for number in (1, 2, 3)}) == 3
+    more = {PEER_A: allow(), PEER_B: allow()}
+    revisions = [state.policies.revision(SubjectId(number)) for number in (1, 2, 3)]
+    for number in (1, 2, 3):
+        desired.subjects.put(subject(number, "r1", more))
+    state.apply(2.0)
+    assert set(entries(state, 3)) == {(256, 0), (257, 0)}
+    fewer = {PEER_B: allow()}
+    for number in (1, 2, 3):
+        desired.subjects.put(subject(number, "r1", fewer))
+    state.apply(3.0)
+    assert set(entries(state, 2)) == {(257, 0)}
+    assert [state.policies.revision(SubjectId(number)) for number in (1, 2, 3)] == revisions
+
+
+def test_whoever_leaves_a_shared_map_is_gone_before_it_changes(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in (1, 2, 3):
+        desired.subjects.put(subject(number, "r1", alike))
+    state.apply(1.0)
+    (shared, *_) = slots(state, 1)
+    more = {PEER_A: allow(), PEER_B: allow()}
+    desired.subjects.put(subject(1, "r1", more))
+    desired.subjects.put(subject(2, "r1", more))
+    desired.subjects.put(subject(3, "r2", {PEER_A: deny()}))
+    state.apply(2.0)
+    assert slots(state, 1, 2) == [shared, shared]
+    assert entries(state, 3) == {(256, 0): 0}
+    assert slots(state, 3) != [shared]
+
+
+def test_who_alone_gets_other_entries_gets_a_map_of_its_own(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in (1, 2):
+        desired.subjects.put(subject(number, "r1", alike))
+    state.apply(1.0)
+    desired.subjects.put(subject(2, "r1", {PEER_A: allow(), PEER_B: allow()}))
+    state.apply(2.0)
+    assert entries(state, 1) == {(256, 0): 1}
+    assert entries(state, 2) == {(256, 0): 1, (257, 0): 1}
+
+
+def test_a_shared_map_comes_back_when_its_last_user_leaves(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in (1, 2):
+        desired.subjects.put(subject(number, "r1", alike))
+    state.apply(1.0)
+    state.pool.settle()
+    idle = state.pool.idle
+    desired.subjects.delete(SubjectId(1))
+    state.apply(2.0)
+    assert entries(state, 2) == {(256, 0): 1}
+    desired.subjects.delete(SubjectId(2))
+    state.apply(3.0)
+    state.pool.settle()
+    assert state.pool.idle == idle + 1
+    assert state.dump("policy_active") == []
+
+
+def test_another_epoch_is_another_revision(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    desired.subjects.put(subject(1, "r1", alike))
+    state.apply(1.0)
+    revision = state.policies.revision(SubjectId(1))
+    desired.subjects.put(msgspec.structs.replace(subject(1, "r1", {PEER_B: allow()}), epoch=1))
+    state.apply(2.0)
+    assert state.policies.revision(SubjectId(1)) > revision
+    assert entries(state) == {(257, 0): 1}
+
+
+def test_a_successor_adopts_shared_maps(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    alike = {PEER_A: allow()}
+    for number in (1, 2, 3):
+        desired.subjects.put(subject(number, "r1", alike))
+    state.apply(1.0)
+    words = [state.policies._word(SubjectId(number)) for number in (1, 2, 3)]
+    state.pool.close()
+    desired = Desired()
+    successor = kernel_state(dataplane, desired)
+    again = {PEER_A: allow()}
+    for number in (1, 2):
+        desired.subjects.put(subject(number, "r1", again))
+    desired.subjects.put(subject(3, "r1", {PEER_B: allow()}))
+    successor.apply(2.0)
+    assert [successor.policies._word(SubjectId(number)) for number in (1, 2)] == words[:2]
+    assert entries(successor, 3) == {(257, 0): 1}
+    assert entries(successor, 1) == {(256, 0): 1}
+    desired.subjects.replace([])
+    successor.apply(3.0)
+    assert successor.dump("policy_active") == []

@@ -138,6 +138,8 @@ class IdentityIndex:
         self._spans: dict[IdentityId, tuple[Span, ...]] = {}
         self._sorted: dict[int, list[tuple[int, int, IdentityId]]] = {4: [], 6: []}
         self._by_name: dict[Name, set[IdentityId]] = {}
+        self._sources: set[str] = set()
+        """Of every label there ever was: a handful."""
 
     def __iter__(self) -> Iterator[IdentityId]:
         return iter(self._labels)
@@ -157,8 +159,14 @@ class IdentityIndex:
     def put(self, identity: IdentityId, labels: Labels) -> None:
         """Add an identity that is not there yet."""
         self._labels[identity] = labels
+        by_name = self._by_name
         for name in _names(labels):
-            self._by_name.setdefault(name, set()).add(identity)
+            members = by_name.get(name)
+            if members is None:
+                by_name[name] = {identity}
+                self._sources.add(name[0])
+            else:
+                members.add(identity)
         spans = tuple(Span(network) for network in networks_of(identity, labels, self._cidr_nodes))
         if spans:
             self._spans[identity] = spans
@@ -199,12 +207,10 @@ class IdentityIndex:
 
     def _mentioned(self, requirement: Requirement) -> Set[IdentityId]:
         """Who carries the key, with one of the values if the requirement has any."""
-        name = (requirement.source, requirement.key)
-        if not requirement.values:
-            return self._by_name.get(name, set())
-        if len(requirement.values) == 1:
-            return self._by_name.get((*name, requirement.values[0]), set())
-        return set().union(*(self._by_name.get((*name, value), ()) for value in requirement.values))
+        names = _asked_names(requirement, self._sources)
+        if len(names) == 1:
+            return self._by_name.get(names[0], frozenset())
+        return set().union(*(self._by_name.get(name, ()) for name in names))
 
     def _within(self, block: Block) -> Iterator[IdentityId]:
         line = self._sorted[block.span.version]
@@ -228,9 +234,17 @@ def _names(labels: Labels) -> set[Name]:
     """Under which names an identity with these labels is found."""
     found: set[Name] = set()
     for label in labels.items:
-        for source in (label.source, ANY_SOURCE):
-            found.add((source, label.key))
-            found.add((source, label.key, label.value))
+        found.add((label.source, label.key))
+        found.add((label.source, label.key, label.value))
+    return found
+
+
+def _asked_names(requirement: Requirement, sources: Iterable[str]) -> list[Name]:
+    """The names of the labels that a requirement mentions."""
+    key = requirement.key
+    found: list[Name] = []
+    for source in sources if requirement.source == ANY_SOURCE else (requirement.source,):
+        found += [(source, key, value) for value in requirement.values] or [(source, key)]
     return found
 
 
@@ -326,9 +340,16 @@ class Selections:
 
     def _meaning(self, identity: IdentityId, labels: Labels) -> set[Followed]:
         """The peers in use that mean an identity of the index."""
+        if not self._followed:
+            return set()
         asking: dict[Followed, Selector] = dict(self._asking.get((), {}))
-        for name in _names(labels):
-            asking.update(self._asking.get(name, {}))
+        for label in labels.items:
+            key, value = label.key, label.value
+            for source in (label.source, ANY_SOURCE):
+                for name in ((source, key), (source, key, value)):
+                    askers = self._asking.get(name)
+                    if askers is not None:
+                        asking.update(askers)
         found = {held for held, selector in asking.items() if selector.matches(labels)}
         for span in self.index.spans(identity):
             for prefix in span.around(self._lengths.of(span.version)):

@@ -4,10 +4,14 @@ While a row's `rules` stay the same, identities came or went: single entries are
 map (adds at once, removals only in `finish()`, when the ipcache no longer speaks of who left). Other
 rules fill an idle inner map and switch to it under a new revision, which makes every running flow of
 the subject be judged again. What can't be written fails closed: the subject gets a map that only denies.
+
+Subjects that hold the same entries share one inner map, each under a revision of its own. A shared map is
+written only if all who share it want the same; whoever wants something else gets a map of its own first.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +21,7 @@ from cilia import abi
 from cilia.dataplane.bpf import Array, BpfError, Map
 from cilia.dataplane.maps import packing
 from cilia.dataplane.pool import PolicyPool
+from cilia.model.entries import Difference, Entries, Layer
 from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
 
@@ -47,15 +52,32 @@ class Revisions:
         return revision
 
 
-class Live:
-    """What is in force for a subject. `rules` None: whatever comes next is a switch."""
+class Slot:
+    """An inner map in force, and whom it judges. `rules` None: whatever comes next is a switch."""
 
-    __slots__ = ("entries", "rules", "slot")
+    __slots__ = ("carried", "entries", "epoch", "number", "rules", "stale", "users")
 
-    def __init__(self, slot: int, rules: str | None, entries: Mapping[EntryKey, Entry]) -> None:
-        self.slot = slot
+    def __init__(
+        self,
+        number: int,
+        rules: str | None,
+        epoch: int,
+        entries: Mapping[EntryKey, Entry],
+        carried: Mapping[EntryKey, Entry],
+    ) -> None:
+        self.number = number
         self.rules = rules
+        self.epoch = epoch
         self.entries = entries
+        self.carried = carried
+        """Denials of peers that left, until `finish()`."""
+        self.stale = list(carried)
+        """Keys that go in `finish()`, unless they are among the entries again."""
+        self.users: set[SubjectId] = set()
+
+    def stands_for(self, row: SubjectPolicy) -> bool:
+        """Whether the rules are those of `row`: at most identities came or went."""
+        return self.rules == row.rules and self.epoch == row.epoch
 
 
 class Policies:
@@ -70,44 +92,93 @@ class Policies:
         self._fixed_bits = layout.value("POLICY_FIXED_BITS")
         self._allow = layout.value("POLICY_VERDICT_ALLOW")
         self._revisions = Revisions(revisions, int(self._active["revision"].max()))
-        self._live: dict[SubjectId, Live] = {}
-        self._stale: dict[SubjectId, list[EntryKey]] = {}
+        in_force = self._active["slot"][self._active["revision"] != 0]
+        self._uses: Counter[int] = Counter(in_force.tolist())
+        """How many subjects each slot is in force for, as the kernel has it."""
+        self._live: dict[SubjectId, Slot] = {}
+        self._by_entries: dict[int, Slot] = {}
+        """A slot that holds certain entries, by their `id`."""
+        self._changing: dict[int, Slot] = {}
+        """Slots with something to remove in `finish()`, by number."""
         self._judged_early: set[SubjectId] = set()
-        self._encoded: dict[int, tuple[Mapping[EntryKey, Entry], tuple[Array, Array]]] = {}
-        """During an update: entries, by their `id`, with their keys and values; alike subjects share them."""
+        self._between: dict[tuple[int, int], tuple[object, object, dict[EntryKey, Entry]]] = {}
+        """During an update: what a switch from and to certain entries, by their `id`, carries; alike
+        subjects ask the same."""
 
     def desired(self, entries: Mapping[EntryKey, Entry]) -> tuple[Array, Array]:
-        """Keys and values of an inner map, in the order of the entries."""
-        keys, values = np.zeros(len(entries), self._key), np.zeros(len(entries), self._value)
-        bits = [key.bits for key in entries]
-        keys["prefixlen"] = bits
-        keys["prefixlen"] += self._fixed_bits
-        keys["peer"] = [key.peer for key in entries]
-        keys["direction"] = [key.direction for key in entries]
-        keys["protocol"] = [key.protocol for key in entries]
-        keys["port"] = [key.port for key in entries]
-        rows = entries.values()
+        """Keys and values of an inner map, in the order of the entries.
+
+        Peers alike share a layer, so that each distinct layer is looked at once.
+        """
+        places: list[tuple[int, int, int]] = []
+        distinct: dict[int, tuple[int, Layer]] = {}
+        for (direction, peer), layer in _layered(entries).layers():
+            number, _ = distinct.setdefault(id(layer), (len(distinct), layer))
+            places.append((direction, peer, number))
+        prefixes = [prefix for _, layer in distinct.values() for prefix in layer]
+        rows = [entry for _, layer in distinct.values() for entry in layer.values()]
+        lengths = np.array([len(layer) for _, layer in distinct.values()], np.int64)
+        where = np.array(places, np.int64).reshape(-1, 3)
+        counts = lengths[where[:, 2]]
+        at = np.repeat((np.cumsum(lengths) - lengths)[where[:, 2]] - (np.cumsum(counts) - counts), counts)
+        at += np.arange(len(at))
+        return self._keys(where, counts, prefixes, at), self._values(rows, prefixes)[at]
+
+    def _keys(
+        self, where: Array, counts: Array, prefixes: Sequence[tuple[int, int, int]], at: Array
+    ) -> Array:
+        """Keys of places (direction, peer, layer) with `counts` prefixes each, found `at` which."""
+        parts = np.array(prefixes, np.int64).reshape(-1, 3)[at]
+        keys = np.zeros(len(at), self._key)
+        keys["prefixlen"] = parts[:, 2] + self._fixed_bits
+        keys["direction"] = np.repeat(where[:, 0], counts)
+        keys["peer"] = np.repeat(where[:, 1], counts)
+        keys["protocol"] = parts[:, 0]
+        keys["port"] = parts[:, 1]
+        return keys
+
+    def _values(self, rows: Sequence[Entry], prefixes: Sequence[tuple[int, int, int]]) -> Array:
+        values = np.zeros(len(rows), self._value)
         values["precedence"] = [row.precedence for row in rows]
         values["cookie"] = [row.cookie for row in rows]
         values["proxy_port"] = [row.proxy_port for row in rows]
         values["verdict"] = [self._allow if row.allow else 0 for row in rows]
         values["match"] = [row.match for row in rows]
         values["flags"] = [row.flags for row in rows]
-        values["prefix"] = bits
-        return keys, values
+        values["prefix"] = [bits for _, _, bits in prefixes]
+        return values
 
     def update(self, rows: Sequence[SubjectPolicy]) -> dict[SubjectId, str]:
-        """Bring subjects in force; one that fails denies everything until it succeeds."""
+        """Bring subjects in force; one that fails denies everything until it succeeds.
+
+        Those that get other rules go first: they leave the maps that the others then change.
+        """
         failures: dict[SubjectId, str] = {}
+        wanted = {row.subject: row for row in rows}
+        staying: list[SubjectPolicy] = []
         for row in rows:
-            try:
-                self._update(row)
-            except (OSError, BpfError) as error:
-                failures[row.subject] = f"{error}; everything is denied until then"
-                self._fail_closed(row.subject)
-        self._encoded.clear()
+            live = self._live.get(row.subject)
+            if live is not None and live.stands_for(row):
+                staying.append(row)
+            else:
+                self._attempt(row, wanted, failures)
+        for row in staying:
+            self._attempt(row, wanted, failures)
+        self._between.clear()
         self._pool.refill()
         return failures
+
+    def _attempt(
+        self,
+        row: SubjectPolicy,
+        wanted: Mapping[SubjectId, SubjectPolicy],
+        failures: dict[SubjectId, str],
+    ) -> None:
+        try:
+            self._update(row, wanted)
+        except (OSError, BpfError) as error:
+            failures[row.subject] = f"{error}; everything is denied until then"
+            self._fail_closed(row.subject)
 
     def finish(self) -> None:
         """Remove the entries of identities that left; call when the ipcache has been brought up to date.
@@ -115,32 +186,34 @@ class Policies:
         A subject that was switched while such entries were still carried gets another revision, so that no
         flow keeps a verdict they gave. Raises OSError.
         """
-        for subject, keys in self._stale.items():
-            live = self._live.get(subject)
-            if live is None:
-                continue
+        for slot in self._changing.values():
             gone = {
-                key: Entry(0, False, Cookie(0), MatchKind.NONE) for key in keys if key not in live.entries
+                key: Entry(0, False, Cookie(0), MatchKind.NONE)
+                for key in slot.stale
+                if key not in slot.entries
             }
-            inner = self._pool.open(live.slot)
-            try:
-                inner.remove(self.desired(gone)[0])
-            finally:
-                inner.close()
-            if subject in self._judged_early:
-                self._switch(subject, live.slot)
-        self._stale.clear()
+            if slot.users and gone:
+                inner = self._pool.open(slot.number)
+                try:
+                    inner.remove(self.desired(gone)[0])
+                finally:
+                    inner.close()
+            slot.stale, slot.carried = [], {}
+        self._changing.clear()
+        for subject in sorted(self._judged_early):
+            live = self._live.get(subject)
+            if live is not None:
+                self._store(subject, live, self._revisions.next())
         self._judged_early.clear()
 
     def delete(self, keys: Sequence[SubjectId]) -> dict[SubjectId, str]:
         """Take subjects out of force: nobody's policy denies."""
         for subject in keys:
-            self._live.pop(subject, None)
-            self._stale.pop(subject, None)
             slot, revision = self._word(subject)
+            self._words[subject] = 0
+            self._forget(subject)
             if revision:
-                self._words[subject] = 0
-                self._pool.retire(slot)
+                self._release(slot)
         self._pool.refill()
         return {}
 
@@ -166,101 +239,171 @@ class Policies:
         keys, values = map(packing.records, self._dump(slot))
         return [{**key, **value} for key, value in zip(keys, values, strict=True)]
 
-    def _update(self, row: SubjectPolicy) -> None:
+    def _update(self, row: SubjectPolicy, wanted: Mapping[SubjectId, SubjectPolicy]) -> None:
         live = self._live.get(row.subject) or self._adopt(row)
-        if live is None or live.rules != row.rules:
+        if live is None or not live.stands_for(row):
             self._replace(row, live)
             return
-        added = _added(live.entries, row.entries)
-        if added is None:
-            self._replace(row, live)
+        if live.entries is row.entries:
             return
-        self._write_single(row, live, added)
+        difference = _layered(row.entries).since(_layered(live.entries))
+        agreed = all(
+            user in wanted and live.stands_for(wanted[user]) and wanted[user].entries is row.entries
+            for user in live.users
+        )
+        if difference.changed or not agreed:
+            self._replace(row, live)
+        else:
+            self._write_single(live, row, difference)
 
-    def _write_single(self, row: SubjectPolicy, live: Live, added: Mapping[EntryKey, Entry]) -> None:
-        if added:
-            inner = self._pool.open(live.slot)
+    def _write_single(self, live: Slot, row: SubjectPolicy, difference: Difference) -> None:
+        if difference.added:
+            inner = self._pool.open(live.number)
             try:
-                self._put(inner, added)
+                self._put(inner, difference.added)
             finally:
                 inner.close()
-        if len(live.entries) + len(added) != len(row.entries):
-            removed = [key for key in live.entries if key not in row.entries]
-            self._stale.setdefault(row.subject, []).extend(removed)
+        if difference.removed:
+            live.stale.extend(difference.removed)
+            self._changing[live.number] = live
+        self._unfile(live)
         live.entries = row.entries
+        self._by_entries[id(live.entries)] = live
 
-    def _replace(self, row: SubjectPolicy, live: Live | None) -> None:
-        """Fill an idle map and switch to it."""
-        carried = self._carried(row, live)
-        self._fill_and_switch(row.subject, {**carried, **row.entries} if carried else row.entries)
-        self._live[row.subject].rules = row.rules
-        self._live[row.subject].entries = row.entries
+    def _replace(self, row: SubjectPolicy, live: Slot | None) -> None:
+        """Switch to a map with these entries: one in force for others, or an idle one, filled."""
+        carried = self._carried(row.entries, live)
+        self._switch(row.subject, row.entries, row.rules, row.epoch, carried)
         if carried:
-            self._stale.setdefault(row.subject, []).extend(carried)
             self._judged_early.add(row.subject)
 
-    def _carried(self, row: SubjectPolicy, live: Live | None) -> dict[EntryKey, Entry]:
+    def _carried(self, entries: Mapping[EntryKey, Entry], live: Slot | None) -> dict[EntryKey, Entry]:
         """Old denials of peers that the new entries don't know: their prefixes may still stand in the
         ipcache, and must not fall through to an allow of any peer until `finish()`."""
         if live is None:
             return {}
-        known = {key.peer for key in row.entries}
-        return {
-            key: entry
-            for key, entry in live.entries.items()
-            if not entry.allow and key.peer and key.peer not in known
-        }
+        pair = (id(live.entries), id(entries))
+        if pair not in self._between:
+            known = {peer for (_, peer), _ in _layered(entries).layers()}
+            found = {
+                EntryKey(*place, *prefix): entry
+                for place, layer in _layered(live.entries).layers()
+                if place[1] and place[1] not in known
+                for prefix, entry in layer.items()
+                if not entry.allow
+            }
+            self._between[pair] = (live.entries, entries, found)
+        return self._between[pair][2]
 
     def _fail_closed(self, subject: SubjectId) -> None:
         """Deny everything; if even that can't be written, no policy at all denies too."""
         try:
-            self._fill_and_switch(subject, DENY_ALL)
+            self._switch(subject, DENY_ALL, None, 0, {})
         except (OSError, BpfError):
             self.delete([subject])
 
-    def _fill_and_switch(self, subject: SubjectId, entries: Mapping[EntryKey, Entry]) -> None:
-        slot = self._pool.take()
+    def _switch(
+        self,
+        subject: SubjectId,
+        entries: Mapping[EntryKey, Entry],
+        rules: str | None,
+        epoch: int,
+        carried: Mapping[EntryKey, Entry],
+    ) -> None:
+        """Put entries in force for a subject, under a revision of its own: one 8-byte store."""
+        revision = self._revisions.next()
+        slot = self._shareable(entries, rules, epoch, carried)
+        if slot is None:
+            number = self._filled({**carried, **entries} if carried else entries)
+            slot = Slot(number, rules, epoch, entries, carried)
+            if carried:
+                self._changing[number] = slot
+        before, old = self._word(subject)
+        self._store(subject, slot, revision)
+        self._forget(subject)
+        self._join(subject, slot)
+        self._uses[slot.number] += 1
+        if old:
+            self._release(before)
+
+    def _shareable(
+        self,
+        entries: Mapping[EntryKey, Entry],
+        rules: str | None,
+        epoch: int,
+        carried: Mapping[EntryKey, Entry],
+    ) -> Slot | None:
+        """A slot in force that holds exactly these entries, and nothing else that still has to go."""
+        slot = self._by_entries.get(id(entries))
+        if slot is None or (slot.rules, slot.epoch) != (rules, epoch):
+            return None
+        same = len(slot.stale) == len(carried) and slot.carried == carried
+        return slot if same else None
+
+    def _store(self, subject: SubjectId, slot: Slot, revision: int) -> None:
+        self._words[subject] = np.uint64(slot.number | revision << 32)
+
+    def _filled(self, entries: Mapping[EntryKey, Entry]) -> int:
+        """A slot that was idle, with these entries."""
+        number = self._pool.take()
         try:
-            inner = self._pool.open(slot)
+            inner = self._pool.open(number)
             try:
                 self._put(inner, entries)
             finally:
                 inner.close()
-            before, revision = self._word(subject)
-            self._switch(subject, slot)
         except BaseException:
-            self._pool.retire(slot)
+            self._pool.retire(number)
             raise
-        if revision:
-            self._pool.retire(before)
-        self._live[subject] = Live(slot, None, entries)
-        self._stale.pop(subject, None)
+        return number
 
-    def _switch(self, subject: SubjectId, slot: int) -> None:
-        """The one store that puts a slot in force, under a revision of its own."""
-        self._words[subject] = np.uint64(slot | self._revisions.next() << 32)
+    def _join(self, subject: SubjectId, slot: Slot) -> None:
+        slot.users.add(subject)
+        self._live[subject] = slot
+        self._by_entries[id(slot.entries)] = slot
+
+    def _forget(self, subject: SubjectId) -> None:
+        live = self._live.pop(subject, None)
+        if live is not None:
+            live.users.discard(subject)
+            if not live.users:
+                self._unfile(live)
+
+    def _unfile(self, slot: Slot) -> None:
+        if self._by_entries.get(id(slot.entries)) is slot:
+            del self._by_entries[id(slot.entries)]
+
+    def _release(self, number: int) -> None:
+        """A subject no longer uses a slot; the last one gives it back."""
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            del self._uses[number]
+            self._changing.pop(number, None)
+            self._pool.retire(number)
 
     def _put(self, inner: Map, entries: Mapping[EntryKey, Entry]) -> None:
         if len(entries) > inner.info.max_entries:
             raise BpfError(f"{len(entries)} policy entries, {inner.info.max_entries} fit: widen the rules")
-        if id(entries) not in self._encoded:
-            self._encoded[id(entries)] = (entries, self.desired(entries))
-        _, (keys, values) = self._encoded[id(entries)]
-        failures = inner.put(keys, values)
+        failures = inner.put(*self.desired(entries))
         for error in failures.values():
             raise BpfError(packing.sentence(inner, error))
 
-    def _adopt(self, row: SubjectPolicy) -> Live | None:
+    def _adopt(self, row: SubjectPolicy) -> Slot | None:
         """What an earlier agent left in force, if it is just what the row wants; flows then live on
         without being judged again."""
-        slot, revision = self._word(row.subject)
+        number, revision = self._word(row.subject)
         if not revision:
             return None
-        wanted = _elements(*self.desired(row.entries))
-        if _elements(*self._dump(slot)) != wanted:
+        slot = next((found for found in self._live.values() if found.number == number), None)
+        if slot is None:
+            wanted = _elements(*self.desired(row.entries))
+            if _elements(*self._dump(number)) != wanted:
+                return None
+            slot = Slot(number, row.rules, row.epoch, row.entries, {})
+        elif slot.entries is not row.entries or not slot.stands_for(row):
             return None
-        live = self._live[row.subject] = Live(slot, row.rules, row.entries)
-        return live
+        self._join(row.subject, slot)
+        return slot
 
     def _dump(self, slot: int) -> tuple[Array, Array]:
         inner = self._pool.open(slot)
@@ -275,16 +418,8 @@ class Policies:
         return word & 0xFFFFFFFF, word >> 32
 
 
-def _added(before: Mapping[EntryKey, Entry], after: Mapping[EntryKey, Entry]) -> dict[EntryKey, Entry] | None:
-    """The entries that are new; None when one that stays has changed. One pass: there may be thousands."""
-    added: dict[EntryKey, Entry] = {}
-    for key, entry in after.items():
-        old = before.get(key)
-        if old is None:
-            added[key] = entry
-        elif old is not entry and old != entry:
-            return None
-    return added
+def _layered(entries: Mapping[EntryKey, Entry]) -> Entries:
+    return entries if isinstance(entries, Entries) else Entries.of(entries)
 
 
 def _elements(keys: Array, values: Array) -> dict[bytes, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cilia.control import identity as module
-from cilia.control.identity import LocalAllocator, IdentityNode, cidr_labels, first_choice
+from cilia.control.identity import IdentityNode, LocalAllocator, cidr_labels, first_choice
 from cilia.control.policy.expand import RuleNode
 from cilia.model.identity import LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
 from cilia.model.ids import IdentityId
