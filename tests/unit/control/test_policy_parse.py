@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import pytest
 
 from cilia.control.policy.parse import RuleBook, parse
-from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Cidr, Parsed
+from cilia.control.policy.rules import (
+    ICMP,
+    ICMPV6,
+    SCTP,
+    TCP,
+    UDP,
+    Action,
+    Cidr,
+    CidrGroup,
+    Parsed,
+    PortName,
+    Selector,
+    ServicePeer,
+    equals,
+)
+from cilia.model.endpoint import NamedPort
 from cilia.model.identity import Identity
 from cilia.model.policy import Direction, PolicyObject, PolicyProblem
 from tests.support.policy_reading import (
     API,
     DB,
+    FAR,
     HOST,
     IN,
     JOB,
@@ -24,6 +43,7 @@ from tests.support.policy_reading import (
     ccnp,
     cnp,
     netpol,
+    node,
     who,
 )
 from tests.support.policy_reading import written as policy
@@ -139,6 +159,69 @@ class TestNetworkPolicy:
         (problem,) = parsed.problems
         assert problem.path == path
         assert sentence in problem.sentence
+
+
+class TestNamedPortsOfNetworkPolicy:
+    INWARD = "{podSelector: {}, ingress: [{ports: [{port: web}]}]}"
+    OUTWARD = "{podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}]}]}"
+
+    def test_inward_the_subject_says_which_number(self) -> None:
+        parsed = netpol(self.INWARD)
+        for number in (80, 8080):
+            ports = (NamedPort("web", number, "TCP"), NamedPort("web", 7, "UDP"), NamedPort("db", 9, "TCP"))
+            assert allows(parsed, DB, number, subject_ports=ports)
+            assert not allows(parsed, DB, 9, subject_ports=ports)
+            assert not allows(parsed, DB, 7, subject_ports=ports, protocol=UDP)
+        assert not allows(parsed, DB, 80)
+        assert not allows(parsed, DB, 80, peer_ports=(NamedPort("web", 80, "TCP"),))
+
+    def test_outward_the_peers_say_and_may_disagree(self) -> None:
+        parsed = netpol(self.OUTWARD)
+        ports = (NamedPort("web", 80, "TCP"), NamedPort("web", 8080, "TCP"))
+        assert allows(parsed, DB, 80, direction=OUT, peer_ports=ports)
+        assert allows(parsed, DB, 8080, direction=OUT, peer_ports=ports)
+        assert not allows(parsed, DB, 81, direction=OUT, peer_ports=ports)
+        assert not allows(parsed, WORLD4, 80, direction=OUT)
+
+    def test_the_protocol_is_tcp_unless_said(self) -> None:
+        rules = (
+            netpol("{podSelector: {}, ingress: [{ports: [{port: dns, protocol: UDP}]}]}").sections[0].rules
+        )
+        assert rules[0].ports == (PortName(UDP, "dns"),)
+        assert netpol(self.INWARD).sections[0].rules[0].ports == (PortName(TCP, "web"),)
+
+
+@pytest.mark.parametrize("read", [netpol, cnp])
+def test_peers_are_of_this_cluster(read: Callable[[str], Parsed]) -> None:
+    if read is netpol:
+        parsed = read("{podSelector: {}, ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}]}]}")
+    else:
+        parsed = read("{endpointSelector: {}, ingress: [{fromEndpoints: [{}, {matchLabels: {app: web}}]}]}")
+    assert allows(parsed, DB)
+    assert not allows(parsed, FAR)
+
+
+class TestClusters:
+    """Row P422."""
+
+    @pytest.mark.parametrize(
+        ("requirement", "meant"),
+        [
+            ("matchLabels: {io.cilium.k8s.policy.cluster: far}", [FAR]),
+            ("matchLabels: {'k8s:io.cilium.k8s.policy.cluster': far}", [FAR]),
+            ("matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: Exists}]", [WEB, DB, FAR]),
+            ("matchLabels: {app: web}", [WEB]),
+            ("matchLabels: {'reserved:host': ''}", [HOST]),
+        ],
+    )
+    def test_a_selector_may_name_one(self, requirement: str, meant: list[Identity]) -> None:
+        parsed = cnp(f"{{endpointSelector: {{}}, ingress: [{{fromEndpoints: [{{{requirement}}}]}}]}}")
+        assert who(parsed, (WEB, DB, JOB, HOST, FAR)) == meant
+
+    def test_the_name_is_the_agents(self) -> None:
+        spec: dict[str, Any] = {"endpointSelector": {}, "ingress": [{"fromEndpoints": [{}]}]}
+        parsed = parse(policy("CiliumNetworkPolicy", spec), cluster="far")
+        assert who(parsed, (WEB, DB, FAR)) == [FAR]
 
 
 class TestCilium:
@@ -309,6 +392,144 @@ class TestCilium:
             kind="CiliumNetworkPolicy", namespace="red", name="p", body=type(body)(metadata=body.metadata)
         )
         assert [problem.path for problem in parse(empty).problems] == ["spec"]
+
+
+class TestGroupsAndServices:
+    @staticmethod
+    def peers(part: str, read: Callable[[str], Parsed] = cnp) -> list[object]:
+        parsed = read(f"{{endpointSelector: {{}}, egress: [{{{part}}}]}}")
+        assert parsed.problems == ()
+        return [rule.peer for rule in parsed.sections[0].rules]
+
+    def test_a_group_by_name_less_some_prefixes(self) -> None:
+        assert self.peers("toCIDRSet: [{cidrGroupRef: g, except: [10.1.2.3/24, 10.1.2.0/24]}]") == [
+            CidrGroup(name="g", excepts=("10.1.2.0/24",))
+        ]
+
+    def test_groups_by_label(self) -> None:
+        assert self.peers("toCIDRSet: [{cidrGroupSelector: {matchLabels: {a: b}}}]") == [
+            CidrGroup(selector=Selector((equals("k8s", "a", "b"),)))
+        ]
+
+    def test_labels_of_prefixes_and_groups_as_endpoints(self) -> None:
+        assert self.peers("toEndpoints: [{matchLabels: {'cidr:10.1.0.0/16': ''}}]") == [Cidr("10.1.0.0/16")]
+        assert self.peers("toEndpoints: [{matchLabels: {'cidr:2001-db8--0/32': ''}}]") == [
+            Cidr("2001:db8::/32")
+        ]
+        assert self.peers(
+            "toEndpoints: [{matchExpressions:"
+            " [{key: 'cidrgroup:io.cilium.policy.cidrgroupname/g', operator: Exists}]}]"
+        ) == [CidrGroup(name="g")]
+        assert self.peers("toEndpoints: [{matchLabels: {'cidrgroup:a': b}}]") == [
+            CidrGroup(selector=Selector((equals("k8s", "a", "b"),)))
+        ]
+
+    def test_a_service_by_name_is_of_the_own_namespace_unless_said(self) -> None:
+        assert self.peers(
+            "toServices: [{k8sService: {serviceName: s}}, {k8sService: {serviceName: s, namespace: blue}}]"
+        ) == [ServicePeer(namespace="red", name="s"), ServicePeer(namespace="blue", name="s")]
+
+    def test_services_by_label(self) -> None:
+        selector = Selector((equals("k8s", "a", "b"),))
+        part = "toServices: [{k8sServiceSelector: {selector: {matchLabels: {a: b}}}}]"
+        assert self.peers(part) == [ServicePeer(namespace="red", selector=selector)]
+        assert self.peers(part, ccnp) == [ServicePeer(selector=selector)]
+
+    def test_services_are_denied_like_other_peers(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, egressDeny: [{toServices: [{k8sService: {serviceName: s}}],"
+            " toPorts: [{ports: [{port: '80'}]}]}]}"
+        )
+        (rule,) = parsed.sections[0].rules
+        assert (rule.action, rule.ref.path) == (Action.DENY, "spec.egressDeny[0].toServices[0]")
+
+
+class TestNodes:
+    NEAR, FURTHER = node(2 << 24, "zone=a"), node((2 << 24) + 1, "zone=b")
+    HERE = node(1, "zone=a", kind="host")
+
+    @pytest.mark.parametrize(
+        ("selector", "meant"),
+        [
+            ("{}", [NEAR, FURTHER, HERE, HOST, NODE, API]),
+            ("{matchLabels: {zone: a}}", [NEAR, HERE]),
+            ("{matchExpressions: [{key: zone, operator: NotIn, values: [a]}]}", [FURTHER, HOST, NODE, API]),
+        ],
+    )
+    def test_peers(self, selector: str, meant: list[Identity]) -> None:
+        everybody = (self.NEAR, self.FURTHER, self.HERE, HOST, NODE, API, WEB, WORLD4)
+        parsed = cnp(f"{{endpointSelector: {{}}, ingress: [{{fromNodes: [{selector}]}}]}}")
+        assert who(parsed, everybody) == meant
+        parsed = cnp(f"{{endpointSelector: {{}}, egress: [{{toNodes: [{selector}]}}]}}")
+        assert who(parsed, everybody, direction=OUT) == meant
+
+    def test_subjects(self) -> None:
+        parsed = ccnp("{nodeSelector: {matchLabels: {zone: a}}, ingress: [{fromEntities: [cluster]}]}")
+        assert not allows(parsed, WORLD4, subject=self.HERE)
+        assert allows(parsed, WEB, subject=self.HERE)
+        assert allows(parsed, WORLD4, subject=HOST)
+        assert allows(parsed, WORLD4, subject=WEB)
+        assert parsed.sections[0].nodes
+
+    def test_a_policy_for_endpoints_is_for_no_node(self) -> None:
+        assert allows(ccnp("{endpointSelector: {}, ingress: [{}]}"), WORLD4, subject=self.HERE)
+
+
+class TestMorePorts:
+    def test_names_are_of_every_protocol_unless_said(self) -> None:
+        parsed = cnp("{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: Web}]}]}]}")
+        ports = (NamedPort("web", 80, "TCP"), NamedPort("web", 81, "UDP"))
+        assert allows(parsed, DB, 80, subject_ports=ports)
+        assert allows(parsed, DB, 81, subject_ports=ports, protocol=UDP)
+        assert not allows(parsed, DB, 81, subject_ports=ports)
+
+    def test_protocols_without_ports(self) -> None:
+        parsed = ccnp(
+            "{nodeSelector: {}, ingress: [{toPorts: [{ports: [{protocol: VRRP},"
+            " {protocol: IGMP, port: '0'}]}]}]}"
+        )
+        assert [allows(parsed, NODE, 0, subject=HOST, protocol=number) for number in (112, 2, 6)] == [1, 1, 0]
+
+    def test_no_port_is_every_port(self) -> None:
+        parsed = cnp("{endpointSelector: {}, ingress: [{toPorts: [{ports: [{protocol: UDP}]}]}]}")
+        assert allows(parsed, DB, 9, protocol=UDP)
+        assert not allows(parsed, DB, 9)
+
+
+class TestLogAndAudit:
+    def test_the_text_is_with_every_rule_and_not_with_the_default(self) -> None:
+        parsed = cnp(
+            "{endpointSelector: {}, log: {value: by order}, ingress: [{fromEntities: [host, world]}]}"
+        )
+        (section,) = parsed.sections
+        assert {rule.ref.log for rule in section.rules} == {"by order"}
+        assert section.ref.log == ""
+
+    @pytest.mark.parametrize(
+        ("field", "audit"), [("audit: true,", True), ("audit: false,", False), ("", False)]
+    )
+    def test_a_spec_may_be_in_audit(self, field: str, audit: bool) -> None:
+        assert cnp(f"{{{field} endpointSelector: {{}}, ingress: [{{}}]}}").sections[0].audit is audit
+
+    @pytest.mark.parametrize(
+        ("kind", "spec"),
+        [
+            ("NetworkPolicy", {"podSelector": {}}),
+            ("CiliumNetworkPolicy", {"endpointSelector": {}, "ingress": [{}]}),
+            ("CiliumClusterwideNetworkPolicy", {"endpointSelector": {}, "ingress": [{}], "audit": False}),
+        ],
+    )
+    def test_any_policy_may_be_by_annotation(self, kind: str, spec: dict[str, Any]) -> None:
+        def audit(text: str) -> Parsed:
+            return parse(policy(kind, spec, **{"policy.cilia.io_audit": text}))
+
+        assert audit("true").sections[0].audit
+        assert not audit("false").sections[0].audit
+        doubtful = audit("yes")
+        assert not doubtful.sections[0].audit
+        assert [warning.path for warning in doubtful.warnings] == [
+            "metadata.annotations[policy.cilia.io/audit]"
+        ]
 
 
 def test_what_could_not_be_decoded_is_refused_with_its_problem() -> None:
