@@ -49,7 +49,7 @@ from cilia.control.policy.rules import (
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries, Place
 from cilia.model.ids import Cookie, IdentityId
-from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef, SubjectKey
+from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef
 
 Meant = Selector | Cidr | Cidrs
 """A peer that means some identities and not others."""
@@ -226,8 +226,6 @@ class Group:
         allow_localhost: bool = True,
     ) -> None:
         """`sections` with all references followed; `audit`: no denial is enforced, in any direction."""
-        self.users: set[SubjectKey] = set()
-        """Whoever shares the group; kept by its owner."""
         self.entries = Entries()
         effective = () if mode is PolicyMode.NEVER else tuple(sections)
         own = _relevant(effective, named_ports)

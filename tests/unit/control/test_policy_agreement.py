@@ -1,6 +1,6 @@
 """Compiled entries answer as the oracle does, whatever rules say and however they were brought up to date.
 
-Twenty thousand cases run always. With CILIA_LONG=1 there are a million, each an own packet.
+Twenty thousand cases run always, a million with CILIA_LONG=1 in the environment (some ten minutes).
 """
 
 from __future__ import annotations
