@@ -24,7 +24,7 @@ from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
 from cilia.control.policy.facts import Facts
 from cilia.control.policy.naming import PortNames
 from cilia.control.policy.resolve import Group
-from cilia.control.policy.rules import PortName, Section
+from cilia.control.policy.rules import PortName, Section, Selector
 from cilia.control.policy.selection import Selections, SomePeer
 from cilia.control.policy.subjects import SubjectAllocator
 from cilia.model.endpoint import Endpoint, NamedPort
@@ -153,6 +153,14 @@ class PolicyNode:
     def peers(self) -> dict[SomePeer, frozenset[IdentityId]]:
         """Every peer that rules in force here speak of, and the identities it means now (row P427)."""
         return self._selections.peers()
+
+    def largest_peers(self) -> dict[str, int]:
+        """How many identities the widest selector and the widest prefixes of rules in force here mean."""
+        found = {"cluster": 0, "world": 0}
+        for peer in self._speaking:
+            kind = "cluster" if isinstance(peer, Selector) else "world"
+            found[kind] = max(found[kind], len(self._selections.members(peer)))
+        return found
 
     def concerns(self) -> dict[PolicyKey, Concern]:
         """Whom each policy selects here; policies that select nobody here are left out."""
