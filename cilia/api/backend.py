@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from cilia.api.types import (
+    CheckRequest,
     CookieView,
     EndpointPolicy,
     EndpointView,
@@ -22,9 +23,11 @@ from cilia.api.types import (
     OptionChange,
     PolicyList,
     PolicyRevision,
+    SelectorView,
     Setting,
     StatusResponse,
 )
+from cilia.model.explain import CheckReport, Explanation
 from cilia.wire import cni
 
 CniRequest = cni.Add | cni.Delete | cni.Check | cni.CollectGarbage | cni.Status
@@ -82,6 +85,17 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     uid: int = 0
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What to explain: a flow, or a packet between two ends."""
+
+    source: str = ""
+    destination: str = ""
+    port: str = "80/TCP"
+    """80, 80/TCP, http, icmp/8, a protocol's name or number."""
+    flow: str = ""
+    """A flow's UUID; the rest is then ignored."""
+
+
 class CniBackend(Protocol):
     """Serves the plugin."""
 
@@ -116,6 +130,16 @@ class Backend(CniBackend, Protocol):
 
     async def wait_policy(self, revision: int, timeout: float) -> PolicyRevision:
         """Return once all endpoints enforce `revision` or a newer one, or after `timeout` seconds."""
+        ...
+
+    async def selectors(self) -> list[SelectorView]: ...
+
+    async def explain(self, question: Question) -> Explanation:
+        """Why packets pass or not, as policy is now; of a flow also what was decided then."""
+        ...
+
+    async def check(self, request: CheckRequest) -> CheckReport:
+        """What proposed policies would change. Changes nothing; one check runs at a time."""
         ...
 
     async def cookie(self, number: int) -> CookieView: ...

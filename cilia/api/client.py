@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from cilia.api.types import (
+    CheckRequest,
     CookieView,
     EndpointPolicy,
     EndpointView,
@@ -27,12 +28,17 @@ from cilia.api.types import (
     OptionChange,
     PolicyList,
     PolicyRevision,
+    SelectorView,
     Setting,
     StatusResponse,
 )
+from cilia.model.explain import CheckReport, Explanation
 
 SOCKET_VARIABLE = "CILIA_AGENT_SOCKET"
 DEFAULT_SOCKET = "/run/cilia/agent.sock"
+EXPLAIN_SECONDS = 30.0
+CHECK_SECONDS = 120.0
+"""What these may take beyond the usual."""
 
 T = TypeVar("T")
 
@@ -100,6 +106,23 @@ class AgentClient:
         """Wait until all endpoints enforce `revision`, at most `timeout` seconds (up to 300)."""
         query = urlencode({"revision": revision, "timeout": timeout})
         return self._get(f"/v1/policy/wait?{query}", PolicyRevision, extra=timeout)
+
+    def selectors(self) -> list[SelectorView]:
+        return self._get("/v1/policy/selectors", list[SelectorView])
+
+    def explain(self, source: str, destination: str, port: str) -> Explanation:
+        """Why packets from one end to the other pass or not; ends as `cilia policy explain` takes them."""
+        query = urlencode({"from": source, "to": destination, "port": port})
+        return self._get(f"/v1/policy/explain?{query}", Explanation, extra=EXPLAIN_SECONDS)
+
+    def explain_flow(self, uuid: str) -> Explanation:
+        """The same for a flow of this node's Hubble."""
+        query = urlencode({"flow": uuid})
+        return self._get(f"/v1/policy/explain?{query}", Explanation, extra=EXPLAIN_SECONDS)
+
+    def check(self, request: CheckRequest) -> CheckReport:
+        """What proposed policies would change."""
+        return self._send("POST", "/v1/policy/check", request, CheckReport, extra=CHECK_SECONDS)
 
     def cookie(self, number: int) -> CookieView:
         return self._get(f"/v1/cookie/{number}", CookieView)

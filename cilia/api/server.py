@@ -29,8 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from cilia.api import sockets
-from cilia.api.backend import ApiError, Backend, Caller, parse_reference
-from cilia.api.types import Fault, OptionChange
+from cilia.api.backend import ApiError, Backend, Caller, Question, parse_reference
+from cilia.api.types import CheckRequest, Fault, OptionChange
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +43,10 @@ MAP_ENTRIES = 10_000
 MAP_ENTRIES_LIMIT = 1_000_000
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body, unless a route says otherwise."""
+CHECK_LIMIT = 16 << 20
+"""Bytes of policies to check."""
+EXPLAIN_SECONDS = 50.0
+CHECK_SECONDS = 140.0
 NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -262,6 +266,12 @@ def api_application(backend: Backend) -> Starlette:
         timeout = _seconds(request, "timeout", 30.0)
         return await backend.wait_policy(revision, timeout)
 
+    async def explain(request: Request) -> Any:
+        return await backend.explain(_question(request))
+
+    async def check(request: Request) -> Any:
+        return await backend.check(await _body(request, CheckRequest, CHECK_LIMIT))
+
     async def identity(request: Request) -> Any:
         return await backend.identity(_number(request.path_params["number"], "an identity"))
 
@@ -280,6 +290,8 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/identity/{number}", identity, ANSWER_SECONDS),
         ("/v1/ip", lambda _: backend.addresses(), ANSWER_SECONDS),
         ("/v1/policy", lambda _: backend.policies(), ANSWER_SECONDS),
+        ("/v1/policy/selectors", lambda _: backend.selectors(), ANSWER_SECONDS),
+        ("/v1/policy/explain", explain, EXPLAIN_SECONDS),
         ("/v1/policy/wait", wait_policy, WAIT_SECONDS_LIMIT + ANSWER_SECONDS),
         ("/v1/cookie/{number}", cookie, ANSWER_SECONDS),
         ("/v1/map", lambda _: backend.maps(), ANSWER_SECONDS),
@@ -290,6 +302,7 @@ def api_application(backend: Backend) -> Starlette:
     changes: list[tuple[str, str, Callable[[Request], Awaitable[Any]], float]] = [
         ("PATCH", "/v1/endpoint/{reference:path}", change_endpoint, ANSWER_SECONDS),
         ("PATCH", "/v1/config", change_settings, ANSWER_SECONDS),
+        ("POST", "/v1/policy/check", check, CHECK_SECONDS),
     ]
     return _application(
         [Route(path, _json(handler, seconds)) for path, handler, seconds in routes]
@@ -385,6 +398,16 @@ def _split_reference(path: str) -> tuple[str, str]:
     if len(parts) == part_at + 1 and parts[part_at] in ("policy", "config"):
         return "/".join(parts[:part_at]), parts[part_at]
     return path, ""
+
+
+def _question(request: Request) -> Question:
+    """What to explain. Raises `ApiError` 400."""
+    asked = request.query_params
+    if asked.get("flow"):
+        return Question(flow=asked["flow"])
+    if not asked.get("from") or not asked.get("to"):
+        raise ApiError(400, "Say between whom: write ?from=NAMESPACE/POD&to=NAMESPACE/POD, or ?flow=UUID.")
+    return Question(source=asked["from"], destination=asked["to"], port=asked.get("port") or "80/TCP")
 
 
 def _number(text: str, what: str) -> int:

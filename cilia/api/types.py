@@ -289,6 +289,33 @@ class CookieView(Answer, frozen=True, kw_only=True):
     rules: tuple[RuleView, ...] = ()
 
 
+class SelectorView(Answer, frozen=True, kw_only=True):
+    """GET /v1/policy/selectors: a peer that rules in force speak of, and whom it means now."""
+
+    selector: str
+    """In words."""
+    users: tuple[RuleView, ...] = ()
+    """The rules that speak of it."""
+    identities: tuple[int, ...] = ()
+
+
+class Document(Answer, frozen=True, kw_only=True):
+    """A file of policies, YAML or JSON, with any number of objects."""
+
+    name: str
+    text: str
+
+
+class CheckRequest(Answer, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/policy/check, answered with a CheckReport of `cilia.model.explain`."""
+
+    documents: tuple[Document, ...] = ()
+    delete: tuple[str, ...] = ()
+    """KIND/NAMESPACE/NAME or KIND/NAME of objects that would be removed."""
+    since: float = 300.0
+    """Seconds of flows to compare with."""
+
+
 class MapView(Answer, frozen=True, kw_only=True):
     """GET /v1/map: one of the list."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from cilia.api.types import (
     AddressPair,
@@ -23,7 +23,11 @@ from cilia.api.types import (
     ProblemView,
     RealizedPolicy,
     RuleView,
+    SelectorView,
 )
+from cilia.control.policy import words
+from cilia.control.policy.rules import Cidr, Cidrs, Section, Selector
+from cilia.control.policy.selection import SomePeer
 from cilia.model.endpoint import Endpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, IdentityId
@@ -53,20 +57,23 @@ def identity_view(identity: Identity) -> IdentityView:
     return IdentityView(id=identity.id, labels=tuple(identity.labels.strings()))
 
 
-def enforcement(policy: SubjectPolicy | None) -> str:
-    """Which directions are enforced, in Cilium's words."""
+def enforcement(policy: SubjectPolicy | None, *, audit: bool = False) -> str:
+    """Which directions are enforced, in Cilium's words. `audit`: the whole node only notes denials."""
     if policy is None:
         return "none"
-    return {
+    words = {
         (False, False): "none",
         (True, False): "ingress",
         (False, True): "egress",
         (True, True): "both",
     }[(policy.ingress_enforced, policy.egress_enforced)]
+    return f"audit-{words}" if words != "none" and (audit or policy.key.audit) else words
 
 
-def endpoint_view(endpoint: Endpoint, policy: SubjectPolicy | None, error: str = "") -> EndpointView:
-    """An endpoint and the policy of its subject, where it has one yet."""
+def endpoint_view(
+    endpoint: Endpoint, policy: SubjectPolicy | None, error: str = "", *, audit: bool = False
+) -> EndpointView:
+    """An endpoint and the policy of its subject, where it has one yet. `audit`: of the whole node."""
     attachment = endpoint.attachment
     return EndpointView(
         id=endpoint.id,
@@ -89,7 +96,7 @@ def endpoint_view(endpoint: Endpoint, policy: SubjectPolicy | None, error: str =
                 mac=attachment.mac,
                 host_mac=attachment.host_mac,
             ),
-            policy=EndpointPolicyStatus(realized=_realized(policy)),
+            policy=EndpointPolicyStatus(realized=_realized(policy, audit)),
             named_ports=tuple(
                 NamedPortView(name=p.name, port=p.port, protocol=p.protocol) for p in endpoint.named_ports
             ),
@@ -98,11 +105,11 @@ def endpoint_view(endpoint: Endpoint, policy: SubjectPolicy | None, error: str =
     )
 
 
-def _realized(policy: SubjectPolicy | None) -> RealizedPolicy:
+def _realized(policy: SubjectPolicy | None, audit: bool) -> RealizedPolicy:
     if policy is None:
         return RealizedPolicy()
     return RealizedPolicy(
-        policy_enabled=enforcement(policy),
+        policy_enabled=enforcement(policy, audit=audit),
         policy_revision=policy.revision,
         subject=policy.subject,
         entries=len(policy.entries),
@@ -180,6 +187,24 @@ def cookie_view(row: CookieRow) -> CookieView:
         logs=row.logs,
         rules=tuple(rule_view(rule) for rule in row.rules),
     )
+
+
+def selectors(peers: Mapping[SomePeer, Set[IdentityId]], sections: Iterable[Section]) -> list[SelectorView]:
+    """Each peer in force with the rules that speak of it, those that mean most on top."""
+    users: dict[SomePeer, dict[RuleRef, None]] = {peer: {} for peer in peers}
+    for section in sections:
+        for rule in section.rules:
+            if isinstance(rule.peer, Selector | Cidr | Cidrs) and rule.peer in users:
+                users[rule.peer][rule.ref] = None
+    found = [
+        SelectorView(
+            selector=words.peer_text(peer),
+            users=tuple(rule_view(ref) for ref in sorted(users[peer])),
+            identities=tuple(sorted(members)),
+        )
+        for peer, members in peers.items()
+    ]
+    return sorted(found, key=lambda view: (-len(view.identities), view.selector))
 
 
 def policy_view(policy: PolicyObject, state: PolicyState | None) -> PolicyView:

@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from cilia import __version__
-from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, not_found
+from cilia.api import views
+from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, Question, not_found
 from cilia.api.table_backend import TableBackend
 from cilia.api.types import (
+    CheckRequest,
     Component,
     ControllerStatus,
     Health,
@@ -24,10 +26,13 @@ from cilia.api.types import (
     MapView,
     OptionChange,
     PolicyRevision,
+    SelectorView,
     Setting,
     StatusResponse,
 )
 from cilia.apps.agent.attach import Attacher
+from cilia.apps.agent.check import Checker, Config
+from cilia.apps.agent.explain import Explainer
 from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, option_of, read_change
 from cilia.apps.agent.metrics import AgentMetrics
 from cilia.apps.agent.settings import AgentSettings
@@ -37,6 +42,7 @@ from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
 from cilia.model.endpoint import EndpointEntry
+from cilia.model.explain import CheckReport, Explanation
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.wire import cni
 
@@ -96,6 +102,23 @@ class AgentBackend(TableBackend):
         self._clock = clock
         self._started = clock.monotonic()
         self._changed = asyncio.Event()
+        settings = live.settings
+        self._checker = Checker(
+            graph.inputs,
+            graph.desired,
+            facts=graph.policy.facts,
+            flows=hubble,
+            config=Config(cluster=settings.cluster_name, host_firewall=settings.host_firewall),
+            clock=clock,
+        )
+        self._explainer = Explainer(
+            graph.inputs,
+            graph.desired,
+            facts=graph.policy.facts,
+            read=self._checker.reader,
+            revision=lambda: graph.policy.revision,
+            flows=hubble,
+        )
         self.attacher: Attacher | None = None
         """Set by the runtime when pods can be served."""
 
@@ -201,6 +224,15 @@ class AgentBackend(TableBackend):
                 await asyncio.wait_for(changed.wait(), left)
             except TimeoutError:
                 continue
+
+    async def selectors(self) -> list[SelectorView]:
+        return views.selectors(self._graph.policy.peers(), self._graph.policy.facts().sections)
+
+    async def explain(self, question: Question) -> Explanation:
+        return await self._explainer.explain(question)
+
+    async def check(self, request: CheckRequest) -> CheckReport:
+        return await self._checker.check(request)
 
     async def maps(self) -> list[MapView]:
         return [
