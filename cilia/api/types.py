@@ -88,6 +88,9 @@ class StatusResponse(Answer, frozen=True, kw_only=True):
     node: str = ""
     version: str = ""
     uptime_seconds: float = 0.0
+    policy: Component = Component(state=Health.OK)
+    """What is not usual about policy on this node: enforcement always or never, audit, the host firewall,
+    refused policies."""
     policy_revision: int = 0
     """Newest revision that all endpoints enforce."""
     policy_count: int = 0
