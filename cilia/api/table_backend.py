@@ -39,13 +39,20 @@ class TableBackend:
         """Newest policy revision that all endpoints enforce; the agent asks its reconcilers."""
         return self.computed_revision()
 
+    def in_audit(self) -> bool:
+        """Whether the whole node only notes what policies deny."""
+        return False
+
+    def problem(self, endpoint: Endpoint) -> str:
+        """Why an endpoint is not enforced as it should be; the agent asks its reconcilers."""
+        return ""
+
     async def endpoints(self) -> list[EndpointView]:
         rows = sorted(self.desired.endpoints, key=lambda row: row.id)
-        return [views.endpoint_view(row, self._policy(row)) for row in rows]
+        return [self._view(row) for row in rows]
 
     async def endpoint(self, reference: EndpointReference) -> EndpointView:
-        row = self._endpoint(reference)
-        return views.endpoint_view(row, self._policy(row))
+        return self._view(self._endpoint(reference))
 
     async def endpoint_policy(self, reference: EndpointReference) -> EndpointPolicy:
         row = self._endpoint(reference)
@@ -83,6 +90,11 @@ class TableBackend:
     async def nodes(self) -> list[NodeView]:
         rows = sorted(self.inputs.nodes, key=lambda row: row.name)
         return [views.node_view(row, self.node) for row in rows]
+
+    def _view(self, endpoint: Endpoint) -> EndpointView:
+        return views.endpoint_view(
+            endpoint, self._policy(endpoint), self.problem(endpoint), audit=self.in_audit()
+        )
 
     def _endpoint(self, reference: EndpointReference) -> Endpoint:
         rows = self._candidates(reference)
