@@ -41,7 +41,7 @@ from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
-from cilia.model.endpoint import EndpointEntry
+from cilia.model.endpoint import Endpoint, EndpointEntry
 from cilia.model.explain import CheckReport, Explanation
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.wire import cni
@@ -134,6 +134,14 @@ class AgentBackend(TableBackend):
     def computed_revision(self) -> int:
         return int(self._graph.policy.revision)
 
+    def in_audit(self) -> bool:
+        return self._settings.policy_audit_mode
+
+    def problem(self, endpoint: Endpoint) -> str:
+        entry = self.desired.endpoint_entries.get(endpoint.id)
+        status = self._kernel.subjects.status.get(entry.subject) if entry is not None else None
+        return status.error if status is not None else ""
+
     def realized_revision(self) -> int:
         """All subjects in the kernel means all policies computed are enforced."""
         behind = [
@@ -199,10 +207,32 @@ class AgentBackend(TableBackend):
             node=self.node,
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started,
+            policy=self._policy_component(),
             policy_revision=self.realized_revision(),
             policy_count=len(self.inputs.policies),
             identity_count=len(self.desired.identities),
             node_count=len(self.inputs.nodes),
+        )
+
+    def _policy_component(self) -> Component:
+        """What is not usual about policy, for `cilia status`."""
+        settings = self._settings
+        refused = sum(not row.valid for row in self.desired.policy_states)
+        noting = sum(row.audit for row in self.desired.endpoints)
+        alarming = [
+            ("enforcement is never: no policy counts", settings.enforcement == "never"),
+            ("audit mode: what policies deny passes and is noted", settings.policy_audit_mode),
+            (f"{noting} endpoints in audit mode", noting > 0 and not settings.policy_audit_mode),
+            (f"{refused} refused (`cilia policy get`)", refused > 0),
+        ]
+        telling = [
+            ("every endpoint is isolated (enforcement always)", settings.enforcement == "always"),
+            ("denials are answered", settings.policy_deny_response != "none"),
+            ("host firewall", settings.host_firewall),
+        ]
+        return Component(
+            state=Health.WARNING if any(holds for _, holds in alarming) else Health.OK,
+            msg=", ".join(words for words, holds in alarming + telling if holds),
         )
 
     def _source(self) -> Component:
