@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cilia.api.types import EndpointView, EntryView, RuleView
+from cilia.cli.completing import complete_endpoints
 from cilia.cli.config import Changes, Reset, live_options, print_settings, read_changes
 from cilia.cli.options import AgentSocket, Output, connect, group
 from cilia.cli.output import Format, print_json, print_table
@@ -16,7 +17,9 @@ app = group("Endpoints of this node: pods, their identities and the policy each 
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="ENDPOINT", help="Its number, container-id:ID, pod-name:NAMESPACE/NAME or NAMESPACE/NAME."
+        metavar="ENDPOINT",
+        help="Its number, container-id:ID, pod-name:NAMESPACE/NAME or NAMESPACE/NAME.",
+        autocompletion=complete_endpoints,
     ),
 ]
 

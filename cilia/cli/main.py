@@ -18,7 +18,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "endpoint": LazyCommand("cilia.cli.endpoint", "app", "Show the pods of this node and their policy."),
     "identity": LazyCommand("cilia.cli.identity", "app", "Show security identities."),
     "ip": LazyCommand("cilia.cli.addresses", "app", "Show which identity is behind an address."),
-    "policy": LazyCommand("cilia.cli.policy", "app", "Show policies, wait for them, find a rule."),
+    "policy": LazyCommand(
+        "cilia.cli.policy", "app", "Show policies, explain verdicts, check changes, find a rule."
+    ),
     "map": LazyCommand("cilia.cli.maps", "app", "Show the kernel's maps."),
     "node": LazyCommand("cilia.cli.node", "app", "Show the nodes of the cluster."),
     "config": LazyCommand("cilia.cli.config", "config", "Show or change the agent's settings."),

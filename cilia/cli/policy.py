@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import enum
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cilia.api.client import AgentError
+from cilia.api.types import CheckRequest, Document
+from cilia.cli.completing import complete_ends, complete_policies
 from cilia.cli.endpoint import rule_text
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
 from cilia.cli.output import Format, print_json, print_table
+from cilia.model.explain import CheckReport
 
-app = group("Policies as this node sees them.")
+app = group("Policies as this node sees them: what they say, why, and what a change would do.")
+
+SUFFIXES = (".yaml", ".yml", ".json")
+UNITS = {"s": 1, "m": 60, "h": 3600}
+SHOWN_USERS = 3
 
 
 @app.command("get")
@@ -33,6 +45,189 @@ def get_policies(output: Output = Format.TABLE, socket: AgentSocket = None) -> N
         ),
         empty="No policies.",
     )
+
+
+@app.command("explain")
+def explain_policy(
+    flow: Annotated[
+        str, typer.Argument(metavar="[FLOW-UUID]", help="A flow, as `cilia observe -o json` shows it.")
+    ] = "",
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="END",
+            help="NAMESPACE/POD, an endpoint's or identity's number, an address, labels such as app=web, or an "
+            "entity such as world.",
+            show_default=False,
+            autocompletion=complete_ends,
+        ),
+    ] = "",
+    destination: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="END", help="The same.", show_default=False, autocompletion=complete_ends
+        ),
+    ] = "",
+    port: Annotated[
+        str,
+        typer.Option(help="80, 80/TCP, a port's name, icmp/8, sctp/7, 47/ip for protocols without ports."),
+    ] = "80/TCP",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the text of rules that did not decide, too.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: AgentSocket = None,
+) -> None:
+    """Explain why a packet passes or not: which rules decide and which don't, whom they mean, and
+    for a denial the smallest change that would allow it.
+
+    cilia policy explain --from demo/client --to demo/web --port 80/TCP
+    """
+    if flow and (source or destination):
+        raise UserError("A flow has its ends already: leave out --from and --to, or the flow.")
+    if not flow and not (source and destination):
+        raise UserError("Say what to explain: a flow's UUID, or --from and --to.")
+    client = connect(socket)
+    told = client.explain_flow(flow) if flow else client.explain(source, destination, port)
+    if output is Format.JSON:
+        return print_json(told)
+    # Imported late: rich is for people only.
+    from cilia.cli.explain import print_explanation
+
+    return print_explanation(told, verbose=verbose)
+
+
+class FailOn(enum.StrEnum):
+    """What makes `check` end with status 1."""
+
+    NEWLY_DENIED = "newly-denied"
+    NEWLY_ALLOWED = "newly-allowed"
+    ANY = "any"
+    NONE = "none"
+
+
+@app.command("check")
+def check_policies(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="YAML or JSON, directories of such, or - for standard input."),
+    ] = None,
+    delete: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND/NS/NAME",
+            help="A policy that would be removed; repeatable.",
+            show_default=False,
+            autocompletion=complete_policies,
+        ),
+    ] = None,
+    since: Annotated[str, typer.Option(help="How far back flows are compared: 90s, 5m, 1h, or 0.")] = "5m",
+    fail_on: Annotated[FailOn, typer.Option(help="Which findings give exit status 1.")] = FailOn.NEWLY_DENIED,
+    output: Output = Format.TABLE,
+    socket: AgentSocket = None,
+) -> None:
+    """Check what proposed policies would change: against flows that were seen here, and against every pair
+    of live workloads. Nothing is applied.
+
+    Exit status: 0 nothing found, 1 findings (see --fail-on), 2 not valid, or it could not be checked.
+    """
+    try:
+        if not files and not delete:
+            raise UserError("Say what to check: files, directories, - for standard input, or --delete.")
+        documents = tuple(Document(name=name, text=text) for name, text in read_all(files or ()))
+        request = CheckRequest(documents=documents, delete=tuple(delete or ()), since=seconds(since))
+        report = connect(socket).check(request)
+    except (UserError, AgentError) as error:
+        typer.echo(f"cilia: {error}", err=True)
+        raise typer.Exit(2) from None
+    if output is Format.JSON:
+        print_json(report)
+    else:
+        from cilia.cli.explain import print_report
+
+        print_report(report)
+    raise typer.Exit(exit_code(report, fail_on))
+
+
+def exit_code(report: CheckReport, fail_on: FailOn) -> int:
+    """What CI should make of a report."""
+    if report.problems:
+        return 2
+    rows = report.differences
+    found = {
+        FailOn.NEWLY_DENIED: any(row.newly_denied for row in rows),
+        FailOn.NEWLY_ALLOWED: any(row.newly_allowed for row in rows),
+        FailOn.ANY: bool(rows),
+        FailOn.NONE: False,
+    }
+    return int(found[fail_on])
+
+
+def read_all(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of every file named, or in a directory named. Raises UserError."""
+    for name in names:
+        if name == "-":
+            yield "standard input", sys.stdin.read()
+            continue
+        path = Path(name)
+        try:
+            if path.is_dir():
+                for inner in sorted(path.rglob("*")):
+                    hidden = any(part.startswith(".") for part in inner.relative_to(path).parts)
+                    if inner.suffix in SUFFIXES and inner.is_file() and not hidden:
+                        yield str(inner), inner.read_text()
+            else:
+                yield name, path.read_text()
+        except OSError as error:
+            raise UserError(f"{error.filename or name} can't be read ({error.strerror}).") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{name} is not text; write YAML or JSON in UTF-8.") from None
+
+
+def seconds(text: str) -> float:
+    """`90s`, `5m`, `1h` or bare seconds. Raises UserError."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        value = float(number) * UNITS[unit]
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise UserError(f"--since can't be {text!r}; write 90s, 5m or up to 24h.")
+    return value
+
+
+@app.command("selectors")
+def list_selectors(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List all identities and all rules.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: AgentSocket = None,
+) -> None:
+    """List the selectors and prefixes that rules in force speak of, and how many identities each means."""
+    found = connect(socket).selectors()
+    if output is Format.JSON:
+        return print_json(found)
+    return print_table(
+        ("SELECTOR", "IDENTITIES", "RULES"),
+        (
+            (
+                view.selector,
+                tuple(map(str, view.identities)) if verbose else len(view.identities),
+                capped([rule_text(rule) for rule in view.users], None if verbose else SHOWN_USERS),
+            )
+            for view in found
+        ),
+        empty="No rule in force here speaks of anybody.",
+    )
+
+
+def capped(items: list[str], limit: int | None) -> tuple[str, ...]:
+    """The first items, and how many more there are."""
+    if limit is None or len(items) <= limit:
+        return tuple(items)
+    return (*items[:limit], f"{len(items) - limit} more")
 
 
 @app.command("wait")

@@ -96,7 +96,7 @@ def lines(answer: StatusResponse) -> list[tuple[str, Any]]:
         ("Hubble", health(hubble.state, told)),
         ("CNI", _component(answer.cni_file)),
         ("IPAM", _ipam(answer)),
-        ("Policy", f"revision {answer.policy_revision}, {_count(answer.policy_count, 'policy', 'policies')}"),
+        ("Policy", _policy(answer)),
         ("Endpoints", _endpoints(answer.endpoints)),
         ("Identities", str(answer.identity_count)),
         ("Nodes", str(answer.node_count)),
@@ -134,6 +134,13 @@ def duration(seconds: float) -> str:
 
 def _component(component: Component) -> Any:
     return health(component.state, component.msg)
+
+
+def _policy(answer: StatusResponse) -> Any:
+    """In a warning's colour where denials are not enforced or a policy is refused."""
+    count = _count(answer.policy_count, "policy", "policies")
+    told = _join(f"revision {answer.policy_revision}, {count}", answer.policy.msg)
+    return told if answer.policy.state is Health.OK else health(answer.policy.state, told)
 
 
 def _join(*parts: str) -> str:

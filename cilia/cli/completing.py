@@ -1,0 +1,52 @@
+"""What a shell offers after Tab: names that the agent knows now. Without an agent it offers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cilia.api.client import AgentClient, AgentError
+
+SECONDS = 2.0
+"""A shell waits no longer for an answer."""
+
+
+def offered(names: Callable[[AgentClient], Iterable[str]], typed: str) -> list[str]:
+    """The names that begin as typed."""
+    try:
+        return sorted(name for name in names(AgentClient(timeout=SECONDS)) if name.startswith(typed))
+    except AgentError:
+        return []
+
+
+def complete_endpoints(incomplete: str) -> list[str]:
+    """Numbers and pods of this node's endpoints."""
+
+    def names(client: AgentClient) -> Iterable[str]:
+        for endpoint in client.endpoints():
+            yield str(endpoint.id)
+            if endpoint.status.external_identifiers.pod_name:
+                yield endpoint.status.external_identifiers.pod_name
+
+    return offered(names, incomplete)
+
+
+def complete_ends(incomplete: str) -> list[str]:
+    """Pods with an address, and entities."""
+
+    def names(client: AgentClient) -> Iterable[str]:
+        yield from ("host", "kube-apiserver", "remote-node", "world")
+        for entry in client.addresses():
+            if entry.metadata.name:
+                yield f"{entry.metadata.namespace}/{entry.metadata.name}"
+
+    return sorted(set(offered(names, incomplete)))
+
+
+def complete_policies(incomplete: str) -> list[str]:
+    """KIND/NAMESPACE/NAME of every policy."""
+
+    def names(client: AgentClient) -> Iterable[str]:
+        for policy in client.policies().policies:
+            yield "/".join(part for part in (policy.kind, policy.namespace, policy.name) if part)
+
+    return offered(names, incomplete)
