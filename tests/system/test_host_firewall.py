@@ -1,0 +1,276 @@
+"""The host held to policies, as real traffic: outside, other nodes, pods near and far."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+
+from cilia.abi import object_path
+from cilia.api.client import AgentError
+from cilia.lab import control, kernel, starting, teardown
+from cilia.lab.plan import make_plan
+from cilia.model.endpoint import HOST_ENDPOINT
+from tests.support.attacker import Siege, run_cilia
+from tests.support.policy_lab import PolicyLab, pod, policy, until
+from tests.support.policy_truth import Document, Peer
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces"),
+    pytest.mark.skipif(not object_path().exists(), reason="needs the eBPF object: run make bpf"),
+]
+
+SSH, OTHER, POD_PORT = 22, 8000, 7000
+NO_ANSWER = 0.4
+"""Seconds without an answer that mean no."""
+NEAR, FAR = Peer("default", "near", {"app": "near"}), Peer("default", "far", {"app": "far"})
+API_SERVER = "172.18.0.1"
+ECHOES = itertools.count(os.getpid())
+
+
+class Lab(NamedTuple):
+    """Two nodes that enforce policies on themselves; node-1 serves on two ports."""
+
+    policies: PolicyLab
+    places: Siege
+
+    def open_to(self, source: str, target: str, port: int) -> bool:
+        """Whether a connection comes about."""
+        try:
+            self.places[source].connected(target, port, timeout=NO_ANSWER).close()
+        except TimeoutError:
+            return False
+        return True
+
+    def pings(self, source: str, target: str) -> bool:
+        """Whether an echo is answered."""
+        with kernel.inside_network(self.places[source].netns):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        with raw:
+            raw.settimeout(NO_ANSWER)
+            raw.connect((target, 0))
+            echo = ICMP(type=8, id=next(ECHOES) & 0xFFFF)
+            raw.send(bytes(echo))
+            try:
+                while IP(raw.recv(256))[ICMP].type != 0:
+                    pass
+            except TimeoutError:
+                return False
+        return True
+
+    def node(self, number: int) -> tuple[str, str]:
+        """A node's addresses."""
+        plan = self.policies.plan.nodes[number - 1]
+        return plan.ipv4, plan.ipv6
+
+    def router(self, number: int) -> str:
+        """The address a node has among its pods."""
+        views = self.policies.agents[0].nodes()
+        (found,) = [view for view in views if view.name == f"node-{number}"]
+        return next(address for address in found.router_addresses if ":" not in address)
+
+    def address_of(self, peer: Peer) -> str:
+        return self.policies.record(peer).ips[0]
+
+    def flows(self, *filters: str) -> list[dict[str, object]]:
+        """What node-1 has seen."""
+        socket_path = self.policies.plan.nodes[0].hubble_socket
+        words = ["observe", "--server", f"unix://{socket_path}", "--all", "-o", "json", *filters]
+        return [line["flow"] for line in map(json.loads, run_cilia(*words).splitlines()) if "flow" in line]
+
+
+def host_policy(spec: Document, name: str = "host") -> Document:
+    selector = {"matchLabels": {"kubernetes.io/hostname": "node-1"}}
+    return policy("CiliumClusterwideNetworkPolicy", name, {"nodeSelector": selector, **spec})
+
+
+def to_port(port: int, protocol: str = "TCP") -> Document:
+    return {"toPorts": [{"ports": [{"port": str(port), "protocol": protocol}]}]}
+
+
+SSH_ONLY = {
+    "ingress": [
+        {"fromEntities": ["world"], **to_port(SSH)},
+        {"fromEntities": ["world"], "icmps": [{"fields": [{"type": 8, "family": "IPv4"}]}]},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    name = f"thf{os.getpid() % 1000000}"
+    teardown.take_down(name)
+    plan = make_plan(name, 2, agent_flags=("host-firewall",))
+    try:
+        starting.start(plan, lambda _: None)
+        made = PolicyLab(plan)
+        serve = (("TCP", POD_PORT),)
+        made.start_pods([pod(NEAR, "node-1", serve), pod(FAR, "node-2", serve)])
+        places = Siege(plan)
+        listeners = [places["node-1"].bound(socket.SOCK_STREAM, "::", port) for port in (SSH, OTHER)]
+        yield Lab(made, places)
+        for listener in listeners:
+            listener.close()
+        places.close()
+    finally:
+        teardown.take_down(name)
+
+
+@pytest.fixture(autouse=True)
+def no_policies(lab: Lab) -> Iterator[None]:
+    yield
+    lab.policies.replace_all([])
+
+
+def ways_in(lab: Lab) -> dict[str, Callable[[int], bool]]:
+    """Every kind of way to node-1's own ports."""
+    ipv4, ipv6 = lab.node(1)
+    router = lab.router(1)
+    return {
+        "outside, IPv4": lambda port: lab.open_to("outside", ipv4, port),
+        "outside, IPv6": lambda port: lab.open_to("outside", ipv6, port),
+        "another node": lambda port: lab.open_to("node-2", ipv4, port),
+        "another node, behind the tunnel": lambda port: lab.open_to("node-2", router, port),
+        "a pod here": lambda port: lab.open_to("near", ipv4, port),
+        "a pod here, to its gateway": lambda port: lab.open_to("near", router, port),
+        "a pod elsewhere": lambda port: lab.open_to("far", ipv4, port),
+        "a pod elsewhere, behind the tunnel": lambda port: lab.open_to("far", router, port),
+    }
+
+
+def ways_out(lab: Lab) -> dict[str, Callable[[], bool]]:
+    """Every kind of way from node-1's own processes."""
+    return {
+        "a pod here": lambda: lab.open_to("node-1", lab.address_of(NEAR), POD_PORT),
+        "a pod elsewhere": lambda: lab.open_to("node-1", lab.address_of(FAR), POD_PORT),
+        "outside": lambda: lab.pings("node-1", "203.0.113.2"),
+        "another node": lambda: lab.pings("node-1", lab.node(2)[0]),
+        "the API server": lambda: lab.open_to("node-1", API_SERVER, 6443),
+    }
+
+
+def test_the_host_is_an_endpoint_with_its_nodes_labels(lab: Lab) -> None:
+    (view,) = [one for one in lab.policies.agents[0].endpoints() if one.id == HOST_ENDPOINT]
+    labels = set(view.status.identity.labels)
+    assert {"reserved:host", "k8s:kubernetes.io/hostname=node-1"} <= labels
+    assert view.status.state == "ready"
+
+
+def test_nothing_is_judged_before_a_policy_speaks_of_the_host(lab: Lab) -> None:
+    assert dict.fromkeys(ways_in(lab), True) == {way: asked(OTHER) for way, asked in ways_in(lab).items()}
+    assert dict.fromkeys(ways_out(lab), True) == {way: asked() for way, asked in ways_out(lab).items()}
+
+
+def test_only_what_is_allowed_enters(lab: Lab) -> None:
+    lab.policies.replace_all([host_policy(SSH_ONLY)])
+    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
+    assert {way for way, asked in ways_in(lab).items() if asked(SSH)} == {"outside, IPv4", "outside, IPv6"}
+    assert lab.pings("outside", lab.node(1)[0])
+    assert not lab.pings("near", lab.node(1)[0])
+    assert {way for way, asked in ways_out(lab).items() if not asked()} == set()
+    # The other node is not meant, nor are pods.
+    assert lab.pings("outside", lab.node(2)[0])
+    assert lab.open_to("far", lab.address_of(NEAR), POD_PORT)
+    lab.policies.replace_all([])
+    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+
+
+def test_only_what_is_allowed_leaves(lab: Lab) -> None:
+    spec = {
+        "egress": [
+            {"toCIDR": [f"{API_SERVER}/32"], **to_port(6443)},
+            {"toEndpoints": [{"matchLabels": {"app": "near", "k8s:io.kubernetes.pod.namespace": "default"}}]},
+        ]
+    }
+    lab.policies.replace_all([host_policy(spec)])
+    allowed = {"the API server", "a pod here"}
+    assert {way for way, asked in ways_out(lab).items() if asked()} == allowed
+    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+    # Tunnels and pods' own traffic are not the host's.
+    assert lab.open_to("near", lab.address_of(FAR), POD_PORT)
+    assert lab.pings("near", "203.0.113.2")
+
+
+def test_audit_first(lab: Lab) -> None:
+    since = lab.policies.agents[0].policies().revision
+    lab.policies.replace_all([host_policy({**SSH_ONLY, "audit": True})])
+    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+    until(lambda: lab.flows("--verdict", "AUDIT", "--to-port", str(OTHER)), "flows that audit told of")
+    flow = lab.flows("--verdict", "AUDIT", "--to-port", str(OTHER))[0]
+    assert flow["destination"]["ID"] == HOST_ENDPOINT  # type: ignore[index]
+    assert [rule["name"] for rule in flow["ingress_denied_by"]] == ["host"]  # type: ignore[attr-defined]
+    lab.policies.replace_all([host_policy(SSH_ONLY)])
+    assert lab.policies.agents[0].policies().revision > since
+    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
+    until(lambda: lab.flows("-t", "drop", "--to-port", str(OTHER)), "drops that name their rule")
+
+
+def talk(ours: socket.socket, theirs: socket.socket) -> bool:
+    """Whether words pass both ways."""
+    for sender, receiver in ((ours, theirs), (theirs, ours)):
+        sender.sendall(b"word")
+        receiver.settimeout(1.0)
+        try:
+            if receiver.recv(64) == b"":
+                return False
+        except TimeoutError:
+            return False
+    return True
+
+
+@pytest.fixture
+def session(lab: Lab) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from outside that was there before any policy: the client's end, the host's."""
+    with lab.places["node-1"].bound(socket.SOCK_STREAM, "0.0.0.0", 2222) as listener:
+        client = lab.places["outside"].connected(lab.node(1)[0], 2222)
+        server, _ = listener.accept()
+        with client, server:
+            yield client, server
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_session_that_the_policy_allows_lives_on(
+    lab: Lab, session: tuple[socket.socket, socket.socket], first: str
+) -> None:
+    """Whoever speaks first, though nobody had tracked the flow."""
+    client, server = session
+    assert talk(client, server)
+    keep = {"toCIDR": [f"{API_SERVER}/32"], **to_port(6443)}
+    allowing = {"ingress": [{"fromEntities": ["world"], **to_port(2222)}], "egress": [keep]}
+    lab.policies.replace_all([host_policy(allowing)])
+    assert talk(*(session if first == "client" else session[::-1]))
+    denying = host_policy({**SSH_ONLY, "egress": [keep]})
+    lab.policies.replace_all([denying])
+    for speaker, hearer in (session, session[::-1]):
+        speaker.sendall(b"nobody hears this")
+        hearer.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            hearer.recv(64)
+    lab.policies.replace_all([])
+    until(lambda: client.recv(64), "what the host has said meanwhile")
+
+
+def test_the_policy_outlives_the_agent(lab: Lab) -> None:
+    """Nothing enters while the agent is away or starts anew, and its own connections come about."""
+    lab.policies.replace_all([host_policy(SSH_ONLY)])
+    plan = lab.policies.plan
+    ipv4, _ = lab.node(1)
+    control.ask(plan.control_socket, {"kill_agent": "node-1"})
+    assert not lab.open_to("outside", ipv4, OTHER)
+    control.ask(plan.control_socket, {"start_agent": "node-1"})
+    ready = False
+    while not ready:
+        assert not lab.open_to("outside", ipv4, OTHER)
+        assert lab.open_to("outside", ipv4, SSH)
+        with suppress(AgentError, OSError):
+            ready = lab.policies.agents[0].status().ready
+    lab.policies.settle()
+    assert not lab.open_to("outside", ipv4, OTHER)
