@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from cilia import __version__
+from cilia.api.views import enforcement
 from cilia.schema import Desired, Inputs
 
 DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
@@ -41,6 +42,19 @@ class HubbleNumbers:
     """Events lost, by where: perf_event_ring_buffer, hubble_ring_buffer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyNumbers:
+    """What is asked of the policy engine for one scrape."""
+
+    revision: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Changes by what became of them: success, fail."""
+    largest_peers: Mapping[str, int] = field(default_factory=dict)
+    """Identities that the widest peer of each class means."""
+    audit: bool = False
+    """Denials on this node are noted only."""
+
+
 class AgentCollector(Collector):
     """Tables, kernel and Hubble as metric families."""
 
@@ -50,16 +64,17 @@ class AgentCollector(Collector):
         desired: Desired,
         kernel: Callable[[], KernelNumbers],
         hubble: Callable[[], HubbleNumbers],
-        policy_revision: Callable[[], int],
+        policy: Callable[[], PolicyNumbers],
     ) -> None:
         self._inputs = inputs
         self._desired = desired
         self._kernel = kernel
         self._hubble = hubble
-        self._policy_revision = policy_revision
+        self._policy = policy
 
     def collect(self) -> Iterator[Metric]:
         yield from self._tables()
+        yield from self._policies()
         yield from self._datapath()
         yield from self._flows()
 
@@ -72,10 +87,6 @@ class AgentCollector(Collector):
             states.add_metric([state], number)
         yield states
         yield _gauge("cilium_endpoint", "Endpoints managed by this agent", len(self._desired.endpoints))
-        yield _gauge("cilium_policy", "Policies loaded", len(self._inputs.policies))
-        yield _gauge("cilium_policy_max_revision", "Highest policy revision", self._policy_revision())
-        refused = sum(not row.valid for row in self._desired.policy_states)
-        yield _gauge("cilium_policy_refused", "Policies that can't be enforced as written", refused)
         yield _gauge("cilium_nodes_all_num", "Nodes known", len(self._inputs.nodes))
         yield _gauge("cilium_ipcache_entries", "Prefixes with an identity", len(self._desired.ipcache))
         identities = GaugeMetricFamily("cilium_identity", "Identities known, by type", labels=["type"])
@@ -86,13 +97,50 @@ class AgentCollector(Collector):
         for kind, number in kinds.items():
             identities.add_metric([kind], number)
         yield identities
-        subjects = self._desired.subjects
-        yield _gauge("cilium_policy_subjects", "Distinct sets of policy entries in force", len(subjects))
         addresses = GaugeMetricFamily("cilium_ip_addresses", "Allocated addresses", labels=["family"])
         for family, name in ((0, "ipv4"), (1, "ipv6")):
             held = sum(bool((row.ipv4, row.ipv6)[family]) for row in self._inputs.attachments)
             addresses.add_metric([name], held)
         yield addresses
+
+    def _policies(self) -> Iterator[Metric]:
+        numbers = self._policy()
+        yield _gauge("cilium_policy", "Policies loaded", len(self._inputs.policies))
+        yield _gauge("cilium_policy_max_revision", "Highest policy revision", numbers.revision)
+        states = self._desired.policy_states
+        refused = sum(not row.valid for row in states)
+        yield _gauge("cilium_policy_refused", "Policies that can't be enforced as written", refused)
+        warned = sum(bool(row.warnings) for row in states)
+        yield _gauge("cilium_policy_warned", "Policies with rules that can't match what they name", warned)
+        subjects = self._desired.subjects
+        yield _gauge("cilium_policy_subjects", "Distinct sets of policy entries in force", len(subjects))
+        changes = CounterMetricFamily("cilium_policy_change", "Changes of policies", labels=["outcome"])
+        for outcome, number in numbers.outcomes.items():
+            changes.add_metric([outcome], number)
+        yield changes
+        widest = GaugeMetricFamily(
+            "cilium_policy_selector_match_count_max",
+            "Identities that the widest peer of a rule in force here means",
+            labels=["class"],
+        )
+        for kind, number in numbers.largest_peers.items():
+            widest.add_metric([kind], number)
+        yield widest
+        enforced = GaugeMetricFamily(
+            "cilium_policy_endpoint_enforcement_status",
+            "Endpoints by the directions in which policy isolates them",
+            labels=["enforcement"],
+        )
+        for words, number in self._enforcement(numbers.audit).items():
+            enforced.add_metric([words], number)
+        yield enforced
+
+    def _enforcement(self, audit: bool) -> Tally[str]:
+        """Endpoints by none, ingress, egress or both, with "audit-" before it where it is noted only."""
+        found: Tally[str] = Tally()
+        for entry in self._desired.endpoint_entries:
+            found[enforcement(self._desired.subjects.get(entry.subject), audit=audit)] += 1
+        return found
 
     def _datapath(self) -> Iterator[Metric]:
         numbers = self._kernel()

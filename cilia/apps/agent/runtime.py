@@ -35,12 +35,12 @@ from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.live import LiveSettings
-from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers
+from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers, PolicyNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration, own_labels
 from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher
-from cilia.apps.agent.realisation import PolicyWords
+from cilia.apps.agent.realisation import PolicyDelays, PolicyWords
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
@@ -171,13 +171,14 @@ class Runtime:
         kernel.update_settings(live.settings)
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
+        delays: list[PolicyDelays] = []
         metrics = AgentMetrics(
             AgentCollector(
                 self.inputs,
                 self.desired,
                 kernel.numbers,
                 lambda: _hubble_numbers(flows),
-                lambda: int(graph.policy_revision),
+                lambda: _policy_numbers(graph, delays),
             )
         )
         switches = EndpointSwitches(self.inputs, files)
@@ -232,6 +233,8 @@ class Runtime:
         self._publish(tasks, engine, graph, identities, publisher, statuses)
         engine.start()
         await self._settle(engine, graph, identities)
+        delays.append(self._time_policies(backend, metrics))
+        engine.after.append(delays[0].stepped)
         removed = state.prune() + kernel.prune_links(self.inputs.attachments)
         log.info("restored", endpoints=len(self.inputs.attachments), pruned=removed)
 
@@ -315,6 +318,11 @@ class Runtime:
         kernel.update_settings(settings)
         graph.policy.mode = PolicyMode(settings.enforcement)
         graph.policy.audit = settings.policy_audit_mode
+
+    def _time_policies(self, backend: AgentBackend, metrics: AgentMetrics) -> PolicyDelays:
+        source = "k8s" if self.settings.source_dir is None else "directory"
+        observe = metrics.policy_seconds.labels(source=source).observe
+        return PolicyDelays(self.inputs, self.desired, backend.realized_revision, observe, self.clock)
 
     def _follow_labels(
         self, tasks: TaskGroup, store: Store, registration: Registration, due: asyncio.Event
@@ -504,6 +512,15 @@ class Runtime:
 def boot_id() -> str:
     """The kernel's name for this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _policy_numbers(graph: ControlGraph, delays: list[PolicyDelays]) -> PolicyNumbers:
+    return PolicyNumbers(
+        revision=int(graph.policy_revision),
+        outcomes=delays[0].outcomes if delays else {},
+        largest_peers=graph.policy.largest_peers(),
+        audit=graph.policy.audit,
+    )
 
 
 def _hubble_numbers(flows: FlowStore) -> HubbleNumbers:

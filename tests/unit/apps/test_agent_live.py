@@ -1,0 +1,169 @@
+"""Settings that change while the agent runs: what is understood, what is kept, what is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cilia.api.backend import ApiError, Caller
+from cilia.api.types import OptionChange
+from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, read_change, who
+from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.state import EndpointFiles, SavedEndpoint
+from cilia.apps.agent.switches import EndpointSwitches
+from cilia.model.endpoint import HOST_ENDPOINT, Attachment, Endpoint
+from cilia.model.ids import EndpointId
+from cilia.schema import EndpointOptions, Inputs
+
+ME = Caller(pid=os.getpid(), uid=os.getuid())
+ATTACHMENT = Attachment(
+    id=EndpointId(7),
+    container_id="c",
+    interface="eth0",
+    netns="/n",
+    host_interface="lxc7",
+    ifindex=4,
+    mac="02:00:00:00:00:01",
+    host_mac="02:00:00:00:00:02",
+)
+HOST = Attachment(
+    id=HOST_ENDPOINT,
+    container_id="",
+    interface="",
+    netns="",
+    host_interface="",
+    ifindex=0,
+    mac="",
+    host_mac="",
+)
+
+
+def settings(directory: Path, **changes: object) -> AgentSettings:
+    return AgentSettings(node_name="n1", state_dir=directory, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "meaning"),
+    [
+        ("PolicyEnforcement", "always", "enforcement", "always"),
+        ("policyenforcement", "NEVER", "enforcement", "never"),
+        ("enable-policy", "default", "enforcement", "default"),
+        ("--policy-enforcement-mode", "default", "enforcement", "default"),
+        ("PolicyAuditMode", "Enabled", "policy_audit_mode", True),
+        ("policy-audit-mode", "false", "policy_audit_mode", False),
+        ("PolicyDenyResponse", "icmp", "policy_deny_response", "icmp"),
+    ],
+)
+def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: str, meaning: object) -> None:
+    assert read_change(OptionChange(options={name: value}), NODE_OPTIONS) == {field: meaning}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (OptionChange(), "name an option"),
+        (OptionChange(options={"PolicyTracing": "Enabled"}), "PolicyEnforcement, PolicyAuditMode"),
+        (OptionChange(options={"PolicyEnforcement": "sometimes"}), "default, always, never"),
+        (OptionChange(options={"PolicyAuditMode": "on", "policy-audit-mode": "off"}), "twice"),
+        (OptionChange(options={"PolicyAuditMode": "on"}, reset=("policy-audit-mode",)), "twice"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_what_is(change: OptionChange, words: str) -> None:
+    with pytest.raises(ApiError, match=words) as refusal:
+        read_change(change, NODE_OPTIONS)
+    assert refusal.value.status == 400
+
+
+def test_a_change_stands_over_flags_and_restarts_until_reset(tmp_path: Path) -> None:
+    started = settings(tmp_path, enforcement="never", sources={"enforcement": "flag"})
+    live = LiveSettings(started)
+    assert (live.settings.enforcement, live.source("enforcement")) == ("never", "flag")
+    live.change({"enforcement": "always", "policy_audit_mode": True}, ME)
+    again = LiveSettings(started)
+    assert (again.settings.enforcement, again.settings.policy_audit_mode) == ("always", True)
+    assert again.source("enforcement") == "live"
+    again.change({"enforcement": None}, ME)
+    assert again.settings.enforcement == "never"
+    again.change({"policy_audit_mode": None}, ME)
+    assert not (tmp_path / "live.json").exists()
+
+
+def test_only_the_owner_reads_what_was_changed(tmp_path: Path) -> None:
+    LiveSettings(settings(tmp_path)).change({"policy_audit_mode": True}, ME)
+    assert (tmp_path / "live.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", ["", "[]", "not json", '{"enforcement": 3}'])
+def test_a_broken_file_changes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "live.json").write_text(content)
+    assert LiveSettings(settings(tmp_path)).settings == settings(tmp_path)
+
+
+def test_what_the_file_says_beside_the_understood_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "live.json").write_text(
+        '{"enforcement": "sometimes", "tunnel": "no", "policy_audit_mode": true}'
+    )
+    assert dict(LiveSettings(settings(tmp_path)).changed) == {"policy_audit_mode": True}
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    live = LiveSettings(settings(tmp_path))
+    monkeypatch.setattr("cilia.apps.agent.live.write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        live.change({"enforcement": "always"}, ME)
+    assert live.settings.enforcement == "default"
+
+
+def test_a_caller_is_named_as_far_as_known() -> None:
+    named = who(ME)
+    assert (named["pid"], named["uid"]) == (os.getpid(), os.getuid())
+    assert named["command"]
+    assert who(Caller(pid=1 << 30, uid=5)) == {"pid": 1 << 30, "uid": 5}
+
+
+def test_an_endpoints_switch_is_in_the_table_and_in_its_file(tmp_path: Path) -> None:
+    inputs, files = Inputs(), EndpointFiles(tmp_path)
+    files.save(SavedEndpoint(attachment=ATTACHMENT, identity=300))
+    inputs.attachments.put(ATTACHMENT)
+    switches = EndpointSwitches(inputs, files)
+    switches.forget_gone()
+    endpoint = Endpoint(attachment=ATTACHMENT)
+    switches.change(
+        endpoint, read_change(OptionChange(options={"PolicyAuditMode": "on"}), ENDPOINT_OPTIONS), ME
+    )
+    assert inputs.endpoint_options.get(EndpointId(7)) == EndpointOptions(endpoint=EndpointId(7), audit=True)
+    assert EndpointFiles(tmp_path).load() == [SavedEndpoint(attachment=ATTACHMENT, identity=300, audit=True)]
+    assert switches.settings(endpoint, settings(tmp_path))[0].source == "live"
+    inputs.attachments.delete(EndpointId(7))
+    switches.forget_gone()
+    assert len(inputs.endpoint_options) == 0
+
+
+def test_the_host_has_a_switch_too(tmp_path: Path) -> None:
+    inputs, files = Inputs(), EndpointFiles(tmp_path)
+    assert files.host_audit() is None
+    switches = EndpointSwitches(inputs, files)
+    switches.change(Endpoint(attachment=HOST), {"audit": True}, ME)
+    assert EndpointFiles(tmp_path).host_audit() is True
+    switches.change(Endpoint(attachment=HOST), {"audit": None}, ME)
+    assert EndpointFiles(tmp_path).host_audit() is None
+    assert len(inputs.endpoint_options) == 0
+
+
+def test_audit_is_told_with_whose_word_it_is(tmp_path: Path) -> None:
+    switches = EndpointSwitches(Inputs(), EndpointFiles(tmp_path))
+
+    def told(audit: bool, node: bool) -> tuple[object, str]:
+        row = switches.settings(
+            Endpoint(attachment=ATTACHMENT, audit=audit), settings(tmp_path, policy_audit_mode=node)
+        )[0]
+        return row.value, row.source
+
+    assert told(False, False) == (False, "default")
+    assert told(True, False) == (True, "annotation")
+    assert told(False, True) == (True, "node")
