@@ -236,6 +236,8 @@ def decode(raw: msgspec.Raw | bytes, model: type[T]) -> T:
         return decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"not a valid {model.__name__}: {error}") from error
+    except RecursionError:
+        raise Invalid(f"not a valid {model.__name__}: it is nested too deeply") from None
 
 
 def encode(resource: Resource, fields: msgspec.Struct | dict[str, Any]) -> bytes:

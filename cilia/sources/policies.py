@@ -4,8 +4,6 @@ A policy that can't be decoded still has a row, which says why: it must be refus
 of what is wrong, and not be missing as if nobody had written it.
 """
 
-import re
-
 import msgspec
 
 from cilia.cluster import store
@@ -14,6 +12,7 @@ from cilia.model.policy import PolicyObject, PolicyProblem
 from cilia.model.resources.base import AnyObject, Object
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
+from cilia.model.resources.faults import explain
 from cilia.model.resources.network_policy import NetworkPolicy
 from cilia.sources.reflector import Translation
 
@@ -31,10 +30,6 @@ DOMAIN = ".cilia.io"
 OPTIONAL = frozenset({store.CLUSTER_NETWORK_POLICIES})
 """Kinds of other projects: a cluster need not have them."""
 
-_WHERE = re.compile(
-    r"^not a valid \w+: (?P<sentence>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
-)
-
 
 def policies(resource: Resource) -> Translation[Key, PolicyObject]:
     """Translate all policies of one kind."""
@@ -50,7 +45,7 @@ def policies(resource: Resource) -> Translation[Key, PolicyObject]:
         try:
             body = decode(raw, model)
         except Invalid as error:
-            problem = explain(error)
+            problem = PolicyProblem(*explain(str(error), model, raw))
         return PolicyObject(
             kind=resource.kind,
             namespace=meta.namespace,
@@ -87,11 +82,3 @@ def same(before: PolicyObject, after: PolicyObject) -> bool:
         and (before.labels, before.annotations) == (after.labels, after.annotations)
         and (before.body is None) == (after.body is None)
     )
-
-
-def explain(error: Invalid) -> PolicyProblem:
-    """Return path and sentence of a decoding error."""
-    found = _WHERE.match(str(error))
-    if found is None:
-        return PolicyProblem("", str(error))
-    return PolicyProblem(found["path"] or "", found["sentence"])

@@ -2,7 +2,7 @@
 
 Belongs here: frozen structs that mirror an API object field by field, under the names users write in
 YAML, with the bounds the schema states; the custom resource definitions derived from those structs
-(`crd`).
+(`crd`); what is wrong with an object that can't be decoded, in words (`faults`).
 Does not belong here: what an object *means* (rules, identities, rows of the tables), how it is fetched,
 clocks, I/O.
 Talks to: nobody. `sources` and `operator` decode API bytes into these structs, `control` reads policy

@@ -136,7 +136,15 @@ class Condition(Object, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-LabelValue = Annotated[str, pattern(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", max_length=63)]
+LabelValue = Annotated[
+    str,
+    pattern(
+        r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?",
+        max_length=63,
+        description="A label's value: letters, digits, dashes, dots and underscores, "
+        "with a letter or digit at both ends.",
+    ),
+]
 
 
 class LabelSelectorRequirement(Strict, frozen=True, kw_only=True):

@@ -91,12 +91,29 @@ ICMP_TYPE_NAMES = (
     "DuplicateAddressConfirmationCodeSuffix",
 )
 _ICMP_NUMBER = r"[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5]"
-IcmpTypeName = Annotated[str, pattern(f"({_ICMP_NUMBER}|{'|'.join(ICMP_TYPE_NAMES)})")]
+IcmpTypeName = Annotated[
+    str,
+    pattern(
+        f"({_ICMP_NUMBER}|{'|'.join(ICMP_TYPE_NAMES)})",
+        description="A number from 0 to 255, or the name of an ICMP type such as EchoRequest.",
+    ),
+]
 IcmpTypeNumber = Annotated[int, Meta(ge=0, le=255)]
 
 # One label of a name after the other, so that matching is linear; a final dot is allowed.
-DnsName = Annotated[str, pattern(r"[-a-zA-Z0-9_]+([.][-a-zA-Z0-9_]+)*[.]?")]
-DnsPattern = Annotated[str, pattern(r"[-a-zA-Z0-9_*]+([.][-a-zA-Z0-9_*]+)*[.]?")]
+DnsName = Annotated[
+    str, pattern(r"[-a-zA-Z0-9_]+([.][-a-zA-Z0-9_]+)*[.]?", description="A DNS name such as www.example.org.")
+]
+DnsPattern = Annotated[
+    str,
+    pattern(
+        r"[-a-zA-Z0-9_*]+([.][-a-zA-Z0-9_*]+)*[.]?",
+        description="A DNS name with stars, such as *.example.org.",
+    ),
+]
+GroupName = Annotated[
+    str, pattern(DNS_SUBDOMAIN, max_length=253, description="The name of a CiliumCIDRGroup.")
+]
 
 
 class CIDRRule(Strict, frozen=True, kw_only=True):
@@ -105,7 +122,7 @@ class CIDRRule(Strict, frozen=True, kw_only=True):
     one_of: ClassVar[tuple[str, ...]] = ("cidr", "cidrGroupRef", "cidrGroupSelector")
 
     cidr: Cidr | None = None
-    cidr_group_ref: Annotated[str, pattern(DNS_SUBDOMAIN, max_length=253)] | None = None
+    cidr_group_ref: GroupName | None = None
     cidr_group_selector: LabelSelector | None = None
     except_: tuple[Cidr, ...] | None = None
 

@@ -162,10 +162,12 @@ def test_a_policy_nobody_understands_says_where() -> None:
         translation, metadata={"name": "p"}, spec={"endpointSelector": {}, "ingress": [{}, {"fromMoon": []}]}
     )
     assert row.body is None
-    assert row.problem == PolicyProblem("spec.ingress[1]", "Object contains unknown field `fromMoon`")
+    assert row.problem == PolicyProblem(
+        "spec.ingress[1].fromMoon", "There is no field fromMoon here: correct its name, or remove it."
+    )
     row = policy(translation, metadata={"name": "p"}, spec={})
     assert row.problem is not None
-    assert (row.problem.path, "exactly one of" in row.problem.sentence) == ("spec", True)
+    assert (row.problem.path, "Exactly one of" in row.problem.sentence) == ("spec", True)
 
 
 def test_metadata_nobody_understands_is_refused() -> None:
