@@ -289,4 +289,5 @@ class EntryNode:
     def _is_host_judged(self, policy: SubjectPolicy | None) -> bool:
         if policy is None or not self._host_firewall:
             return False
-        return policy.ingress_enforced or policy.egress_enforced or len(policy.entries) > DEFAULTS
+        entries = policy.entries
+        return len(entries) > DEFAULTS or not all(entry.allow for entry in entries.values())

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6MLQuery2,
+    ICMPv6MLReport2,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrHopByHop,
+    RouterAlert,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
@@ -203,6 +211,12 @@ NEIGHBOURLY: dict[str, Packet] = {
     "neighbour solicitation": IPv6(src="fe80::1", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(tgt=NODE6),
     "neighbour solicitation to the address": IPv6(src="fe80::1", dst=NODE6, hlim=255)
     / ICMPv6ND_NS(tgt=NODE6),
+    "listener query": IPv6(src="fe80::1", dst="ff02::1", hlim=1)
+    / IPv6ExtHdrHopByHop(options=[RouterAlert()])
+    / ICMPv6MLQuery2(),
+    "listener report": IPv6(src="fe80::1", dst="ff02::16", hlim=1)
+    / IPv6ExtHdrHopByHop(options=[RouterAlert()])
+    / ICMPv6MLReport2(),
 }
 
 
