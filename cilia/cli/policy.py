@@ -57,7 +57,7 @@ def explain_policy(
         typer.Option(
             "--from",
             metavar="END",
-            help="NAMESPACE/POD, an endpoint's or identity's number, an address, labels such as app=web, or an "
+            help="NAMESPACE/POD, an endpoint or identity by number, an address, labels (app=web), or an "
             "entity such as world.",
             show_default=False,
             autocompletion=complete_ends,

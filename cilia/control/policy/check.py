@@ -42,6 +42,7 @@ SHOWN = 500
 """Lines of a report."""
 PORTS_LIMIT = 64
 SHOWN_RULES = 4
+SHOWN_NAMES = 3
 ECHO = 8
 
 SomePeer = Selector | Cidr | Cidrs
@@ -383,17 +384,16 @@ def _summed(
     members: Mapping[Class, Sequence[Actor]],
     all_ports: int,
 ) -> Iterator[Difference]:
-    """One row for each set of ports, with the first pair as its example."""
+    """One row for each set of ports."""
     by_ports: dict[tuple[Port, ...], list[tuple[Class, Class]]] = {}
     for pair, listed in pairs.items():
         by_ports.setdefault(tuple(listed), []).append(pair)
     for ports, alike in by_ports.items():
-        source, destination = alike[0]
         number = sum(len(members[one]) * len(members[two]) for one, two in alike)
         protocol, port = _ports_words(ports, all_ports)
         yield Difference(
-            source=members[source][0].name,
-            destination=members[destination][0].name,
+            source=_names(members, (one for one, _ in alike)),
+            destination=_names(members, (two for _, two in alike)),
             protocol=protocol,
             port=port,
             before=line.before,
@@ -403,6 +403,13 @@ def _summed(
             after_rules=line.after_rules,
             others=number - 1,
         )
+
+
+def _names(members: Mapping[Class, Sequence[Actor]], classes: Iterable[Class]) -> str:
+    """The first names of some classes, and how many more there are."""
+    names = list(dict.fromkeys(actor.name for found in dict.fromkeys(classes) for actor in members[found]))
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _ports_words(ports: Sequence[Port], all_ports: int) -> tuple[str, str]:
