@@ -114,6 +114,7 @@ class ControlGraph:
             allow_localhost=config.allow_localhost,
             cidr_nodes=config.cidr_nodes,
             restored=restored.subjects,
+            own=config.own,
         )
         self.entries = EntryNode(desired, host_firewall=config.host_firewall)
         self.nodes = NodesNode(

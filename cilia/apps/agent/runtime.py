@@ -76,6 +76,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+REVIEW_INTERVAL = 1.0
+"""Seconds between two looks for rules that hardly mean what they say."""
+
 EXPECTED = (
     BpfError,
     ObjectMissing,
@@ -254,6 +257,7 @@ class Runtime:
         backend.attacher = attacher
         attacher.ready = True
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
+        tasks.spawn("review policies", self._review(engine, graph))
         await self._admit_pods(cni_server)
         # What stands now stands as long as the agent: no collection need look at it again.
         gc.freeze()
@@ -392,6 +396,16 @@ class Runtime:
                 "stop the agent that serves it, or choose another --hubble-socket"
             ) from error
         stack.push_async_callback(server.close)
+
+    async def _review(self, engine: Engine, graph: ControlGraph) -> None:
+        """Look for rules that hardly mean what they say, a few policies at a time, for ever."""
+        states = self.desired.policy_states
+        while True:
+            await asyncio.sleep(REVIEW_INTERVAL)
+            before = states.revision
+            graph.policy.review()
+            if states.revision != before:
+                engine.kick()
 
     def _publish(
         self,

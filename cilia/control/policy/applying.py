@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from cilia.control.policy.rules import PortName, Section, Selector
 from cilia.control.policy.selection import Selections
@@ -94,11 +94,6 @@ class Applying:
     def names(self, serials: Iterable[int]) -> frozenset[str]:
         """The port names whose numbers depend on the subject."""
         return frozenset(name for serial in serials for name in self._names.get(serial, ()))
-
-    @property
-    def selected(self) -> Mapping[IdentityId, set[int]]:
-        """The sections that select each local identity (live: not to be changed)."""
-        return self._selected
 
     def _is_for(self, section: Section, identity: IdentityId) -> bool:
         labels = self._local.index.get(identity)

@@ -18,19 +18,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from cilia.control.nodes import known_nodes
 from cilia.control.policy.applying import Applying
 from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
+from cilia.control.policy.expand import PolicyKey, PolicyRules, Reference, RuleNode
 from cilia.control.policy.facts import Facts
 from cilia.control.policy.naming import PortNames
 from cilia.control.policy.resolve import Group
+from cilia.control.policy.review import Ground, review
 from cilia.control.policy.rules import PortName, Section, Selector
 from cilia.control.policy.selection import Selections, SomePeer
 from cilia.control.policy.subjects import SubjectAllocator
 from cilia.model.endpoint import Endpoint, NamedPort
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
-from cilia.model.policy import PolicyMode, PolicyState, RuleRef, SubjectKey, SubjectPolicy
+from cilia.model.node import Node
+from cilia.model.policy import PolicyMode, PolicyProblem, PolicyState, SubjectKey, SubjectPolicy
 from cilia.schema import Desired, Inputs
 
 
@@ -82,9 +85,10 @@ class PolicyNode:
         allow_localhost: bool = True,
         cidr_nodes: bool = False,
         restored: Mapping[EndpointId, SubjectId] | None = None,
+        own: Node | None = None,
     ) -> None:
         """`rules` is shared with `control.identity`; `restored`: the subject each endpoint had in the
-        kernel; `cidr_nodes`: CIDR rules mean nodes, too."""
+        kernel; `cidr_nodes`: CIDR rules mean nodes, too; `own`: what this node knows of itself."""
         self.revision = Revision(0)
         """The revision of the policies that all rows now stand for."""
         self.mode = mode
@@ -96,6 +100,10 @@ class PolicyNode:
         self._desired = desired
         self._allow_localhost = allow_localhost
         self._cidr_nodes = cidr_nodes
+        self._rule_node = rules
+        self._own = own
+        self._review: dict[PolicyKey, object] = {}
+        """Policies in the order in which their turn comes, each with what it was last reviewed in."""
         self._rules = rules.rules.cursor()
         self._identities = desired.identities.cursor()
         self._endpoints = desired.endpoints.cursor()
@@ -174,32 +182,6 @@ class PolicyNode:
             for key, subjects in found.items()
         }
 
-    def rules_by_peer(self) -> dict[SomePeer, tuple[RuleRef, ...]]:
-        """The rules in force here by the peer they speak of."""
-        found: dict[SomePeer, set[RuleRef]] = {}
-        for serial in {serial for key in self._groups for serial in key.serials}:
-            section = self._applying.sections.get(serial)
-            for rule in section.rules if section is not None else ():
-                if rule.peer in self._speaking:
-                    found.setdefault(rule.peer, set()).add(rule.ref)
-        return {peer: tuple(sorted(refs)) for peer, refs in found.items()}
-
-    def sections(self) -> dict[PolicyKey, tuple[Section, ...]]:
-        """The sections of each policy, references followed, whether they select anybody here or not."""
-        return {key: sections for key, (sections, _) in self._of_policy.items()}
-
-    def selected(self) -> dict[PolicyKey, frozenset[IdentityId]]:
-        """The policies that select an identity with endpoints here, and which."""
-        chosen: dict[int, set[IdentityId]] = {}
-        for identity, serials in self._applying.selected.items():
-            for serial in serials:
-                chosen.setdefault(serial, set()).add(identity)
-        found = {
-            key: frozenset().union(*(chosen.get(serial, ()) for serial in serials))
-            for key, (_, serials) in self._of_policy.items()
-        }
-        return {key: identities for key, identities in found.items() if identities}
-
     def facts(self) -> Facts:
         """Everything verdicts depend on, as of the last step: a snapshot that any thread may use."""
         return Facts(
@@ -212,9 +194,41 @@ class PolicyNode:
             cidr_nodes=self._cidr_nodes,
         )
 
+    def review(self, limit: int = 32) -> bool:
+        """Look for warnings about up to `limit` policies, those in turn about whose surroundings something
+        changed; returns whether there may be more to do. Off the hot path: call it now and then."""
+        inputs, desired = self._inputs, self._desired
+        around = (
+            *(table.revision for table in (inputs.nodes, inputs.cidr_groups, inputs.services)),
+            *(table.revision for table in (inputs.endpoint_slices, inputs.remote_endpoints)),
+            *(table.revision for table in (desired.identities, desired.endpoints)),
+        )
+        ground: Ground | None = None
+        for key in list(self._review):
+            if not limit:
+                return True
+            row = self._rule_node.rules.get(key)
+            seen = (around, row)
+            if row is None or self._review[key] == seen:
+                continue
+            if ground is None:
+                ground = Ground(known_nodes(inputs.nodes, self._own), cidr_nodes=self._cidr_nodes)
+            limit -= 1
+            # To the end: the others get their turn before it.
+            del self._review[key]
+            self._review[key] = seen
+            self._warn(row, review(row, self, ground))
+        return False
+
+    # What a review asks (review.Known).
+
     def select(self, peer: SomePeer) -> Set[IdentityId]:
         """The identities a peer means now, whether some rule speaks of it or not."""
         return self._selections.index.select(peer)
+
+    def exists(self, reference: Reference) -> bool:
+        """Whether anything that a reference names is there."""
+        return self._rule_node.references.exists(reference)
 
     # What a group asks (resolve.World).
 
@@ -258,10 +272,13 @@ class PolicyNode:
         touched: set[IdentityId] = set()
         put, deleted = self._rules.take()
         for key in deleted:
+            self._review.pop(key, None)
             self._desired.policy_states.delete(key)
             touched |= self._enforce(key, ())
         for row in put:
-            self._desired.policy_states.put(self._state(row))
+            self._review.setdefault(row.key, None)
+            before = self._desired.policy_states.get(row.key)
+            self._warn(row, before.warnings if before is not None else ())
             touched |= self._enforce(row.key, row.sections)
         return {key for identity in touched for key in self._subjects_of.get(identity, ())}
 
@@ -451,19 +468,21 @@ class PolicyNode:
         for cookie in forgotten:
             self._desired.cookies.delete(cookie)
 
-    def _state(self, row: PolicyRules) -> PolicyState:
-        """Valid or not; the warnings that were found stand until they are looked for again."""
-        policy = row.policy
-        before = self._desired.policy_states.get(policy.key)
-        return PolicyState(
-            kind=policy.kind,
-            namespace=policy.namespace,
-            name=policy.name,
-            resource_version=policy.resource_version,
-            generation=policy.generation,
-            valid=not row.parsed.problems,
-            problems=row.parsed.problems,
-            warnings=before.warnings if before is not None and not row.parsed.problems else (),
+    def _warn(self, row: PolicyRules, warnings: Iterable[PolicyProblem]) -> None:
+        """Say what became of a policy; what was last found by a review stands until the next one."""
+        policy, parsed = row.policy, row.parsed
+        found = () if parsed.problems else tuple(dict.fromkeys((*parsed.warnings, *warnings)))
+        self._desired.policy_states.put(
+            PolicyState(
+                kind=policy.kind,
+                namespace=policy.namespace,
+                name=policy.name,
+                resource_version=policy.resource_version,
+                generation=policy.generation,
+                valid=not parsed.problems,
+                problems=parsed.problems,
+                warnings=found,
+            )
         )
 
 
