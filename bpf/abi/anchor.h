@@ -46,6 +46,7 @@ union abi_types {
 	struct event_state event_state;
 	struct counter counter;
 	struct bucket_key bucket_key;
+	enum bucket_use bucket_use;
 	struct bucket bucket;
 	struct suppressed_key suppressed_key;
 	enum reserved_identity reserved_identity;

@@ -144,7 +144,12 @@ struct counter {
 /* drop_buckets: one token bucket per endpoint and reason. */
 struct bucket_key {
 	__u16 endpoint;
-	__u16 reason;
+	__u16 reason; /* enum drop_reason or enum bucket_use */
+};
+
+/* Buckets for something else than reports. */
+enum bucket_use {
+	BUCKET_DENY_RESPONSE = 1 << 8,
 };
 
 struct bucket {

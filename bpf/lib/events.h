@@ -157,16 +157,50 @@ static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flo
 	emit(skb, flow, &audit);
 }
 
-static __always_inline void refill(struct bucket *bucket, const struct node_settings *settings,
-				   __u64 now)
+static __always_inline void refill(struct bucket *bucket, __u32 rate, __u32 burst, __u64 now)
 {
-	__u64 tokens =
-	    bucket->tokens + (now - bucket->filled) * settings->drop_rate / NS_PER_SECOND;
+	__u64 tokens = bucket->tokens + (now - bucket->filled) * rate / NS_PER_SECOND;
 
 	if (tokens == bucket->tokens)
 		return;
-	bucket->tokens = tokens < settings->drop_burst ? tokens : settings->drop_burst;
+	bucket->tokens = tokens < burst ? tokens : burst;
 	bucket->filled = now;
+}
+
+/* Takes a token from the bucket, which is filled with rate tokens per second up to burst.
+ * *held_back: how often there was none since the last time. */
+static __always_inline bool take_token(const struct bucket_key *key, __u32 rate, __u32 burst,
+				       __u32 *held_back)
+{
+	struct bucket *bucket = bpf_map_lookup_elem(&drop_buckets, key);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!bucket) {
+		struct bucket full = {.filled = now, .tokens = burst};
+
+		if (full.tokens)
+			full.tokens--;
+		bpf_map_update_elem(&drop_buckets, key, &full, BPF_ANY);
+		return true;
+	}
+	refill(bucket, rate, burst, now);
+	if (!bucket->tokens) {
+		bucket->suppressed++;
+		return false;
+	}
+	bucket->tokens--;
+	*held_back = bucket->suppressed;
+	bucket->suppressed = 0;
+	return true;
+}
+
+/* A pod that runs into its policy all the time is not told all the time. */
+static __always_inline bool take_answer_token(const struct flow *flow)
+{
+	struct bucket_key key = {.endpoint = flow->source.pod->id, .reason = BUCKET_DENY_RESPONSE};
+	__u32 held_back;
+
+	return take_token(&key, deny_response_rate, deny_response_rate, &held_back);
 }
 
 static __always_inline void note_suppressed(const struct bucket_key *owner, __u32 cookie)
@@ -186,34 +220,15 @@ static __always_inline void note_suppressed(const struct bucket_key *owner, __u3
 
 /* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
  * flooded endpoint must not hide the drops of the others. */
-static __always_inline bool take_token(const struct node_settings *settings,
-				       const struct bucket_key *key, __u32 cookie, __u32 *held_back)
+static __always_inline bool may_report_drop(const struct node_settings *settings,
+					    const struct bucket_key *key, __u32 cookie,
+					    __u32 *held_back)
 {
-	struct bucket *bucket;
-	__u64 now;
-
-	if (!settings->drop_rate)
+	if (!settings->drop_rate ||
+	    take_token(key, settings->drop_rate, settings->drop_burst, held_back))
 		return true;
-	now = bpf_ktime_get_ns();
-	bucket = bpf_map_lookup_elem(&drop_buckets, key);
-	if (!bucket) {
-		struct bucket full = {.filled = now, .tokens = settings->drop_burst};
-
-		if (full.tokens)
-			full.tokens--;
-		bpf_map_update_elem(&drop_buckets, key, &full, BPF_ANY);
-		return true;
-	}
-	refill(bucket, settings, now);
-	if (!bucket->tokens) {
-		bucket->suppressed++;
-		note_suppressed(key, cookie);
-		return false;
-	}
-	bucket->tokens--;
-	*held_back = bucket->suppressed;
-	bucket->suppressed = 0;
-	return true;
+	note_suppressed(key, cookie);
+	return false;
 }
 
 /* Whose drop it is: that of the end whose policy denied it, else of the end it is going to or
@@ -241,7 +256,7 @@ static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u3
 	__u32 cookie = flow->direction == DIRECTION_INGRESS ? flow->cookie[CT_INGRESS]
 							    : flow->cookie[CT_EGRESS];
 
-	if (take_token(flow->settings, &key, cookie, &drop.suppressed))
+	if (may_report_drop(flow->settings, &key, cookie, &drop.suppressed))
 		emit(skb, flow, &drop);
 	return 0;
 }

@@ -2,6 +2,7 @@
 /* The host-side end of a pod's veth pair: what pods send, and with endpoint routes what the host's
  * stack sends to them. One instance serves all pods; whose packet it is says the interface. */
 #include "../lib/answer.h"
+#include "../lib/deny.h"
 #include "../lib/finish.h"
 #include "../lib/related.h"
 
@@ -195,8 +196,9 @@ int from_container(struct __sk_buff *skb)
 {
 	struct flow flow = {};
 	int result = handle_pod_packet(skb, &flow);
+	int action = finish(skb, &flow, result);
 
-	return finish(skb, &flow, result);
+	return is_answered_denial(skb, &flow, result) ? answer_denial(skb, &flow) : action;
 }
 
 /* Answers to ARP and neighbour discovery come this way, too, and pass. */

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cilia.dataplane import loader
@@ -241,6 +242,13 @@ def talk(client: str, server: str, address: str, kind: str, size: int = 1) -> st
         listening.wait()
 
 
+def ask(client: str, kind: str, address: str) -> str:
+    """How asking where nobody answers fails."""
+    command = end(client, "ask", kind, address, "1")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return done.stderr.strip()
+
+
 A, B, C = ONE.pod("a"), ONE.pod("b"), TWO.pod("c")
 PATHS = {
     "same node": ("a", "b", B.ipv4, A.ipv4),
@@ -277,10 +285,7 @@ def test_refused_ports_are_told(nodes: dict[str, World], path: str) -> None:
     """An ICMP error or a reset finds its way back to who asked."""
     client, _, address, _ = PATHS[path]
     for kind in ("tcp", "udp"):
-        done = subprocess.run(
-            end(client, "ask", kind, address, "1"), capture_output=True, text=True, check=False, timeout=20
-        )
-        assert done.stderr.strip() == "refused"
+        assert ask(client, kind, address) == "refused"
 
 
 def test_policy_changes_meet_the_next_packet(nodes: dict[str, World]) -> None:
@@ -291,3 +296,21 @@ def test_policy_changes_meet_the_next_packet(nodes: dict[str, World]) -> None:
     finally:
         node.set_policy(1, ALLOW_ALL)
     assert talk("a", "c", C.ipv4, "udp") == A.ipv4
+
+
+@pytest.mark.parametrize("address", [B.ipv4, B.ipv6, C.ipv4, C.ipv6, "10.0.1.1", TWO.underlay])
+def test_a_pod_is_told_of_its_policy(nodes: dict[str, World], address: str) -> None:
+    """Sockets fail at once, not by a timeout; without the switch they wait."""
+    node = nodes["n1"]
+    node.set_policy(1, DENY_ALL)
+    try:
+        told = {}
+        for kind in ("tcp", "udp"):
+            node.settings["flags"][0] |= node.layout.value("NODE_DENY_RESPONSE")
+            told[kind] = ask("a", kind, address)
+        assert told == {"tcp": "prohibited", "udp": "prohibited"}
+        node.settings["flags"][0] &= ~np.uint32(node.layout.value("NODE_DENY_RESPONSE"))
+        assert ask("a", "udp", address) == "silence"
+    finally:
+        node.settings["flags"][0] &= ~np.uint32(node.layout.value("NODE_DENY_RESPONSE"))
+        node.set_policy(1, ALLOW_ALL)

@@ -6,6 +6,7 @@ ask KIND ADDRESS SIZE       sends SIZE bytes, expects them back; prints the addr
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 
@@ -82,6 +83,11 @@ def main() -> int:
         return 1
     except TimeoutError:
         print("silence", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.EHOSTUNREACH, errno.EACCES):
+            raise
+        print("prohibited", file=sys.stderr)
         return 1
     return 0
 

@@ -420,6 +420,8 @@ def make_devices() -> dict[str, int]:
             ip.link("set", index=link["index"], state="up")
         names = ("pod_a", "pod_b", "tunnel", "eth", "host", "net")
         found = {name: ip.link_lookup(ifname=name)[0] for name in names}
+        for pod in (POD_A, POD_B):
+            ip.link("set", index=found[pod.name], address=pod.host_mac)
         ip.addr("add", index=found["eth"], address=NODE4, prefixlen=24)
         ip.addr("add", index=found["eth"], address=NODE6, prefixlen=64, flags=0x02)
         ip.addr("add", index=found["host"], address=ROUTER4, prefixlen=32)

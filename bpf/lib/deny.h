@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 11: a pod hears by ICMP that its own policy denied what it sent, so that it fails at once
+ * and not by a timeout. The packet is dropped, counted and reported like any other; only then it is
+ * turned into the answer. */
+#include "answer.h"
+#include "events.h"
+#include <linux/if_packet.h>
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_LXC
+
+/* Of the packet itself, so that the answer fits what every link carries (RFC 1812, 4.3.2.3; RFC
+ * 4443, 2.4). */
+#define LONGEST_QUOTE_IPV4 (576 - 28)
+#define LONGEST_QUOTE_IPV6 (1280 - 48)
+#define QUOTE_CHUNK 64
+#define DENIAL_TTL 64
+#define TOS_INTERNET_CONTROL 0xc0
+#define ICMP_ADMINISTRATIVELY_PROHIBITED 13
+#define ICMPV6_DEST_UNREACH 1
+#define ICMPV6_ADMINISTRATIVELY_PROHIBITED 1
+
+struct denial4 {
+	struct iphdr ip;
+	struct icmp_header icmp;
+};
+
+struct denial6 {
+	struct ipv6hdr ip;
+	struct icmp_header icmp;
+};
+
+/* The pod that sent it was denied by its own egress policy, and what it sent may be answered at all
+ * (RFC 1122, 3.2.2; RFC 4443, 2.4 e). */
+static __always_inline bool is_answered_denial(const struct __sk_buff *skb, const struct flow *flow,
+					       int result)
+{
+	const struct packet *packet = &flow->packet;
+
+	if (likely(result != -DROP_POLICY_DENIED && result != -DROP_POLICY_DENY))
+		return false;
+	if (!(flow->settings->flags & NODE_DENY_RESPONSE) || flow->denier != 1 + CT_EGRESS ||
+	    flow->flags & EVENT_IS_REPLY)
+		return false;
+	return skb->pkt_type == PACKET_HOST && packet->kind < PACKET_ERROR &&
+	       packet->fragment != FRAGMENT_LATER;
+}
+
+/* What a checksum makes of the quote, which stands at offset. Negative: it can't be read. */
+static __always_inline __s64 sum_quote(struct __sk_buff *skb, __u32 offset, __u32 length, __s64 sum)
+{
+	for (__u32 at = 0; at < LONGEST_QUOTE_IPV6 && at < length; at += QUOTE_CHUNK) {
+		__be32 chunk[QUOTE_CHUNK / 4] = {};
+		__u32 size = length - at;
+
+		size = size < QUOTE_CHUNK ? size : QUOTE_CHUNK;
+		/* The compiler knows it, the verifier does not. */
+		asm volatile("" : "+r"(size));
+		if (!size || size > QUOTE_CHUNK)
+			return -1;
+		if (bpf_skb_load_bytes(skb, offset + at, chunk, size))
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, chunk, sizeof(chunk), sum);
+	}
+	return sum;
+}
+
+static __always_inline int write_denial4(struct __sk_buff *skb, const struct flow *flow,
+					 __u32 quote)
+{
+	struct denial4 answer = {};
+	__s64 sum;
+
+	answer.ip.version = 4;
+	answer.ip.ihl = 5;
+	answer.ip.tos = TOS_INTERNET_CONTROL;
+	answer.ip.tot_len = bpf_htons(sizeof(answer) + quote);
+	answer.ip.frag_off = bpf_htons(IPV4_DO_NOT_FRAGMENT);
+	answer.ip.ttl = DENIAL_TTL;
+	answer.ip.protocol = IPPROTO_ICMP;
+	answer.ip.saddr = bpf_htonl(ipv4_of(&flow->settings->router_ipv4));
+	answer.ip.daddr = bpf_htonl(ipv4_of(&flow->packet.source));
+	answer.ip.check =
+	    fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
+	answer.icmp.type = ICMP_DEST_UNREACH;
+	answer.icmp.code = ICMP_ADMINISTRATIVELY_PROHIBITED;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), 0);
+	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
+	if (sum < 0)
+		return -1;
+	answer.icmp.checksum = fold_checksum(sum);
+	return bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0);
+}
+
+static __always_inline __s64 sum_pseudo_header(const struct address *source,
+					       const struct address *destination, __u32 length)
+{
+	struct ipv6_pseudo_header pseudo = {
+	    .source = *source,
+	    .destination = *destination,
+	    .length = bpf_htonl(length),
+	    .next_header = bpf_htonl(IPPROTO_ICMPV6),
+	};
+
+	return bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+}
+
+static __always_inline int write_denial6(struct __sk_buff *skb, const struct flow *flow,
+					 __u32 quote)
+{
+	const struct address *router = &flow->settings->router_ipv6;
+	struct denial6 answer = {};
+	__u32 length = sizeof(answer.icmp) + quote;
+	__s64 sum = sum_pseudo_header(router, &flow->packet.source, length);
+
+	answer.ip.version = 6;
+	answer.ip.payload_len = bpf_htons(length);
+	answer.ip.nexthdr = IPPROTO_ICMPV6;
+	answer.ip.hop_limit = DENIAL_TTL;
+	copy_bytes(&answer.ip.saddr, router, sizeof(*router));
+	copy_bytes(&answer.ip.daddr, &flow->packet.source, sizeof(*router));
+	answer.icmp.type = ICMPV6_DEST_UNREACH;
+	answer.icmp.code = ICMPV6_ADMINISTRATIVELY_PROHIBITED;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), sum);
+	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
+	if (sum < 0)
+		return -1;
+	answer.icmp.checksum = fold_checksum(sum);
+	return bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0);
+}
+
+static __always_inline int swap_macs(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u8 macs[2 * ETH_ALEN];
+
+	copy_bytes(macs, packet->macs + ETH_ALEN, ETH_ALEN);
+	copy_bytes(macs + ETH_ALEN, packet->macs, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+}
+
+/* Room for the headers of the answer in front of as much of the packet as it quotes. */
+static __always_inline int make_room(struct __sk_buff *skb, __u32 headers, __u32 quote)
+{
+	return bpf_skb_change_tail(skb, ETH_HLEN + quote, 0)
+		   ?: bpf_skb_adjust_room(skb, headers, BPF_ADJ_ROOM_MAC, 0);
+}
+
+/* Turns the packet into the answer and gives it back to the pod: not by the way out of the host's
+ * end, where to_container might stand. Returns what the kernel is told. */
+static __noinline int answer_denial(struct __sk_buff *skb, struct flow *flow)
+{
+	bool ipv4 = flow->packet.family == FAMILY_IPV4;
+	const struct address *router =
+	    ipv4 ? &flow->settings->router_ipv4 : &flow->settings->router_ipv6;
+	__u32 headers = ipv4 ? sizeof(struct denial4) : sizeof(struct denial6);
+	__u32 longest = ipv4 ? LONGEST_QUOTE_IPV4 : LONGEST_QUOTE_IPV6;
+	__u32 quote = flow->packet.length < longest ? flow->packet.length : longest;
+
+	if (is_zero_address(router) || !take_answer_token(flow) || make_room(skb, headers, quote) ||
+	    swap_macs(skb, &flow->packet))
+		return TCX_DROP;
+	if (ipv4 ? write_denial4(skb, flow, quote) : write_denial6(skb, flow, quote))
+		return TCX_DROP;
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
