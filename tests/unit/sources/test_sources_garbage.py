@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from cilia.cluster.store import (
+    CILIUM_CIDR_GROUPS,
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
     CILIUM_ENDPOINTS,
     CILIUM_IDENTITIES,
     CILIUM_NETWORK_POLICIES,
     CILIUM_NODES,
+    CLUSTER_NETWORK_POLICIES,
+    ENDPOINT_SLICES,
     NAMESPACES,
     NETWORK_POLICIES,
     PODS,
+    SERVICES,
     Invalid,
     Resource,
 )
@@ -103,12 +107,60 @@ OBJECTS: dict[Resource, dict[str, Any]] = {
                     "toPorts": [{"ports": [{"port": "80", "endPort": 90, "protocol": "TCP"}]}],
                 }
             ],
-            "egress": [{"toCIDRSet": [{"cidr": "10.9.0.0/16", "except": ["10.9.1.0/24"]}]}],
+            "egress": [
+                {
+                    "toCIDRSet": [
+                        {"cidr": "10.9.0.0/16", "except": ["10.9.1.0/24"]},
+                        {"cidrGroupRef": "offices"},
+                    ]
+                },
+                {
+                    "toServices": [{"k8sService": {"serviceName": "db"}}],
+                    "toPorts": [{"ports": [{"port": "web"}]}],
+                },
+                {"toNodes": [{"matchLabels": {"zone": "a"}}]},
+            ],
+            "log": {"value": "by order"},
+            "audit": False,
         },
     },
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES: {
         "metadata": {"name": "ccnp", "generation": 1},
         "spec": {"endpointSelector": {}, "ingressDeny": [{"fromEntities": ["world"]}]},
+    },
+    CILIUM_CIDR_GROUPS: {
+        "metadata": {"name": "offices", "labels": {"kind": "office"}},
+        "spec": {"externalCIDRs": ["10.8.0.0/16", "2001:db8::/32"]},
+    },
+    SERVICES: {
+        "metadata": {"name": "db", "namespace": "shop", "labels": {"tier": "back"}},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+    },
+    ENDPOINT_SLICES: {
+        "metadata": {
+            "name": "db-1",
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": "outside"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["203.0.113.9"]}],
+        "ports": [{"port": 80}],
+    },
+    CLUSTER_NETWORK_POLICIES: {
+        "metadata": {"name": "admin", "generation": 1},
+        "spec": {
+            "tier": "Admin",
+            "priority": 10,
+            "subject": {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}},
+            "egress": [
+                {
+                    "name": "keep out",
+                    "action": "Deny",
+                    "to": [{"networks": ["10.7.0.0/16"]}, {"nodes": {"matchLabels": {"zone": "a"}}}],
+                    "protocols": [{"tcp": {"destinationPort": {"range": {"start": 80, "end": 90}}}}],
+                }
+            ],
+        },
     },
 }
 """One good object of each kind."""
