@@ -26,12 +26,15 @@ import numpy as np
 from bench import netbench
 from bench.node import NAMESPACE, BenchError, Node, running
 from cilia import abi
+from cilia.api.client import AgentClient
 from cilia.cluster import store as cluster
 from cilia.dataplane import bpf, loader
 from cilia.lab import kernel
 from cilia.lab.records import PodRecord
 
 PODS = 50
+ISOLATED = 100
+"""Endpoints that one policy isolates."""
 GROUP = "agent"
 PROBE_PORT = 5000
 ACCEPT = """
@@ -108,7 +111,21 @@ async def _change(quick: bool) -> list[dict[str, Any]]:
     rounds = 5 if quick else 40
     async with running(PODS) as node:
         allowed, denied, whole = await _probe(node, rounds)
-        last = await _deny_all(node, 3 if quick else 15)
+    waves = []
+    different = [f"own-{number}" for number in range(ISOLATED)]
+    for kind, labels, own in (
+        ("alike", ["one"], False),
+        ("all different", different, False),
+        ("each with a policy of its own", different, True),
+    ):
+        async with running() as node:
+            if own:
+                await _allow_each(node, labels)
+            on, off = await _deny_all(node, labels, 3 if quick else 20)
+        for word, samples in (("on", on), ("off", off)):
+            name = f"default deny {word} for {ISOLATED} endpoints, {kind}, until the last"
+            waves.append(_row(f"{name}, p50", "ms", 50.0, samples, statistics.median))
+            waves.append(_row(f"{name}, worst", "ms", 50.0, samples, max))
     return [
         _row(
             "policy change to enforcement, p50",
@@ -120,7 +137,7 @@ async def _change(quick: bool) -> list[dict[str, Any]]:
         ),
         _row("policy change that denies, p50", "ms", 7.0, denied, statistics.median),
         _row("policy change that allows, p50", "ms", 7.0, allowed, statistics.median),
-        _row(f"default deny for {PODS} endpoints, until the last", "ms", 30.0, last, statistics.median),
+        *waves,
     ]
 
 
@@ -209,32 +226,59 @@ def _prober(pod: PodRecord, address: str) -> Iterator[Changes]:
         process.wait()
 
 
-async def _deny_all(node: Node, rounds: int) -> list[float]:
-    """Milliseconds from the API server's answer until the word of the last subject has changed.
+async def _deny_all(node: Node, labels: list[str], rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds from the API server's answer until the last endpoint is judged by the new policy: for
+    default deny switched on, and off.
 
     The programs read the word of `policy_active` for each packet they judge, so a changed word is enforced;
     it is read here in the same shared memory, every 0.2 ms.
     """
-    pods = await node.prepare(PODS, [f"own-{number}" for number in range(PODS)])
+    pods = await node.prepare(ISOLATED, labels)
     await asyncio.to_thread(node.attach_all, pods)
     await asyncio.sleep(SETTLE_SECONDS)
-    loop = asyncio.get_running_loop()
     words = _active_words(Path(node.node.bpf_prefix))
-    subjects = np.flatnonzero(words)
-    if len(subjects) < PODS:
+    # The host is judged by a subject, too, which a policy of pods leaves alone.
+    subjects = _subjects_of_pods(node)
+    if len(subjects) < len(labels):
         raise BenchError(f"only {len(subjects)} subjects are in force")
     policy = _policy("deny-all", {})
-    times = []
+    on: list[float] = []
+    off: list[float] = []
     for _ in range(rounds):
-        await asyncio.sleep(0.3)
-        before = words[subjects].copy()
-        watching = loop.run_in_executor(None, _all_changed, words, subjects, before)
-        await _create(node, policy)
-        answered = time.monotonic_ns()
-        times.append((await watching - answered) / 1e6)
-        await _delete(node, policy)
+        for times, request in ((on, _create), (off, _delete)):
+            await asyncio.sleep(0.3)
+            times.append(await _wave(words, subjects, request(node, policy)))
     await node.remove(pods)
-    return times
+    return on, off
+
+
+async def _allow_each(node: Node, labels: list[str]) -> None:
+    """Policies that add a rule to each set of pods and isolate none."""
+    for number, label in enumerate(labels):
+        peer = {"matchLabels": {"app": labels[number - 1]}}
+        spec = {
+            "endpointSelector": {"matchLabels": {"app": label}},
+            "enableDefaultDeny": {"ingress": False, "egress": False},
+            "ingress": [{"fromEndpoints": [peer]}],
+        }
+        await _create(node, {"metadata": {"name": f"allow-{label}"}, "spec": spec})
+
+
+async def _wave(words: Any, subjects: Any, request: Coroutine[Any, Any, None]) -> float:
+    """Milliseconds from the answer until all the words have changed."""
+    loop = asyncio.get_running_loop()
+    before = words[subjects].copy()
+    watching = loop.run_in_executor(None, _all_changed, words, subjects, before)
+    await request
+    answered = time.monotonic_ns()
+    return (await watching - answered) / 1e6
+
+
+def _subjects_of_pods(node: Node) -> Any:
+    """Numbers of the subjects that the node's pods have."""
+    client = AgentClient(node.node.agent_socket)
+    views = [view for view in client.endpoints() if view.status.external_identifiers.pod_name]
+    return np.array(sorted({view.status.policy.realized.subject for view in views}))
 
 
 def _active_words(prefix: Path) -> np.ndarray[Any, np.dtype[Any]]:
