@@ -27,7 +27,7 @@ from cilia.control.policy.rules import (
     Selector,
     ServicePeer,
 )
-from cilia.control.policy.selection import Block, Span, blocks_of
+from cilia.control.policy.selection import Block, Lengths, Span, blocks_of
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Label, Labels
 from cilia.model.node import Node
@@ -71,6 +71,8 @@ class Ground:
         rows = list(nodes)
         self.hosts = [Labels.of([Label("reserved", "host"), *node_labels(node)]) for node in rows]
         self._lines: dict[int, list[Taken]] = {4: [], 6: []}
+        self._prefixes: dict[tuple[int, int, int], Taken] = {}
+        self._lengths = Lengths()
         for node in rows:
             self._take(node.pod_cidrs, node.name, pods=True)
             if not cidr_nodes:
@@ -83,10 +85,11 @@ class Ground:
         block = Block(cidr)
         if not block.span.bits:
             return None
+        for prefix in block.span.around(self._lengths.of(block.span.version)):
+            if prefix in self._prefixes:
+                return self._prefixes[prefix]
         line = self._lines[block.span.version]
         place = bisect.bisect_left(line, block.span.first, key=_first)
-        if place and line[place - 1].span.last >= block.span.last:
-            return line[place - 1]
         while place < len(line) and line[place].span.first <= block.span.last:
             if not block.leaves_out(line[place].span):
                 return line[place]
@@ -96,7 +99,10 @@ class Ground:
     def _take(self, texts: Iterable[str], node: str, *, pods: bool) -> None:
         for text in texts:
             span = Span(ipaddress.ip_network(text))
-            self._lines[span.version].append(Taken(span, text, node, pods))
+            taken = Taken(span, text, node, pods)
+            self._lines[span.version].append(taken)
+            self._prefixes[span.prefix] = taken
+            self._lengths.add(span)
 
 
 def _first(taken: Taken) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cilia.control import identity as module
 from cilia.control.identity import IdentityNode, LocalAllocator, cidr_labels, first_choice
 from cilia.control.policy.expand import RuleNode
-from cilia.model.identity import LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
+from cilia.model.identity import HOST, LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
 from cilia.model.ids import IdentityId
+from cilia.model.labels import CLUSTER, NAMESPACE
+from cilia.model.node import Node
 from cilia.model.policy import PolicyObject
 from cilia.schema import Desired, Inputs
 from tests.support.policy_cases import PODS, policy
@@ -120,3 +123,90 @@ def test_labels_of_a_prefix() -> None:
         "reserved:world-ipv6",
     ]
     assert first_choice("10.0.0.0/8") == first_choice("10.0.0.0/8")
+
+
+ONE = Node(name="one", addresses=("172.18.0.2",), router_addresses=("10.0.1.1",))
+TWO = Node(
+    name="two",
+    addresses=("172.18.0.3", "fd00:18::3"),
+    router_addresses=("10.0.2.1",),
+    labels={"zone": "b", NAMESPACE: "kube-system"},
+)
+
+
+class Nodes:
+    """An identity node on node one of two."""
+
+    def __init__(self, *, cidr_nodes: bool = False, apiserver: str = "") -> None:
+        self.inputs, self.desired = Inputs(), Desired()
+        self.rules = RuleNode(self.inputs)
+        self.node = IdentityNode(
+            self.inputs,
+            self.desired,
+            self.rules,
+            node="one",
+            own=ONE,
+            apiserver_addresses=[apiserver],
+            cidr_nodes=cidr_nodes,
+        )
+        self.inputs.nodes.replace([ONE, TWO])
+
+    def step(self) -> dict[str, list[str]]:
+        """The labels of each address of other nodes."""
+        self.rules.step()
+        self.node.step()
+        found = {}
+        for row in self.node.node_ids:
+            identity = self.desired.identities.get(row.identity)
+            assert identity is not None
+            assert row.identity > LOCAL_NODE_FIRST
+            found[row.prefix] = identity.labels.strings()
+        return found
+
+    def host(self) -> list[str]:
+        row = self.desired.identities.get(HOST)
+        assert row is not None
+        return row.labels.strings()
+
+
+def telling(name: str) -> PolicyObject:
+    nodes = {"matchLabels": {"zone": "b"}}
+    return policy("CiliumNetworkPolicy", name, {"endpointSelector": {}, "ingress": [{"fromNodes": [nodes]}]})
+
+
+def test_nodes_are_told_apart_while_some_policy_does() -> None:
+    world = Nodes()
+    assert world.step() == {}
+    world.inputs.policies.put(telling("p"))
+    assert world.step() == {
+        "172.18.0.3/32": ["cidr:172.18.0.3/32", "k8s:zone=b", "reserved:remote-node"],
+        "fd00:18::3/128": ["cidr:fd00-18--3/128", "k8s:zone=b", "reserved:remote-node"],
+        "10.0.2.1/32": ["cidr:10.0.2.1/32", "k8s:zone=b", "reserved:remote-node"],
+    }
+    world.inputs.nodes.put(msgspec.structs.replace(TWO, labels={"zone": "c"}, router_addresses=()))
+    labels = world.step()
+    assert labels.keys() == {"172.18.0.3/32", "fd00:18::3/128"}
+    assert "k8s:zone=c" in labels["172.18.0.3/32"]
+    world.inputs.nodes.delete("two")
+    assert world.step() == {}
+    world.inputs.nodes.put(TWO)
+    assert len(world.step()) == 3
+    world.inputs.policies.delete(telling("p").key)
+    assert world.step() == {}
+    assert all(identity.id < LOCAL_NODE_FIRST for identity in world.desired.identities)
+
+
+def test_cidr_rules_that_mean_nodes_tell_them_apart() -> None:
+    world = Nodes(cidr_nodes=True, apiserver="172.18.0.3")
+    labels = world.step()
+    assert "reserved:kube-apiserver" in labels["10.0.2.1/32"]
+    assert world.host() == ["cidr:10.0.1.1/32", "cidr:172.18.0.2/32", "reserved:host"]
+
+
+def test_the_host_carries_its_nodes_labels() -> None:
+    world = Nodes(apiserver="172.18.0.2")
+    world.step()
+    assert world.host() == ["reserved:host", "reserved:kube-apiserver"]
+    world.inputs.nodes.put(msgspec.structs.replace(ONE, labels={"zone": "a", CLUSTER: "elsewhere"}))
+    world.step()
+    assert world.host() == ["k8s:zone=a", "reserved:host", "reserved:kube-apiserver"]

@@ -160,3 +160,25 @@ def test_what_a_node_knows_of_itself_needs_no_cluster() -> None:
     assert identity_of(desired, "172.18.0.2/32") == HOST
     assert identity_of(desired, "10.0.1.1/32") == HOST
     assert desired.ipcache.get("198.51.100.1/32") is None
+
+
+def test_nodes_that_are_told_apart_have_identities_of_their_own() -> None:
+    inputs, desired = Inputs(), Desired()
+    cidrs: Table[str, CidrIdentity] = Table("cidrs", lambda row: row.prefix)
+    ids: Table[str, CidrIdentity] = Table("node_ids", lambda row: row.prefix)
+    node = IpcacheNode(inputs, desired, cidrs, node="one", tunnel=True, own=NODE_ONE, node_ids=ids)
+    inputs.nodes.replace([NODE_ONE, NODE_TWO])
+    node.step()
+    assert identity_of(desired, "172.18.0.3/32") == REMOTE_NODE
+    number = IdentityId((2 << 24) + 5)
+    for prefix in ("172.18.0.3/32", "10.0.2.1/32", "172.18.0.2/32"):
+        ids.put(CidrIdentity(prefix, number))
+    node.step()
+    assert identity_of(desired, "172.18.0.3/32") == number
+    row = desired.ipcache.get("10.0.2.1/32")
+    assert row is not None
+    assert (row.identity, row.tunnel_endpoint) == (number, "172.18.0.3")
+    assert identity_of(desired, "172.18.0.2/32") == HOST
+    ids.replace([])
+    node.step()
+    assert identity_of(desired, "172.18.0.3/32") == REMOTE_NODE
