@@ -24,6 +24,10 @@ BUCKETS = 256
 """How many parts a copy shares or copies as a whole."""
 
 
+_EMPTY: dict[Place, Layer] = {}
+"""The part of all copies in which nothing stands; never changed."""
+
+
 class Difference(NamedTuple):
     """What became of entries between two states of them."""
 
@@ -40,11 +44,15 @@ class Entries(Mapping[EntryKey, Entry]):
 
     def __init__(self, layers: Iterable[tuple[Place, Layer]] = ()) -> None:
         """Empty layers are left out."""
-        self._buckets: list[dict[Place, Layer]] = [{} for _ in range(BUCKETS)]
+        # Most subjects have a handful of entries: making hundreds of empty parts would cost more than they.
+        buckets = self._buckets = [_EMPTY] * BUCKETS
         self._size = 0
         for place, layer in layers:
             if layer:
-                self._buckets[place[1] % BUCKETS][place] = layer
+                at = place[1] % BUCKETS
+                if buckets[at] is _EMPTY:
+                    buckets[at] = {}
+                buckets[at][place] = layer
                 self._size += len(layer)
 
     @classmethod
@@ -79,7 +87,8 @@ class Entries(Mapping[EntryKey, Entry]):
     def layers(self) -> Iterator[tuple[Place, Layer]]:
         """Every place with its layer; alike ones are the same object."""
         for bucket in self._buckets:
-            yield from bucket.items()
+            if bucket:
+                yield from bucket.items()
 
     def since(self, before: Entries) -> Difference:
         """What is new, other or gone compared with `before`; what both share is not looked at."""
