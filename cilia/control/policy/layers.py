@@ -17,9 +17,12 @@ bit for certain peers, which that layer never has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.ports import FULL_BITS, PROTOCOL_BITS, PortPrefix, whole
 from cilia.control.policy.rules import Action, Peer, PortName, Tier
 from cilia.model.entries import Prefix
@@ -49,14 +52,20 @@ _KINDS = {
 Layer = dict[Prefix, Entry]
 
 
-class Term(NamedTuple):
-    """Rules alike: one peer, the same ports, the same place in the order, the same action."""
+class Matter(msgspec.Struct, frozen=True, cache_hash=True, weakref=True):
+    """What rules alike say, whatever policies they stand in: the same packets, the same action."""
 
     peer: Peer
     prefixes: tuple[PortPrefix, ...]
     name: PortName | None
     """Instead of `prefixes`: the ports that each peer itself gives this name."""
     action: Action
+
+
+class Term(NamedTuple):
+    """Rules alike: they say the same at the same place in the order."""
+
+    matter: Matter
     order: int
     """The upper 24 bits of the precedence: tier and priority."""
     audit: bool
@@ -99,84 +108,64 @@ class Isolation(NamedTuple):
 class Namer:
     """Makes entries: knows the names of sets of rules and whether denials are only noted."""
 
-    def __init__(self, name: Callable[[frozenset[RuleRef], bool], Cookie], audit: bool) -> None:
-        self._name = name
+    def __init__(self, cookies: CookieBook, audit: bool) -> None:
+        self._cookies = cookies
         self._denial = EntryFlags.AUDIT if audit else EntryFlags.NONE
+        self._together: dict[tuple[int, ...], Entry] = {}
+        """Entries of several cookies: rivals meet again and again while layers are made."""
+
+    def forget(self) -> None:
+        """Layers are made: remembered names may fall out of use from now on."""
+        self._together.clear()
 
     def rule(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> Entry:
         """The entry of rules with a rank, which says what they match."""
         kind = match_kind(bool(rank & PEER_BIT), rank & (PEER_BIT - 1))
-        return Entry(rank, allow, self._name(refs, False), kind, EntryFlags.NONE if allow else self._denial)
+        flags = EntryFlags.NONE if allow else self._denial
+        return Entry(rank, allow, self._cookies.name(refs), kind, flags)
+
+    def better(self, entries: Sequence[Entry]) -> Entry:
+        """The best of several entries for one prefix; equals are named together."""
+        best, named = entries[0], [entries[0].cookie]
+        for entry in entries[1:]:
+            if entry.precedence > best.precedence:
+                best, named = entry, [entry.cookie]
+            elif entry.precedence == best.precedence and entry.cookie not in named:
+                named.append(entry.cookie)
+        if len(named) == 1:
+            return best
+        key = (best.precedence, *named)
+        known = self._together.get(key)
+        if known is None:
+            refs = frozenset[RuleRef]().union(*(self._cookies.row(cookie).rules for cookie in named))
+            known = self._together[key] = self.rule(best.precedence, best.allow, refs)
+        return known
 
     def default(self, isolation: Isolation) -> Entry:
         """The entry of the verdict when no rule matches."""
         if not isolation.isolated:
             return Entry(DEFAULT_ALLOW, True, Cookie(0), MatchKind.NONE, EntryFlags.DEFAULT)
-        cookie = self._name(isolation.by, True)
+        cookie = self._cookies.name(isolation.by, True)
         return Entry(DEFAULT_DENY, False, cookie, MatchKind.NONE, EntryFlags.DEFAULT | self._denial)
 
 
-class Best:
-    """The best rules at a prefix; makes their entry once, whatever layers it stands in."""
+class Part(NamedTuple):
+    """What some terms say of one peer, at each of their prefixes."""
 
-    __slots__ = ("_entry", "allow", "rank", "refs")
-
-    def __init__(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> None:
-        self.rank = rank
-        self.allow = allow
-        self.refs = refs
-        self._entry: Entry | None = None
-
-    def entry(self, namer: Namer) -> Entry:
-        """The entry that stands for it."""
-        if self._entry is None:
-            self._entry = namer.rule(self.rank, self.allow, self.refs)
-        return self._entry
-
-    def against(self, other: Best) -> Best:
-        """The better of two about the same prefix; of equals, both together."""
-        if self.rank != other.rank:
-            return self if self.rank > other.rank else other
-        if self.refs >= other.refs:
-            return self
-        return Best(self.rank, self.allow, self.refs | other.refs)
+    entries: Layer
+    wide: bool
+    """Some prefix is no single port."""
 
 
-Bests = dict[PortPrefix, Best]
-
-
-def best(terms: Iterable[Term], specific: bool) -> Bests:
-    """The best of some terms at each of their prefixes, also at those where a wider one is better."""
-    found: Bests = {}
-    for term in terms:
-        deny = term.action is Action.DENY
-        for prefix in term.prefixes:
-            new = Best(precedence(term.order, deny, specific, prefix.bits), not deny, term.refs)
-            known = found.get(prefix)
-            found[prefix] = known.against(new) if known is not None else new
-    return found
-
-
-def merged(parts: Sequence[Bests]) -> Bests:
-    """The best of several at each prefix."""
-    whole = dict(parts[0])
-    for part in parts[1:]:
-        both = whole.keys() & part.keys()
-        better = {prefix: whole[prefix].against(part[prefix]) for prefix in both}
-        whole.update(part)
-        whole.update(better)
-    return whole
-
-
-def visible(bests: Bests) -> Bests:
+def visible(layer: Layer) -> Layer:
     """Without the prefixes where a wider one is better: the look-up then falls through to that one."""
-    wide = [rank.rank for prefix, rank in bests.items() if prefix.bits < FULL_BITS]
-    if not wide or max(wide) <= min(b.rank for b in bests.values()):
-        return bests
+    wide = {prefix: entry.precedence for prefix, entry in layer.items() if prefix[2] < FULL_BITS}
+    if not wide or max(wide.values()) <= min(entry.precedence for entry in layer.values()):
+        return layer
     return {
-        prefix: mine
-        for prefix, mine in bests.items()
-        if not any(bests[wider].rank > mine.rank for wider in prefix.parents() if wider in bests)
+        prefix: entry
+        for prefix, entry in layer.items()
+        if not any(wide.get(wider, 0) > entry.precedence for wider in PortPrefix(*prefix).parents())
     }
 
 
@@ -187,18 +176,39 @@ class Ranked:
         self._namer = namer
         self._isolation = isolation
 
-    def of_anybody(self, everybody: Sequence[Term]) -> Layer:
+    def forget(self) -> None:
+        """No more layers are made for now."""
+        self._namer.forget()
+
+    def of_anybody(self, everybody: Iterable[Term]) -> Layer:
         """The layer of any peer, with the default verdict."""
         default: Layer = {PortPrefix(): self._namer.default(self._isolation)}
-        return default | self._finished(best(everybody, False))
+        return default | visible(self.part(everybody, False).entries)
 
-    def of_peer(self, parts: Sequence[Bests]) -> Layer:
-        """The layer of peers, from the best terms of all that they are meant by."""
-        return self._finished(merged(parts) if len(parts) > 1 else parts[0])
+    def part(self, terms: Iterable[Term], specific: bool) -> Part:
+        """The best of some terms at each of their prefixes."""
+        namer, whole, wide = self._namer, Layer(), False
+        for matter, place, _, refs in terms:
+            deny = matter.action is Action.DENY
+            for prefix in matter.prefixes:
+                wide = wide or prefix.bits < FULL_BITS
+                entry = namer.rule(precedence(place, deny, specific, prefix.bits), not deny, refs)
+                whole[prefix] = namer.better((whole[prefix], entry)) if prefix in whole else entry
+        return Part(whole, wide)
 
-    def _finished(self, bests: Bests) -> Layer:
-        namer = self._namer
-        return {prefix: mine.entry(namer) for prefix, mine in visible(bests).items()}
+    def of_peer(self, parts: Sequence[Part]) -> Layer:
+        """The layer of peers that all these parts are about."""
+        if len(parts) == 1:
+            return visible(parts[0].entries) if parts[0].wide else parts[0].entries
+        better, layers = self._namer.better, [part.entries for part in parts]
+        whole: Layer = {}
+        shared: set[Prefix] = set()
+        for layer in layers:
+            shared |= whole.keys() & layer.keys()
+            whole |= layer
+        for prefix in shared:
+            whole[prefix] = better([layer[prefix] for layer in layers if prefix in layer])
+        return visible(whole) if any(part.wide for part in parts) else whole
 
 
 class Hit(NamedTuple):
@@ -269,8 +279,8 @@ Pieces = dict[PortPrefix, list[Hit]]
 def _pieces(terms: Iterable[Term], specific: bool) -> Pieces:
     found: Pieces = {}
     for term in terms:
-        for prefix in term.prefixes:
-            rank = precedence(term.order, term.action is Action.DENY, specific, prefix.bits)
+        for prefix in term.matter.prefixes:
+            rank = precedence(term.order, term.matter.action is Action.DENY, specific, prefix.bits)
             found.setdefault(prefix, []).append(Hit(rank, term))
     return found
 
@@ -279,9 +289,9 @@ def _answer(namer: Namer, hits: Sequence[Hit], isolation: Isolation) -> Entry:
     """The verdict of the first tier that has one."""
     for tier in Tier:
         heard = _best_of(hits, tier)
-        if heard and heard[0].term.action is not Action.PASS:
+        if heard and heard[0].term.matter.action is not Action.PASS:
             refs = frozenset[RuleRef]().union(*(hit.term.refs for hit in heard))
-            return namer.rule(heard[0].rank, heard[0].term.action is Action.ALLOW, refs)
+            return namer.rule(heard[0].rank, heard[0].term.matter.action is Action.ALLOW, refs)
         if tier is Tier.NORMAL and isolation.isolated:
             break
     return namer.default(isolation)
@@ -295,6 +305,8 @@ def _best_of(hits: Sequence[Hit], tier: Tier) -> list[Hit]:
 
 def with_numbers(term: Term, numbers: Iterable[int]) -> Term:
     """A term about a port's name, for peers that give the name these numbers."""
-    assert term.name is not None
-    protocol = term.name.protocol
-    return term._replace(prefixes=tuple(whole(protocol, number) for number in sorted(numbers)), name=None)
+    matter = term.matter
+    assert matter.name is not None
+    protocol = matter.name.protocol
+    prefixes = tuple(whole(protocol, number) for number in sorted(numbers))
+    return term._replace(matter=Matter(matter.peer, prefixes, None, matter.action))

@@ -8,44 +8,31 @@ reads its sections into terms, asks whom each means, and gives identities meant 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import msgspec
 
 from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.drafts import Reading, reading
 from cilia.control.policy.facts import LOCALHOST
 from cilia.control.policy.layers import (
     HIGHEST_PRIORITY,
-    Bests,
     Isolation,
     Layer,
+    Matter,
     Namer,
+    Part,
     Ranked,
     Term,
     Weighed,
-    best,
     order,
     with_numbers,
 )
-from cilia.control.policy.ports import PortPrefix, numbers, prefixes, whole
-from cilia.control.policy.rules import (
-    Action,
-    Cidr,
-    CidrGroup,
-    Cidrs,
-    PortName,
-    PortRange,
-    Rule,
-    Section,
-    Selector,
-    ServicePeer,
-    Tier,
-    reserved,
-)
+from cilia.control.policy.ports import PortPrefix, whole
+from cilia.control.policy.rules import Action, Cidr, Cidrs, PortName, Section, Selector, Tier, reserved
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries, Place
 from cilia.model.ids import Cookie, IdentityId
@@ -68,9 +55,11 @@ class World(Protocol):
         """The identities some endpoint of which has a port of that name."""
 
 
-Class = tuple[int | tuple[int, frozenset[int]], ...]
-"""What tells identities apart: which peers mean them (by number), and for a term about a port's name (by
-its number) the ports that they give the name."""
+Numbered = tuple[int, frozenset[int]]
+"""A term about a port's name, by its number, and the ports that somebody gives the name."""
+
+Class = tuple[int | Numbered, ...]
+"""What tells identities apart: the peers (by number) that mean them, and what they call ports."""
 
 
 class Side:
@@ -93,41 +82,45 @@ class Side:
         self._weighed = _needs_weighing(terms, full != enforced and not audit, audit)
         if full.isolated and not self._weighed:
             terms = [term for term in terms if term.order >> 16 != Tier.BASELINE]
-        self._everybody = [term for term in terms if term.peer is None and term.name is None]
-        self._about: dict[Meant, list[Term]] = {}
+        self._everybody: list[Term] = []
+        self._named: list[Term] = []
+        about: dict[Meant, list[Term]] = {}
         for term in terms:
-            if term.peer is not None and term.name is None:
-                self._about.setdefault(term.peer, []).append(term)
-        self._peers = list(self._about)
-        self._named = [term for term in terms if term.name is not None]
+            if term.matter.name is not None:
+                self._named.append(term)
+            elif term.matter.peer is None:
+                self._everybody.append(term)
+            else:
+                about.setdefault(term.matter.peer, []).append(term)
+        self._peers = list(about)
+        self._about = list(about.values())
         self._classes: dict[IdentityId, Class] = {}
         self._layers: dict[Class, Layer] = {}
-        self._users: dict[Class, int] = {}
-        self._bests: dict[int | tuple[int, frozenset[int]], Bests] = {}
+        self._users: Counter[Class] = Counter()
+        self._parts: list[Part] = []
         self._maker: Ranked | Weighed | None = None
         self._base: Layer = {}
 
     def peers(self) -> Iterator[Meant]:
         """The peers it speaks of."""
-        return (peer for peer in chain(self._peers, (term.peer for term in self._named)) if peer is not None)
+        yield from self._peers
+        yield from (term.matter.peer for term in self._named if term.matter.peer is not None)
 
     def names(self) -> Iterator[PortName]:
         """The port names whose numbers depend on the peer."""
-        return (term.name for term in self._named if term.name is not None)
+        return (term.matter.name for term in self._named if term.matter.name is not None)
 
     def build(self, world: World, cookies: CookieBook) -> Iterator[tuple[Place, Layer]]:
         """All layers, from scratch."""
         self._start(cookies)
-        yield (int(self.direction), 0), self._base
-        about: dict[IdentityId, list[int | tuple[int, frozenset[int]]]] = defaultdict(list)
-        for number, peer in enumerate(self._peers):
-            for identity in world.members(peer):
-                about[identity].append(number)
-        for number, term in enumerate(self._named):
-            for identity in self._naming(world, term):
-                about[identity].append((number, self._ports(world, identity, term)))
-        for identity, numbered in about.items():
-            yield (int(self.direction), identity), self._enter(identity, tuple(numbered))
+        self._classes = self._classify(world)
+        self._users = Counter(self._classes.values())
+        layers = self._layers = {alike: self._layer(alike) for alike in self._users}
+        self._forget()
+        direction = int(self.direction)
+        yield (direction, 0), self._base
+        for identity, alike in self._classes.items():
+            yield (direction, identity), layers[alike]
 
     def patch(self, identities: Iterable[IdentityId], world: World) -> Iterator[tuple[Place, Layer | None]]:
         """The layers of those of some identities whose layer is another now."""
@@ -138,27 +131,46 @@ class Side:
             if old:
                 self._leave(identity, old)
             yield (int(self.direction), identity), self._enter(identity, new) if new else None
+        self._forget()
 
     def cookies(self) -> set[Cookie]:
-        """Every cookie in the layers, and 0."""
-        return {entry.cookie for layer in (self._base, *self._layers.values()) for entry in layer.values()}
+        """Every cookie that its layers have, or may have when identities come."""
+        layers = (self._base, *self._layers.values(), *(part.entries for part in self._parts))
+        return {entry.cookie for layer in layers for entry in layer.values()}
 
     def _start(self, cookies: CookieBook) -> None:
-        self._classes.clear()
-        self._layers.clear()
-        self._users.clear()
-        self._bests.clear()
-        namer = Namer(cookies.name, self._audit and not self._weighed)
+        namer = Namer(cookies, self._audit and not self._weighed)
         if self._weighed:
-            noting = Namer(cookies.name, True)
+            noting = Namer(cookies, True)
             weighed = Weighed(namer, noting, self._everybody, self._enforced, self.isolation)
             self._maker, self._base = weighed, weighed.of_anybody()
         else:
             ranked = Ranked(namer, self.isolation)
             self._maker, self._base = ranked, ranked.of_anybody(self._everybody)
+            self._parts = [ranked.part(terms, True) for terms in self._about]
+
+    def _forget(self) -> None:
+        if isinstance(self._maker, Ranked):
+            self._maker.forget()
+
+    def _classify(self, world: World) -> dict[IdentityId, Class]:
+        """Everybody whom some term means."""
+        found: dict[IdentityId, Class] = {}
+        for number, peer in enumerate(self._peers):
+            mine = (number,)
+            members = world.members(peer)
+            if not found:
+                found = dict.fromkeys(members, mine)
+                continue
+            for identity in members:
+                found[identity] = found.get(identity, ()) + mine
+        for number, term in enumerate(self._named):
+            for identity in self._naming(world, term):
+                found[identity] = (*found.get(identity, ()), (number, self._ports(world, identity, term)))
+        return found
 
     def _class(self, identity: IdentityId, world: World) -> Class:
-        meant: list[int | tuple[int, frozenset[int]]] = [
+        meant: list[int | Numbered] = [
             number for number, peer in enumerate(self._peers) if identity in world.members(peer)
         ]
         meant += [
@@ -171,18 +183,18 @@ class Side:
     @staticmethod
     def _naming(world: World, term: Term) -> Set[IdentityId]:
         """The identities that a term about a port's name means."""
-        assert term.name is not None
-        naming = world.naming(term.name)
-        return naming if term.peer is None else naming & world.members(term.peer)
+        assert term.matter.name is not None
+        naming, peer = world.naming(term.matter.name), term.matter.peer
+        return naming if peer is None else naming & world.members(peer)
 
     @staticmethod
     def _ports(world: World, identity: IdentityId, term: Term) -> frozenset[int]:
-        assert term.name is not None
-        return world.port_numbers(identity, term.name)
+        assert term.matter.name is not None
+        return world.port_numbers(identity, term.matter.name)
 
     def _enter(self, identity: IdentityId, alike: Class) -> Layer:
         self._classes[identity] = alike
-        self._users[alike] = self._users.get(alike, 0) + 1
+        self._users[alike] += 1
         held = self._layers.get(alike)
         if held is None:
             held = self._layers[alike] = self._layer(alike)
@@ -195,22 +207,21 @@ class Side:
             del self._users[alike], self._layers[alike]
 
     def _layer(self, alike: Class) -> Layer:
-        if isinstance(self._maker, Weighed):
-            return self._maker.of_peer([term for part in alike for term in self._terms(part)])
-        assert self._maker is not None
-        return self._maker.of_peer([self._best(part) for part in alike])
+        maker = self._maker
+        assert maker is not None, "build comes first"
+        if isinstance(maker, Weighed):
+            terms = [self._about[part] if isinstance(part, int) else [self._numbered(part)] for part in alike]
+            return maker.of_peer(list(chain.from_iterable(terms)))
+        return maker.of_peer(
+            [
+                self._parts[part] if isinstance(part, int) else maker.part([self._numbered(part)], True)
+                for part in alike
+            ]
+        )
 
-    def _best(self, part: int | tuple[int, frozenset[int]]) -> Bests:
-        known = self._bests.get(part)
-        if known is None:
-            known = self._bests[part] = best(self._terms(part), True)
-        return known
-
-    def _terms(self, part: int | tuple[int, frozenset[int]]) -> list[Term]:
-        if isinstance(part, int):
-            return self._about[self._peers[part]]
+    def _numbered(self, part: Numbered) -> Term:
         number, ports = part
-        return [with_numbers(self._named[number], ports)]
+        return with_numbers(self._named[number], ports)
 
 
 class Group:
@@ -227,9 +238,11 @@ class Group:
     ) -> None:
         """`sections` with all references followed; `audit`: no denial is enforced, in any direction."""
         self.entries = Entries()
-        effective = () if mode is PolicyMode.NEVER else tuple(sections)
-        own = _relevant(effective, named_ports)
-        self.rules = fingerprint(sections, mode, audit, own, allow_localhost)
+        read = [reading(section) for section in sections]
+        names = {name for each in read for name in each.names}
+        own = tuple(sorted(port for port in named_ports if port.name in names))
+        self.rules = fingerprint((each.digest for each in read), mode, audit, own, allow_localhost)
+        effective = [] if mode is PolicyMode.NEVER else read
         self.sides = [
             _side(direction, effective, mode, audit, own, allow_localhost) for direction in Direction
         ]
@@ -272,115 +285,76 @@ class Group:
 
 def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:
     """Whether the highest rank alone is not the answer."""
-    passing = any(term.action is Action.PASS for term in terms)
+    passing = any(term.matter.action is Action.PASS for term in terms)
     partly_audited = not audit and any(term.audit for term in terms)
     return passing or partly_audited or audit_differs or len(terms) > HIGHEST_PRIORITY
 
 
 def _side(
     direction: Direction,
-    sections: tuple[Section, ...],
+    sections: Sequence[Reading],
     mode: PolicyMode,
     audit: bool,
     own_ports: tuple[NamedPort, ...],
     allow_localhost: bool,
 ) -> Side:
     full = _isolation(direction, sections, mode)
-    enforced = _isolation(direction, [section for section in sections if not section.audit], mode)
+    enforced = full
     if audit:
         enforced = Isolation()
+    elif any(each.section.audit for each in sections):
+        enforced = _isolation(direction, [each for each in sections if not each.section.audit], mode)
     terms = _terms(direction, sections, audit, own_ports)
     if full.isolated and allow_localhost and direction is Direction.INGRESS:
         heard = audit or not enforced.isolated
-        refs = frozenset({LOCALHOST})
-        terms.append(
-            Term(reserved("host"), (PortPrefix(),), None, Action.ALLOW, order(Tier.NORMAL), heard, refs)
-        )
+        matter = Matter(reserved("host"), (PortPrefix(),), None, Action.ALLOW)
+        terms.append(Term(matter, order(Tier.NORMAL), heard, frozenset({LOCALHOST})))
     return Side(direction, terms, full, enforced, audit=audit)
 
 
-def _isolation(direction: Direction, sections: Iterable[Section], mode: PolicyMode) -> Isolation:
-    by = frozenset(s.ref for s in sections if s.tier is Tier.NORMAL and direction in s.isolates)
+def _isolation(direction: Direction, sections: Iterable[Reading], mode: PolicyMode) -> Isolation:
+    by = frozenset(
+        section.ref
+        for section, *_ in sections
+        if direction in section.isolates and section.tier is Tier.NORMAL
+    )
     return Isolation(mode is PolicyMode.ALWAYS or bool(by), by)
 
 
 def _terms(
-    direction: Direction, sections: tuple[Section, ...], audit: bool, own_ports: tuple[NamedPort, ...]
+    direction: Direction, sections: Sequence[Reading], audit: bool, own_ports: tuple[NamedPort, ...]
 ) -> list[Term]:
     """The rules of one direction, those alike together."""
-    alike: dict[Term, list[RuleRef]] = {}
-    for place, section, rule in _in_order(direction, sections):
-        assert not isinstance(rule.peer, CidrGroup | ServicePeer), "references are followed before"
-        for cut, name in _cut(rule, own_ports):
-            heard = audit or section.audit
-            term = Term(rule.peer, cut, name, rule.action, order(section.tier, place), heard, frozenset())
-            alike.setdefault(term, []).append(rule.ref)
-    return [term._replace(refs=frozenset(refs)) for term, refs in alike.items()]
+    alike: dict[tuple[Matter, int, bool], list[RuleRef]] = {}
+    for tier in Tier:
+        place = 0
+        for each in _in_order(sections, tier):
+            heard = audit or each.section.audit
+            for draft in each.drafts[direction]:
+                key = (draft.settled(own_ports), order(tier, place), heard)
+                alike.setdefault(key, []).append(draft.ref)
+                place += 1
+    return [Term(*key, frozenset(refs)) for key, refs in alike.items() if key[0].prefixes or key[0].name]
 
 
-def _in_order(direction: Direction, sections: Iterable[Section]) -> Iterator[tuple[int, Section, Rule]]:
-    """The rules of one direction, each after those of its tier that are heard first, with their number."""
-    heard = dict.fromkeys(Tier, 0)
-    for section in sorted(sections, key=lambda s: (s.priority, s.ref.name, s.ref)):
-        for rule in section.rules:
-            if rule.direction is direction:
-                yield heard[section.tier], section, rule
-                heard[section.tier] += 1
-
-
-def _cut(
-    rule: Rule, own_ports: tuple[NamedPort, ...]
-) -> Iterator[tuple[tuple[PortPrefix, ...], PortName | None]]:
-    """The ports of a rule as prefixes, and as names where their numbers depend on the peer.
-
-    Nothing, when no port has a name that the rule is about.
-    """
-    found: dict[PortPrefix, None] = {}
-    for ports in rule.ports:
-        if isinstance(ports, PortRange):
-            found.update(dict.fromkeys(prefixes(ports)))
-        elif rule.direction is Direction.INGRESS:
-            found.update(dict.fromkeys(whole(ports.protocol, n) for n in sorted(numbers(own_ports, ports))))
-        else:
-            yield (), ports
-    if found:
-        yield tuple(found), None
-
-
-def _relevant(sections: Iterable[Section], named_ports: tuple[NamedPort, ...]) -> tuple[NamedPort, ...]:
-    """Those of a subject's named ports that its ingress rules speak of."""
-    names = {name for section in sections for name in _facets(section)[1]}
-    return tuple(sorted(port for port in named_ports if port.name in names))
+def _in_order(sections: Iterable[Reading], tier: Tier) -> list[Reading]:
+    """The sections of a tier in the order they are heard; the normal tier has none."""
+    mine = [each for each in sections if each.section.tier is tier]
+    if tier is Tier.NORMAL:
+        return mine
+    return sorted(mine, key=lambda each: (each.section.priority, each.section.ref.name, each.section.ref))
 
 
 def fingerprint(
-    sections: Sequence[Section],
+    digests: Iterable[bytes],
     mode: PolicyMode,
     audit: bool,
     named_ports: tuple[NamedPort, ...],
     allow_localhost: bool,
 ) -> str:
     """A name for everything that decides about entries but the identities."""
-    content = (sorted(_facets(section)[0] for section in sections), mode, audit, named_ports, allow_localhost)
-    return hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).hexdigest()
-
-
-_known: WeakKeyDictionary[Section, tuple[bytes, frozenset[str]]] = WeakKeyDictionary()
-
-
-def _facets(section: Section) -> tuple[bytes, frozenset[str]]:
-    """A digest of a section, and the port names in its ingress rules; computed once."""
-    known = _known.get(section)
-    if known is None:
-        digest = hashlib.blake2b(msgspec.msgpack.encode(section), digest_size=16).digest()
-        known = _known[section] = (digest, frozenset(_ingress_names(section)))
-    return known
-
-
-def _ingress_names(section: Section) -> Iterator[str]:
-    for rule in section.rules:
-        if rule.direction is Direction.INGRESS:
-            yield from (ports.name for ports in rule.ports if isinstance(ports, PortName))
+    content = msgspec.msgpack.encode((sorted(digests), mode, audit, named_ports, allow_localhost))
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def decide(

@@ -11,11 +11,11 @@ from cilia.control.policy.layers import (
     PEER_BIT,
     Isolation,
     Layer,
+    Matter,
     Namer,
     Ranked,
     Term,
     Weighed,
-    best,
     match_kind,
     order,
     precedence,
@@ -41,7 +41,8 @@ def term(
     place: int = 0,
     audit: bool = False,
 ) -> Term:
-    return Term(None, prefixes, None, action, order(tier, place), audit, frozenset({ref(path)}))
+    matter = Matter(None, prefixes, None, action)
+    return Term(matter, order(tier, place), audit, frozenset({ref(path)}))
 
 
 def deny(path: str, *prefixes: PortPrefix, audit: bool = False) -> Term:
@@ -86,7 +87,7 @@ class Layers:
 
     def setup_method(self) -> None:
         self.book = CookieBook()
-        self.namer = Namer(self.book.name, False)
+        self.namer = Namer(self.book, False)
 
     def words(self, layer: Layer) -> dict[PortPrefix, tuple[str, ...]]:
         return {PortPrefix(*prefix): self.word(layer, prefix) for prefix in layer}
@@ -100,7 +101,8 @@ class Layers:
 
 class TestRanked(Layers):
     def layer(self, *terms: Term) -> dict[PortPrefix, tuple[str, ...]]:
-        return self.words(Ranked(self.namer, OPEN).of_peer([best([each], True) for each in terms]))
+        ranked = Ranked(self.namer, OPEN)
+        return self.words(ranked.of_peer([ranked.part([each], True) for each in terms]))
 
     def test_a_narrower_allow_is_named_apart(self) -> None:
         assert self.layer(term("a", ALL), term("b", TCP_80)) == {ALL: ("allow", "a"), TCP_80: ("allow", "b")}
@@ -132,7 +134,7 @@ class TestRanked(Layers):
         assert self.words(ranked.of_anybody([term("a", ALL)])) == {ALL: ("allow", "a")}
 
     def test_where_all_is_in_audit_denials_are_noted(self) -> None:
-        ranked = Ranked(Namer(self.book.name, True), CLOSED)
+        ranked = Ranked(Namer(self.book, True), CLOSED)
         layer = ranked.of_anybody([deny("d", TCP_80), term("a", TCP_ALL)])
         assert self.words(layer) == {
             ALL: ("audit deny", "spec"),
@@ -143,7 +145,7 @@ class TestRanked(Layers):
 
 class TestWeighed(Layers):
     def weighed(self, *anybody: Term, enforced: Isolation = OPEN, full: Isolation | None = None) -> Weighed:
-        noting = Namer(self.book.name, True)
+        noting = Namer(self.book, True)
         return Weighed(self.namer, noting, anybody, enforced, full if full is not None else enforced)
 
     def test_a_pass_leaves_it_to_the_next_tier(self) -> None:

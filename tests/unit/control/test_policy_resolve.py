@@ -117,7 +117,7 @@ class TestDecide:
 class TestFingerprint:
     def test_it_tells_modes_apart(self) -> None:
         found = {
-            fingerprint((), mode, audit, (), host)
+            fingerprint([b""], mode, audit, (), host)
             for mode in PolicyMode
             for host in (True, False)
             for audit in (True, False)

@@ -1,0 +1,105 @@
+"""Sections as groups read them: rules with their ports cut into prefixes, each section read once.
+
+Rules that say the same share one `Matter`, whatever policies they stand in; so a thousand policies that say
+the same are put together by identity, not by comparing what they say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+from weakref import WeakValueDictionary, ref
+
+import msgspec
+
+from cilia.control.policy.layers import Matter
+from cilia.control.policy.ports import PortPrefix, numbers, prefixes, whole
+from cilia.control.policy.rules import CidrGroup, PortName, PortRange, Rule, Section, ServicePeer
+from cilia.model.endpoint import NamedPort
+from cilia.model.policy import Direction, RuleRef
+
+
+class Draft(NamedTuple):
+    """A rule of a section."""
+
+    matter: Matter
+    own: tuple[PortName, ...]
+    """Names of the subject's own ports: their numbers are still to be added to the matter's prefixes."""
+    ref: RuleRef
+
+    def settled(self, named_ports: tuple[NamedPort, ...]) -> Matter:
+        """The matter for subjects with these named ports."""
+        if not self.own:
+            return self.matter
+        added = (whole(name.protocol, n) for name in self.own for n in sorted(numbers(named_ports, name)))
+        return _shared(
+            Matter(
+                self.matter.peer,
+                tuple(dict.fromkeys((*self.matter.prefixes, *added))),
+                None,
+                self.matter.action,
+            )
+        )
+
+
+class Reading(NamedTuple):
+    """A section, read."""
+
+    section: Section
+    digest: bytes
+    """Of all that it says."""
+    names: frozenset[str]
+    """The port names that its ingress rules speak of."""
+    drafts: Mapping[Direction, tuple[Draft, ...]]
+    """In the order written. A rule in egress that has ranges and names of ports is in several of them."""
+
+
+_readings: dict[int, tuple[ref[Section], Reading]] = {}
+"""By the `id` of sections that are still in use."""
+
+_matters: WeakValueDictionary[Matter, Matter] = WeakValueDictionary()
+
+
+def reading(section: Section) -> Reading:
+    """What a section says; remembered as long as somebody holds the section."""
+    key = id(section)
+    known = _readings.get(key)
+    if known is not None and known[0]() is section:
+        return known[1]
+    # The copy keeps the memory from holding the very section whose end it waits for.
+    read = _read(msgspec.structs.replace(section))
+    _readings[key] = (ref(section, lambda _: _readings.pop(key, None)), read)
+    return read
+
+
+def _read(section: Section) -> Reading:
+    drafts = {
+        direction: tuple(
+            draft for rule in section.rules if rule.direction is direction for draft in _drafts(rule)
+        )
+        for direction in Direction
+    }
+    digest = hashlib.blake2b(msgspec.msgpack.encode(section), digest_size=16).digest()
+    names = frozenset(name.name for draft in drafts[Direction.INGRESS] for name in draft.own)
+    return Reading(section, digest, names, drafts)
+
+
+def _drafts(rule: Rule) -> Iterator[Draft]:
+    peer = rule.peer
+    assert not isinstance(peer, CidrGroup | ServicePeer), "references are followed before"
+    found: dict[PortPrefix, None] = {}
+    named = tuple(dict.fromkeys(ports for ports in rule.ports if isinstance(ports, PortName)))
+    for ports in rule.ports:
+        if isinstance(ports, PortRange):
+            found.update(dict.fromkeys(prefixes(ports)))
+    own = named if rule.direction is Direction.INGRESS else ()
+    if found or own:
+        yield Draft(_shared(Matter(peer, tuple(found), None, rule.action)), own, rule.ref)
+    if rule.direction is Direction.EGRESS:
+        for name in named:
+            yield Draft(_shared(Matter(peer, (), name, rule.action)), (), rule.ref)
+
+
+def _shared(matter: Matter) -> Matter:
+    return _matters.setdefault(matter, matter)
