@@ -3,7 +3,7 @@
 /* Floor 9: the host's own traffic on native devices, held to the host's policy. Nothing here runs
  * before a policy speaks of the host (is_host_judged). */
 #include "fib.h"
-#include "related.h"
+#include "nat.h"
 
 /* One end of a TCP flow as a socket of this node would have it. */
 static __always_inline void fill_local_end(const struct packet *packet, bool arriving,
@@ -78,6 +78,23 @@ static __noinline bool is_about_tunnel(struct __sk_buff *skb, const struct flow 
 	       bpf_map_lookup_elem(&nodes, &quoted.destination);
 }
 
+/* The overlay's own packets between nodes of the cluster, also in pieces: those without a port come
+ * to nothing without the one that has it. What they carry is judged elsewhere. */
+static __always_inline bool is_tunnel(const struct flow *flow, bool arriving)
+{
+	const struct packet *packet = &flow->packet;
+	const struct address *own = arriving ? &packet->destination : &packet->source;
+	const struct address *far = arriving ? &packet->source : &packet->destination;
+
+	if (!tunnel_enabled || packet->protocol != IPPROTO_UDP ||
+	    !same_address(own, own_address(flow)))
+		return false;
+	if (packet->fragment != FRAGMENT_LATER &&
+	    packet->destination_port != bpf_htons(flow->settings->tunnel_port))
+		return false;
+	return bpf_map_lookup_elem(&nodes, far);
+}
+
 /* Holds a packet with the host at one end to the host's policy. Neighbour discovery always passes:
  * without it there is no network to speak of. */
 static __always_inline int judge_host(struct __sk_buff *skb, struct flow *flow, bool arriving)
@@ -85,7 +102,7 @@ static __always_inline int judge_host(struct __sk_buff *skb, struct flow *flow, 
 	const struct packet *packet = &flow->packet;
 	int dropped;
 
-	if (packet->kind == PACKET_CONTROL)
+	if (packet->kind == PACKET_CONTROL || is_tunnel(flow, arriving))
 		return DECISION_STACK;
 	if (packet->kind == PACKET_ERROR && arriving && is_about_tunnel(skb, flow))
 		return DECISION_STACK;

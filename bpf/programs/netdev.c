@@ -4,7 +4,6 @@
  * unless the host has a policy. */
 #include "../lib/finish.h"
 #include "../lib/firewall.h"
-#include "../lib/nat.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_NETDEV

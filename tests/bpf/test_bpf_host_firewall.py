@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6MLQuery2,
@@ -28,6 +28,7 @@ from tests.support.datapath_world import (
     DENY_ALL,
     EGRESS,
     FAR_NODE4,
+    FAR_NODE6,
     FAR_ROUTER4,
     INGRESS,
     NODE4,
@@ -338,6 +339,19 @@ def test_tunnels_between_nodes_are_not_the_hosts_traffic(host: Host) -> None:
     assert passed(world.to_wire(IP(src=NODE4, dst=FAR_NODE4) / there))
     assert world.from_wire(IP(src=WORLD4, dst=NODE4) / there).reason == 133
     assert world.to_wire(IP(src=NODE4, dst=WORLD4) / there).reason == 133
+
+
+def test_tunnels_in_pieces_and_over_ipv6_are_not_the_hosts_either(host: Host) -> None:
+    world = host.world
+    big = UDP(sport=50000, dport=8472) / VXLAN(vni=6) / payload(1400)
+    for piece in fragment(IP(src=FAR_NODE4, dst=NODE4, id=7) / big, 600):
+        assert passed(world.from_wire(piece))
+    for piece in fragment(IP(src=NODE4, dst=FAR_NODE4, id=8) / big, 600):
+        assert passed(world.to_wire(piece))
+    assert passed(world.from_wire(IPv6(src=FAR_NODE6, dst=NODE6) / big))
+    assert passed(world.to_wire(IPv6(src=NODE6, dst=FAR_NODE6) / big))
+    assert world.to_wire(IPv6(src=NODE6, dst=WORLD6) / big).reason == 133
+    assert not passed(world.from_wire(fragment(IP(src=WORLD4, dst=NODE4, id=9) / big, 600)[1]))
 
 
 def test_errors_about_tunnels_are_heard(host: Host) -> None:
