@@ -14,6 +14,7 @@ import msgspec
 from cilia.dataplane.bpf import Map
 from cilia.dataplane.loader import REVISION_MAP, Dataplane
 from cilia.dataplane.maps import listing
+from cilia.dataplane.maps.accounting import Account, Accounting
 from cilia.dataplane.maps.conntrack import Conntrack
 from cilia.dataplane.maps.endpoints import Endpoints
 from cilia.dataplane.maps.ipcache import Ipcache
@@ -48,6 +49,8 @@ class KernelState:
         dataplane.on_close.append(self.pool.close)
         self.policies = Policies(maps["policy_active"], maps[REVISION_MAP], self.pool, layout)
         self.conntrack = Conntrack(maps["conntrack"], maps["ct_quota"], layout)
+        self.accounting = Accounting(maps["policy_counters"], maps["conntrack"], layout)
+        self.conntrack.closing.append(self.accounting.close)
         self.settings = Settings(maps["node"], layout)
         self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
         self._desired = desired
@@ -129,6 +132,20 @@ class KernelState:
     def set_hosts(self, addresses: Iterable[str]) -> None:
         """Make exactly these addresses the node's own. Raises OSError."""
         self._endpoint_maps.set_hosts(addresses)
+
+    def account(self, now: int) -> int:
+        """Have the accounting know the endpoints as they are; returns when the counters began. Times are
+        coarse monotonic seconds."""
+        self.accounting.follow((row.id, row.subject) for row in self._desired.endpoint_entries)
+        return self.accounting.began(now)
+
+    def stands(self, account: Account) -> bool:
+        """Whether the entry of an account is in force."""
+        row = self._desired.subjects.get(account.subject)
+        if row is None:
+            return False
+        entry = row.entries.get(account.key)
+        return entry is not None and entry.cookie == account.cookie
 
     def map_uses(self) -> list[listing.MapUse]:
         """All maps with their sizes and use; conntrack's as of the last sweep, it is too large to walk."""

@@ -203,7 +203,10 @@ class NodeKernel:
         while True:
             await self._pause(interval)
             self._look_for_addresses()
+            self._state.account(int(clock()))
             for _ in self._state.conntrack.sweep(lambda: int(clock())):
+                await asyncio.sleep(0)
+            for _ in self._state.accounting.prune(self._state.stands):
                 await asyncio.sleep(0)
             for _ in sweep_translations(self._dataplane.maps["snat"], lambda: int(clock()), NAT_IDLE):
                 await asyncio.sleep(0)

@@ -47,6 +47,8 @@ class Conntrack:
         self._owners: set[int] = set()
         self.entries: int | None = None
         """Alive after the last whole sweep."""
+        self.closing: list[Callable[[Array, Array], None]] = []
+        """Called with keys and values of flows that a sweep is about to remove."""
 
     def doom(self, addresses: Iterable[str], now: int) -> None:
         """Have the next sweep remove the flows of these addresses that began until `now` (coarse
@@ -69,6 +71,8 @@ class Conntrack:
         for keys, values in self._map.batches(CHUNK):
             old = values["expires"].astype(np.int64) + GRACE < now()
             dead = ~old & _of_addresses(keys, values, doomed)
+            for look in self.closing if (old | dead).any() else ():
+                look(keys[old | dead], values[old | dead])
             self._map.remove(keys[old | dead])
             expired, flushed = expired + int(old.sum()), flushed + int(dead.sum())
             owners = values["owner"][~(old | dead)]
