@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from cilia.control.policy.resolve import decide
-from cilia.control.policy.rules import TCP
+from cilia.control.policy.rules import TCP, Cidr, Cidrs
+from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import HOST, Identity
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.labels import Labels
@@ -19,6 +22,7 @@ from cilia.model.policy import (
     PolicyMode,
     SubjectPolicy,
 )
+from cilia.schema import CidrGroupRow
 from tests.support.policy_cases import World, endpoint, pod, policy
 
 WEB, DB, JOB = pod(300, "red", "web"), pod(301, "red", "db"), pod(302, "red", "job")
@@ -211,3 +215,159 @@ def test_peers_in_force_can_be_looked_at() -> None:
         frozenset({DB.id}),
         frozenset({next(iter(world.identities.cidrs)).identity}),
     }
+
+
+def with_ports(number: int, identity: int, *ports: NamedPort, audit: bool = False) -> Endpoint:
+    return msgspec.structs.replace(endpoint(number, identity), named_ports=ports, audit=audit)
+
+
+def rows_of(world: World, identity: int) -> dict[tuple[int, bool], SubjectPolicy]:
+    """The rows of an identity by the number of its first named port and by audit."""
+    return {
+        (row.key.named_ports[0].port if row.key.named_ports else 0, row.key.audit): row
+        for row in world.desired.subjects
+        if row.identity == identity
+    }
+
+
+HTTP_ONLY = policy("NetworkPolicy", "named", {"podSelector": {}, "ingress": [{"ports": [{"port": "http"}]}]})
+
+
+def test_two_pods_of_one_identity_that_number_a_port_differently() -> None:
+    world = cluster()
+    for number, port in enumerate((80, 8080), 1):
+        world.desired.endpoints.put(with_ports(number, WEB.id, NamedPort("http", port)))
+    world.inputs.policies.put(HTTP_ONLY)
+    rows = rows_of(world.step(), WEB.id)
+    assert rows.keys() == {(80, False), (8080, False)}
+    for port, other in ((80, 8080), (8080, 80)):
+        row = rows[port, False]
+        assert named(world, row, DB.id, port)[0]
+        assert not named(world, row, DB.id, other)[0]
+    assert rows[80, False].rules != rows[8080, False].rules
+
+
+def test_ports_that_no_rule_speaks_of_do_not_part_their_entries() -> None:
+    world = cluster()
+    for number, port in enumerate((80, 8080), 1):
+        world.desired.endpoints.put(with_ports(number, WEB.id, NamedPort("http", port)))
+    world.inputs.policies.put(cnp("p", ingress=[{"fromEndpoints": [{}]}]))
+    rows = rows_of(world.step(), WEB.id)
+    assert rows[80, False].entries is rows[8080, False].entries
+
+
+def test_a_port_name_in_egress_means_each_peers_own_numbers() -> None:
+    world = cluster(WEB)
+    ports = [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    world.inputs.policies.put(cnp("p", egress=[{"toEndpoints": [{}], "toPorts": ports}]))
+    before = world.step().subject(300)
+
+    def allowed(port: int) -> bool:
+        hit = decide(world.subject(300).entries, DB.id, Direction.EGRESS, TCP, port)
+        assert hit is not None
+        return hit[1].allow
+
+    assert not allowed(80)
+    remote = RemoteEndpoint(
+        namespace="red",
+        name="db",
+        identity=DB.id,
+        node_ip="192.0.2.1",
+        addresses=("10.0.0.1",),
+        named_ports=(NamedPort("http", 80),),
+    )
+    world.inputs.remote_endpoints.put(remote)
+    world.step()
+    assert allowed(80)
+    world.desired.endpoints.put(with_ports(7, DB.id, NamedPort("http", 8080)))
+    world.step()
+    assert allowed(80)
+    assert allowed(8080)
+    world.inputs.remote_endpoints.delete(("red", "db"))
+    row = world.step().subject(300)
+    assert not allowed(80)
+    assert row.rules == before.rules
+    assert row.epoch > before.epoch
+
+
+def test_audit_of_an_endpoint_is_another_subject() -> None:
+    world = cluster(WEB)
+    world.desired.endpoints.put(with_ports(7, WEB.id, audit=True))
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    rows = rows_of(world.step(), WEB.id)
+    enforced, noted = (rows[0, audit].entries[DEFAULT_IN] for audit in (False, True))
+    assert not enforced.allow
+    assert not enforced.flags & EntryFlags.AUDIT
+    assert noted.flags & EntryFlags.AUDIT
+    assert noted.cookie == enforced.cookie
+    assert rows[0, False].rules != rows[0, True].rules
+
+
+def test_audit_of_the_node_may_change_at_any_time() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{}]))
+    before = world.step().subject(300)
+    world.policies.audit = True
+    row = world.step().subject(300)
+    assert row.entries[DEFAULT_IN].flags & EntryFlags.AUDIT
+    assert row.rules != before.rules
+    world.policies.audit = False
+    assert world.step().subject(300).rules == before.rules
+
+
+def test_audit_opens_nothing_to_those_whose_labels_are_unknown() -> None:
+    world = cluster()
+    world.policies.audit = True
+    world.desired.endpoints.put(with_ports(1, 999, audit=True))
+    world.step()
+    (row,) = world.desired.subjects
+    assert [(entry.allow, entry.flags & EntryFlags.AUDIT) for entry in row.entries.values()] == [
+        (False, 0),
+        (False, 0),
+    ]
+
+
+def test_a_relabelled_peer_is_another_epoch_a_new_one_is_not() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{"fromEndpoints": [{"matchLabels": {"app": "db"}}]}]))
+    first = world.step().subject(300)
+    world.inputs.cluster_identities.put(pod(400, "red", "db"))
+    second = world.step().subject(300)
+    assert second.epoch == first.epoch
+    assert second.entries != first.entries
+    world.inputs.cluster_identities.put(Identity(DB.id, JOB.labels))
+    third = world.step().subject(300)
+    assert third.epoch > second.epoch
+    assert not named(world, third, DB.id)[0]
+
+
+def test_what_stands_behind_a_group_is_matched() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{"fromCIDRSet": [{"cidrGroupRef": "g"}]}]))
+    row = world.step().subject(300)
+    assert row.ingress_enforced
+    world.inputs.cidr_groups.put(CidrGroupRow(name="g", prefixes=("192.0.2.0/24",)))
+    row = world.step().subject(300)
+    (cidr,) = world.identities.cidrs
+    assert named(world, row, cidr.identity) == (True, ["p spec.ingress[0].fromCIDRSet[0]"])
+    world.inputs.cidr_groups.put(CidrGroupRow(name="g", prefixes=("198.51.100.0/24",)))
+    row = world.step().subject(300)
+    assert [peer for peer in {key.peer for key in row.entries} if peer >= 1 << 24] == [
+        next(iter(world.identities.cidrs)).identity
+    ]
+
+
+def test_facts_are_a_snapshot() -> None:
+    world = cluster(WEB)
+    world.desired.endpoints.put(with_ports(7, WEB.id, NamedPort("http", 80)))
+    world.inputs.policies.put(cnp("p", ingress=[{"fromCIDRSet": [{"cidrGroupRef": "g"}]}]))
+    world.inputs.cidr_groups.put(CidrGroupRow(name="g", prefixes=("192.0.2.0/24",)))
+    facts = world.step().policies.facts()
+    assert [rule.peer for section in facts.sections for rule in section.rules] == [
+        Cidrs((Cidr("192.0.2.0/24"),))
+    ]
+    assert facts.port_names == {WEB.id: frozenset({NamedPort("http", 80)})}
+    assert facts.identities[WEB.id] == WEB.labels
+    world.inputs.cluster_identities.delete(DB.id)
+    world.step()
+    assert DB.id in facts.identities
