@@ -26,6 +26,7 @@ from typing import Any
 from cilia.api.client import AgentClient, AgentError
 from cilia.dataplane import loader
 from cilia.lab import kernel
+from cilia.model.endpoint import HOST_ENDPOINT
 
 NETNS = Path("/run/netns")
 PINS = Path("/sys/fs/bpf")
@@ -271,8 +272,8 @@ class AgentNode:
         return sorted(path.name for path in (self.state / "endpoints").iterdir())
 
     def endpoint_ids(self) -> set[int]:
-        """Ids of the endpoints the agent tells of."""
-        return {view.id for view in self.client.endpoints()}
+        """Ids of the containers' endpoints the agent tells of; the host's is always there."""
+        return {view.id for view in self.client.endpoints()} - {HOST_ENDPOINT}
 
     # traffic
 

@@ -256,9 +256,10 @@ class Story:
 
     def _endpoints(self, node: NodePlan) -> list[EndpointView]:
         try:
-            return AgentClient(node.agent_socket).endpoints()
+            views = AgentClient(node.agent_socket).endpoints()
         except AgentError as error:
             raise Unexpected(f"the endpoints of {node.name}", str(error)) from error
+        return [view for view in views if view.status.external_identifiers.pod_name]
 
     # -- 8: the end ------------------------------------------------------------------------------------------
 
