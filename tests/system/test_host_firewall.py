@@ -8,9 +8,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from scapy.layers.inet import ICMP, IP
 
 from cilia.abi import object_path
@@ -256,6 +258,17 @@ def test_a_session_that_the_policy_allows_lives_on(
             hearer.recv(64)
     lab.policies.replace_all([])
     until(lambda: client.recv(64), "what the host has said meanwhile")
+
+
+def test_the_documented_policy_does_what_it_says(lab: Lab) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    section = page[page.index("## Host policies") :]
+    (example,) = [part.split("```")[0] for part in section.split("```yaml")[1:2]]
+    lab.policies.replace_all([yaml.safe_load(example)])
+    reached = {way for way, asked in ways_in(lab).items() if asked(OTHER)}
+    assert reached == set(ways_in(lab)) - {"outside, IPv4", "outside, IPv6"}
+    assert {way for way, asked in ways_in(lab).items() if not asked(SSH)} == set()
+    assert lab.pings("outside", lab.node(1)[0])
 
 
 def test_the_policy_outlives_the_agent(lab: Lab) -> None:
