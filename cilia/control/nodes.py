@@ -6,6 +6,8 @@ import bisect
 import ipaddress
 from collections.abc import Iterable
 
+import msgspec
+
 from cilia.model.address import IPNetwork
 from cilia.model.node import Node, NodeAddress, Route
 from cilia.schema import Desired, Inputs
@@ -56,10 +58,12 @@ class NodesNode:
 
 
 def known_nodes(rows: Iterable[Node], own: Node | None) -> list[Node]:
-    """What the cluster says of its nodes; of this one, what it knows itself, if it was told."""
+    """What the cluster says of its nodes; of this one, what it knows itself, with the cluster's labels."""
     if own is None:
         return list(rows)
-    return [own, *(row for row in rows if row.name != own.name)]
+    found = {row.name: row for row in rows}
+    told = found.pop(own.name, own)
+    return [msgspec.structs.replace(own, labels=told.labels), *found.values()]
 
 
 def usable_pod_cidrs(nodes: Iterable[Node], own: str) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cilia.control.nodes import NodesNode, usable_pod_cidrs
+import msgspec
+
+from cilia.control.nodes import NodesNode, known_nodes, usable_pod_cidrs
 from cilia.model.node import Node, NodeAddress, Route
 from cilia.schema import Desired, Inputs
 
@@ -77,3 +79,9 @@ def test_what_a_node_knows_of_itself_needs_no_cluster() -> None:
     inputs.nodes.delete("one")
     node.step()
     assert {route.prefix for route in desired.routes} == {"10.0.1.0/24", *TWO.pod_cidrs}
+
+
+def test_a_node_knows_itself_but_its_labels() -> None:
+    told = Node(name="one", addresses=("203.0.113.9",), labels={"zone": "a"})
+    assert known_nodes([told, TWO], ONE) == [msgspec.structs.replace(ONE, labels={"zone": "a"}), TWO]
+    assert known_nodes([], ONE) == [ONE]
