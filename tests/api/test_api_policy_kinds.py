@@ -10,10 +10,18 @@ import pytest
 
 from cilia.model.resources import crd
 from tests.support.api_client import Client
+from tests.support.policy_examples import examples
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 GROUPS = "/apis/cilium.io/{}/ciliumcidrgroups"
 ADMIN = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+PLURALS = {
+    "NetworkPolicy": "networkpolicies",
+    "CiliumNetworkPolicy": "ciliumnetworkpolicies",
+    "CiliumClusterwideNetworkPolicy": "ciliumclusterwidenetworkpolicies",
+    "CiliumCIDRGroup": "ciliumcidrgroups",
+    "ClusterNetworkPolicy": "clusternetworkpolicies",
+}
 CCNP = "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies"
 
 
@@ -106,6 +114,17 @@ def test_a_policy_of_the_administrator(defined: Client) -> None:
 def test_bounds_of_the_administrators_kind(defined: Client, spec: dict[str, Any], path: str) -> None:
     refused = defined.post(ADMIN, admin(**spec))
     assert (refused.code, path in refused.json["message"]) == (422, True), refused.json
+
+
+def test_every_example_of_the_documentation_is_accepted(defined: Client, namespace: str) -> None:
+    for document in examples():
+        plural = PLURALS[document["kind"]]
+        within = f"/namespaces/{namespace}" if "namespace" in document["metadata"] else ""
+        body = {**document, "metadata": {**document["metadata"]}}
+        body["metadata"].pop("namespace", None)
+        path = f"/apis/{document['apiVersion']}{within}/{plural}"
+        answer = defined.post(path, body, fieldValidation="Strict", dryRun="All")
+        assert answer.code == 201, answer.json
 
 
 def test_what_is_ours_in_a_clusterwide_policy_is_kept(defined: Client) -> None:

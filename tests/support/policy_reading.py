@@ -21,7 +21,7 @@ from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, 
 from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 from cilia.model.resources.network_policy import NetworkPolicy
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "NetworkPolicy": NetworkPolicy,
     "CiliumNetworkPolicy": CiliumNetworkPolicy,
     "CiliumClusterwideNetworkPolicy": CiliumClusterwideNetworkPolicy,
@@ -61,15 +61,25 @@ def node(number: int, *labels: str, kind: str = "remote-node") -> Identity:
 
 def written(kind: str, spec: Any, namespace: str = "red", **annotations: str) -> PolicyObject:
     """A policy object called p from its spec, decoded as the API server's answer is."""
-    namespace = namespace if kind in NAMESPACED else ""
-    raw = msgspec.json.encode({"metadata": {"name": "p", "namespace": namespace}, "spec": spec})
+    metadata = {
+        "name": "p",
+        "namespace": namespace if kind in NAMESPACED else "",
+        "annotations": {key.replace("_", "/"): value for key, value in annotations.items()},
+    }
+    return decoded({"kind": kind, "metadata": metadata, "spec": spec})
+
+
+def decoded(document: dict[str, Any]) -> PolicyObject:
+    """A whole object as the API server gives it."""
+    kind = document["kind"]
+    body = msgspec.json.decode(msgspec.json.encode(document), type=KINDS[kind])
     return PolicyObject(
         kind=kind,
-        namespace=namespace,
-        name="p",
+        namespace=body.metadata.namespace,
+        name=body.metadata.name,
         resource_version="7",
-        annotations={key.replace("_", "/"): value for key, value in annotations.items()},
-        body=msgspec.json.decode(raw, type=KINDS[kind]),
+        annotations=body.metadata.annotations or {},
+        body=body,
     )
 
 

@@ -25,7 +25,7 @@ from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 Schema = dict[str, Any]
 
 SCHEMA_VERSION_LABEL = "io.cilium.k8s.crd.schema.version"
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 """Raise it with every release that changes a schema: a definition is never replaced by an older one."""
 
 DIGEST_ANNOTATION = "cilia.io/schema-digest"
