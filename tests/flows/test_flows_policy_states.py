@@ -8,20 +8,17 @@ scratch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
 
 import pytest
 
-from cilia.control.graph import ControlGraph, GraphConfig
 from cilia.model.endpoint import Attachment, RemoteEndpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Labels
 from cilia.model.node import Node
 from cilia.model.policy import PolicyObject
-from cilia.schema import Desired, Inputs, NamespaceRow, PodRow
+from cilia.schema import NamespaceRow, PodRow
+from tests.support.flows import Brain, Rows, changes, content, walk
 from tests.support.policy_cases import policy
 from tests.support.reachability import reaches
 
@@ -35,8 +32,6 @@ ADDRESSES = {
     "world": "203.0.113.5",
 }
 NUMBERS = {("red", "web"): 301, ("red", "db"): 302, ("blue", "job"): 303, ("red", "spy"): 304}
-
-Rows = dict[str, list[Any]]
 
 
 def labels(namespace: str, app: str) -> Labels:
@@ -172,78 +167,20 @@ STATES: dict[str, tuple[Rows, dict[str, str]]] = {
 }
 
 
-class Brain:
-    """The whole control graph over its tables."""
-
-    def __init__(self) -> None:
-        self.inputs, self.desired = Inputs(), Desired()
-        self.graph = ControlGraph(self.inputs, self.desired, GraphConfig(node="one"))
-
-    def step(self) -> None:
-        self.graph.step(0.0)
-
-    def reachability(self) -> dict[str, str]:
-        """Who reaches whom, as the states write it; silent sources are left out."""
-        local = [entry.ipv4 for entry in self.desired.endpoint_entries]
-        found = {
-            source: " ".join(
-                name
-                for name, address in ADDRESSES.items()
-                if name not in (source, "host")
-                and (ADDRESSES[source] in local or address in local)
-                and reaches(self.desired, ADDRESSES[source], address)
-            )
-            for source in ADDRESSES
-        }
-        return {source: reached for source, reached in found.items() if reached}
-
-
-Change = Callable[[Inputs], object]
-
-
-def changes(before: Rows, after: Rows) -> list[Change]:
-    """The single puts and deletes that lead from one state to another."""
-    made: list[Change] = []
-    for table in Inputs().tables():
-        old = {table._key(row): row for row in before.get(table.name, ())}
-        new = {table._key(row): row for row in after.get(table.name, ())}
-        made += [partial(delete, table.name, key) for key in old.keys() - new.keys()]
-        made += [partial(put, table.name, row) for key, row in new.items() if old.get(key) != row]
-    return made
-
-
-def put(table: str, row: object, inputs: Inputs) -> None:
-    getattr(inputs, table).put(row)
-
-
-def delete(table: str, key: object, inputs: Inputs) -> None:
-    getattr(inputs, table).delete(key)
-
-
-def walk(brain: Brain, steps: Iterable[Change], rhythm: str) -> None:
-    """Apply changes and let the graph look after each, after each twice, or at the end."""
-    for change in steps:
-        change(brain.inputs)
-        for _ in range({"each": 1, "twice": 2, "end": 0}[rhythm]):
-            brain.step()
-    brain.step()
-
-
-def content(desired: Desired) -> dict[str, object]:
-    """The desired tables without what may depend on the past: subject numbers, revisions, old cookies."""
-    keys = {row.subject: row.key for row in desired.subjects}
-    return {
-        "subjects": {
-            row.key: (row.rules, row.entries, row.ingress_enforced, row.egress_enforced)
-            for row in desired.subjects
-        },
-        "entries": {
-            (row.id, row.ipv4, row.identity, keys[row.subject]) for row in desired.endpoint_entries
-        },
-        "ipcache": set(desired.ipcache),
-        "identities": set(desired.identities),
-        "states": set(desired.policy_states),
+def reachability(brain: Brain) -> dict[str, str]:
+    """Who reaches whom, as the states write it; silent sources are left out."""
+    local = [entry.ipv4 for entry in brain.desired.endpoint_entries]
+    found = {
+        source: " ".join(
+            name
+            for name, address in ADDRESSES.items()
+            if name not in (source, "host")
+            and (ADDRESSES[source] in local or address in local)
+            and reaches(brain.desired, ADDRESSES[source], address)
+        )
+        for source in ADDRESSES
     }
+    return {source: reached for source, reached in found.items() if reached}
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -251,7 +188,7 @@ def test_a_state_reached_from_nothing(name: str) -> None:
     rows, expected = STATES[name]
     brain = Brain()
     walk(brain, changes({}, rows), "end")
-    assert brain.reachability() == {source: reached for source, reached in expected.items() if reached}
+    assert reachability(brain) == {source: reached for source, reached in expected.items() if reached}
 
 
 @pytest.mark.parametrize("after", STATES)
@@ -265,7 +202,7 @@ def test_any_state_may_follow_any_other(after: str) -> None:
         walk(brain, changes({}, STATES[before][0]), rhythm)
         path = changes(STATES[before][0], rows)
         walk(brain, reversed(path) if backwards else path, rhythm)
-        assert brain.reachability() == reached, (before, rhythm)
+        assert reachability(brain) == reached, (before, rhythm)
         assert content(brain.desired) == content(fresh.desired), (before, rhythm)
 
 
@@ -275,5 +212,5 @@ def test_all_states_in_a_row_and_back() -> None:
     for name in [*STATES, *reversed(STATES)]:
         rows, expected = STATES[name]
         walk(brain, changes(last, rows), "end")
-        assert brain.reachability() == {source: r for source, r in expected.items() if r}, name
+        assert reachability(brain) == {source: r for source, r in expected.items() if r}, name
         last = rows
