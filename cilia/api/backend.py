@@ -23,6 +23,7 @@ from cilia.api.types import (
     OptionChange,
     PolicyList,
     PolicyRevision,
+    PolicyUsage,
     SelectorView,
     Setting,
     StatusResponse,
@@ -131,6 +132,8 @@ class Backend(CniBackend, Protocol):
     async def wait_policy(self, revision: int, timeout: float) -> PolicyRevision:
         """Return once all endpoints enforce `revision` or a newer one, or after `timeout` seconds."""
         ...
+
+    async def policy_usage(self) -> PolicyUsage: ...
 
     async def selectors(self) -> list[SelectorView]: ...
 

@@ -28,6 +28,7 @@ from cilia.api.types import (
     OptionChange,
     PolicyList,
     PolicyRevision,
+    PolicyUsage,
     SelectorView,
     Setting,
     StatusResponse,
@@ -106,6 +107,9 @@ class AgentClient:
         """Wait until all endpoints enforce `revision`, at most `timeout` seconds (up to 300)."""
         query = urlencode({"revision": revision, "timeout": timeout})
         return self._get(f"/v1/policy/wait?{query}", PolicyRevision, extra=timeout)
+
+    def policy_usage(self) -> PolicyUsage:
+        return self._get("/v1/policy/usage", PolicyUsage)
 
     def selectors(self) -> list[SelectorView]:
         return self._get("/v1/policy/selectors", list[SelectorView])

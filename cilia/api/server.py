@@ -290,6 +290,7 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/identity/{number}", identity, ANSWER_SECONDS),
         ("/v1/ip", lambda _: backend.addresses(), ANSWER_SECONDS),
         ("/v1/policy", lambda _: backend.policies(), ANSWER_SECONDS),
+        ("/v1/policy/usage", lambda _: backend.policy_usage(), ANSWER_SECONDS),
         ("/v1/policy/selectors", lambda _: backend.selectors(), ANSWER_SECONDS),
         ("/v1/policy/explain", explain, EXPLAIN_SECONDS),
         ("/v1/policy/wait", wait_policy, WAIT_SECONDS_LIMIT + ANSWER_SECONDS),

@@ -213,6 +213,13 @@ class EntryView(Answer, frozen=True, kw_only=True):
     default: bool = False
     cookie: int = 0
     rules: tuple[RuleView, ...] = ()
+    hits: int = 0
+    """Packets the entry judged, or that dropped by what it had said."""
+    packets: int = 0
+    """Of the flows it let pass, both directions; of a denial the hits."""
+    bytes: int = 0
+    last_hit: str = ""
+    """RFC 3339, UTC; empty: never."""
 
 
 class EndpointPolicy(Answer, frozen=True, kw_only=True):
@@ -222,6 +229,8 @@ class EndpointPolicy(Answer, frozen=True, kw_only=True):
     subject: int
     revision: int
     policy_enabled: str
+    counted_since: str = ""
+    """RFC 3339, UTC; bytes and packets of flows that ended before the agent started are not in."""
     entries: tuple[EntryView, ...] = ()
 
 
@@ -263,6 +272,10 @@ class PolicyView(Answer, frozen=True, kw_only=True):
     state: str = "pending"
     """valid, invalid, or pending: not looked at yet."""
     problems: tuple[ProblemView, ...] = ()
+    warnings: tuple[ProblemView, ...] = ()
+    """Rules in force that hardly mean what they say."""
+    endpoints: int = 0
+    """Endpoints of this node that it selects."""
 
 
 class PolicyList(Answer, frozen=True, kw_only=True):
@@ -280,6 +293,25 @@ class PolicyRevision(Answer, frozen=True, kw_only=True):
 
     realized: int
     reached: bool
+
+
+class RuleUsage(Answer, frozen=True, kw_only=True):
+    """A rule in force here, and what it did. Rules that always decide together share their numbers."""
+
+    rule: RuleView
+    hits: int = 0
+    packets: int = 0
+    bytes: int = 0
+    last_hit: str = ""
+    """RFC 3339, UTC; empty: never."""
+
+
+class PolicyUsage(Answer, frozen=True, kw_only=True):
+    """GET /v1/policy/usage: every rule of every policy that selects an endpoint of this node."""
+
+    counted_since: str = ""
+    """RFC 3339, UTC."""
+    rules: tuple[RuleUsage, ...] = ()
 
 
 class CookieView(Answer, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from cilia.api.types import (
     SelectorView,
 )
 from cilia.control.policy import words
+from cilia.control.policy.facts import LOCALHOST
 from cilia.control.policy.rules import Cidr, Cidrs, Section, Selector
 from cilia.control.policy.selection import SomePeer
 from cilia.model.endpoint import Endpoint
@@ -40,6 +41,7 @@ from cilia.model.policy import (
     EntryKey,
     MatchKind,
     PolicyObject,
+    PolicyProblem,
     PolicyState,
     RuleRef,
     SubjectPolicy,
@@ -120,16 +122,25 @@ def endpoint_policy(
     endpoint: Endpoint, policy: SubjectPolicy, labels_of: LabelsOf, rules_of: RulesOf
 ) -> EndpointPolicy:
     """All entries an endpoint is judged by, those that decide first on top."""
-    ordered = sorted(
-        policy.entries.items(), key=lambda item: (item[0].direction, -item[1].precedence, item[0])
-    )
     return EndpointPolicy(
         id=endpoint.id,
         subject=policy.subject,
         revision=policy.revision,
         policy_enabled=enforcement(policy),
-        entries=tuple(entry_view(key, entry, labels_of, rules_of) for key, entry in ordered),
+        entries=tuple(
+            entry_view(key, policy.entries[key], labels_of, rules_of) for key in ordered(policy.entries)
+        ),
     )
+
+
+def ordered(entries: Mapping[EntryKey, Entry]) -> list[EntryKey]:
+    """The keys of entries, by direction those that decide first on top."""
+    return [
+        key
+        for key, _ in sorted(
+            entries.items(), key=lambda item: (item[0].direction, -item[1].precedence, item[0])
+        )
+    ]
 
 
 def entry_view(key: EntryKey, entry: Entry, labels_of: LabelsOf, rules_of: RulesOf) -> EntryView:
@@ -190,7 +201,8 @@ def cookie_view(row: CookieRow) -> CookieView:
 
 
 def selectors(peers: Mapping[SomePeer, Set[IdentityId]], sections: Iterable[Section]) -> list[SelectorView]:
-    """Each peer in force with the rules that speak of it, those that mean most on top."""
+    """Each peer in force with the rules that speak of it, those that mean most on top. One that no policy
+    speaks of is the built-in rule's."""
     users: dict[SomePeer, dict[RuleRef, None]] = {peer: {} for peer in peers}
     for section in sections:
         for rule in section.rules:
@@ -199,7 +211,7 @@ def selectors(peers: Mapping[SomePeer, Set[IdentityId]], sections: Iterable[Sect
     found = [
         SelectorView(
             selector=words.peer_text(peer),
-            users=tuple(rule_view(ref) for ref in sorted(users[peer])),
+            users=tuple(rule_view(ref) for ref in sorted(users[peer]) or (LOCALHOST,)),
             identities=tuple(sorted(members)),
         )
         for peer, members in peers.items()
@@ -222,10 +234,13 @@ def policy_view(policy: PolicyObject, state: PolicyState | None) -> PolicyView:
         resource_version=policy.resource_version,
         generation=policy.generation,
         state="pending" if state is None else "valid" if state.valid else "invalid",
-        problems=tuple(
-            ProblemView(path=p.path, sentence=p.sentence) for p in (state.problems if state else ())
-        ),
+        problems=_problem_views(state.problems if state else ()),
+        warnings=_problem_views(state.warnings if state else ()),
     )
+
+
+def _problem_views(problems: Iterable[PolicyProblem]) -> tuple[ProblemView, ...]:
+    return tuple(ProblemView(path=problem.path, sentence=problem.sentence) for problem in problems)
 
 
 def ip_entry(entry: IpcacheEntry) -> IpEntry:

@@ -67,9 +67,22 @@ def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket:
     typer.echo(
         f"Endpoint {policy.id}, revision {policy.revision}, enforced: {policy.policy_enabled}, "
         f"{len(policy.entries)} entries (highest precedence first)"
+        + (f", counted since {policy.counted_since}" if policy.counted_since else "")
     )
     return print_table(
-        ("DIRECTION", "PEER", "LABELS", "PROTOCOL", "PORT", "VERDICT", "RULE"),
+        (
+            "DIRECTION",
+            "PEER",
+            "LABELS",
+            "PROTOCOL",
+            "PORT",
+            "VERDICT",
+            "HITS",
+            "PACKETS",
+            "BYTES",
+            "LAST HIT",
+            "RULE",
+        ),
         (
             (
                 e.direction,
@@ -77,7 +90,11 @@ def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket:
                 short_labels(e.peer_labels),
                 e.protocol,
                 e.port,
-                e.verdict,
+                f"{e.verdict}, audit" if e.audit else e.verdict,
+                e.hits,
+                e.packets,
+                e.bytes,
+                e.last_hit,
                 rules_text(e),
             )
             for e in policy.entries

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cilia.api.client import AgentError
-from cilia.api.types import CheckRequest, Document
+from cilia.api.types import CheckRequest, Document, PolicyUsage
 from cilia.cli.completing import complete_ends, complete_policies
 from cilia.cli.endpoint import rule_text
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
@@ -26,24 +26,53 @@ SHOWN_USERS = 3
 
 
 @app.command("get")
-def get_policies(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
-    """List all policies, whether each is enforced, and why not."""
-    policies = connect(socket).policies()
+def get_policies(
+    unused: Annotated[
+        bool,
+        typer.Option(
+            "--unused", help="List the rules in force here that no packet has used, and since when."
+        ),
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: AgentSocket = None,
+) -> None:
+    """List all policies: whether each is enforced, how many endpoints here it selects, what is wrong with it
+    and what its rules hardly mean."""
+    client = connect(socket)
+    if unused:
+        return print_unused(client.policy_usage(), output)
+    policies = client.policies()
     if output is Format.JSON:
         return print_json(policies)
     typer.echo(f"Revision {policies.revision}, enforced by all endpoints: {policies.realized}")
     return print_table(
-        ("KIND", "POLICY", "STATE", "PROBLEMS"),
+        ("KIND", "POLICY", "STATE", "ENDPOINTS HERE", "PROBLEMS", "WARNINGS"),
         (
             (
                 p.kind,
                 f"{p.namespace}/{p.name}" if p.namespace else p.name,
                 p.state,
+                p.endpoints,
                 tuple(f"{problem.path}: {problem.sentence}" for problem in p.problems),
+                tuple(f"{warning.path}: {warning.sentence}" for warning in p.warnings),
             )
             for p in policies.policies
         ),
         empty="No policies.",
+    )
+
+
+def print_unused(usage: PolicyUsage, output: Format) -> None:
+    """The rules nobody has used."""
+    rules = [row.rule for row in usage.rules if not row.hits and not row.packets]
+    if output is Format.JSON:
+        return print_json({"counted-since": usage.counted_since, "rules": rules})
+    typer.echo(
+        f"{len(rules)} of {len(usage.rules)} rules in force here were not used since {usage.counted_since}."
+    )
+    return print_table(
+        ("KIND", "POLICY", "RULE"),
+        ((r.kind, f"{r.namespace}/{r.name}" if r.namespace else r.name, r.path) for r in rules),
     )
 
 

@@ -278,6 +278,40 @@ def test_selectors_tell_whom_they_mean(node: AgentNode) -> None:
     assert [user["path"] for user in view["users"]] == ["spec.ingress[0].fromEndpoints[0]"]
 
 
+def test_entries_count_what_they_let_pass_and_what_they_stop(node: AgentNode) -> None:
+    address = node.addresses["server"][0]
+    assert node.reaches("client", address)
+    assert not node.reaches("stranger", address)
+    told = json.loads(ctl(node, "endpoint", "policy", "default/server", "-o", "json"))
+    assert told["counted-since"]
+    allowed = next(
+        e for e in told["entries"] if e["rules"] and e["rules"][0]["path"].startswith("spec.ingress")
+    )
+    stopped = next(e for e in told["entries"] if e["default"] and e["direction"] == "ingress")
+    for entry in (allowed, stopped):
+        assert entry["hits"] >= 1
+        assert entry["bytes"] >= 40 * entry["hits"]
+        assert entry["last-hit"] >= told["counted-since"]
+    assert allowed["packets"] > allowed["hits"]
+    assert stopped["packets"] == stopped["hits"]
+
+
+def test_rules_never_used_are_listed(node: AgentNode) -> None:
+    assert node.reaches("client", node.addresses["server"][0])
+    more = policy(app="nobody", name="unused")
+    node.write("unused", more)
+    until(lambda: "unused" in ctl(node, "policy", "get", "--unused"), "the rule to be in force")
+    found = json.loads(ctl(node, "policy", "get", "--unused", "-o", "json"))
+    assert [rule["name"] for rule in found["rules"]] == ["unused"]
+    listed = json.loads(ctl(node, "policy", "get", "-o", "json"))["policies"]
+    assert [(row["name"], row["state"], row["endpoints"]) for row in listed] == [
+        ("unused", "valid", 1),
+        ("web", "valid", 1),
+    ]
+    node.forget("unused")
+    until(lambda: "unused" not in ctl(node, "policy", "get"), "the policy to be gone")
+
+
 def test_people_get_a_tree(node: AgentNode) -> None:
     text = ctl(node, "policy", "explain", *ends("default/stranger"))
     assert text.startswith("DENY  default/stranger → default/server  TCP 8080")

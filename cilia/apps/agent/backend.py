@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from cilia import __version__
 from cilia.api import views
 from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, Question, not_found
@@ -17,6 +19,7 @@ from cilia.api.types import (
     CheckRequest,
     Component,
     ControllerStatus,
+    EndpointPolicy,
     Health,
     HubbleStatus,
     IpamStatus,
@@ -25,7 +28,9 @@ from cilia.api.types import (
     MapPressure,
     MapView,
     OptionChange,
+    PolicyList,
     PolicyRevision,
+    PolicyUsage,
     SelectorView,
     Setting,
     StatusResponse,
@@ -37,6 +42,7 @@ from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, 
 from cilia.apps.agent.metrics import AgentMetrics
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.switches import EndpointSwitches
+from cilia.apps.agent.usage import PolicyAccounts
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
@@ -111,6 +117,7 @@ class AgentBackend(TableBackend):
             config=Config(cluster=settings.cluster_name, host_firewall=settings.host_firewall),
             clock=clock,
         )
+        self._accounts = PolicyAccounts(graph, kernel, clock)
         self._explainer = Explainer(
             graph.inputs,
             graph.desired,
@@ -254,6 +261,29 @@ class AgentBackend(TableBackend):
                 await asyncio.wait_for(changed.wait(), left)
             except TimeoutError:
                 continue
+
+    async def endpoint_policy(self, reference: EndpointReference) -> EndpointPolicy:
+        row = self._endpoint(reference)
+        policy = await super().endpoint_policy(reference)
+        subject = self._policy(row)
+        return await self._accounts.add_to(policy, views.ordered(subject.entries) if subject else ())
+
+    async def policies(self) -> PolicyList:
+        found = await super().policies()
+        concerns = self._graph.policy.concerns()
+        subjects = Counter(row.subject for row in self.desired.endpoint_entries)
+        return msgspec.structs.replace(
+            found,
+            policies=tuple(
+                msgspec.structs.replace(view, endpoints=sum(subjects[s] for s in concern.subjects))
+                if (concern := concerns.get((view.kind, view.namespace, view.name))) is not None
+                else view
+                for view in found.policies
+            ),
+        )
+
+    async def policy_usage(self) -> PolicyUsage:
+        return await self._accounts.of_rules()
 
     async def selectors(self) -> list[SelectorView]:
         return views.selectors(self._graph.policy.peers(), self._graph.policy.facts().sections)

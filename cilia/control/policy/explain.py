@@ -205,9 +205,9 @@ def decides(each: Heard, facts: Facts, packet: Packet, verdict: oracle.Verdict) 
     tier = words.TIERS[each.section.tier]
     if each.section.tier is Tier.NORMAL:
         if each.rule.action is Action.DENY:
-            return "deny beats allow"
-        return "allows, and no rule denies"
-    return f"first rule about the packet in tier {tier} (priority {each.section.priority})"
+            return "it denies, and deny beats allow"
+        return "it allows, and no rule denies"
+    return f"it is the first about the packet in tier {tier} (priority {each.section.priority})"
 
 
 def lost(
@@ -218,7 +218,7 @@ def lost(
     if facts.mode is PolicyMode.NEVER:
         return "enforcement mode is never"
     if rule.action is Action.PASS:
-        return "passes on to the next tier"
+        return "it passes on to the next tier"
     if section.audit:
         return "its policy is in audit: what it says is noted, not enforced"
     if not deciding:

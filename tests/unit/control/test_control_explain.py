@@ -319,7 +319,7 @@ def test_tiers_are_told_in_the_order_they_are_heard() -> None:
     scene = Scene(ALLOW_ADMIN, sections=(admin_section(Action.DENY),))
     side = scene.side()
     assert [(rule.tier, rule.priority, rule.why) for rule in side.deciding] == [
-        ("admin", 5, "first rule about the packet in tier admin (priority 5)")
+        ("admin", 5, "it is the first about the packet in tier admin (priority 5)")
     ]
     assert [rule.why for rule in side.losers] == ["tier admin is heard before tier normal"]
     assert side.remedy is not None and side.remedy.verified
@@ -330,7 +330,7 @@ def test_tiers_are_told_in_the_order_they_are_heard() -> None:
 def test_a_pass_is_a_loser_that_says_so() -> None:
     side = Scene(ALLOW_ADMIN, sections=(admin_section(Action.PASS),)).side()
     assert side.verdict == "allow"
-    assert [rule.why for rule in side.losers] == ["passes on to the next tier"]
+    assert [rule.why for rule in side.losers] == ["it passes on to the next tier"]
 
 
 def test_a_baseline_deny_is_overridden_by_a_policy_that_isolates_nobody() -> None:

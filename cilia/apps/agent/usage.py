@@ -1,0 +1,92 @@
+"""What policy entries and rules did, for people: the kernel's accounts with names and times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+
+from cilia.api.types import EndpointPolicy, EntryView, PolicyUsage, RuleUsage
+from cilia.api.views import rule_view
+from cilia.apps.agent.explain import moment
+from cilia.control.graph import ControlGraph
+from cilia.dataplane.maps.accounting import Account, Usage, Usages
+from cilia.dataplane.order import KernelState
+from cilia.kit.clock import Clock
+from cilia.model.ids import Cookie, SubjectId
+from cilia.model.policy import EntryKey, RuleRef
+
+
+class PolicyAccounts:
+    """Reads the accounts of this node."""
+
+    def __init__(self, graph: ControlGraph, kernel: KernelState, clock: Clock) -> None:
+        """`clock`: its monotonic time must be CLOCK_MONOTONIC, as the kernel's is."""
+        self._graph = graph
+        self._kernel = kernel
+        self._clock = clock
+
+    async def add_to(self, policy: EndpointPolicy, keys: Iterable[EntryKey]) -> EndpointPolicy:
+        """The policy with the numbers of its entries; `keys` of them, in their order."""
+        since, usages = await self._read()
+        subject = SubjectId(policy.subject)
+        entries = tuple(
+            self._with(view, usages.get(Account(subject, key, Cookie(view.cookie)), Usage()))
+            for key, view in zip(keys, policy.entries, strict=True)
+        )
+        return msgspec.structs.replace(policy, entries=entries, counted_since=since)
+
+    async def of_rules(self) -> PolicyUsage:
+        """Every rule in force here, the unused ones first."""
+        rules = self._rules()
+        cookies = self._graph.desired.cookies
+        since, usages = await self._read()
+        found = dict.fromkeys(rules, Usage())
+        for account, usage in usages.items():
+            row = cookies.get(account.cookie)
+            for ref in row.rules if row is not None else ():
+                if ref in found:
+                    found[ref] += usage
+        return PolicyUsage(
+            counted_since=since,
+            rules=tuple(
+                RuleUsage(
+                    rule=rule_view(ref),
+                    hits=usage.hits,
+                    packets=usage.packets,
+                    bytes=usage.bytes,
+                    last_hit=self._when(usage.last),
+                )
+                for ref, usage in sorted(found.items(), key=lambda item: (item[1].hits, item[0]))
+            ),
+        )
+
+    def _rules(self) -> list[RuleRef]:
+        """The rules of every section that selects a subject of this node."""
+        labels = [row.labels for row in self._graph.desired.subjects]
+        return [
+            rule.ref
+            for section in self._graph.policy.facts().sections
+            if any(section.selects(mine) for mine in labels)
+            for rule in section.rules
+        ]
+
+    async def _read(self) -> tuple[str, Usages]:
+        began = self._kernel.account(int(self._clock.monotonic()))
+        return self._when(began), await asyncio.to_thread(self._kernel.accounting.usage)
+
+    def _with(self, view: EntryView, usage: Usage) -> EntryView:
+        return msgspec.structs.replace(
+            view,
+            hits=usage.hits,
+            packets=usage.packets,
+            bytes=usage.bytes,
+            last_hit=self._when(usage.last),
+        )
+
+    def _when(self, seconds: int) -> str:
+        """A moment of the monotonic clock as one of the calendar."""
+        if not seconds:
+            return ""
+        return moment(int((self._clock.wall() - self._clock.monotonic() + seconds) * 1e9))
