@@ -51,7 +51,7 @@ def ports(rng: random.Random) -> tuple[NamedPort, ...]:
     return tuple(NamedPort("http", rng.choice((80, 8080)), "TCP") for _ in range(rng.randrange(2)))
 
 
-def annotations(rng: random.Random) -> dict[str, str]:
+def audited(rng: random.Random) -> dict[str, str]:
     return {AUDIT: "true"} if rng.random() < 0.15 else {}
 
 
@@ -129,7 +129,7 @@ def state(rng: random.Random) -> Rows:
             name=f"{app}-{copy}",
             node="one",
             labels={"app": rng.choice(APPS)},
-            annotations=annotations(rng),
+            annotations=audited(rng),
             named_ports=ports(rng),
         )
         for namespace, app, copy in itertools.product(NAMESPACES, APPS[:2], (1, 2))
@@ -154,7 +154,7 @@ def state(rng: random.Random) -> Rows:
     return {
         "nodes": nodes(rng),
         "namespaces": [
-            NamespaceRow(name=name, labels={"team": name[0]}, annotations=annotations(rng))
+            NamespaceRow(name=name, labels={"team": name[0]}, annotations=audited(rng))
             for name in NAMESPACES
         ],
         "cluster_identities": [
