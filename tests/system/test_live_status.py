@@ -1,0 +1,93 @@
+"""What became of policies, in their status: node by node, with warnings, and quiet when nothing happens."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.policy_lab import PATHS, PolicyLab, pod, policy, policy_lab, until
+from tests.support.policy_truth import Peer
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
+
+WEB = Peer(name="web", namespace="default", labels={"app": "web"})
+CNP = "CiliumNetworkPolicy"
+QUIET_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[PolicyLab]:
+    """Two nodes, and a pod on the first."""
+    with policy_lab("livestatus") as made:
+        made.start_pods([pod(WEB, "node-1", [("TCP", 8080)])])
+        yield made
+
+
+def read(lab: PolicyLab, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = lab.api.get(f"{PATHS[CNP].format('default')}/{name}").json
+    return found
+
+
+def status(lab: PolicyLab, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = read(lab, name).get("status", {})
+    return found
+
+
+def condition(lab: PolicyLab, name: str, kind: str) -> dict[str, Any]:
+    rows = [row for row in status(lab, name).get("conditions", ()) if row["type"] == kind]
+    return rows[0] if rows else {}
+
+
+def isolating(name: str, app: str, **ingress: Any) -> dict[str, Any]:
+    spec = {"endpointSelector": {"matchLabels": {"app": app}}, "ingress": [ingress]}
+    return policy(CNP, name, spec, "default")
+
+
+def test_a_node_says_that_it_enforces_what_concerns_its_pods(lab: PolicyLab) -> None:
+    lab.apply(isolating("ours", "web", fromEntities=["world"]))
+    until(lambda: status(lab, "ours").get("nodes"), "a node's word")
+    found = status(lab, "ours")
+    assert set(found["nodes"]) == {"node-1"}
+    assert found["nodes"]["node-1"]["ok"] is True
+    assert found["nodes"]["node-1"]["enforcing"] is True
+    assert condition(lab, "ours", "Valid")["status"] == "True"
+
+
+def test_nothing_is_written_while_nothing_changes(lab: PolicyLab) -> None:
+    until(lambda: status(lab, "ours").get("nodes"), "a node's word")
+    time.sleep(1)
+    before = read(lab, "ours")["metadata"]["resourceVersion"]
+    time.sleep(QUIET_SECONDS)
+    assert read(lab, "ours")["metadata"]["resourceVersion"] == before
+
+
+def test_a_rule_about_nobody_is_warned_of_until_it_is_mended(lab: PolicyLab) -> None:
+    lab.apply(isolating("lonely", "web", fromEndpoints=[{"matchLabels": {"app": "nobody-has-this"}}]))
+    until(lambda: condition(lab, "lonely", "Plausible"), "a warning")
+    found = condition(lab, "lonely", "Plausible")
+    assert found["status"] == "False"
+    assert "spec.ingress[0].fromEndpoints[0]" in found["message"]
+    assert condition(lab, "lonely", "Valid")["status"] == "True"
+    lab.apply(isolating("lonely", "web", fromEntities=["world"]))
+    until(lambda: condition(lab, "lonely", "Plausible")["status"] == "True", "the warning to go")
+
+
+def test_an_edit_that_is_refused_shows_at_the_field_and_at_the_node(lab: PolicyLab) -> None:
+    lab.apply(isolating("edited", "web", fromEntities=["world"]))
+    until(lambda: status(lab, "edited").get("nodes"), "a node's word")
+    ports = [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]
+    lab.apply(isolating("edited", "web", toPorts=ports))
+    until(lambda: not status(lab, "edited")["nodes"]["node-1"]["ok"], "the node to take its word back")
+    assert condition(lab, "edited", "Valid")["status"] == "False"
+    assert "spec.ingress[0].toPorts[0].rules" in status(lab, "edited")["nodes"]["node-1"]["error"]
+
+
+def test_a_node_without_pods_of_the_policy_any_more_says_nothing(lab: PolicyLab) -> None:
+    lab.apply(isolating("moving", "web", fromEntities=["world"]))
+    until(lambda: status(lab, "moving").get("nodes"), "a node's word")
+    lab.apply(isolating("moving", "elsewhere", fromEntities=["world"]))
+    until(lambda: not status(lab, "moving").get("nodes"), "the node's word to go")
