@@ -14,13 +14,22 @@
                                                       └► endpoint_entries                      ▲
     nodes ──► NodesNode ──► node_addresses, routes ────────────────────────────────────────────┘
 
-One step runs every node once, in an order in which each sees what the earlier ones wrote; no node writes
+One turn runs every node once, in an order in which each sees what the earlier ones wrote; no node writes
 what an earlier one reads, so one pass is enough. Nodes that have nothing to do return at once.
+
+A step is one turn, or up to three when rules begin to speak of other prefixes, since an address then changes
+its identity together with the rules about it. Each turn is enforced before the next one:
+
+    1  the identities that come, under the rules in force: an address's verdict stays what it was
+    2  the rules: each subject changes its verdicts at once, no address its identity
+    3  the identities go of which nobody speaks any more: no rule tells them from what is around them
+
+So no packet meets an identity whose verdict is neither the old rules' nor the new ones'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cilia.control.endpoints import EndpointNode, EntryNode
@@ -87,6 +96,8 @@ class ControlGraph:
         book = RuleBook(config.cluster, host_firewall=config.host_firewall)
         self.inputs = inputs
         self.desired = desired
+        self._enforced = False
+        """The rules of the last step are in force: before that there are none to go on under."""
         self.rules = RuleNode(inputs, book, cluster=config.cluster)
         self.identities = IdentityNode(
             inputs,
@@ -148,10 +159,29 @@ class ControlGraph:
 
     def step(self, now: float) -> None:
         """Bring the desired tables up to date with the inputs. `now`: monotonic seconds."""
+        for _ in self.turns(now):
+            continue
+
+    def turns(self, now: float) -> Iterator[None]:
+        """As `step`, turn by turn: whoever enforces the tables does so at each of them, see the module."""
         self.rules.step()
-        self.identities.step()
+        self.identities.step(keep=True)
         self.endpoints.step(now)
+        if self.identities.came and self._enforced:
+            self.policy.step(self.policy.revision, keep_rules=True)
+            self._follow_policy()
+            yield
         self.policy.step(self.policy_revision)
+        self._follow_policy()
+        if self.identities.leaving:
+            yield
+            self.identities.step()
+            self.policy.step(self.policy_revision)
+            self._follow_policy()
+        self._enforced = self.complete
+        yield
+
+    def _follow_policy(self) -> None:
         self.entries.step()
         self.nodes.step()
         self.ipcache.step()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from cilia.control.nodes import known_nodes
 from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
@@ -74,12 +74,20 @@ class IdentityNode:
         self._of_policy: dict[PolicyKey, frozenset[str]] = {}
         self._telling: set[PolicyKey] = set()
         """The policies that tell nodes apart."""
+        self._nodes_leave = False
+        """Addresses of nodes have identities that they will lose."""
+        self.came = False
+        """The last step gave prefixes identities that they did not have."""
+        self.leaving = False
+        """The last step kept identities that the next one takes away."""
         for identity in reserved_identities():
             desired.identities.put(identity)
         self._step_nodes()
 
-    def step(self) -> None:
-        """Bring the identities up to date."""
+    def step(self, *, keep: bool = False) -> None:
+        """Bring the identities up to date. `keep`: those of prefixes of which nobody speaks any more stay
+        until the next step."""
+        self.came = self.leaving = False
         put, deleted = self._cluster.take()
         for identity in put:
             self._desired.identities.put(identity)
@@ -93,11 +101,11 @@ class IdentityNode:
         for key in gone:
             self._speak(key, frozenset())
             self._telling.discard(key)
-        if rules or gone:
-            self._allocate()
-        if self._nodes.pending or told_apart != self._tells_nodes_apart:
+        if rules or gone or len(self._numbers) > len(self._speaking):
+            self._allocate(keep)
+        if self._nodes.pending or told_apart != self._tells_nodes_apart or self._nodes_leave:
             self._nodes.take()
-            self._step_nodes()
+            self._step_nodes(keep)
 
     @property
     def _tells_nodes_apart(self) -> bool:
@@ -109,7 +117,7 @@ class IdentityNode:
         else:
             self._telling.discard(row.key)
 
-    def _step_nodes(self) -> None:
+    def _step_nodes(self, keep: bool = False) -> None:
         """This node's labels; with the others' an identity per address, or none. There are few nodes."""
         nodes = known_nodes(self._inputs.nodes, self._own)
         self._desired.identities.put(Identity(HOST, self._host_labels(nodes)))
@@ -118,7 +126,9 @@ class IdentityNode:
             for node in sorted(nodes, key=lambda node: node.name, reverse=True):
                 if node.name != self._node:
                     others.update(self._labels_of(node))
-        came, gone = self._node_numbers.settle(others)
+        came, gone = self._node_numbers.settle(others, keep)
+        self._nodes_leave = len(self._node_numbers) > len(others)
+        self._note(came, self._nodes_leave)
         numbers = {**{row.prefix: row.identity for row in self.node_ids}, **dict(came)}
         for prefix, number in gone:
             self.node_ids.delete(prefix)
@@ -162,8 +172,13 @@ class IdentityNode:
         if prefixes:
             self._of_policy[key] = prefixes
 
-    def _allocate(self) -> None:
-        came, gone = self._numbers.settle(self._speaking)
+    def _note(self, came: Sized, leaving: bool) -> None:
+        self.came |= bool(came)
+        self.leaving |= leaving
+
+    def _allocate(self, keep: bool) -> None:
+        came, gone = self._numbers.settle(self._speaking, keep)
+        self._note(came, len(self._numbers) > len(self._speaking))
         for prefix, number in came:
             if prefix not in _EVERYWHERE:
                 self._desired.identities.put(Identity(number, cidr_labels(prefix)))
@@ -210,14 +225,20 @@ class LocalAllocator:
         }
         self._numbers: dict[str, IdentityId] = {}
 
+    def __len__(self) -> int:
+        """How many prefixes have a number."""
+        return len(self._numbers)
+
     def settle(
-        self, wanted: Iterable[str]
+        self, wanted: Iterable[str], keep: bool = False
     ) -> tuple[list[tuple[str, IdentityId]], list[tuple[str, IdentityId]]]:
         """Tell which prefixes are spoken of now; returns those that came and those that went.
 
-        Numbers of prefixes that go are not given to prefixes that come in the same turn.
+        Numbers of prefixes that go are not given to prefixes that come in the same turn. `keep`: none goes.
         """
         present = set(wanted)
+        if keep:
+            present |= self._numbers.keys()
         came = sorted(present - self._numbers.keys())
         taken = set(self._numbers.values()) | set(self._restored.values())
         for prefix in came:

@@ -1,4 +1,4 @@
-"""Runs the brain and the hands: whenever a table changed, one step of the graph and one of the kernel.
+"""Runs the brain and the hands: whenever a table changed, one step of the graph and its turns in the kernel.
 
 Everything happens on the event loop's thread, so a step sees tables that stand still. Changes that arrive
 together are one step. Before the inputs are complete the brain may compute, but the kernel keeps what a
@@ -73,9 +73,10 @@ class Engine:
     def step(self) -> None:
         """One pass: brain, kernel, then those who wait for either."""
         now = self._clock.monotonic()
-        self._graph.step(now)
+        for _ in self._graph.turns(now):
+            if self._graph.complete:
+                self._kernel.apply(now)
         if self._graph.complete:
-            self._kernel.apply(now)
             self._report(self._kernel.errors())
         self._set_timer(now)
         for callback in self.after:

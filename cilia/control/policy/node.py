@@ -127,8 +127,9 @@ class PolicyNode:
         self._calling: dict[PortName, set[GroupKey]] = {}
         """The groups that speak of a port name."""
 
-    def step(self, revision: Revision) -> None:
-        """Bring the rows up to date. `revision` counts changes of the policies, for people to wait on."""
+    def step(self, revision: Revision, *, keep_rules: bool = False) -> None:
+        """Bring the rows up to date. `revision` counts changes of the policies, for people to wait on.
+        `keep_rules`: the rules in force stand until the next step."""
         self.revision = revision
         modes = (self.mode, self.audit)
         cursors = (self._rules, self._identities, self._endpoints, self._remote)
@@ -137,7 +138,8 @@ class PolicyNode:
         patches: Patches = {}
         stayed: set[IdentityId] = set()
         dirty = self._take_identities(patches, stayed)
-        dirty |= self._take_rules()
+        if not keep_rules:
+            dirty |= self._take_rules()
         endpoints = self._endpoints.take()
         for identity, name in self._take_port_names(endpoints):
             stayed.add(identity)
