@@ -347,8 +347,21 @@ class World:
         assert found is not None
         return int(found["live"])
 
+    def entry_counts(self) -> dict[tuple[int, ...], tuple[int, int]]:
+        """What policy_counters holds: {(subject, direction, peer, protocol, port, bits, cookie): (packets,
+        bytes)}, summed over all CPUs."""
+        counted = self.dataplane.maps["policy_counters"]
+        found = {}
+        for key in counted.dump()[0]:
+            values = counted.lookup(key)
+            assert values is not None
+            names = ("subject", "direction", "peer", "protocol", "port", "bits", "cookie")
+            row = tuple(int(key[name]) for name in names)
+            found[row] = (int(values["packets"].sum()), int(values["bytes"].sum()))
+        return found
+
     def forget_flows(self) -> None:
-        for name in ("conntrack", "snat", "fragments", "drop_buckets", "suppressed"):
+        for name in ("conntrack", "snat", "fragments", "drop_buckets", "suppressed", "policy_counters"):
             keys, _ = self.dataplane.maps[name].dump()
             for key in keys:
                 self.dataplane.maps[name].delete(key)
