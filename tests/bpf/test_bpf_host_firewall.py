@@ -43,6 +43,7 @@ from tests.support.datapath_world import (
     Outcome,
     Rule,
     World,
+    load_world,
     payload,
 )
 
@@ -111,6 +112,15 @@ def test_a_host_nobody_judges_is_left_alone(host: Host) -> None:
     assert world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=NODE4) / TCP(dport=22)).action == "HOST"
     assert world.from_host(IP(src=NODE4, dst="10.0.0.11") / TCP(dport=80)).action == "LOCAL"
     assert len(world.flows()) == 2
+
+
+def test_a_node_without_the_firewall_does_not_know_the_flag() -> None:
+    with load_world("no-firewall", host_firewall_enabled=False) as world:
+        Host(world)
+        assert passed(world.from_wire(WORLD_SYN))
+        assert passed(world.to_wire(IP(src=NODE4, dst=WORLD4) / TCP(dport=443)))
+        assert world.from_host(IP(src=NODE4, dst="10.0.0.11") / TCP(dport=80)).action == "LOCAL"
+        assert world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=NODE4) / TCP(dport=22)).action == "HOST"
 
 
 # ingress of the host

@@ -201,6 +201,29 @@ def test_only_what_is_allowed_leaves(lab: Lab) -> None:
     assert lab.pings("near", "203.0.113.2")
 
 
+def test_nodes_are_told_apart_by_their_labels(lab: Lab) -> None:
+    """Also behind the tunnel, where all nodes travel under one number."""
+
+    def only(name: str) -> Document:
+        nodes = {"fromNodes": [{"matchLabels": {"kubernetes.io/hostname": name}}]}
+        return host_policy({"ingress": [nodes]})
+
+    lab.policies.replace_all([only("node-2")])
+    # A pod elsewhere that does not use the tunnel has its node's address.
+    named = {"another node", "another node, behind the tunnel", "a pod elsewhere"}
+    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == named
+    lab.policies.replace_all([only("node-3")])
+    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
+    near = {"endpointSelector": {"matchLabels": {"app": "near"}}}
+    for name, reached in (("node-2", True), ("node-3", False)):
+        rule = {"fromNodes": [{"matchLabels": {"kubernetes.io/hostname": name}}]}
+        to_pod = policy("CiliumNetworkPolicy", "pod", {**near, "ingress": [rule]}, "default")
+        lab.policies.replace_all([to_pod])
+        assert lab.open_to("node-2", lab.address_of(NEAR), POD_PORT) is reached
+        assert not lab.open_to("far", lab.address_of(NEAR), POD_PORT)
+        assert lab.open_to("node-1", lab.address_of(NEAR), POD_PORT)
+
+
 def test_audit_first(lab: Lab) -> None:
     since = lab.policies.agents[0].policies().revision
     lab.policies.replace_all([host_policy({**SSH_ONLY, "audit": True})])
