@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,8 +54,8 @@ def reaches(node: AgentNode) -> bool:
     return node.reaches("client", node.addresses["server"][0])
 
 
-def deny(node: AgentNode) -> None:
-    """A policy that lets nobody to the server, enforced."""
+def deny(node: AgentNode, app: str = "server", direction: str = "ingress") -> None:
+    """A policy that cuts a pod off in a direction, enforced."""
     before = node.client.policies().revision
     node.write(
         "deny",
@@ -62,7 +63,7 @@ def deny(node: AgentNode) -> None:
             "apiVersion": "cilium.io/v2",
             "kind": "CiliumNetworkPolicy",
             "metadata": {"name": "deny", "namespace": "default"},
-            "spec": {"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [{}]},
+            "spec": {"endpointSelector": {"matchLabels": {"app": app}}, direction: [{}]},
         },
     )
     assert node.client.wait_policy(before + 1, 20).reached
@@ -154,7 +155,22 @@ def test_a_flow_that_audit_let_pass_ends_with_audit(node: AgentNode) -> None:
             flow.recv(3)
 
 
-def test_denied_pods_are_answered_when_told_so(node: AgentNode) -> None:
-    deny(node)
+def test_a_denied_pod_is_answered_while_it_is_told_so(node: AgentNode) -> None:
+    deny(node, "client", "egress")
+    assert failure(node) == "timed out"
     ctl(node, "config", "PolicyDenyResponse=icmp")
     assert setting(node, "policy-deny-response") == ("icmp", "live")
+    assert failure(node) == "No route to host"
+    ctl(node, "config", "--reset")
+    assert failure(node) == "timed out"
+
+
+def failure(node: AgentNode) -> str:
+    """Why the client's connection does not come about."""
+    with node.inside("client", socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.settimeout(0.5)
+        try:
+            one.connect((node.addresses["server"][0], 8080))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
