@@ -49,6 +49,7 @@ from cilia.model.identity import (
 )
 from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Label, Labels
+from cilia.model.node import Node
 from cilia.model.policy import PolicyObject
 from cilia.schema import CidrGroupRow, Desired, EndpointSliceRow, Inputs, ServiceRow
 from cilia.sources import cidr_groups, policies
@@ -79,6 +80,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[CidrGroupRow, ...]
     services: tuple[ServiceRow, ...]
     slices: tuple[EndpointSliceRow, ...]
+    nodes: tuple[Node, ...]
     local: tuple[Endpoint, ...]
     remote: tuple[RemoteEndpoint, ...]
 
@@ -93,6 +95,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             copy.services.put(service)
         for part in self.slices:
             copy.endpoint_slices.put(part)
+        for node in self.nodes:
+            copy.nodes.put(node)
         return copy
 
 
@@ -114,6 +118,7 @@ def snapshot(inputs: Inputs, desired: Desired, facts: Facts, config: Config) -> 
         groups=tuple(inputs.cidr_groups),
         services=tuple(inputs.services),
         slices=tuple(inputs.endpoint_slices),
+        nodes=tuple(inputs.nodes),
         local=tuple(desired.endpoints),
         remote=tuple(inputs.remote_endpoints),
     )

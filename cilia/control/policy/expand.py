@@ -5,6 +5,8 @@
     services ────┼─► References ──────┘
     endpoint_slices ┘
 
+(`nodes` come in where an administrator's denial of addresses means pods: see `inside`.)
+
 What a reference names need not exist: it then means nobody, and the policy is in force all the same.
 """
 
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from cilia.control.policy.inside import PodPrefixes, may_mean_pods, with_pods
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.rules import (
     Cidr,
@@ -246,17 +249,22 @@ def _addresses(prefixes: Iterable[str], excepts: Iterable[str]) -> tuple[Peer, .
 
 
 class RuleNode:
-    """policies + cidr_groups + services + endpoint_slices -> `rules`: each policy read and expanded."""
+    """policies, cidr_groups, services, endpoint_slices, nodes -> `rules`: each policy read and expanded."""
 
     def __init__(self, inputs: Inputs, book: RuleBook | None = None, *, cluster: str = "default") -> None:
         self.rules: Table[PolicyKey, PolicyRules] = Table("rules", lambda row: row.key)
         self.references = References(inputs, cluster)
         self._book = book or RuleBook(cluster)
         self._policies = inputs.policies.cursor()
+        self._pods = PodPrefixes(inputs)
+        self._about_blocks: set[PolicyKey] = set()
+        """Policies with denials that mean pods when these are within a block."""
 
     def step(self) -> None:
         """Read what changed, and expand again what depends on it."""
         touched = self.references.step()
+        if self._pods.step():
+            touched |= self._about_blocks
         put, deleted = self._policies.take()
         for key in deleted:
             touched.discard(key)
@@ -270,13 +278,20 @@ class RuleNode:
             self._put(policy, parsed)
         for key in sorted(touched):
             row = self.rules.get(key)
-            if row is not None:
+            if row is not None and self._sections(row.parsed) != row.sections:
                 self._put(row.policy, row.parsed)
 
     def _use(self, key: PolicyKey, parsed: Parsed) -> None:
         before = self.rules.get(key)
         self.references.use(key, references_of(before.parsed) if before else (), references_of(parsed))
+        if any(may_mean_pods(section) for section in parsed.sections):
+            self._about_blocks.add(key)
+        else:
+            self._about_blocks.discard(key)
 
     def _put(self, policy: PolicyObject, parsed: Parsed) -> None:
-        sections = tuple(expand(section, self.references.meaning) for section in parsed.sections)
-        self.rules.put(PolicyRules(policy=policy, parsed=parsed, sections=sections))
+        self.rules.put(PolicyRules(policy=policy, parsed=parsed, sections=self._sections(parsed)))
+
+    def _sections(self, parsed: Parsed) -> tuple[Section, ...]:
+        expanded = (expand(section, self.references.meaning) for section in parsed.sections)
+        return tuple(with_pods(section, self._pods) for section in expanded)

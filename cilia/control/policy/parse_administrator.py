@@ -10,7 +10,8 @@ apart here by who they are, never by address:
 - 0.0.0.0/0 and ::/0 in one peer are everybody, inside and outside, as the API has it;
 - one of them alone is, in a Deny, everybody inside too, in both families; in an Accept only those outside; in
   a Pass it is refused, since neither reading would be safe;
-- longer prefixes are about addresses outside the cluster only: name pods by their labels.
+- longer prefixes are about addresses outside the cluster, and in a Deny about pods where they cover all of
+  them (`inside`); where they cover a part, a warning says that these are not meant: name pods by labels.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cilia.control.identity import node_labels
 from cilia.control.policy.expand import PolicyRules, Reference
+from cilia.control.policy.inside import PODS
 from cilia.control.policy.rules import (
     SCTP,
     TCP,
@@ -111,12 +112,13 @@ def _first(taken: Taken) -> int:
 
 def review(row: PolicyRules, known: Known, ground: Ground) -> tuple[PolicyProblem, ...]:
     """The warnings about one policy: at most `MOST_WARNINGS`."""
+    meant = frozenset(rule.ref for rule in _rules(row.sections) if rule.peer == PODS)
     found = dict.fromkeys(
         [
             *(problem for section in row.sections for problem in _of_subject(section, known, ground)),
             *_of_references(row, known),
             *_of_selectors(row, known),
-            *(problem for rule in _rules(row.sections) for problem in _of_rule(rule, known, ground)),
+            *(problem for rule in _rules(row.sections) for problem in _of_rule(rule, known, ground, meant)),
         ]
     )
     if len(found) <= MOST_WARNINGS:
@@ -184,11 +186,14 @@ def _of_selectors(row: PolicyRules, known: Known) -> Iterator[PolicyProblem]:
             )
 
 
-def _of_rule(rule: Rule, known: Known, ground: Ground) -> Iterator[PolicyProblem]:
+def _of_rule(
+    rule: Rule, known: Known, ground: Ground, pods_meant: frozenset[RuleRef]
+) -> Iterator[PolicyProblem]:
+    """`pods_meant`: the denials of blocks that mean the pods within."""
     if isinstance(rule.peer, Cidr | Cidrs):
         found = ((cidr, ground.under(cidr)) for cidr in blocks_of(rule.peer))
         hit = next(((cidr, taken) for cidr, taken in found if taken is not None), None)
-        if hit is not None:
+        if hit is not None and not (hit[1].pods and rule.ref in pods_meant):
             yield PolicyProblem(rule.ref.path, _about_ground(*hit))
     for ports in rule.ports:
         if isinstance(ports, PortName) and not known.naming(ports):
