@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import agent, datapath, netbench, policy_load, rings
+from bench import agent, datapath, netbench, policy, policy_load, rings
 
 app = typer.Typer(add_completion=False)
 GROUPS = {
@@ -23,6 +23,7 @@ GROUPS = {
     "policy": agent.change,
     "restart": agent.restart,
     "rest": agent.rest,
+    "policy-engine": policy.engine,
     "policy-load": policy_load.measure,
 }
 

@@ -1,7 +1,7 @@
 """All entries of a subject, in layers: for each direction and peer, what stands at which prefix of ports.
 
-Peers that the same rules are about share one layer, so that ten thousand of them cost ten thousand references;
-a changed copy shares all that did not change, so that one peer more or less costs microseconds.
+Peers that the same rules are about share one layer, so that ten thousand of them cost ten thousand
+references; a changed copy shares all that did not change, so that one peer more or less costs microseconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ Layer = Mapping[Prefix, Entry]
 Place = tuple[int, int]
 """Direction and peer."""
 
-BUCKETS = 256
+BUCKETS = 64
 """How many parts a copy shares or copies as a whole."""
 
-
-_EMPTY: dict[Place, Layer] = {}
-"""The part of all copies in which nothing stands; never changed."""
+Bucket = dict[int, Layer]
+"""Some of the peers of one direction, with their layers."""
 
 
 class Difference(NamedTuple):
@@ -44,16 +43,23 @@ class Entries(Mapping[EntryKey, Entry]):
 
     def __init__(self, layers: Iterable[tuple[Place, Layer]] = ()) -> None:
         """Empty layers are left out."""
-        # Most subjects have a handful of entries: making hundreds of empty parts would cost more than they.
-        buckets = self._buckets = [_EMPTY] * BUCKETS
+        self._buckets: list[Bucket] = [{} for _ in range(BUCKETS)]
         self._size = 0
-        for place, layer in layers:
+        for (direction, peer), layer in layers:
             if layer:
-                at = place[1] % BUCKETS
-                if buckets[at] is _EMPTY:
-                    buckets[at] = {}
-                buckets[at][place] = layer
+                self._buckets[_bucket(direction, peer)][peer] = layer
                 self._size += len(layer)
+
+    @classmethod
+    def of_sides(cls, sides: Mapping[int, Mapping[int, Layer]]) -> Entries:
+        """The layers of the peers of each direction, none of them empty."""
+        made = cls()
+        for direction, layers in sides.items():
+            buckets = made._buckets[direction & 1 :: 2]
+            for peer, layer in layers.items():
+                buckets[peer % _PEERS][peer] = layer
+            made._size += sum(map(len, layers.values()))
+        return made
 
     @classmethod
     def of(cls, entries: Mapping[EntryKey, Entry]) -> Entries:
@@ -69,37 +75,37 @@ class Entries(Mapping[EntryKey, Entry]):
         copy = Entries.__new__(Entries)
         copy._buckets = list(self._buckets)
         copy._size = self._size
-        touched = {place[1] % BUCKETS for place in layers}
-        for number in touched:
+        for number in {_bucket(*place) for place in layers}:
             copy._buckets[number] = dict(self._buckets[number])
-        for place, layer in layers.items():
-            bucket = copy._buckets[place[1] % BUCKETS]
-            copy._size -= len(bucket.pop(place, ()))
+        for (direction, peer), layer in layers.items():
+            bucket = copy._buckets[_bucket(direction, peer)]
+            copy._size -= len(bucket.pop(peer, ()))
             if layer:
-                bucket[place] = layer
+                bucket[peer] = layer
                 copy._size += len(layer)
         return copy
 
     def layer(self, direction: int, peer: int) -> Layer:
         """What stands at one place; empty when nothing does."""
-        return self._buckets[peer % BUCKETS].get((direction, peer), {})
+        return self._buckets[_bucket(direction, peer)].get(peer, {})
 
     def layers(self) -> Iterator[tuple[Place, Layer]]:
         """Every place with its layer; alike ones are the same object."""
-        for bucket in self._buckets:
-            if bucket:
-                yield from bucket.items()
+        for number, bucket in enumerate(self._buckets):
+            direction = _direction(number)
+            for peer, layer in bucket.items():
+                yield (direction, peer), layer
 
     def since(self, before: Entries) -> Difference:
         """What is new, other or gone compared with `before`; what both share is not looked at."""
         difference = Difference({}, {}, [])
-        for mine, other in zip(self._buckets, before._buckets, strict=True):
+        for number, (mine, other) in enumerate(zip(self._buckets, before._buckets, strict=True)):
             if mine is not other:
-                _compare(mine, other, difference)
+                _compare(_direction(number), mine, other, difference)
         return difference
 
     def __getitem__(self, key: EntryKey) -> Entry:
-        layer = self._buckets[key.peer % BUCKETS].get((key.direction, key.peer))
+        layer = self._buckets[_bucket(key.direction, key.peer)].get(key.peer)
         if layer is None:
             raise KeyError(key)
         try:
@@ -126,17 +132,31 @@ class Entries(Mapping[EntryKey, Entry]):
         return f"Entries({dict(self)!r})"
 
 
-def _compare(mine: dict[Place, Layer], other: dict[Place, Layer], found: Difference) -> None:
-    for place, layer in mine.items():
-        before = other.get(place, {})
+_PEERS = BUCKETS // 2
+
+
+def _bucket(direction: int, peer: int) -> int:
+    """Where the layers of a peer in a direction are."""
+    return peer % _PEERS << 1 | direction & 1
+
+
+def _direction(bucket: int) -> int:
+    """Ingress is 1, egress 2 (`Direction`)."""
+    return 1 if bucket & 1 else 2
+
+
+def _compare(direction: int, mine: Bucket, other: Bucket, found: Difference) -> None:
+    for peer, layer in mine.items():
+        before = other.get(peer, {})
         if layer is before:
             continue
         for prefix, entry in layer.items():
             old = before.get(prefix)
             if old is None:
-                found.added[EntryKey(*place, *prefix)] = entry
+                found.added[EntryKey(direction, peer, *prefix)] = entry
             elif old is not entry and old != entry:
-                found.changed[EntryKey(*place, *prefix)] = entry
-        found.removed.extend(EntryKey(*place, *prefix) for prefix in before if prefix not in layer)
-    for place in other.keys() - mine.keys():
-        found.removed.extend(EntryKey(*place, *prefix) for prefix in other[place])
+                found.changed[EntryKey(direction, peer, *prefix)] = entry
+        if before:
+            found.removed.extend(EntryKey(direction, peer, *p) for p in before if p not in layer)
+    for peer in other.keys() - mine.keys():
+        found.removed.extend(EntryKey(direction, peer, *prefix) for prefix in other[peer])

@@ -46,7 +46,7 @@ class World(Protocol):
     """What a group asks about everybody else."""
 
     def members(self, peer: Meant) -> Set[IdentityId]:
-        """The identities a peer means now."""
+        """The identities a peer means now: one live set for as long as a group is about the peer."""
 
     def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
         """The numbers that endpoints of an identity give a port name."""
@@ -98,6 +98,11 @@ class Side:
         self._layers: dict[Class, Layer] = {}
         self._users: Counter[Class] = Counter()
         self._parts: list[Part] = []
+        self._used: frozenset[Cookie] | None = None
+        """The cookies, once asked for."""
+        self._world: World | None = None
+        self._members: list[Set[IdentityId]] = []
+        """Whom each of `peers` means, as the world tells."""
         self._maker: Ranked | Weighed | None = None
         self._base: Layer = {}
 
@@ -110,20 +115,21 @@ class Side:
         """The port names whose numbers depend on the peer."""
         return (term.matter.name for term in self._named if term.matter.name is not None)
 
-    def build(self, world: World, cookies: CookieBook) -> Iterator[tuple[Place, Layer]]:
-        """All layers, from scratch."""
-        self._start(cookies)
+    def build(self, world: World, cookies: CookieBook) -> dict[int, Layer]:
+        """All layers by peer, 0 for any, from scratch."""
+        self._start(world, cookies)
         self._classes = self._classify(world)
         self._users = Counter(self._classes.values())
         layers = self._layers = {alike: self._layer(alike) for alike in self._users}
         self._forget()
-        direction = int(self.direction)
-        yield (direction, 0), self._base
-        for identity, alike in self._classes.items():
-            yield (direction, identity), layers[alike]
+        found: dict[int, Layer] = {identity: layers[alike] for identity, alike in self._classes.items()}
+        found[0] = self._base
+        return found
 
     def patch(self, identities: Iterable[IdentityId], world: World) -> Iterator[tuple[Place, Layer | None]]:
         """The layers of those of some identities whose layer is another now."""
+        if world is not self._world:
+            self._follow(world)
         for identity in identities:
             old, new = self._classes.get(identity, ()), self._class(identity, world)
             if old == new:
@@ -133,12 +139,20 @@ class Side:
             yield (int(self.direction), identity), self._enter(identity, new) if new else None
         self._forget()
 
-    def cookies(self) -> set[Cookie]:
+    def cookies(self) -> frozenset[Cookie]:
         """Every cookie that its layers have, or may have when identities come."""
-        layers = (self._base, *self._layers.values(), *(part.entries for part in self._parts))
-        return {entry.cookie for layer in layers for entry in layer.values()}
+        if self._used is None:
+            layers = (self._base, *self._layers.values(), *(part.entries for part in self._parts))
+            self._used = frozenset(entry.cookie for layer in layers for entry in layer.values())
+        return self._used
 
-    def _start(self, cookies: CookieBook) -> None:
+    def _follow(self, world: World) -> None:
+        self._world = world
+        self._members = [world.members(peer) for peer in self._peers]
+
+    def _start(self, world: World, cookies: CookieBook) -> None:
+        self._follow(world)
+        self._used = None
         namer = Namer(cookies, self._audit and not self._weighed)
         if self._weighed:
             noting = Namer(cookies, True)
@@ -156,14 +170,11 @@ class Side:
     def _classify(self, world: World) -> dict[IdentityId, Class]:
         """Everybody whom some term means."""
         found: dict[IdentityId, Class] = {}
-        for number, peer in enumerate(self._peers):
+        for number, members in enumerate(self._members):
             mine = (number,)
-            members = world.members(peer)
-            if not found:
-                found = dict.fromkeys(members, mine)
-                continue
-            for identity in members:
-                found[identity] = found.get(identity, ()) + mine
+            for identity in found.keys() & members:
+                found[identity] += mine
+            found |= dict.fromkeys(members - found.keys(), mine) if found else dict.fromkeys(members, mine)
         for number, term in enumerate(self._named):
             for identity in self._naming(world, term):
                 found[identity] = (*found.get(identity, ()), (number, self._ports(world, identity, term)))
@@ -171,7 +182,7 @@ class Side:
 
     def _class(self, identity: IdentityId, world: World) -> Class:
         meant: list[int | Numbered] = [
-            number for number, peer in enumerate(self._peers) if identity in world.members(peer)
+            number for number, members in enumerate(self._members) if identity in members
         ]
         meant += [
             (number, self._ports(world, identity, term))
@@ -198,6 +209,7 @@ class Side:
         held = self._layers.get(alike)
         if held is None:
             held = self._layers[alike] = self._layer(alike)
+            self._used = None
         return held
 
     def _leave(self, identity: IdentityId, alike: Class) -> None:
@@ -205,6 +217,7 @@ class Side:
         self._users[alike] -= 1
         if not self._users[alike]:
             del self._users[alike], self._layers[alike]
+            self._used = None
 
     def _layer(self, alike: Class) -> Layer:
         maker = self._maker
@@ -249,7 +262,8 @@ class Group:
         self.peers = tuple(dict.fromkeys(peer for side in self.sides for peer in side.peers()))
         self.names = tuple(dict.fromkeys(name for side in self.sides for name in side.names()))
         """Port names in egress rules: their numbers depend on the peer."""
-        self._used: set[Cookie] | None = None
+        self._used: tuple[frozenset[Cookie], frozenset[Cookie], frozenset[Cookie]] | None = None
+        """The cookies of both sides and of the group, once asked for."""
 
     @property
     def ingress_enforced(self) -> bool:
@@ -263,7 +277,7 @@ class Group:
 
     def build(self, world: World, cookies: CookieBook) -> None:
         """Compute all entries."""
-        self.entries = Entries(chain.from_iterable(side.build(world, cookies) for side in self.sides))
+        self.entries = Entries.of_sides({int(s.direction): s.build(world, cookies) for s in self.sides})
         self._used = None
 
     def patch(self, identities: Set[IdentityId], world: World, cookies: CookieBook) -> None:
@@ -274,13 +288,14 @@ class Group:
         changed = dict(chain.from_iterable(side.patch(identities, world) for side in self.sides))
         if changed:
             self.entries = self.entries.replaced(changed)
-            self._used = None
 
-    def cookies(self) -> set[Cookie]:
-        """Every cookie in the entries."""
-        if self._used is None:
-            self._used = set[Cookie]().union(*(side.cookies() for side in self.sides)) - {Cookie(0)}
-        return self._used
+    def cookies(self) -> frozenset[Cookie]:
+        """Every cookie in the entries, and those that other identities may bring; the same object while
+        nothing changes."""
+        ingress, egress = (side.cookies() for side in self.sides)
+        if self._used is None or self._used[0] is not ingress or self._used[1] is not egress:
+            self._used = (ingress, egress, (ingress | egress) - {Cookie(0)})
+        return self._used[2]
 
 
 def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:

@@ -1,0 +1,432 @@
+"""The policy engine alone: rules, identities and endpoints in, entries of all subjects out; no kernel.
+
+Two kinds of rows. Three shapes of rules for one endpoint, as Cilium's own engine is measured with them: its
+times, taken on a 2-core machine with Go's benchmarks, are the baseline. And a cluster of a thousand policies
+and ten thousand identities, from scratch in a process of its own, then one identity or policy more and less;
+the baseline is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import itertools
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from cilia.control.identity import IdentityNode
+from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.node import PolicyNode
+from cilia.control.policy.parse import RuleBook
+from cilia.control.policy.resolve import Group, Meant
+from cilia.control.policy.rules import (
+    ALL_PORTS,
+    TCP,
+    Action,
+    Cidr,
+    PortName,
+    PortRange,
+    Rule,
+    Section,
+    Selector,
+    exists,
+)
+from cilia.control.policy.selection import Selections, cidr_label
+from cilia.model.endpoint import Attachment, Endpoint, NamedPort
+from cilia.model.identity import Identity
+from cilia.model.ids import EndpointId, IdentityId, Revision
+from cilia.model.labels import Label, Labels
+from cilia.model.policy import Direction, PolicyMode, PolicyObject, RuleRef
+from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
+from cilia.model.resources.network_policy import NetworkPolicy
+from cilia.schema import Desired, Inputs
+
+GROUP = "policy-engine"
+ROUNDS = 15
+CHANGES = 400
+NAMESPACES = 100
+LOCAL = 100
+"""Endpoints on the node, of as many identities."""
+POLICIES, IDENTITIES, MANY = 1000, 10_000, 100_000
+
+KINDS = {
+    "NetworkPolicy": NetworkPolicy,
+    "CiliumNetworkPolicy": CiliumNetworkPolicy,
+    "CiliumClusterwideNetworkPolicy": CiliumClusterwideNetworkPolicy,
+    "ClusterNetworkPolicy": ClusterNetworkPolicy,
+}
+
+
+def engine(quick: bool) -> list[dict[str, Any]]:
+    """All rows."""
+    rounds = 3 if quick else ROUNDS
+    rows = [_shape(*shape, rounds) for shape in SHAPES]
+    return rows + _cluster(quick)
+
+
+# One endpoint, a thousand rules.
+
+Known = dict[IdentityId, Labels]
+
+
+def _l3() -> tuple[list[Section], Known]:
+    """A thousand policies allow from one label; three thousand identities, all of which carry it."""
+    peer = Selector((exists("any", "bar"),))
+    sections = [
+        _section(number, [(Direction.INGRESS, peer, 0, Action.ALLOW)]) for number in range(1, POLICIES + 1)
+    ]
+    labels = Labels.kubernetes("monitoring", {"bar": "", "app": "analytics"})
+    known = {IdentityId(1000 + n): Labels.of((*labels.items, Label("k8s", f"bar{n}"))) for n in range(3000)}
+    return sections, known
+
+
+def _allowed(number: int) -> tuple[Direction, Cidr, int, Action]:
+    return Direction.EGRESS, _block(number, number, (17, 121, 255, 16)), 80 + number % 97, Action.ALLOW
+
+
+def _denied(number: int) -> tuple[Direction, Cidr, int, Action]:
+    return Direction.EGRESS, _block(number, number + 21, (23, 119, 253, 15)), 80 + number % 131, Action.DENY
+
+
+def _block(number: int, length: int, turns: tuple[int, int, int, int]) -> Cidr:
+    """One of many prefixes of five lengths that lie within each other."""
+    bits = (8, 16, 24, 28, 32)[length % 5]
+    second, third, fourth = (number % turn for turn in turns[:3])
+    if bits == 28:
+        fourth = number % turns[3] << 4
+    first = (10, 192, 244)[number % 3]
+    address = f"{first}.{second}.{third}.{fourth}"
+    return Cidr(str(ipaddress.ip_network(f"{address}/{bits}", strict=False)))
+
+
+def _cidr() -> tuple[list[Section], Known]:
+    """A thousand policies allow one port of one prefix each."""
+    return _prefixes([_section(number, [_allowed(number)]) for number in range(1, POLICIES + 1)])
+
+
+def _cidr_deny() -> tuple[list[Section], Known]:
+    """A thousand policies allow one port of one prefix and deny one of another."""
+    return _prefixes(
+        [_section(number, [_allowed(number), _denied(number + 773)]) for number in range(1, POLICIES + 1)]
+    )
+
+
+def _prefixes(sections: list[Section]) -> tuple[list[Section], Known]:
+    """The sections, and an identity for each prefix in them."""
+    spoken = {
+        prefix
+        for section in sections
+        for rule in section.rules
+        if isinstance(rule.peer, Cidr)
+        for prefix in rule.peer.prefixes
+    }
+    return sections, {
+        IdentityId((1 << 24) + n): Labels.of((cidr_label(prefix), Label("reserved", "world")))
+        for n, prefix in enumerate(sorted(spoken))
+    }
+
+
+def _section(number: int, rules: list[tuple[Direction, Selector | Cidr, int, Action]]) -> Section:
+    ref = RuleRef("CiliumNetworkPolicy", "default", f"policy-{number}", "1", "spec")
+    return Section(
+        subject=Selector((exists("any", "foo"),)),
+        ref=ref,
+        isolates=tuple({direction for direction, *_ in rules}),
+        rules=tuple(
+            Rule(
+                direction,
+                peer,
+                (PortRange(TCP, port, port),) if port else ALL_PORTS,
+                action,
+                msgspec.structs.replace(ref, path=f"spec.{direction.name.lower()}[{place}]"),
+            )
+            for place, (direction, peer, port, action) in enumerate(rules)
+        ),
+    )
+
+
+SHAPES: tuple[tuple[str, Callable[[], tuple[list[Section], Known]], float], ...] = (
+    ("L3 ingress", _l3, 4.4),
+    ("CIDR", _cidr, 7.9),
+    ("CIDR deny", _cidr_deny, 820.0),
+)
+
+
+class Peers:
+    """Whom the peers of one group mean."""
+
+    def __init__(self, known: Known, peers: Sequence[Meant]) -> None:
+        self._selections = Selections()
+        for identity, labels in known.items():
+            self._selections.put(identity, labels)
+        for peer in peers:
+            self._selections.acquire(peer)
+        self.members = self._selections.members
+
+    def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
+        """Nobody names ports."""
+        return frozenset()
+
+    def naming(self, name: PortName) -> frozenset[IdentityId]:
+        """Nobody names ports."""
+        return frozenset()
+
+
+def _shape(
+    name: str, make: Callable[[], tuple[list[Section], Known]], limit: float, rounds: int
+) -> dict[str, Any]:
+    """Milliseconds from the rules that select an endpoint to all of its entries, selectors known."""
+    sections, known = make()
+    peers = Peers(known, Group(sections, PolicyMode.DEFAULT).peers)
+    book, times, entries = CookieBook(), [], 0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        group = Group(sections, PolicyMode.DEFAULT)
+        group.build(peers, book)
+        times.append((time.perf_counter() - start) * 1e3)
+        entries = len(group.entries)
+    title = f"one endpoint, {POLICIES} rules: {name}"
+    return _row(title, "ms", limit, times, statistics.median, against="Cilium", entries=entries)
+
+
+# A cluster.
+
+
+class Cluster:
+    """The control nodes of one node in a cluster, and their inputs."""
+
+    def __init__(self, identities: int, policies: int) -> None:
+        self.rng = random.Random(7)
+        self.inputs, self.desired = Inputs(), Desired()
+        self._rules = RuleNode(self.inputs, RuleBook())
+        self._identities = IdentityNode(self.inputs, self.desired, self._rules)
+        self.policies = PolicyNode(self.inputs, self.desired, self._rules)
+        self._fresh = itertools.count(256 + identities)
+        for number in range(identities):
+            self.inputs.cluster_identities.put(self._identity(256 + number, number))
+        for number in range(policies):
+            self.inputs.policies.put(self.policy(number, 1))
+        for number in range(LOCAL):
+            self.desired.endpoints.put(_endpoint(number + 1, 256 + number))
+
+    def step(self) -> None:
+        """Let control see what changed."""
+        self._rules.step()
+        self._identities.step()
+        self.policies.step(Revision(self.inputs.policies.revision))
+
+    @staticmethod
+    def _identity(identity: int, number: int) -> Identity:
+        namespace = f"team-{number % NAMESPACES}"
+        own = {"app": f"app-{number // NAMESPACES % 20}", "version": f"v{number // (20 * NAMESPACES)}"}
+        return Identity(IdentityId(identity), Labels.kubernetes(namespace, own, {"stage": f"s{number % 4}"}))
+
+    def another(self) -> Identity:
+        """An identity that is not there yet, of a namespace with policies."""
+        return self._identity(next(self._fresh), self.rng.randrange(IDENTITIES))
+
+    def policy(self, number: int, version: int) -> PolicyObject:
+        """One of a thousand: half of them Kubernetes', some for all namespaces, every twentieth tiered."""
+        kind, spec = _spec(number, version)
+        namespace = f"team-{number % NAMESPACES}" if kind in ("NetworkPolicy", "CiliumNetworkPolicy") else ""
+        name = f"policy-{number}"
+        metadata = {"name": name, "namespace": namespace}
+        body = msgspec.convert({"metadata": metadata, "spec": spec}, KINDS[kind])
+        return PolicyObject(
+            kind=kind, namespace=namespace, name=name, resource_version=str(version), body=body
+        )
+
+
+def _spec(number: int, version: int) -> tuple[str, dict[str, Any]]:
+    own = {"matchLabels": {"app": f"app-{number // NAMESPACES % 20}"}}
+    other = {"matchLabels": {"app": f"app-{number % 19}"}}
+    stage = {"matchLabels": {"stage": f"s{number % 4}"}}
+    everywhere = {"matchLabels": {"app": f"app-{number % 19}", "k8s:io.kubernetes.pod.namespace": "team-7"}}
+    port = 1024 + number + version
+    which = (number + number // NAMESPACES) % 20
+    if which < 10:
+        peers = [{"podSelector": other}, {"namespaceSelector": stage, "podSelector": other}]
+        block = {"ipBlock": {"cidr": f"10.{number % 200}.0.0/16", "except": [f"10.{number % 200}.7.0/24"]}}
+        return "NetworkPolicy", {
+            "podSelector": own if which % 2 else {},
+            "ingress": [{"from": peers, "ports": [{"port": port}, {"port": "http"}]}],
+            "egress": [{"to": [*peers, block], "ports": [{"port": port, "endPort": port + 40}]}],
+        }
+    if which < 17:
+        return "CiliumNetworkPolicy", {
+            "endpointSelector": own if which % 2 else {},
+            "ingress": [{"fromEndpoints": [other], "toPorts": [{"ports": [{"port": str(port)}]}]}],
+            "ingressDeny": [{"fromCIDRSet": [{"cidr": f"192.0.{number % 256}.0/24"}]}],
+            "egress": [{"toEntities": ["world" if which % 3 else "cluster"]}],
+        }
+    if which < 19:
+        return "CiliumClusterwideNetworkPolicy", {
+            "endpointSelector": {"matchLabels": {"app": f"app-{number % 17}"}},
+            "ingress": [{"fromEndpoints": [everywhere], "toPorts": [{"ports": [{"port": str(port)}]}]}],
+            "enableDefaultDeny": {"ingress": False},
+        }
+    return "ClusterNetworkPolicy", {
+        "tier": "Admin",
+        "priority": number % 1000,
+        "subject": {"namespaces": {"matchLabels": {"stage": f"s{number // 20 % 4}"}}},
+        "ingress": [
+            {
+                "action": ("Accept", "Deny")[number // 20 % 2],
+                "from": [{"pods": {"podSelector": other}}],
+                "protocols": [{"tcp": {"destinationPort": {"number": port}}}],
+            }
+        ],
+    }
+
+
+def _endpoint(number: int, identity: int) -> Endpoint:
+    attachment = Attachment(
+        id=EndpointId(number),
+        container_id=str(number),
+        interface="eth0",
+        netns="",
+        host_interface="",
+        ifindex=number,
+        mac="",
+        host_mac="",
+    )
+    return Endpoint(
+        attachment=attachment, identity=IdentityId(identity), named_ports=(NamedPort("http", 8080),)
+    )
+
+
+def _cluster(quick: bool) -> list[dict[str, Any]]:
+    """From scratch at two sizes, then changes at both."""
+    changes = 40 if quick else CHANGES
+    small = [_child(IDENTITIES, changes) for _ in range(1 if quick else 3)]
+    large = _child(IDENTITIES if quick else MANY, changes // 4)
+    size = f"{POLICIES} policies, {IDENTITIES} identities"
+    of = {key: [value for each in small for value in each[key]] for key in small[0]}
+    entries = {"entries": int(of["entries"][0]), "subjects": LOCAL}
+    ratio = large["scratch"][0] / statistics.median(of["scratch"])
+    return [
+        _row(f"{size}: from scratch", "s", 2.0, of["scratch"], statistics.median, **entries),
+        _row(f"{size}: peak memory", "MiB", 400.0, of["memory"], max),
+        _row(f"{size}: one identity, p50", "ms", 5.0, of["identity"], statistics.median),
+        _row(f"{size}: one identity, p99", "ms", 20.0, of["identity"], _p99),
+        _row(f"{size}: one policy, p50", "ms", 50.0, of["policy"], statistics.median),
+        _row(f"{size}: one policy, p99", "ms", 50.0, of["policy"], _p99),
+        _row(
+            "ten times the identities: from scratch", "times", 10.0, [ratio], max, seconds=large["scratch"][0]
+        ),
+        _row("ten times the identities: peak memory", "MiB", 4000.0, large["memory"], max),
+        _row("ten times the identities: one identity, p50", "ms", 5.0, large["identity"], statistics.median),
+    ]
+
+
+def _child(identities: int, changes: int) -> dict[str, list[float]]:
+    """What a process of its own measures."""
+    command = [sys.executable, "-m", "bench.policy", str(identities), str(changes)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+def _measure(identities: int, changes: int) -> dict[str, list[float]]:
+    cluster = Cluster(identities, POLICIES)
+    start = time.perf_counter()
+    cluster.step()
+    scratch = time.perf_counter() - start
+    refused = [state for state in cluster.desired.policy_states if not state.valid]
+    if refused:
+        raise SystemExit(f"The engine refused {refused[0]}: change the benchmark's policies.")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "scratch": [scratch],
+        "memory": [peak],
+        "entries": [float(sum(len(row.entries) for row in cluster.desired.subjects))],
+        "identity": list(_timed(cluster, _identities(cluster, changes))),
+        "policy": list(_timed(cluster, _policies(cluster, changes // 4))),
+    }
+
+
+def _timed(cluster: Cluster, changes: Iterator[None]) -> Iterator[float]:
+    """Milliseconds until the entries are computed, for each change made."""
+    for _ in changes:
+        start = time.perf_counter()
+        cluster.step()
+        yield (time.perf_counter() - start) * 1e3
+
+
+def _identities(cluster: Cluster, count: int) -> Iterator[None]:
+    """An identity comes, then goes."""
+    table = cluster.inputs.cluster_identities
+    for _ in range(count // 2):
+        fresh = cluster.another()
+        table.put(fresh)
+        yield
+        table.delete(fresh.id)
+        yield
+
+
+def _policies(cluster: Cluster, count: int) -> Iterator[None]:
+    """A policy comes, changes and goes."""
+    table = cluster.inputs.policies
+    for number in range(POLICIES, POLICIES + count // 3):
+        for version in (1, 2):
+            row = cluster.policy(number, version)
+            table.put(row)
+            yield
+        table.delete(row.key)
+        yield
+
+
+def _row(
+    test: str,
+    unit: str,
+    limit: float,
+    samples: Sequence[float],
+    summary: Callable[[Sequence[float]], float],
+    **extra: Any,
+) -> dict[str, Any]:
+    value = summary(samples)
+    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
+    return {
+        "group": GROUP,
+        "test": f"{test} ({unit})",
+        "path": "cilia",
+        "against": "limit",
+        "ratio": round(limit / max(value, limit / 100), 2),
+        "spread": round((quartiles[2] - quartiles[0]) / 2 / limit, 2),
+        "reach": 1.0,
+        "baseline": limit,
+        "measured": round(value, 3),
+        "samples": len(samples),
+        "load": round(os.getloadavg()[0], 1),
+        **extra,
+    }
+
+
+def _p99(samples: Sequence[float]) -> float:
+    """The 99th percentile: the largest of fewer than a hundred."""
+    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
+
+
+def main() -> None:
+    """What a child does: print the measurements of one cluster."""
+    parser = argparse.ArgumentParser(description="One cluster, from scratch and changed, as JSON.")
+    parser.add_argument("identities", type=int)
+    parser.add_argument("changes", type=int)
+    options = parser.parse_args()
+    print(json.dumps(_measure(options.identities, options.changes)))
+
+
+if __name__ == "__main__":
+    main()
