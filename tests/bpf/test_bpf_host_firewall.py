@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from scapy.layers.inet6 import (
     ICMPv6MLReport2,
     ICMPv6ND_NS,
     IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     RouterAlert,
 )
@@ -23,6 +26,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
 from tests.bpf.test_bpf_events import Ears
+from tests.bpf.test_bpf_fuzz import runnable
 from tests.support.datapath_world import (
     DENY,
     DENY_ALL,
@@ -43,6 +47,7 @@ from tests.support.datapath_world import (
     Outcome,
     Rule,
     World,
+    address_bytes,
     load_world,
     payload,
 )
@@ -504,3 +509,66 @@ def test_pods_reach_nodes_with_the_nodes_address(world: World, identity: int) ->
     assert (done := world.from_pod(world.pod_a, ask)).action == "NETWORK"
     assert done.destination_identity == identity
     assert world.to_wire(ask).packet[IP].src == NODE4
+
+
+# anything at all
+
+CONTROL = {*range(130, 138), 143}
+EXTENSIONS = {0, 43, 44, 51, 60, 135, 139, 140}
+KNOCKS = [
+    bytes(Ether(src="02:00:00:00:00:fe", dst="02:00:00:00:00:11") / layers)
+    for layers in (
+        WORLD_SYN,
+        IP(src=WORLD4, dst=NODE4, options=[b"\x94\x04\0\0"]) / UDP(sport=53, dport=53) / payload(),
+        IP(src=WORLD4, dst=NODE4, flags="MF") / UDP(sport=4, dport=53, len=64) / payload(16),
+        IP(src=WORLD4, dst=NODE4, frag=3, proto=17) / payload(16),
+        IP(src=FAR_NODE4, dst=ROUTER4) / ICMP(type=8, id=5) / payload(),
+        IP(src=WORLD4, dst=NODE4) / ICMP(type=11) / IPerror(src=NODE4, dst=WORLD4) / UDPerror(sport=3),
+        IP(src=WORLD4, dst=NODE4, proto=112) / payload(20),
+        IPv6(src=WORLD6, dst=NODE6) / TCP(sport=4, dport=22, flags="A") / payload(4),
+        IPv6(src=WORLD6, dst=NODE6) / IPv6ExtHdrFragment(id=3, m=1) / UDP(sport=4, dport=53) / payload(),
+        IPv6(src=WORLD6, dst=ROUTER6) / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / UDP(dport=53),
+        IPv6(src=WORLD6, dst=NODE6) / ICMPv6EchoRequest(id=5) / payload(),
+        IPv6(src=WORLD6, dst=NODE6, nh=59) / payload(),
+    )
+]
+
+
+def is_stray(frame: bytes, hosts: set[bytes]) -> bool:
+    """Whether a frame holds an IP packet that the stack would take for the host's, other than such as pass
+    whatever a policy says."""
+    kind, data = frame[12:14], frame[14:]
+    if kind == b"\x08\x00":
+        header, total = (data[0] & 15) * 4, int.from_bytes(data[2:4], "big")
+        whole = data[0] >> 4 == 4 and 20 <= header <= total <= len(data)
+        return whole and b"\0" * 10 + b"\xff\xff" + data[16:20] in hosts
+    if kind != b"\x86\xdd" or data[0] >> 4 != 6 or data[24:40] not in hosts:
+        return False
+    if data[8:20] == b"\0" * 10 + b"\xff\xff" or int.from_bytes(data[4:6], "big") + 40 > len(data):
+        return False
+    at, protocol = 40, data[6]
+    while protocol in EXTENSIONS and at + 2 <= len(data):
+        fixed = protocol == 44
+        protocol, at = data[at], at + (8 if fixed else (data[at + 1] + 1) * 8)
+    return not (protocol == 58 and at < len(data) and data[at] in CONTROL)
+
+
+def test_nothing_gets_into_a_closed_host(host: Host) -> None:
+    world = host.world
+    hosts = {address_bytes(address) for address in (NODE4, NODE6, ROUTER4, ROUTER6)}
+    rng = random.Random("closed")
+    strays = 0
+    for _ in range(3000):
+        frame = bytearray(rng.choice(KNOCKS))
+        for _ in range(rng.choice([0, 1, 1, 2, 3])):
+            frame[rng.randrange(12, len(frame))] = rng.choice([0, 1, 6, 58, 255, rng.randrange(256)])
+        if rng.random() < 0.2:
+            del frame[rng.randrange(14, len(frame) + 1) :]
+        if not runnable(bytes(frame)):
+            continue
+        done = world.run("from_netdev", bytes(frame), ifindex=world.devices["eth"])
+        if is_stray(bytes(frame), hosts):
+            strays += 1
+            assert done.value == TCX_DROP, (bytes(frame).hex(), done)
+    assert strays > 1500
+    assert not world.flows()
