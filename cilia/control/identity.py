@@ -9,7 +9,6 @@ found in the kernel at start go before, because flows under way carry them.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from cilia.control.nodes import known_nodes
@@ -205,7 +204,7 @@ def node_labels(node: Node) -> list[Label]:
 
 def cidr_labels(prefix: str) -> Labels:
     """The labels of a prefix's identity: the prefix itself, and the world it is in."""
-    family = ipaddress.ip_network(prefix).version
+    family = 6 if ":" in prefix else 4
     return Labels.of(
         [cidr_label(prefix), Label("reserved", "world"), Label("reserved", f"world-ipv{family}")]
     )

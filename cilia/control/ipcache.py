@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 
 from cilia.control.identity import host_prefix
 from cilia.control.nodes import known_nodes, usable_pod_cidrs
-from cilia.model.address import IPNetwork
+from cilia.control.policy.spans import Prefixes, Span
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, RemoteEndpoint
 from cilia.model.identity import (
     HOST,
@@ -67,7 +66,7 @@ class IpcacheNode:
         self._node_ids = node_ids if node_ids is not None else Table("node_ids", lambda row: row.prefix)
         self._node_id_changes = self._node_ids.cursor()
         self._pod_cidrs = usable_pod_cidrs(known_nodes((), own), node)
-        self._pod_networks: list[IPNetwork] = self._networks()
+        self._pods = self._prefixes_of_pods()
         self._claims: dict[str, dict[tuple[int, object], IpcacheEntry]] = {}
         self._claimed: dict[tuple[int, object], tuple[str, ...]] = {}
         self._claim(
@@ -114,11 +113,7 @@ class IpcacheNode:
     def _claim_cidr(self, cidr: CidrIdentity) -> None:
         """A prefix among the pods of some node gets no identity of its own: a CIDR rule speaks of the
         world, and a pod nobody has described yet must not pass for it."""
-        prefix = ipaddress.ip_network(cidr.prefix)
-        among_pods = any(
-            prefix.version == pods.version and prefix.subnet_of(pods)  # type: ignore[arg-type]
-            for pods in self._pod_networks
-        )
+        among_pods = self._pods.contain(Span(cidr.prefix))
         entries = [] if among_pods else [IpcacheEntry(prefix=cidr.prefix, identity=cidr.identity)]
         self._claim((RANK_CIDR, cidr.prefix), entries)
 
@@ -130,7 +125,7 @@ class IpcacheNode:
             if name != known:
                 self._claim((self._rank_of(name), name), [])
         self._step_pod_cidrs({*(node.name for node in nodes), *removed})
-        self._pod_networks = self._networks()
+        self._pods = self._prefixes_of_pods()
         for cidr in self._cidrs:
             self._claim_cidr(cidr)
         if removed:
@@ -152,8 +147,8 @@ class IpcacheNode:
         for name in changed:
             self._claim((RANK_POD_CIDR, name), list(self._of_pod_cidrs(name)))
 
-    def _networks(self) -> list[IPNetwork]:
-        return [ipaddress.ip_network(cidr) for cidrs in self._pod_cidrs.values() for cidr in cidrs]
+    def _prefixes_of_pods(self) -> Prefixes:
+        return Prefixes(cidr for cidrs in self._pod_cidrs.values() for cidr in cidrs)
 
     def _rank_of(self, node: str) -> int:
         return RANK_SELF if node == self._node else RANK_NODE

@@ -12,7 +12,6 @@ What a reference names need not exist: it then means nobody, and the policy is i
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
@@ -32,6 +31,7 @@ from cilia.control.policy.rules import (
     ServicePeer,
     equals,
 )
+from cilia.control.policy.spans import Span
 from cilia.model.labels import CLUSTER, NAMESPACE, Label, Labels
 from cilia.model.policy import PolicyObject
 from cilia.schema import Inputs, ServiceRow
@@ -235,15 +235,16 @@ def _may_name(reference: Reference, groups: set[str], services: set[tuple[str, s
 
 
 def _addresses(prefixes: Iterable[str], excepts: Iterable[str]) -> tuple[Peer, ...]:
-    """Prefixes less exceptions as one peer; none when nothing is left."""
-    left_out = [(ipaddress.ip_network(text), text) for text in sorted(excepts)]
+    """Prefixes less exceptions as one peer; none when nothing is left. There may be tens of thousands."""
+    left_out = [(Span(text), text) for text in sorted(excepts)]
     blocks: list[Cidr] = []
     for prefix in sorted(prefixes):
-        network = ipaddress.ip_network(prefix)
-        same = [pair for pair in left_out if pair[0].version == network.version]
-        if any(network.subnet_of(other) for other, _ in same):  # type: ignore[arg-type]
-            continue
-        inside = tuple(text for other, text in same if other.subnet_of(network))  # type: ignore[arg-type]
+        inside: tuple[str, ...] = ()
+        if left_out:
+            span = Span(prefix)
+            if any(span.within(other) for other, _ in left_out):
+                continue
+            inside = tuple(text for other, text in left_out if other.within(span))
         blocks.append(Cidr(prefix, inside))
     return (Cidrs(tuple(blocks)),) if blocks else ()
 

@@ -7,7 +7,6 @@ first. They never change a verdict. Looked for off the hot path, a few policies 
 from __future__ import annotations
 
 import bisect
-import ipaddress
 from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple, Protocol
 
@@ -28,7 +27,8 @@ from cilia.control.policy.rules import (
     Selector,
     ServicePeer,
 )
-from cilia.control.policy.selection import Block, Lengths, Span, blocks_of
+from cilia.control.policy.selection import Block, blocks_of
+from cilia.control.policy.spans import Lengths, Span
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Label, Labels
 from cilia.model.node import Node
@@ -99,7 +99,7 @@ class Ground:
 
     def _take(self, texts: Iterable[str], node: str, *, pods: bool) -> None:
         for text in texts:
-            span = Span(ipaddress.ip_network(text))
+            span = Span(text)
             taken = Taken(span, text, node, pods)
             self._lines[span.version].append(taken)
             self._prefixes[span.prefix] = taken

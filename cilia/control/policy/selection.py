@@ -9,10 +9,10 @@ blocks that peers speak of (a prefix is within at most one block of each length)
 from __future__ import annotations
 
 import bisect
-import ipaddress
 from collections.abc import Iterable, Iterator, Set
 
 from cilia.control.policy.rules import ANY_SOURCE, Cidr, Cidrs, Operator, Requirement, Selector
+from cilia.control.policy.spans import Lengths, Prefixes, Span
 from cilia.model.address import IPNetwork
 from cilia.model.identity import WORLD_IPV4, WORLD_IPV6
 from cilia.model.ids import IdentityId
@@ -25,7 +25,6 @@ SomePeer = Selector | Cidr | Cidrs
 """A peer that means certain identities."""
 
 _EVERYWHERE = {WORLD_IPV4: "0.0.0.0/0", WORLD_IPV6: "::/0"}
-_WIDTH = {4: 32, 6: 128}
 
 
 def cidr_label(prefix: str) -> Label:
@@ -36,22 +35,23 @@ def cidr_label(prefix: str) -> Label:
     return Label("cidr", f"{text}/{length}")
 
 
-def networks_of(identity: IdentityId, labels: Labels, cidr_nodes: bool = False) -> tuple[IPNetwork, ...]:
+def spans_of(identity: IdentityId, labels: Labels, cidr_nodes: bool = False) -> tuple[Span, ...]:
     """The prefixes an identity stands for; none when it is not one of addresses outside the cluster.
 
     A node's addresses count only if `cidr_nodes`.
     """
     if identity in _EVERYWHERE:
-        return (ipaddress.ip_network(_EVERYWHERE[identity]),)
+        return (Span(_EVERYWHERE[identity]),)
     found = [label.key for label in labels.items if label.source == "cidr"]
     if not found or (is_node(labels) and not cidr_nodes):
         return ()
-    return tuple(ipaddress.ip_network(text.replace("-", ":")) for text in found)
+    return tuple(Span(text.replace("-", ":")) for text in found)
 
 
 def network_of(identity: IdentityId, labels: Labels) -> IPNetwork | None:
-    """The prefix an identity stands for, or None when it is not one of addresses outside the cluster."""
-    return next(iter(networks_of(identity, labels)), None)
+    """The prefix outside the cluster that an identity stands for, or None."""
+    spans = spans_of(identity, labels)
+    return spans[0].network if spans else None
 
 
 def is_node(labels: Labels) -> bool:
@@ -59,69 +59,20 @@ def is_node(labels: Labels) -> bool:
     return labels.has("reserved", "remote-node") or labels.has("reserved", "host")
 
 
-class Span:
-    """A prefix as the numbers of its first and last address."""
-
-    __slots__ = ("bits", "first", "last", "version")
-
-    def __init__(self, network: IPNetwork) -> None:
-        self.version = network.version
-        self.bits = network.prefixlen
-        self.first = int(network.network_address)
-        self.last = int(network.broadcast_address)
-
-    @property
-    def prefix(self) -> tuple[int, int, int]:
-        """Family, length and leading bits: what two equal prefixes share."""
-        return (self.version, self.bits, self.first >> (_WIDTH[self.version] - self.bits))
-
-    def around(self, lengths: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-        """The prefixes of these lengths that contain this one."""
-        width = _WIDTH[self.version]
-        for bits in lengths:
-            if bits <= self.bits:
-                yield (self.version, bits, self.first >> (width - bits))
-
-
-class Lengths:
-    """How many prefixes of each length there are, by family."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, dict[int, int]] = {4: {}, 6: {}}
-
-    def of(self, version: int) -> Iterable[int]:
-        """The lengths that occur."""
-        return self._counts[version]
-
-    def add(self, span: Span) -> None:
-        """Count a prefix."""
-        counts = self._counts[span.version]
-        counts[span.bits] = counts.get(span.bits, 0) + 1
-
-    def remove(self, span: Span) -> None:
-        """Count one less."""
-        counts = self._counts[span.version]
-        counts[span.bits] -= 1
-        if not counts[span.bits]:
-            del counts[span.bits]
+_NOTHING = Prefixes()
 
 
 class Block:
     """A Cidr ready for comparison: thousands of exceptions cost what one of each length costs."""
 
     def __init__(self, cidr: Cidr) -> None:
-        self.span = Span(ipaddress.ip_network(cidr.prefix))
-        self._excepts: set[tuple[int, int, int]] = set()
-        self._lengths = Lengths()
-        for prefix in cidr.excepts:
-            left_out = Span(ipaddress.ip_network(prefix))
-            self._excepts.add(left_out.prefix)
-            self._lengths.add(left_out)
+        self.span = Span(cidr.prefix)
+        self._excepts = Prefixes(cidr.excepts) if cidr.excepts else _NOTHING
 
     def leaves_out(self, span: Span) -> bool:
         """Whether a prefix within the block is in an exception: each of these has an identity, so none is
         cut."""
-        return any(prefix in self._excepts for prefix in span.around(self._lengths.of(span.version)))
+        return self._excepts.contain(span)
 
 
 def blocks_of(peer: Cidr | Cidrs) -> tuple[Cidr, ...]:
@@ -167,7 +118,7 @@ class IdentityIndex:
                 self._sources.add(name[0])
             else:
                 members.add(identity)
-        spans = tuple(Span(network) for network in networks_of(identity, labels, self._cidr_nodes))
+        spans = spans_of(identity, labels, self._cidr_nodes)
         if spans:
             self._spans[identity] = spans
         for span in spans:
@@ -191,7 +142,7 @@ class IdentityIndex:
         """The identities a peer means now."""
         if isinstance(peer, Selector):
             return self._selected(peer.requirements)
-        return {identity for cidr in blocks_of(peer) for identity in self._within(Block(cidr))}
+        return {identity for cidr in blocks_of(peer) for identity in self.within(Block(cidr))}
 
     def _selected(self, requirements: Iterable[Requirement]) -> set[IdentityId]:
         demanded: list[Set[IdentityId]] = []
@@ -212,7 +163,8 @@ class IdentityIndex:
             return self._by_name.get(names[0], frozenset())
         return set().union(*(self._by_name.get(name, ()) for name in names))
 
-    def _within(self, block: Block) -> Iterator[IdentityId]:
+    def within(self, block: Block) -> Iterator[IdentityId]:
+        """The identities of addresses in a block."""
         line = self._sorted[block.span.version]
         for place in range(bisect.bisect_left(line, (block.span.first,)), len(line)):
             first, last, identity = line[place]
@@ -253,9 +205,9 @@ class Followed:
 
     __slots__ = ("members", "peer", "users")
 
-    def __init__(self, peer: SomePeer, members: set[IdentityId]) -> None:
+    def __init__(self, peer: SomePeer) -> None:
         self.peer = peer
-        self.members = members
+        self.members: set[IdentityId] = set()
         self.users = 1
 
 
@@ -267,8 +219,8 @@ class Selections:
         self._followed: dict[SomePeer, Followed] = {}
         self._asking: dict[Name, dict[Followed, Selector]] = {}
         self._blocks: dict[tuple[int, int, int], dict[Cidr, Block]] = {}
-        self._speaking: dict[Cidr, dict[Followed, None]] = {}
-        """The peers in use that contain a block."""
+        self._speaking: dict[Cidr, tuple[Block, dict[Followed, None]]] = {}
+        """The blocks of the peers in use, each with these."""
         self._lengths = Lengths()
 
     def members(self, peer: SomePeer) -> set[IdentityId]:
@@ -285,13 +237,14 @@ class Selections:
         if held is not None:
             held.users += 1
             return
-        held = self._followed[peer] = Followed(peer, self.index.select(peer))
+        held = self._followed[peer] = Followed(peer)
         if isinstance(peer, Selector):
+            held.members = self.index.select(peer)
             for name in _filed_under(peer):
                 self._asking.setdefault(name, {})[held] = peer
         else:
             for cidr in dict.fromkeys(blocks_of(peer)):
-                self._file(cidr, held)
+                held.members.update(self.index.within(self._file(cidr, held)))
 
     def release(self, peer: SomePeer) -> None:
         """Count one user less; without users a peer is no longer followed."""
@@ -355,26 +308,28 @@ class Selections:
             for prefix in span.around(self._lengths.of(span.version)):
                 for cidr, block in self._blocks.get(prefix, {}).items():
                     if not block.leaves_out(span):
-                        found.update(self._speaking[cidr])
+                        found.update(self._speaking[cidr][1])
         return found
 
-    def _file(self, cidr: Cidr, held: Followed) -> None:
-        speaking = self._speaking.setdefault(cidr, {})
-        if not speaking:
+    def _file(self, cidr: Cidr, held: Followed) -> Block:
+        known = self._speaking.get(cidr)
+        if known is None:
             block = Block(cidr)
+            known = self._speaking[cidr] = (block, {})
             self._blocks.setdefault(block.span.prefix, {})[cidr] = block
             self._lengths.add(block.span)
-        speaking[held] = None
+        known[1][held] = None
+        return known[0]
 
     def _unfile(self, cidr: Cidr, held: Followed) -> None:
-        speaking = self._speaking[cidr]
+        block, speaking = self._speaking[cidr]
         del speaking[held]
         if not speaking:
-            span = Span(ipaddress.ip_network(cidr.prefix))
-            del self._speaking[cidr], self._blocks[span.prefix][cidr]
-            if not self._blocks[span.prefix]:
-                del self._blocks[span.prefix]
-            self._lengths.remove(span)
+            prefix = block.span.prefix
+            del self._speaking[cidr], self._blocks[prefix][cidr]
+            if not self._blocks[prefix]:
+                del self._blocks[prefix]
+            self._lengths.remove(block.span)
 
     def _unfile_selector(self, selector: Selector, held: Followed) -> None:
         for name in _filed_under(selector):
