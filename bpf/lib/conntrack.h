@@ -325,6 +325,13 @@ static __noinline int judge_again(struct flow *flow, struct ct_key *key, struct 
 	return dropped;
 }
 
+/* The packet of a flow that this side's policy has ended. */
+static __always_inline int drop_denied(struct flow *flow, const struct ct_side *side, __u32 index)
+{
+	blame(flow, index);
+	return side->flags & POLICY_DEFAULT ? DROP(flow, POLICY_DENIED) : DROP(flow, POLICY_DENY);
+}
+
 /* 0: still good; 1: must be judged again; negative: denied, and still so. */
 static __always_inline int check_side(struct flow *flow, const struct ct_entry *entry, __u32 index,
 				      const struct party *judge, __u32 peer)
@@ -339,10 +346,7 @@ static __always_inline int check_side(struct flow *flow, const struct ct_entry *
 		return 1;
 	if (likely(!(judged & CT_DENIED)))
 		return 0;
-	blame(flow, index);
-	return dropped_at(&flow->packet,
-			  side->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY,
-			  SOURCE_FILE, __LINE__);
+	return drop_denied(flow, side, index);
 }
 
 /* A packet that a remembered denial drops: the entry behind that is counted as if asked again. */

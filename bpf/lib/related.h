@@ -111,8 +111,10 @@ static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
 	if (!entry || flow->now >= entry->expires)
 		return strange_icmp(flow);
 	recall_rules(flow, entry);
-	if ((entry->side[CT_EGRESS].judged | entry->side[CT_INGRESS].judged) & CT_DENIED)
-		return DROP(flow, POLICY_DENIED);
+	for (__u32 index = CT_EGRESS; index <= CT_INGRESS; index++) {
+		if (entry->side[index].judged & CT_DENIED)
+			return drop_denied(flow, &entry->side[index], index);
+	}
 	flow->state = CONNECTION_RELATED;
 	flow->report = true;
 	return 0;

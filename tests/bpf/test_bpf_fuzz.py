@@ -7,6 +7,7 @@ import ipaddress
 import os
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -16,13 +17,19 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
+    IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    in6_chksum,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit
+from scapy.utils import checksum
 
 from tests.support.datapath_world import (
+    DENY_ALL,
     FAR_NODE4,
-    HOST_MAC,
     NODE4,
     NODE6,
     POD_FAR4,
@@ -40,7 +47,7 @@ from tests.support.datapath_world import (
 pytestmark = pytest.mark.root
 
 A, A6 = "10.0.0.11", "fd00::11"
-ETHER = Ether(src="0a:00:00:00:00:0a", dst=HOST_MAC)
+ETHER = Ether(src="0a:00:00:00:00:0a", dst="0e:00:00:00:00:0a")
 QUOTED = IP(src="10.0.0.12", dst=A) / UDP(sport=1, dport=2) / payload()
 SEEDS = [
     bytes(ETHER / layers)
@@ -61,6 +68,17 @@ SEEDS = [
         IPv6(src=A6, dst=WORLD6) / ICMPv6EchoRequest(id=5) / payload(),
         IPv6(src=WORLD6, dst=NODE6) / ICMPv6DestUnreach() / IPv6(src=NODE6, dst=WORLD6) / UDP(sport=33000),
         IPv6(src=A6, dst="ff02::1", hlim=255) / ICMPv6ND_NS(tgt=ROUTER6) / ICMPv6NDOptSrcLLAddr(),
+        IP(src=A, dst="10.0.0.12") / SCTP(sport=4, dport=80) / SCTPChunkInit(),
+        IP(src=A, dst=WORLD4) / SCTP(sport=4, dport=80) / SCTPChunkInit(),
+        IP(src=A, dst="10.0.0.12", proto=47) / payload(30),
+        IPv6(src=A6, dst="fd00::12") / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / UDP(sport=4, dport=53),
+        IPv6(src=A6, dst=WORLD6) / IPv6ExtHdrRouting(type=4, segleft=0) / TCP(sport=4, dport=80, flags="S"),
+        IPv6(src=A6, dst="fd00::12") / IPv6ExtHdrFragment(m=1) / IPv6ExtHdrDestOpt() / UDP() / payload(),
+        IPv6(src=A6, dst="fd00::12")
+        / ICMPv6DestUnreach()
+        / IPv6(src="fd00::12", dst=A6)
+        / IPv6ExtHdrDestOpt()
+        / UDP(sport=4),
         ARP(op=1, hwsrc="0a:00:00:00:00:0a", psrc=A, pdst=ROUTER4),
         Dot1Q(vlan=4) / IP(src=A, dst="10.0.0.12") / UDP(),
     )
@@ -148,5 +166,37 @@ def test_any_packet(door: World, kernel_log: int, program: str) -> None:
         assert counted == runs
     else:
         assert counted >= seen["DROP"] + seen["LOCAL"]
+    assert complaints(kernel_log) == []
+    os.close(kernel_log)
+
+
+def is_whole_denial(answer: bytes, packet: bytes) -> bool:
+    """Whether a frame is the ICMP error about a packet that it should be, checksums included."""
+    pseudo_sum: Any = in6_chksum
+    if answer[12:14] == b"\x08\x00":
+        whole = checksum(answer[14:34]) == 0 and checksum(answer[34:]) == 0
+        return whole and answer[34:36] == b"\x03\x0d" and packet[14:].startswith(answer[42:])
+    ip = IPv6(answer[14:54])
+    whole = pseudo_sum(58, IPv6(src=ip.src, dst=ip.dst), answer[54:]) == 0
+    return whole and answer[54:56] == b"\x01\x01" and packet[14:].startswith(answer[62:])
+
+
+def test_any_denied_packet_is_answered_whole_or_not_at_all(world: World, kernel_log: int) -> None:
+    rng = random.Random("denied")
+    world.settings["flags"][0] |= world.layout.value("NODE_DENY_RESPONSE")
+    world.set_policy(1, DENY_ALL)
+    answered = 0
+    for number in range(RUNS):
+        if number % 50 == 0:
+            world.forget_flows()
+        packet = mutated(rng)
+        if not runnable(packet):
+            continue
+        done = world.run("from_container", packet, ifindex=world.devices["pod_a"])
+        if done.action == "DROP" and done.value == TCX_REDIRECT:
+            assert done.reason == 133
+            assert is_whole_denial(done.data, packet), (packet.hex(), done.data.hex())
+            answered += 1
+    assert answered > RUNS // 20
     assert complaints(kernel_log) == []
     os.close(kernel_log)
