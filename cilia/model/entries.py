@@ -27,6 +27,10 @@ Bucket = dict[int, Layer]
 """Some of the peers of one direction, with their layers."""
 
 
+_EMPTY: Bucket = {}
+"""The part of all in which nothing stands; never changed."""
+
+
 class Difference(NamedTuple):
     """What became of entries between two states of them."""
 
@@ -43,11 +47,12 @@ class Entries(Mapping[EntryKey, Entry]):
 
     def __init__(self, layers: Iterable[tuple[Place, Layer]] = ()) -> None:
         """Empty layers are left out."""
-        self._buckets: list[Bucket] = [{} for _ in range(BUCKETS)]
+        # Most subjects have a handful of entries: making hundreds of empty parts would cost more than they.
+        self._buckets: list[Bucket] = [_EMPTY] * BUCKETS
         self._size = 0
         for (direction, peer), layer in layers:
             if layer:
-                self._buckets[_bucket(direction, peer)][peer] = layer
+                self._own(_bucket(direction, peer))[peer] = layer
                 self._size += len(layer)
 
     @classmethod
@@ -55,11 +60,22 @@ class Entries(Mapping[EntryKey, Entry]):
         """The layers of the peers of each direction, none of them empty."""
         made = cls()
         for direction, layers in sides.items():
-            buckets = made._buckets[direction & 1 :: 2]
-            for peer, layer in layers.items():
-                buckets[peer % _PEERS][peer] = layer
+            if len(layers) < _PEERS:
+                for peer, layer in layers.items():
+                    made._own(_bucket(direction, peer))[peer] = layer
+            else:
+                parts: list[Bucket] = [{} for _ in range(_PEERS)]
+                for peer, layer in layers.items():
+                    parts[peer % _PEERS][peer] = layer
+                made._buckets[direction & 1 :: 2] = parts
             made._size += sum(map(len, layers.values()))
         return made
+
+    def _own(self, number: int) -> Bucket:
+        """A part to write into; only for who is being made."""
+        if self._buckets[number] is _EMPTY:
+            self._buckets[number] = {}
+        return self._buckets[number]
 
     @classmethod
     def of(cls, entries: Mapping[EntryKey, Entry]) -> Entries:
@@ -92,9 +108,10 @@ class Entries(Mapping[EntryKey, Entry]):
     def layers(self) -> Iterator[tuple[Place, Layer]]:
         """Every place with its layer; alike ones are the same object."""
         for number, bucket in enumerate(self._buckets):
-            direction = _direction(number)
-            for peer, layer in bucket.items():
-                yield (direction, peer), layer
+            if bucket:
+                direction = _direction(number)
+                for peer, layer in bucket.items():
+                    yield (direction, peer), layer
 
     def since(self, before: Entries) -> Difference:
         """What is new, other or gone compared with `before`; what both share is not looked at."""
