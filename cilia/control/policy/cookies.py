@@ -24,7 +24,10 @@ class CookieBook:
     def __init__(self) -> None:
         self._rows: dict[Cookie, CookieRow] = {}
         self._by_content: dict[Content, Cookie] = {}
+        self._named: set[Cookie] = set()
+        """Given out since the last `settle`."""
         self._unused: dict[Cookie, None] = {}
+        """Once used and not any more, the longest ago first."""
         self._used: Set[Cookie] = frozenset()
 
     def name(self, rules: frozenset[RuleRef], default: bool = False) -> Cookie:
@@ -38,7 +41,7 @@ class CookieBook:
             cookie = Cookie(cookie % 0xFFFF_FFFF + 1)
         self._rows[cookie] = CookieRow(cookie, *content)
         self._by_content[rules, default] = cookie
-        self._unused[cookie] = None
+        self._named.add(cookie)
         return cookie
 
     def row(self, cookie: Cookie) -> CookieRow:
@@ -48,19 +51,26 @@ class CookieBook:
     def settle(self, used: Set[Cookie]) -> tuple[list[CookieRow], list[Cookie]]:
         """Tell which cookies are in use now; returns the rows that came into use and those to forget.
 
-        A cookie out of use is forgotten when `RETAINED` others have gone out of use after it.
+        A cookie out of use is forgotten when `RETAINED` others have gone out of use after it, one that nobody
+        ever used at once.
         """
         fresh = [self._rows[cookie] for cookie in sorted(used - self._used)]
         for cookie in used - self._used:
             self._unused.pop(cookie, None)
         self._unused.update(dict.fromkeys(sorted(self._used - used)))
+        for cookie in self._named - used:
+            self._forget(cookie)
+        self._named.clear()
         self._used = used
         forgotten = list(self._unused)[: max(0, len(self._unused) - RETAINED)]
         for cookie in forgotten:
             del self._unused[cookie]
-            row = self._rows.pop(cookie)
-            del self._by_content[frozenset(row.rules), row.default]
+            self._forget(cookie)
         return fresh, forgotten
+
+    def _forget(self, cookie: Cookie) -> None:
+        row = self._rows.pop(cookie)
+        del self._by_content[frozenset(row.rules), row.default]
 
 
 def first_choice(rules: tuple[RuleRef, ...], default: bool) -> Cookie:

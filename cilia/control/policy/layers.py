@@ -17,7 +17,7 @@ bit for certain peers, which that layer never has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -41,6 +41,9 @@ DEFAULT_DENY = Tier.NORMAL << 24
 
 DEFAULT_ALLOW = 0
 """Precedence of a default allow: it yields to every rule."""
+
+CHAINED = 12
+"""Of so many parts what the first ones come to is kept while layers are made."""
 
 _KINDS = {
     (False, False): MatchKind.ALL,
@@ -175,10 +178,12 @@ class Ranked:
     def __init__(self, namer: Namer, isolation: Isolation) -> None:
         self._namer = namer
         self._isolation = isolation
+        self._chains: dict[tuple[Hashable, ...], Part] = {}
 
     def forget(self) -> None:
         """No more layers are made for now."""
         self._namer.forget()
+        self._chains.clear()
 
     def of_anybody(self, everybody: Iterable[Term]) -> Layer:
         """The layer of any peer, with the default verdict."""
@@ -196,10 +201,24 @@ class Ranked:
                 whole[prefix] = namer.better((whole[prefix], entry)) if prefix in whole else entry
         return Part(whole, wide)
 
-    def of_peer(self, parts: Sequence[Part]) -> Layer:
-        """The layer of peers that all these parts are about."""
-        if len(parts) == 1:
-            return visible(parts[0].entries) if parts[0].wide else parts[0].entries
+    def of_peer(self, alike: Sequence[Hashable], parts: Sequence[Part]) -> Layer:
+        """The layer of peers that all these parts are about; equal names in `alike` stand for equal parts.
+
+        What the first parts come to is kept for others that begin alike, as prefixes within prefixes do.
+        """
+        whole = parts[0]
+        for length in range(2, min(len(parts), CHAINED) + 1):
+            first = tuple(alike[:length])
+            known = self._chains.get(first)
+            if known is None:
+                known = self._chains[first] = self._merged((whole, parts[length - 1]))
+            whole = known
+        if len(parts) > CHAINED:
+            whole = self._merged((whole, *parts[CHAINED:]))
+        return visible(whole.entries) if whole.wide else whole.entries
+
+    def _merged(self, parts: Sequence[Part]) -> Part:
+        """The best of several parts at each prefix."""
         better, layers = self._namer.better, [part.entries for part in parts]
         whole: Layer = {}
         shared: set[Prefix] = set()
@@ -208,7 +227,7 @@ class Ranked:
             whole |= layer
         for prefix in shared:
             whole[prefix] = better([layer[prefix] for layer in layers if prefix in layer])
-        return visible(whole) if any(part.wide for part in parts) else whole
+        return Part(whole, any(part.wide for part in parts))
 
 
 class Hit(NamedTuple):

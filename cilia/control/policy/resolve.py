@@ -151,6 +151,9 @@ class Side:
         self._members = [world.members(peer) for peer in self._peers]
 
     def _start(self, world: World, cookies: CookieBook) -> None:
+        # Those that mean many come first, so that classes begin alike and their layers grow from each other.
+        about = sorted(zip(self._peers, self._about, strict=True), key=lambda p: -len(world.members(p[0])))
+        self._peers, self._about = [peer for peer, _ in about], [terms for _, terms in about]
         self._follow(world)
         self._used = None
         namer = Namer(cookies, self._audit and not self._weighed)
@@ -172,9 +175,11 @@ class Side:
         found: dict[IdentityId, Class] = {}
         for number, members in enumerate(self._members):
             mine = (number,)
-            for identity in found.keys() & members:
-                found[identity] += mine
-            found |= dict.fromkeys(members - found.keys(), mine) if found else dict.fromkeys(members, mine)
+            if not found:
+                found = dict.fromkeys(members, mine)
+                continue
+            for identity in members:
+                found[identity] = found.get(identity, ()) + mine
         for number, term in enumerate(self._named):
             for identity in self._naming(world, term):
                 found[identity] = (*found.get(identity, ()), (number, self._ports(world, identity, term)))
@@ -226,10 +231,11 @@ class Side:
             terms = [self._about[part] if isinstance(part, int) else [self._numbered(part)] for part in alike]
             return maker.of_peer(list(chain.from_iterable(terms)))
         return maker.of_peer(
+            alike,
             [
                 self._parts[part] if isinstance(part, int) else maker.part([self._numbered(part)], True)
                 for part in alike
-            ]
+            ],
         )
 
     def _numbered(self, part: Numbered) -> Term:

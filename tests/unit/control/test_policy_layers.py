@@ -102,7 +102,7 @@ class Layers:
 class TestRanked(Layers):
     def layer(self, *terms: Term) -> dict[PortPrefix, tuple[str, ...]]:
         ranked = Ranked(self.namer, OPEN)
-        return self.words(ranked.of_peer([ranked.part([each], True) for each in terms]))
+        return self.words(ranked.of_peer(range(len(terms)), [ranked.part([each], True) for each in terms]))
 
     def test_a_narrower_allow_is_named_apart(self) -> None:
         assert self.layer(term("a", ALL), term("b", TCP_80)) == {ALL: ("allow", "a"), TCP_80: ("allow", "b")}
