@@ -92,8 +92,13 @@ class TableBackend:
         return [views.node_view(row, self.node) for row in rows]
 
     def _view(self, endpoint: Endpoint) -> EndpointView:
+        entry = self.desired.endpoint_entries.get(endpoint.id)
         return views.endpoint_view(
-            endpoint, self._policy(endpoint), self.problem(endpoint), audit=self.in_audit()
+            endpoint,
+            self._policy(endpoint),
+            self.problem(endpoint),
+            audit=self.in_audit(),
+            judged=entry is None or entry.judged,
         )
 
     def _endpoint(self, reference: EndpointReference) -> Endpoint:

@@ -73,9 +73,15 @@ def enforcement(policy: SubjectPolicy | None, *, audit: bool = False) -> str:
 
 
 def endpoint_view(
-    endpoint: Endpoint, policy: SubjectPolicy | None, error: str = "", *, audit: bool = False
+    endpoint: Endpoint,
+    policy: SubjectPolicy | None,
+    error: str = "",
+    *,
+    audit: bool = False,
+    judged: bool = True,
 ) -> EndpointView:
-    """An endpoint and the policy of its subject, where it has one yet. `audit`: of the whole node."""
+    """An endpoint and the policy of its subject, where it has one yet. `audit`: of the whole node; `judged`:
+    whether the policy is asked at all."""
     attachment = endpoint.attachment
     return EndpointView(
         id=endpoint.id,
@@ -98,7 +104,7 @@ def endpoint_view(
                 mac=attachment.mac,
                 host_mac=attachment.host_mac,
             ),
-            policy=EndpointPolicyStatus(realized=_realized(policy, audit)),
+            policy=EndpointPolicyStatus(realized=_realized(policy, audit, judged)),
             named_ports=tuple(
                 NamedPortView(name=p.name, port=p.port, protocol=p.protocol) for p in endpoint.named_ports
             ),
@@ -107,11 +113,11 @@ def endpoint_view(
     )
 
 
-def _realized(policy: SubjectPolicy | None, audit: bool) -> RealizedPolicy:
+def _realized(policy: SubjectPolicy | None, audit: bool, judged: bool) -> RealizedPolicy:
     if policy is None:
         return RealizedPolicy()
     return RealizedPolicy(
-        policy_enabled=enforcement(policy, audit=audit),
+        policy_enabled=enforcement(policy, audit=audit) if judged else "none",
         policy_revision=policy.revision,
         subject=policy.subject,
         entries=len(policy.entries),

@@ -35,7 +35,7 @@ def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) ->
         (
             (
                 e.id,
-                e.status.external_identifiers.pod_name,
+                _name(e),
                 e.status.state,
                 e.status.identity.id or None,
                 e.status.policy.realized.policy_enabled,
@@ -47,6 +47,12 @@ def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) ->
         ),
         empty="This node has no endpoints.",
     )
+
+
+def _name(endpoint: EndpointView) -> str:
+    """The pod, or what else it is: reserved:host, reserved:init."""
+    reserved = (label for label in endpoint.status.identity.labels if label.startswith("reserved:"))
+    return endpoint.status.external_identifiers.pod_name or next(reserved, "")
 
 
 @app.command("get")

@@ -163,7 +163,9 @@ def test_the_host_is_an_endpoint_with_its_nodes_labels(lab: Lab) -> None:
     (view,) = [one for one in lab.policies.agents[0].endpoints() if one.id == HOST_ENDPOINT]
     labels = set(view.status.identity.labels)
     assert {"reserved:host", "k8s:kubernetes.io/hostname=node-1"} <= labels
-    assert view.status.state == "ready"
+    assert (view.status.state, view.status.policy.realized.policy_enabled) == ("ready", "none")
+    socket_path = lab.policies.plan.nodes[0].agent_socket
+    assert "reserved:host" in run_cilia("endpoint", "list", "--agent-socket", socket_path)
 
 
 def test_nothing_is_judged_before_a_policy_speaks_of_the_host(lab: Lab) -> None:
