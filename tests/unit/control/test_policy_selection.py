@@ -8,9 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.control.identity import cidr_labels
-from cilia.control.policy.rules import Cidr, Operator, Requirement, Selector, reserved
+from cilia.control.policy.rules import Cidr, Cidrs, Operator, Requirement, Selector, reserved
 from cilia.control.policy.selection import Selections, cidr_label, network_of
-from cilia.model.identity import LOCAL_CIDR_FIRST, WORLD_IPV4, WORLD_IPV6, Identity, reserved_identities
+from cilia.control.policy.spans import Prefixes, Span
+from cilia.model.identity import (
+    LOCAL_CIDR_FIRST,
+    LOCAL_NODE_FIRST,
+    WORLD_IPV4,
+    WORLD_IPV6,
+    Identity,
+    reserved_identities,
+)
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Label, Labels
 
@@ -123,3 +131,78 @@ def test_labels_of_prefixes_are_read_back() -> None:
         identity = Identity(IdentityId(LOCAL_CIDR_FIRST + 1), cidr_labels(text))
         assert network_of(identity.id, identity.labels) == ipaddress.ip_network(text)
     assert str(cidr_label("2001:db8::/32")) == "cidr:2001-db8--0/32"
+
+
+cidrs = st.lists(st.tuples(networks, st.sets(networks, max_size=2)), min_size=1, max_size=4).map(
+    lambda written: Cidrs(tuple(Cidr(prefix, tuple(sorted(excepts))) for prefix, excepts in written))
+)
+
+
+def subnet(one: str, other: str) -> bool:
+    return ipaddress.IPv4Network(one).subnet_of(ipaddress.IPv4Network(other))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(cidrs, min_size=1, max_size=3, unique=True),
+    st.lists(st.tuples(networks, st.booleans()), max_size=20),
+)
+def test_blocks_equal_a_scan_as_prefixes_come_and_go(
+    peers: list[Cidrs], moves: list[tuple[str, bool]]
+) -> None:
+    selections = Selections()
+    for peer in peers:
+        selections.acquire(peer)
+    numbers: dict[str, IdentityId] = {}
+    present: set[str] = set()
+    for prefix, comes in moves:
+        number = numbers.setdefault(prefix, IdentityId(LOCAL_CIDR_FIRST + 1 + len(numbers)))
+        if comes:
+            selections.put(number, cidr_labels(prefix))
+            present.add(prefix)
+        else:
+            selections.remove(number)
+            present.discard(prefix)
+    for peer in peers:
+        meant = {
+            numbers[prefix]
+            for prefix in present
+            for block in peer.blocks
+            if subnet(prefix, block.prefix) and not any(subnet(prefix, part) for part in block.excepts)
+        }
+        assert selections.members(peer) == selections.index.select(peer) == meant
+    for peer in peers:
+        selections.release(peer)
+    assert not selections._speaking
+    assert not selections._blocks
+
+
+def test_nodes_are_in_blocks_only_when_asked() -> None:
+    node, host = IdentityId(LOCAL_NODE_FIRST + 1), IdentityId(1)
+    remote = Labels.of([cidr_label("192.0.2.7/32"), Label("reserved", "remote-node")])
+    own = Labels.of([cidr_label("192.0.2.8/32"), cidr_label("2001:db8::8/128"), Label("reserved", "host")])
+    for cidr_nodes in (False, True):
+        selections = Selections(cidr_nodes=cidr_nodes)
+        selections.put(node, remote)
+        selections.put(host, own)
+        wide, six = Cidr("192.0.2.0/24", ("192.0.2.7/32",)), Cidr("2001:db8::/32")
+        selections.acquire(wide)
+        selections.acquire(six)
+        assert selections.members(wide) == ({host} if cidr_nodes else set())
+        assert selections.members(six) == ({host} if cidr_nodes else set())
+        assert set(selections.remove(host)) == ({wide, six} if cidr_nodes else set())
+
+
+def test_prefixes_as_numbers() -> None:
+    for text in ("10.1.2.0/24", "0.0.0.0/0", "192.0.2.1/32", "::/0", "2001:db8::/33", "::1/128"):
+        span, network = Span(text), ipaddress.ip_network(text)
+        assert (span.first, span.last) == (int(network.network_address), int(network.broadcast_address))
+        assert span.network == network
+    assert Span("192.0.2.1").prefix == Span("192.0.2.1/32").prefix
+    assert Span("2001:db8::1").bits == 128
+    known = Prefixes(["10.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"])
+    assert known.contain(Span("10.1.0.0/16"))
+    assert known.contain(Span("10.0.0.0/8"))
+    assert not known.contain(Span("0.0.0.0/0"))
+    assert not known.contain(Span("::/0"))
+    assert known.contain(Span("2001:db8:1::/48"))
