@@ -94,7 +94,7 @@ static __noinline int count_side(const struct flow *flow, const struct ct_entry 
 	struct policy_counter_key key = {
 	    .peer = entry->any_peer[index & 1] ? IDENTITY_UNKNOWN : peer,
 	    .cookie = entry->side[index & 1].cookie,
-	    .subject = party->pod ? party->pod->subject : 0,
+	    .subject = party->endpoint ? party->endpoint->subject : 0,
 	    .port = port_within(port, entry->prefix[index & 1]),
 	    .direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
 	    .protocol = entry->prefix[index & 1] ? flow->packet.protocol : 0,
@@ -118,7 +118,7 @@ static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry,
 {
 	__u8 direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	struct ct_side *side = &entry->side[index];
-	const struct endpoint *pod = party->pod;
+	const struct endpoint *pod = party->endpoint;
 	struct policy_answer answer = {};
 	struct policy_question question = {
 	    .active = active_policy(pod->subject),
@@ -164,10 +164,10 @@ static __always_inline int judge_sides(struct flow *flow, struct ct_entry *entry
 {
 	int dropped = 0;
 
-	if (opening->initiator.pod)
+	if (opening->initiator.endpoint)
 		dropped = judge_side(flow, entry, CT_EGRESS, &opening->initiator,
 				     opening->responder.identity, opening->port);
-	if (!dropped && opening->responder.pod)
+	if (!dropped && opening->responder.endpoint)
 		dropped = judge_side(flow, entry, CT_INGRESS, &opening->responder,
 				     opening->initiator.identity, opening->port);
 	recall_rules(flow, entry);
@@ -222,7 +222,7 @@ static __always_inline int charge(struct flow *flow, __u32 owner)
 static __always_inline __u16 owner_of(const struct opening *opening)
 {
 	const struct endpoint *pod =
-	    opening->initiator.pod ? opening->initiator.pod : opening->responder.pod;
+	    opening->initiator.endpoint ? opening->initiator.endpoint : opening->responder.endpoint;
 
 	return pod ? pod->id : 0;
 }
@@ -339,10 +339,10 @@ static __always_inline int check_side(struct flow *flow, const struct ct_entry *
 	const struct ct_side *side = &entry->side[index];
 	__u64 judged = side->judged;
 
-	if (!judge->pod)
+	if (!judge->endpoint)
 		return 0;
-	if (unlikely(!judged || (judged & ~CT_DENIED) != expected_word(judge->pod, peer) ||
-		     side->endpoint != judge->pod->id))
+	if (unlikely(!judged || (judged & ~CT_DENIED) != expected_word(judge->endpoint, peer) ||
+		     side->endpoint != judge->endpoint->id))
 		return 1;
 	if (likely(!(judged & CT_DENIED)))
 		return 0;

@@ -63,7 +63,7 @@ static __always_inline void claim(struct __sk_buff *skb)
  * the order of the frame. */
 static __always_inline int prepare_local(struct __sk_buff *skb, struct flow *flow)
 {
-	const struct endpoint *pod = flow->destination.pod;
+	const struct endpoint *pod = flow->destination.endpoint;
 
 	flow->ifindex = pod->ifindex;
 	flow->point = POINT_TO_ENDPOINT;

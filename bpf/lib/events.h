@@ -43,7 +43,7 @@ static __always_inline void describe_party(const struct party *party, __u32 *ide
 					   __u16 *endpoint)
 {
 	*identity = party->identity;
-	*endpoint = party->pod ? party->pod->id : 0;
+	*endpoint = party->endpoint ? party->endpoint->id : 0;
 }
 
 static __always_inline void describe_packet(struct event *event, const struct packet *packet)
@@ -197,7 +197,8 @@ static __always_inline bool take_token(const struct bucket_key *key, __u32 rate,
 /* A pod that runs into its policy all the time is not told all the time. */
 static __always_inline bool take_answer_token(const struct flow *flow)
 {
-	struct bucket_key key = {.endpoint = flow->source.pod->id, .reason = BUCKET_DENY_RESPONSE};
+	struct bucket_key key = {.endpoint = flow->source.endpoint->id,
+				 .reason = BUCKET_DENY_RESPONSE};
 	__u32 held_back;
 
 	return take_token(&key, deny_response_rate, deny_response_rate, &held_back);
@@ -241,7 +242,7 @@ static __always_inline __u16 endpoint_to_blame(const struct flow *flow)
 	if (flow->denier && flow->flags & EVENT_IS_REPLY)
 		by_receiver = !by_receiver;
 	blamed = by_receiver ? &flow->destination : &flow->source;
-	return blamed->pod ? blamed->pod->id : 0;
+	return blamed->endpoint ? blamed->endpoint->id : 0;
 }
 
 static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u32 reason)

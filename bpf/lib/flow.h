@@ -52,8 +52,7 @@ struct packet {
 
 /* One end of the flow. */
 struct party {
-	struct endpoint
-	    *pod; /* whose policy is asked: it lives here, and may be the host; else NULL */
+	struct endpoint *endpoint; /* of this node, whose policy is asked: a pod, or the host */
 	__u32 identity;
 };
 

@@ -63,13 +63,13 @@ static __always_inline void set_party(const struct flow *flow, struct party *par
 				      struct endpoint *endpoint)
 {
 	party->identity = endpoint->identity;
-	party->pod = is_pod(endpoint) || is_host_judged(flow) ? endpoint : NULL;
+	party->endpoint = is_pod(endpoint) || is_host_judged(flow) ? endpoint : NULL;
 }
 
 /* A pod of this node; the host may be asked for its policy, but is nobody to deliver to. */
 static __always_inline bool is_local_pod(const struct party *party)
 {
-	return party->pod && is_pod(party->pod);
+	return party->endpoint && is_pod(party->endpoint);
 }
 
 /* The host itself, for what it keeps though none of its known addresses is on it. */

@@ -141,7 +141,7 @@ static __noinline int allocate(struct flow *flow, const struct nat_key *forward)
 	struct port_walk walk = port_walk_of(flow, forward->source_port);
 	struct nat_entry entry = {
 	    .address = *own_address(flow),
-	    .endpoint = flow->source.pod ? flow->source.pod->id : 0,
+	    .endpoint = flow->source.endpoint ? flow->source.endpoint->id : 0,
 	    .created = flow->now,
 	    .seen = flow->now,
 	};

@@ -45,7 +45,7 @@ static __always_inline int send_to_node(struct __sk_buff *skb, struct flow *flow
 	int dropped = 0;
 
 	flow->direction = DIRECTION_EGRESS;
-	if (flow->source.pod)
+	if (flow->source.endpoint)
 		dropped = track_packet(skb, flow, skb->ifindex);
 	return dropped ?: encapsulate(skb, flow);
 }
@@ -66,7 +66,7 @@ static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow
 	dropped = find_destination(flow);
 	if (dropped)
 		return dropped;
-	if (!flow->destination.pod)
+	if (!flow->destination.endpoint)
 		return send_to_node(skb, flow);
 	dropped = track_packet(skb, flow, skb->ifindex);
 	return dropped ?: prepare_local(skb, flow);

@@ -171,7 +171,7 @@ static __always_inline int handle_pod_packet(struct __sk_buff *skb, struct flow 
 		return DROP(flow, UNKNOWN_SENDER);
 	if (!flow->settings)
 		return DROP(flow, DROP_HOST_NOT_READY);
-	flow->source.pod = &iface->endpoint;
+	flow->source.endpoint = &iface->endpoint;
 	flow->source.identity = iface->endpoint.identity;
 	if (skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) ||
 	    skb->protocol == bpf_htons(ETH_P_8021AD))

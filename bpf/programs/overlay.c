@@ -61,7 +61,7 @@ static __always_inline int deliver(struct __sk_buff *skb, struct flow *flow)
 		return DROP(flow, UNKNOWN_L3_TARGET_ADDRESS);
 	set_party(flow, &flow->destination, local);
 	if (!is_pod(local)) {
-		dropped = flow->destination.pod ? track_packet(skb, flow, flow->vni) : 0;
+		dropped = flow->destination.endpoint ? track_packet(skb, flow, flow->vni) : 0;
 		return dropped ?: prepare_host(skb, flow);
 	}
 	dropped = check_ttl(flow) ?: track_packet(skb, flow, flow->vni);
