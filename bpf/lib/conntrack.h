@@ -438,7 +438,7 @@ static __always_inline bool is_tracked(const struct packet *packet)
 	return entry && coarse_seconds() < entry->expires;
 }
 
-/* Finds the packet's flow, or opens it, and holds it to the policies of the pods at its ends. */
+/* Finds the packet's flow, or opens it, and holds it to the policies at its ends. */
 static __always_inline int track(struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
