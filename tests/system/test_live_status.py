@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from cilia.lab import kernel
+from cilia.lab.plan import API_PORT
 from tests.support.policy_lab import PATHS, PolicyLab, pod, policy, policy_lab, until
 from tests.support.policy_truth import Peer
 
@@ -91,3 +94,17 @@ def test_a_node_without_pods_of_the_policy_any_more_says_nothing(lab: PolicyLab)
     until(lambda: status(lab, "moving").get("nodes"), "a node's word")
     lab.apply(isolating("moving", "elsewhere", fromEntities=["world"]))
     until(lambda: not status(lab, "moving").get("nodes"), "the node's word to go")
+
+
+def test_the_api_server_is_an_entity(lab: PolicyLab) -> None:
+    def reaches() -> bool:
+        with kernel.inside_network(lab.record(WEB).netns), socket.socket() as one:
+            one.settimeout(1)
+            return one.connect_ex((lab.plan.api_address, API_PORT)) == 0
+
+    assert reaches()
+    rules = {"endpointSelector": {"matchLabels": {"app": "web"}}}
+    lab.apply(policy(CNP, "to-api", {**rules, "egress": [{"toEntities": ["world"]}]}, "default"))
+    until(lambda: not reaches(), "the world to be all there is")
+    lab.apply(policy(CNP, "to-api", {**rules, "egress": [{"toEntities": ["kube-apiserver"]}]}, "default"))
+    until(reaches, "the API server to be reached")

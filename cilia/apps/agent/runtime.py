@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -312,6 +314,7 @@ class Runtime:
                 cidr_nodes=settings.policy_cidr_match_mode == "nodes",
                 identity_change_grace=settings.identity_change_grace,
                 host_firewall=settings.host_firewall,
+                apiserver_addresses=address_of(self.condition.source),
                 own=own,
             ),
             Restored(subjects=restored_subjects(kernel.restored_subjects())),
@@ -521,6 +524,16 @@ class Runtime:
         failing.cancel()
         if engine.failure.done():
             engine.failure.result()
+
+
+def address_of(server: str) -> tuple[str, ...]:
+    """The address in the API server's URL, which then is the identity kube-apiserver; none where it has a
+    name, or an address that means something else on each machine."""
+    try:
+        address = ipaddress.ip_address(urlsplit(server).hostname or "")
+    except ValueError:
+        return ()
+    return () if address.is_loopback or address.is_link_local else (str(address),)
 
 
 def boot_id() -> str:

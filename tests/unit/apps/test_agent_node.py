@@ -10,6 +10,7 @@ import pytest
 
 from cilia.apps.agent.attach import PoolExhausted
 from cilia.apps.agent.node import PodAddresses, Registration, own_labels
+from cilia.apps.agent.runtime import address_of
 from cilia.apps.agent.state import EndpointFiles, NodeFile, SavedEndpoint
 from cilia.cluster import store as cluster
 from cilia.kit.clock import ManualClock
@@ -150,3 +151,18 @@ def test_the_own_nodes_labels_are_read() -> None:
     raw = msgspec.Raw(b'{"metadata":{"name":"n1","labels":{"zone":"a"}}}')
     assert own_labels("n1").row(raw) == Node(name="n1", labels={"zone": "a"})
     assert own_labels("n1").field_selector == "metadata.name=n1"
+
+
+@pytest.mark.parametrize(
+    ("server", "addresses"),
+    [
+        ("https://192.0.2.7:6443", ("192.0.2.7",)),
+        ("https://[2001:db8::7]:6443/", ("2001:db8::7",)),
+        ("https://127.0.0.1:6443", ()),
+        ("https://kubernetes.example:6443", ()),
+        ("/etc/cilia/yaml", ()),
+        ("", ()),
+    ],
+)
+def test_the_api_servers_address_is_known_from_its_url(server: str, addresses: tuple[str, ...]) -> None:
+    assert address_of(server) == addresses
