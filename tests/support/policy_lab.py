@@ -130,7 +130,8 @@ class PolicyLab:
     def _apply(self, document: Document) -> None:
         path, name = _path(document), document["metadata"]["name"]
         answer = self.api.post(path, document)
-        if answer.code == 409:
+        while answer.code == 409:
+            # It exists; and whoever writes its status in between makes us ask again.
             old = self.api.get(f"{path}/{name}").json["metadata"]["resourceVersion"]
             metadata = {**document["metadata"], "resourceVersion": old}
             answer = self.api.put(f"{path}/{name}", {**document, "metadata": metadata})
@@ -189,6 +190,13 @@ class PolicyLab:
             for prefix in view.pod_cidrs
         ]
         _ip(self.plan.fabric, routes)
+
+    def answer_from_outside(self, prefixes: Iterable[str]) -> None:
+        """Give the host outside all addresses of these prefixes."""
+        near = dict(zip((False, True), OUTSIDE_ADDRESSES[0], strict=True))
+        for prefix in prefixes:
+            _ip(self.plan.outside, [f"route add local {prefix} dev lo"])
+            _ip(self.plan.fabric, [f"route add {prefix} via {near[':' in prefix]}"])
 
     # traffic
 
