@@ -20,6 +20,7 @@ from cilia.control.policy import explain, oracle, words
 from cilia.control.policy.facts import Facts, Party
 from cilia.control.policy.rules import (
     ICMP,
+    ICMPV6,
     SCTP,
     TCP,
     UDP,
@@ -27,7 +28,7 @@ from cilia.control.policy.rules import (
     Cidrs,
     PortName,
     PortRange,
-    Section,
+    Rule,
     Selector,
 )
 from cilia.control.policy.selection import IdentityIndex
@@ -38,6 +39,8 @@ from cilia.model.policy import Direction, RuleRef
 
 BUDGET = 400_000
 """Judgements of one check: some seconds of one core at the worst."""
+STEPS = 2_000_000
+"""Pairs of classes of one check that are looked at."""
 SHOWN = 500
 """Lines of a report."""
 PORTS_LIMIT = 64
@@ -77,24 +80,42 @@ class Outcome(NamedTuple):
     default: bool
 
 
-OPEN = Outcome("allow", (), True)
+Both = tuple[Outcome, Outcome]
+"""Before and after."""
+
+OPEN: Both = (Outcome("allow", (), True), Outcome("allow", (), True))
 """Of an end that has no policy: the world, another entity."""
 
 
-class Class(NamedTuple):
-    """What makes actors alike: as subjects, and as peers of every rule."""
+class Class:
+    """Actors alike: as subjects, and as peers of every rule. Compared by identity."""
 
-    before: tuple[int, ...]
-    """Sections that select it, by place."""
-    after: tuple[int, ...]
-    named_ports: tuple[NamedPort, ...]
-    audit: bool
-    has_side: bool
-    mask: int
-    """One bit for each peer that means it."""
-    host: bool
-    given: frozenset[NamedPort]
-    """What egress rules mean by names when it is the peer."""
+    __slots__ = ("actors", "after", "before", "given", "has_side", "host", "mask", "party", "rules")
+
+    def __init__(
+        self,
+        party: Party,
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+        *,
+        has_side: bool,
+        mask: int,
+        given: frozenset[NamedPort],
+    ) -> None:
+        self.party = party
+        """One of them, who stands for all."""
+        self.before = before
+        """Sections that select it, by place."""
+        self.after = after
+        self.has_side = has_side
+        self.mask = mask
+        """One bit for each peer that means it."""
+        self.given = given
+        """What egress rules mean by names when it is the peer."""
+        self.host = party.labels.is_host
+        self.actors: list[Actor] = []
+        self.rules: dict[Direction, Rules] = {}
+        """What its sections say, once somebody has asked."""
 
     @property
     def affected(self) -> bool:
@@ -102,108 +123,170 @@ class Class(NamedTuple):
         return self.has_side and self.before != self.after
 
 
-class Comparison:
-    """Two sets of facts about the same world."""
+class Rules:
+    """What the sections of a subject say in one direction, before and after; shared by subjects alike."""
 
-    def __init__(self, before: Facts, after: Facts, actors: Iterable[Actor]) -> None:
+    def __init__(self, rules: Sequence[Rule], bits: Mapping[SomePeer, int]) -> None:
+        self.rules = rules
+        self.relevant = 0
+        """The peers they can tell apart, as bits."""
+        self.named = False
+        """Whether some are about named ports."""
+        for rule in rules:
+            if isinstance(rule.peer, SomePeer):
+                self.relevant |= 1 << bits[rule.peer]
+            self.named |= any(isinstance(part, PortName) for part in rule.ports)
+        self.outcomes: dict[object, Outcomes] = {}
+
+    def ports_alike(self, facts: Facts, subject: Party, peer: Party, ports: Sequence[Port]) -> list[object]:
+        """Of each port a value that is equal where no rule tells ports apart."""
+        numbered = [list(oracle.numbered(rule, facts, subject, peer)) for rule in self.rules]
+        return [tuple(any(part.covers(*port) for part in parts) for parts in numbered) for port in ports]
+
+
+class Outcomes:
+    """The verdicts of one side on all ports compared. Compared by identity."""
+
+    __slots__ = ("both", "differs")
+
+    def __init__(self, both: tuple[Both, ...]) -> None:
+        self.both = both
+        self.differs = any(before.word != after.word for before, after in both)
+
+
+class Comparison:
+    """Two sets of facts about the same world, some actors, and the ports to compare."""
+
+    def __init__(
+        self, before: Facts, after: Facts, actors: Iterable[Actor], ports: Sequence[Port] = ()
+    ) -> None:
         """`actors`: everybody who will be asked about."""
         self.judged = 0
         self._facts = (before, after)
+        self._ports = ports
+        self._open = Outcomes((OPEN,) * len(ports))
+        self._known: dict[tuple[Both, ...], Outcomes] = {self._open.both: self._open}
+        """Equal verdicts are one value: many subjects say the same."""
         self._sections = list(dict.fromkeys((*before.sections, *after.sections)))
-        self._places = {section: at for at, section in enumerate(self._sections)}
-        self._active = tuple(frozenset(self._places[s] for s in facts.sections) for facts in self._facts)
+        places = {section: at for at, section in enumerate(self._sections)}
+        self._active = tuple(
+            frozenset(places[section] for section in facts.sections) for facts in self._facts
+        )
         self._bits: dict[SomePeer, int] = {}
         for section in self._sections:
             for rule in section.rules:
                 if isinstance(rule.peer, SomePeer):
                     self._bits.setdefault(rule.peer, len(self._bits))
-        self._masks = self._all_masks(actors)
-        self._selecting: dict[object, tuple[int, ...]] = {}
-        self._classes: dict[Party, Class] = {}
-        self._representatives: dict[Class, Party] = {}
-        self._relevant: dict[tuple[tuple[int, ...], tuple[int, ...], Direction], int] = {}
-        self._named: dict[tuple[tuple[int, ...], tuple[int, ...], Direction], bool] = {}
+        self._masks: dict[IdentityId, int] = {}
+        self._selecting: dict[IdentityId, list[int]] = {}
+        self._rules: dict[object, Rules] = {}
         self._narrow: dict[tuple[int, tuple[int, ...]], Facts] = {}
-        self._known: dict[object, tuple[Outcome, Outcome]] = {}
+        self._classes: dict[object, Class] = {}
+        self._class_of: dict[Party, Class] = {}
+        everybody = list(actors)
+        self._index(everybody)
+        for actor in everybody:
+            self.class_of(actor.party).actors.append(actor)
 
-    def _all_masks(self, actors: Iterable[Actor]) -> dict[IdentityId, int]:
+    def _index(self, actors: Iterable[Actor]) -> None:
+        """Whom each peer means and each section selects, by set algebra."""
         index = IdentityIndex(cidr_nodes=self._facts[0].cidr_nodes)
-        masks: dict[IdentityId, int] = {}
+        hosts: set[IdentityId] = set()
         for actor in actors:
-            if actor.party.identity not in masks:
-                masks[actor.party.identity] = 0
-                index.put(actor.party.identity, actor.party.labels)
+            party = actor.party
+            if party.identity not in self._masks:
+                self._masks[party.identity] = 0
+                self._selecting[party.identity] = []
+                index.put(party.identity, party.labels)
+                if party.labels.is_host:
+                    hosts.add(party.identity)
         for peer, bit in self._bits.items():
             for identity in index.select(peer):
-                masks[identity] |= 1 << bit
-        return masks
+                self._masks[identity] |= 1 << bit
+        for at, section in enumerate(self._sections):
+            for identity in index.select(section.subject):
+                if section.nodes == (identity in hosts):
+                    self._selecting[identity].append(at)
+
+    def classes(self) -> list[Class]:
+        """All classes that have actors."""
+        return list(self._classes.values())
 
     def class_of(self, party: Party) -> Class:
         """The class of an actor."""
-        known = self._classes.get(party)
+        known = self._class_of.get(party)
         if known is not None:
             return known
-        selecting = self._selecting.get(party.labels)
-        if selecting is None:
-            selecting = tuple(at for at, s in enumerate(self._sections) if s.selects(party.labels))
-            self._selecting[party.labels] = selecting
-        found = Class(
-            before=tuple(at for at in selecting if at in self._active[0]),
-            after=tuple(at for at in selecting if at in self._active[1]),
-            named_ports=party.named_ports,
-            audit=party.audit,
-            has_side=any(explain.has_side(facts, party) for facts in self._facts),
-            mask=self._masks.get(party.identity, 0),
-            host=party.labels.is_host,
-            given=self._facts[0].port_names.get(party.identity, frozenset()),
-        )
-        self._classes[party] = found
-        self._representatives.setdefault(found, party)
+        selecting = self._selecting[party.identity]
+        before, after = (tuple(at for at in selecting if at in active) for active in self._active)
+        has_side = any(explain.has_side(facts, party) for facts in self._facts)
+        mask = self._masks[party.identity]
+        given = self._facts[0].port_names.get(party.identity, frozenset())
+        host = party.labels.is_host
+        alike = (before, after, has_side, mask, given, host, party.named_ports, party.audit)
+        found = self._classes.get(alike)
+        if found is None:
+            found = Class(party, before, after, has_side=has_side, mask=mask, given=given)
+            self._classes[alike] = found
+        self._class_of[party] = found
         return found
 
-    def side(self, subject: Class, peer: Class, direction: Direction, port: Port) -> tuple[Outcome, Outcome]:
-        """Verdicts of one side, before and after."""
-        if not subject.has_side:
-            return OPEN, OPEN
-        key = (
-            subject.before, subject.after, subject.named_ports, subject.audit, direction, port,
-            self.told_apart(subject, peer, direction),
-        )  # fmt: skip
-        known = self._known.get(key)
+    def rules(self, subject: Class, direction: Direction) -> Rules:
+        """What a subject's sections say."""
+        mine = subject.rules.get(direction)
+        if mine is not None:
+            return mine
+        party = subject.party
+        key = (subject.before, subject.after, party.named_ports, party.audit, direction)
+        known = self._rules.get(key)
         if known is None:
-            before = self._outcome(0, subject, peer, direction, port)
-            if subject.affected:
-                known = (before, self._outcome(1, subject, peer, direction, port))
-            else:
-                known = (before, before)
-            self._known[key] = known
+            known = Rules(
+                [
+                    rule
+                    for at in sorted({*subject.before, *subject.after})
+                    for rule in self._sections[at].rules
+                    if rule.direction is direction
+                ],
+                self._bits,
+            )
+            self._rules[key] = known
+        subject.rules[direction] = known
         return known
 
-    def told_apart(self, subject: Class, peer: Class, direction: Direction) -> object:
-        """All that a subject's rules can see of a peer."""
-        sections = (subject.before, subject.after, direction)
-        relevant = self._relevant.get(sections)
-        if relevant is None:
-            relevant, named = 0, False
-            for at in {*subject.before, *subject.after}:
-                for rule in self._sections[at].rules:
-                    if rule.direction is direction:
-                        relevant |= 1 << self._bits[rule.peer] if isinstance(rule.peer, SomePeer) else 0
-                        named |= any(isinstance(part, PortName) for part in rule.ports)
-            self._relevant[sections] = relevant
-            self._named[sections] = named
-        given = peer.given if direction is Direction.EGRESS and self._named[sections] else None
-        return (peer.mask & relevant, peer.host, given)
+    def told_apart(self, rules: Rules, peer: Class, direction: Direction) -> object:
+        """All that rules can see of a peer."""
+        given = peer.given if rules.named and direction is Direction.EGRESS else None
+        return (peer.mask & rules.relevant, peer.host, given)
+
+    def outcomes(self, subject: Class, peer: Class, direction: Direction) -> Outcomes:
+        """The verdicts of one side on every port."""
+        if not subject.has_side:
+            return self._open
+        rules = self.rules(subject, direction)
+        key = self.told_apart(rules, peer, direction)
+        known = rules.outcomes.get(key)
+        if known is None:
+            alike = rules.ports_alike(self._facts[0], subject.party, peer.party, self._ports)
+            judged: dict[object, Both] = {}
+            for port, like in zip(self._ports, alike, strict=True):
+                if like not in judged:
+                    judged[like] = self.side(subject, peer, direction, port)
+            both = tuple(judged[like] for like in alike)
+            known = self._known.setdefault(both, Outcomes(both))
+            rules.outcomes[key] = known
+        return known
+
+    def side(self, subject: Class, peer: Class, direction: Direction, port: Port) -> Both:
+        """Verdicts of one side on one port."""
+        if not subject.has_side:
+            return OPEN
+        before = self._outcome(0, subject, peer, direction, port)
+        return before, self._outcome(1, subject, peer, direction, port) if subject.affected else before
 
     def _outcome(self, which: int, subject: Class, peer: Class, direction: Direction, port: Port) -> Outcome:
         self.judged += 1
-        verdict = oracle.judge(
-            self._narrowed(which, subject),
-            self._representatives[subject],
-            self._representatives[peer],
-            direction,
-            *port,
-        )
+        facts = self._narrowed(which, subject)
+        verdict = oracle.judge(facts, subject.party, peer.party, direction, *port)
         return Outcome(explain.verdict_word(verdict), tuple(sorted(verdict.rules)), verdict.default)
 
     def _narrowed(self, which: int, subject: Class) -> Facts:
@@ -217,44 +300,50 @@ class Comparison:
         return facts
 
 
-def sections_changed(before: Facts, after: Facts) -> tuple[Section, ...]:
-    """Sections in force in one of the two only."""
-    old, new = set(before.sections), set(after.sections)
-    return tuple(old ^ new)
-
-
-# -- flows ----------------------------------------------------------------------------------------------
+# -- flows -------------------------------------------------------------------------------------------------
 
 
 def compare_flows(before: Facts, after: Facts, observed: Sequence[Observed]) -> list[Difference]:
     """The flows whose verdict would change, the most frequent first."""
     comparison = Comparison(before, after, (a for flow in observed for a in (flow.source, flow.destination)))
+    known: dict[object, _Change | None] = {}
     found = []
     for flow in observed:
         source, destination = (comparison.class_of(a.party) for a in (flow.source, flow.destination))
         if not (source.affected or destination.affected):
             continue
         port = (flow.protocol, flow.port)
-        egress = comparison.side(source, destination, Direction.EGRESS, port)
-        ingress = comparison.side(destination, source, Direction.INGRESS, port)
-        change = _changed(egress, ingress)
-        if change is None:
-            continue
-        found.append(
-            msgspec.structs.replace(
-                change,
-                source=flow.source.name,
-                destination=flow.destination.name,
-                protocol=words.protocol_name(flow.protocol),
-                port=str(flow.port) if flow.port or flow.protocol in (TCP, UDP, SCTP) else "",
-                flows=flow.count,
-                last_seen=flow.last_seen,
+        key = (source, destination, port)
+        if key not in known:
+            egress = comparison.side(source, destination, Direction.EGRESS, port)
+            known[key] = _changed(egress, comparison.side(destination, source, Direction.INGRESS, port))
+        change = known[key]
+        if change is not None:
+            found.append(
+                Difference(
+                    source=flow.source.name,
+                    destination=flow.destination.name,
+                    protocol=words.protocol_name(flow.protocol),
+                    port=str(flow.port) if flow.protocol in (TCP, UDP, SCTP, ICMP, ICMPV6) else "",
+                    flows=flow.count,
+                    last_seen=flow.last_seen,
+                    **change._asdict(),
+                )
             )
-        )
     return sorted(found, key=lambda row: (not row.newly_denied, -row.flows, row.source, row.destination))
 
 
-def _changed(egress: tuple[Outcome, Outcome], ingress: tuple[Outcome, Outcome]) -> Difference | None:
+class _Change(NamedTuple):
+    """What happens to a packet, and by whose rules."""
+
+    direction: str
+    before: str
+    after: str
+    before_rules: tuple[str, ...]
+    after_rules: tuple[str, ...]
+
+
+def _changed(egress: Both, ingress: Both) -> _Change | None:
     """The difference of a packet whose sides were judged before and after, or None."""
     before, after = (together(egress[at].word, ingress[at].word) for at in (0, 1))
     if before == after:
@@ -262,16 +351,7 @@ def _changed(egress: tuple[Outcome, Outcome], ingress: tuple[Outcome, Outcome]) 
     side, direction = egress, Direction.EGRESS
     if egress[0].word == egress[1].word or (ingress[0].word != ingress[1].word and ingress[1].word == after):
         side, direction = ingress, Direction.INGRESS
-    return Difference(
-        source="",
-        destination="",
-        protocol="",
-        before=before,
-        after=after,
-        direction=explain.DIRECTIONS[direction],
-        before_rules=_named(side[0]),
-        after_rules=_named(side[1]),
-    )
+    return _Change(explain.DIRECTIONS[direction], before, after, _named(side[0]), _named(side[1]))
 
 
 def together(egress: str, ingress: str) -> str:
@@ -291,7 +371,7 @@ def _named(outcome: Outcome) -> tuple[str, ...]:
     return (*shown, *([f"{more} more"] if more > 0 else []))
 
 
-# -- pairs ----------------------------------------------------------------------------------------------
+# -- pairs -------------------------------------------------------------------------------------------------
 
 
 class PairsFound(NamedTuple):
@@ -299,115 +379,102 @@ class PairsFound(NamedTuple):
 
     differences: list[Difference]
     pairs: int
-    """Pairs of identities and ports that were compared."""
+    """Pairs of identities, in one direction, that were compared on all ports."""
     notes: tuple[str, ...]
 
 
-class _Line(NamedTuple):
-    """What one line of the report tells of many pairs."""
+class _Line:
+    """The pairs to which one thing happens on the same ports."""
 
-    direction: str
-    before: str
-    after: str
-    before_rules: tuple[str, ...]
-    after_rules: tuple[str, ...]
-    subject: str
+    def __init__(self) -> None:
+        self.sources: dict[Class, None] = {}
+        self.destinations: dict[Class, None] = {}
+        self.pairs = 0
+
+    def add(self, source: Class, destination: Class) -> None:
+        """Count the pairs of two classes."""
+        self.sources[source] = None
+        self.destinations[destination] = None
+        self.pairs += len(source.actors) * len(destination.actors)
 
 
 def compare_pairs(before: Facts, after: Facts, actors: Sequence[Actor], budget: int = BUDGET) -> PairsFound:
     """Every pair of actors on every port that some rule speaks of, where the verdict would change."""
-    comparison = Comparison(before, after, actors)
-    members: dict[Class, list[Actor]] = {}
-    for actor in actors:
-        members.setdefault(comparison.class_of(actor.party), []).append(actor)
     ports, cut = ports_of((before, after), [actor.party for actor in actors])
+    comparison = Comparison(before, after, actors, ports)
     notes = [f"Of the ports that rules speak of, the first {PORTS_LIMIT} were compared."] if cut else []
-    lines: dict[_Line, dict[tuple[Class, Class], list[Port]]] = {}
-    compared, steps = 0, 0
-    for subject, peer, direction, port in _candidates(comparison, members, ports):
-        steps += 1
-        if comparison.judged > budget or steps > 5 * budget:
+    lines: dict[tuple[_Change, tuple[Port, ...]], _Line] = {}
+    templates: dict[tuple[Outcomes, Outcomes], list[tuple[_Change, tuple[Port, ...]]]] = {}
+    pairs = 0
+    for steps, (source, destination, egress, ingress) in enumerate(_differing(comparison)):
+        if comparison.judged > budget or steps > STEPS:
             notes.append(
                 "There are more pairs than one check compares, the rest was left out: check fewer policies."
             )
             break
-        compared += len(members[subject]) * len(members[peer])
-        ends = (subject, peer) if direction is Direction.EGRESS else (peer, subject)
-        egress = comparison.side(*ends, Direction.EGRESS, port)
-        if direction is Direction.INGRESS and egress[0].word != egress[1].word:
-            continue  # Found from the egress side.
-        change = _changed(egress, comparison.side(ends[1], ends[0], Direction.INGRESS, port))
-        if change is not None:
-            line = _Line(
-                change.direction,
-                change.before,
-                change.after,
-                change.before_rules,
-                change.after_rules,
-                members[ends[0 if change.direction == "egress" else 1]][0].party.labels.namespace,
-            )
-            lines.setdefault(line, {}).setdefault((ends[0], ends[1]), []).append(port)
-    found = [
-        difference
-        for line, pairs in lines.items()
-        for difference in _summed(line, pairs, members, len(ports))
-    ]
+        pairs += len(source.actors) * len(destination.actors)
+        changes = templates.get((egress, ingress))
+        if changes is None:
+            changes = templates[(egress, ingress)] = _changes(egress, ingress, ports)
+        for change in changes:
+            line = lines.get(change)
+            if line is None:
+                line = lines[change] = _Line()
+            line.add(source, destination)
+    found = [_difference(*change, line, len(ports)) for change, line in lines.items()]
     if len(found) > SHOWN:
         notes.append(f"{len(found) - SHOWN} more lines were left out.")
     found.sort(key=lambda row: (not row.newly_denied, -row.others, row.source, row.destination))
-    return PairsFound(found[:SHOWN], compared, tuple(notes))
+    return PairsFound(found[:SHOWN], pairs, tuple(notes))
 
 
-def _candidates(
-    comparison: Comparison, members: Mapping[Class, Sequence[Actor]], ports: Sequence[Port]
-) -> Iterator[tuple[Class, Class, Direction, Port]]:
-    """Pairs of classes of which the subject's own side differs."""
-    for subject in members:
+def _differing(comparison: Comparison) -> Iterator[tuple[Class, Class, Outcomes, Outcomes]]:
+    """(source, destination, and what each side says) where a side says something else, each pair once."""
+    classes = comparison.classes()
+    for subject in classes:
         if not subject.affected:
             continue
         for direction in Direction:
-            groups: dict[object, list[Class]] = {}
-            for peer in members:
-                groups.setdefault(comparison.told_apart(subject, peer, direction), []).append(peer)
-            for peers in groups.values():
-                for port in ports:
-                    one, other = comparison.side(subject, peers[0], direction, port)
-                    if one.word != other.word:
-                        for peer in peers:
-                            if peer.has_side or subject.has_side:
-                                yield subject, peer, direction, port
+            for peer in classes:
+                mine = comparison.outcomes(subject, peer, direction)
+                if not mine.differs:
+                    continue
+                if direction is Direction.EGRESS:
+                    yield subject, peer, mine, comparison.outcomes(peer, subject, Direction.INGRESS)
+                else:
+                    egress = comparison.outcomes(peer, subject, Direction.EGRESS)
+                    if not egress.differs:
+                        # Else it was found from the egress side.
+                        yield peer, subject, egress, mine
 
 
-def _summed(
-    line: _Line,
-    pairs: Mapping[tuple[Class, Class], list[Port]],
-    members: Mapping[Class, Sequence[Actor]],
-    all_ports: int,
-) -> Iterator[Difference]:
-    """One row for each set of ports."""
-    by_ports: dict[tuple[Port, ...], list[tuple[Class, Class]]] = {}
-    for pair, listed in pairs.items():
-        by_ports.setdefault(tuple(listed), []).append(pair)
-    for ports, alike in by_ports.items():
-        number = sum(len(members[one]) * len(members[two]) for one, two in alike)
-        protocol, port = _ports_words(ports, all_ports)
-        yield Difference(
-            source=_names(members, (one for one, _ in alike)),
-            destination=_names(members, (two for _, two in alike)),
-            protocol=protocol,
-            port=port,
-            before=line.before,
-            after=line.after,
-            direction=line.direction,
-            before_rules=line.before_rules,
-            after_rules=line.after_rules,
-            others=number - 1,
-        )
+def _changes(
+    egress: Outcomes, ingress: Outcomes, ports: Sequence[Port]
+) -> list[tuple[_Change, tuple[Port, ...]]]:
+    """What changes for a pair, and on which ports."""
+    found: dict[_Change, list[Port]] = {}
+    for port, out, into in zip(ports, egress.both, ingress.both, strict=True):
+        change = _changed(out, into)
+        if change is not None:
+            found.setdefault(change, []).append(port)
+    return [(change, tuple(listed)) for change, listed in found.items()]
 
 
-def _names(members: Mapping[Class, Sequence[Actor]], classes: Iterable[Class]) -> str:
+def _difference(change: _Change, ports: tuple[Port, ...], line: _Line, all_ports: int) -> Difference:
+    protocol, port = _ports_words(ports, all_ports)
+    return Difference(
+        source=_names(line.sources),
+        destination=_names(line.destinations),
+        protocol=protocol,
+        port=port,
+        others=line.pairs - 1,
+        **change._asdict(),
+    )
+
+
+def _names(classes: Iterable[Class]) -> str:
     """The first names of some classes, and how many more there are."""
-    names = list(dict.fromkeys(actor.name for found in dict.fromkeys(classes) for actor in members[found]))
+    names = list(dict.fromkeys(actor.name for found in classes for actor in found.actors))
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(names[:SHOWN_NAMES]) + more
 
