@@ -28,12 +28,11 @@ from cilia.model.policy import EntryFlags, PolicyMode, SubjectKey, SubjectPolicy
 from tests.support.policy_cases import PODS, World, cases, change, random_policy, scenario
 from tests.support.policy_random import Question, compiled, questions, setting
 
-pytestmark = pytest.mark.root
-
 LONG = os.environ.get("CILIA_LONG") == "1"
 SCENARIOS, CASES = (400, 500) if LONG else (12, 500)
 SETTINGS, QUESTIONS = (2000, 100) if LONG else (35, 100)
 """Per setting four subjects or more are asked about."""
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600 if LONG else 120)]
 ALLOWED, DEFAULT_DENIED, DENIED = 0, 133, 181
 
 Asked = tuple[SubjectId, int, int, int, int]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
+import msgspec
 import pytest
 
 from cilia.control.policy import oracle
@@ -15,12 +17,25 @@ from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.facts import Facts, Party
 from cilia.control.policy.layers import PEER_BIT
 from cilia.control.policy.resolve import Group, decide
-from cilia.model.policy import EntryFlags
-from tests.support.policy_random import FactWorld, Question, compiled, group, questions, setting
+from cilia.control.policy.rules import ALL_PORTS, Action, Peer, Rule, Section, Selector, Tier
+from cilia.model.ids import IdentityId
+from cilia.model.policy import Direction, EntryFlags, PolicyMode, RuleRef
+from tests.support.policy_random import (
+    FactWorld,
+    Question,
+    compiled,
+    everybody,
+    group,
+    questions,
+    setting,
+)
 
 LONG = os.environ.get("CILIA_LONG") == "1"
 SETTINGS, QUESTIONS = (6500, 40) if LONG else (130, 40)
 """Per setting four subjects are asked about, so the cases are four times the product."""
+
+
+LIMIT = pytest.mark.timeout(3600 if LONG else 60)
 
 
 def agrees(facts: Facts, subject: Party, made: Group, cookies: CookieBook, question: Question) -> bool:
@@ -40,6 +55,7 @@ def agrees(facts: Facts, subject: Party, made: Group, cookies: CookieBook, quest
     return same and (named == verdict.rules if verdict.default else bool(named) and named <= verdict.rules)
 
 
+@LIMIT
 @pytest.mark.parametrize("part", range(13))
 def test_entries_answer_as_the_oracle(part: int) -> None:
     for seed in range(part, SETTINGS, 13):
@@ -51,6 +67,7 @@ def test_entries_answer_as_the_oracle(part: int) -> None:
                 assert agrees(facts, subject, made, cookies, question), (seed, place, question)
 
 
+@LIMIT
 @pytest.mark.parametrize("part", range(4))
 def test_patched_entries_equal_those_from_scratch(part: int) -> None:
     for seed in range(part, SETTINGS, 4):
@@ -72,6 +89,7 @@ def test_patched_entries_equal_those_from_scratch(part: int) -> None:
         assert patched.rules == fresh.rules
 
 
+@LIMIT
 def test_a_patch_follows_numbers_of_port_names() -> None:
     for seed in range(SETTINGS):
         facts, subjects = setting(seed)
@@ -85,11 +103,70 @@ def test_a_patch_follows_numbers_of_port_names() -> None:
         assert made.entries == compiled(moved, subjects[0], cookies).entries
 
 
+@LIMIT
 def test_only_layers_of_peers_carry_the_bit_that_breaks_ties() -> None:
     for seed in range(SETTINGS):
         facts, subjects = setting(seed)
         for key, entry in compiled(facts, subjects[0], CookieBook()).entries.items():
             assert bool(entry.precedence & PEER_BIT) == bool(key.peer)
+
+
+def judged_alike(sections: list[Section], subject: Party, *questions: Question, **facts: Any) -> list[bool]:
+    """Whether each packet passes, on which entries and oracle must agree."""
+    known = Facts(sections=tuple(sections), identities=everybody(), **facts)
+    cookies = CookieBook()
+    made = compiled(known, subject, cookies)
+    assert all(agrees(known, subject, made, cookies, question) for question in questions)
+    return [oracle.judge(known, subject, *question).allow for question in questions]
+
+
+def named(name: str, *rules: tuple[Peer, Action], tier: Tier = Tier.NORMAL, **more: Any) -> Section:
+    """A section about ingress."""
+    ref = RuleRef("CiliumNetworkPolicy", "", name, "1", "spec")
+    made = tuple(Rule(Direction.INGRESS, peer, ALL_PORTS, action, ref) for peer, action in rules)
+    more.setdefault("isolates", ())
+    return Section(subject=Selector(), ref=ref, rules=made, tier=tier, **more)
+
+
+WEB = Party(identity=IdentityId(300), labels=everybody()[IdentityId(300)])
+HOST = Party(identity=IdentityId(1), labels=everybody()[IdentityId(1)])
+IN = Direction.INGRESS
+
+
+class TestCases:
+    """Cases that random rules meet seldom, by name."""
+
+    def test_isolation_that_is_only_heard_does_not_let_the_host_past_the_baseline(self) -> None:
+        sections = [
+            named("heard", isolates=(IN,), audit=True),
+            named("base", (None, Action.DENY), tier=Tier.BASELINE),
+        ]
+        assert judged_alike(sections, WEB, (HOST, IN, 6, 80)) == [False]
+
+    def test_mode_always_is_in_audit_with_its_subject(self) -> None:
+        quiet = msgspec.structs.replace(WEB, audit=True)
+        always = {"mode": PolicyMode.ALWAYS}
+        assert judged_alike([], quiet, (HOST, IN, 6, 80), (WEB, IN, 6, 80), **always) == [True, True]
+        assert judged_alike([], WEB, (HOST, IN, 6, 80), (WEB, IN, 6, 80), **always) == [True, False]
+
+    def test_mode_always_is_not_in_audit_with_a_section(self) -> None:
+        sections = [named("heard", (None, Action.ALLOW), audit=True)]
+        assert judged_alike(sections, WEB, (WEB, IN, 6, 80), mode=PolicyMode.ALWAYS) == [False]
+
+    def test_a_pass_to_nobody_allows_nothing(self) -> None:
+        sections = [
+            named("pass", (None, Action.PASS), tier=Tier.ADMIN),
+            named("deny", (None, Action.DENY), tier=Tier.ADMIN, priority=1),
+            named("iso", isolates=(IN,)),
+        ]
+        assert judged_alike(sections, WEB, (WEB, IN, 6, 80), (HOST, IN, 6, 80)) == [False, True]
+
+    def test_equal_priorities_are_heard_by_name(self) -> None:
+        allow, deny = (None, Action.ALLOW), (None, Action.DENY)
+        first = [named("a", allow, tier=Tier.ADMIN), named("b", deny, tier=Tier.ADMIN)]
+        other = [named("b", allow, tier=Tier.ADMIN), named("a", deny, tier=Tier.ADMIN)]
+        assert judged_alike(first, WEB, (WEB, IN, 6, 80)) == [True]
+        assert judged_alike(other, WEB, (WEB, IN, 6, 80)) == [False]
 
 
 def test_identities_nobody_has_get_no_entries() -> None:

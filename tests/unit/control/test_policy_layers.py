@@ -192,6 +192,17 @@ class TestWeighed(Layers):
         layer = weighed.of_anybody()
         assert self.words(layer) == {ALL: ("allow",), TCP_ALL: ("audit deny", "e"), TCP_80: ("deny", "d")}
 
+    def test_a_narrow_entry_stays_where_it_alone_outranks_that_of_any_peer(self) -> None:
+        """Left out, the peer's wider denial would lose to a rule that is only heard, and the packet pass."""
+        loud = Term(
+            Matter(None, (TCP_80,), None, Action.DENY), order(Tier.ADMIN), True, frozenset({ref("x")})
+        )
+        weighed = self.weighed(loud)
+        anybody, peer = weighed.of_anybody(), weighed.of_peer([deny("d", ALL)])
+        assert self.words(anybody) == {ALL: ("allow",), TCP_80: ("audit deny", "x")}
+        assert self.words(peer) == {ALL: ("deny", "d"), TCP_80: ("deny", "d")}
+        assert peer[TCP_80].precedence > anybody[TCP_80].precedence
+
     def test_what_the_next_wider_prefix_says_already_is_left_out(self) -> None:
         weighed = self.weighed(deny("d", TCP_ALL))
         layer = weighed.of_peer([deny("e", ALL), term("a", TCP_80)])
