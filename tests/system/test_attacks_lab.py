@@ -165,14 +165,19 @@ def forgeries(lab: Siege) -> dict[str, tuple[Packet, str]]:
             Ether(src=mallory.mac, dst=vera.mac, type=0x88CC) / Raw(bytes(50)),
             "UNSUPPORTED_L3_PROTOCOL",
         ),
-        "hop-by-hop options": (to_vera6 / IPv6ExtHdrHopByHop() / udp, extension),
-        "destination options": (to_vera6 / IPv6ExtHdrDestOpt() / udp, extension),
+        "hop-by-hop options": (to_vera6 / IPv6ExtHdrHopByHop() / udp, "POLICY_DENIED"),
+        "destination options": (to_vera6 / IPv6ExtHdrDestOpt() / udp, "POLICY_DENIED"),
+        "hop-by-hop options, late": (to_vera6 / IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop() / udp, extension),
         "routing header": (to_vera6 / IPv6ExtHdrRouting(addresses=[alice.ipv6]) / udp, extension),
         "length beyond the packet": (
             IP(src=mallory.ipv4, dst=vera.ipv4, len=2000) / udp,
             "CT_TRUNCATED_OR_INVALID_HEADER",
         ),
-        "SCTP": (IP(src=mallory.ipv4, dst=vera.ipv4, proto=132) / Raw(bytes(20)), "UNKNOWN_L4_PROTOCOL"),
+        "SCTP": (IP(src=mallory.ipv4, dst=vera.ipv4, proto=132) / Raw(bytes(20)), "POLICY_DENIED"),
+        "ICMPv6 in IPv4": (
+            IP(src=mallory.ipv4, dst=vera.ipv4, proto=58) / Raw(bytes(20)),
+            "UNKNOWN_L4_PROTOCOL",
+        ),
         "source route": (
             IP(src=mallory.ipv4, dst=vera.ipv4, options=[IPOption_LSRR(routers=[alice.ipv4])]) / udp,
             "POLICY_DENIED",
