@@ -1,4 +1,5 @@
-"""Garbage: CiliumEndpoints nobody stands behind, CiliumIdentities nobody uses.
+"""Garbage: CiliumEndpoints nobody stands behind, CiliumIdentities nobody uses, and in the statuses of policies
+what nodes said that are gone.
 
 Each look reads the garbage first and its referents after: a referent that is missing in the later list was
 gone, or about to go, when the earlier was made. Deletions carry uid and resourceVersion, so that whoever took
@@ -35,6 +36,9 @@ from cilia.operator.settings import GarbageSettings
 
 log = structlog.get_logger(__name__)
 
+POLICIES = (cluster.CILIUM_NETWORK_POLICIES, cluster.CILIUM_CLUSTERWIDE_NETWORK_POLICIES)
+"""Kinds in whose status nodes speak."""
+
 T = TypeVar("T")
 Name = tuple[str, str]
 
@@ -44,6 +48,19 @@ class Sweep(msgspec.Struct, frozen=True):
 
     meta: ObjectMeta
     action: Literal["mark", "unmark", "delete"]
+
+
+class Words(msgspec.Struct, frozen=True):
+    """What nodes say of a policy, by their names."""
+
+    nodes: dict[str, msgspec.Raw] | None = None
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A policy object, as far as nodes speak of it."""
+
+    metadata: ObjectMeta
+    status: Words | None = None
 
 
 def orphans(
@@ -111,6 +128,10 @@ class GarbageCollector:
         """Collect endpoints for ever."""
         await self._repeat("endpoints", self._settings.endpoint_interval, self.collect_endpoints)
 
+    async def run_words(self) -> None:
+        """Collect what nodes that are gone said of policies, for ever."""
+        await self._repeat("policy statuses", self._settings.endpoint_interval, self.collect_words)
+
     async def run_identities(self) -> None:
         """Collect identities for ever."""
         await self._repeat("identities", self._settings.identity_interval, self.collect_identities)
@@ -138,6 +159,33 @@ class GarbageCollector:
         }
         for endpoint in orphans(endpoints, pods, nodes)[: self._settings.limit]:
             self._metrics.endpoint_collected(await self._delete(CILIUM_ENDPOINTS, endpoint.metadata))
+
+    async def collect_words(self) -> None:
+        """Look once; raises StoreError when the lists can't be had."""
+        policies = {resource: await self._all(resource, Policy) for resource in POLICIES}
+        nodes = {node.metadata.name for node in await self._all(CILIUM_NODES, AnyObject)}
+        todo = [
+            (resource, policy.metadata, gone)
+            for resource, objects in policies.items()
+            for policy in objects
+            if (gone := sorted(((policy.status and policy.status.nodes) or {}).keys() - nodes))
+        ]
+        for resource, meta, gone in todo[: self._settings.limit]:
+            await self._silence(resource, meta, gone)
+
+    async def _silence(self, resource: Resource, meta: ObjectMeta, gone: list[str]) -> None:
+        change = {"status": {"nodes": dict.fromkeys(gone)}}
+        try:
+            await self._store.patch(
+                resource,
+                meta.name,
+                msgspec.json.encode(change),
+                namespace=meta.namespace or None,
+                subresource="status",
+            )
+        except cluster.NotFound:
+            return
+        log.info("nodes that are gone taken out of a status", kind=resource.kind, name=meta.name, nodes=gone)
 
     async def collect_identities(self) -> None:
         """Look once; raises StoreError when the lists can't be had."""

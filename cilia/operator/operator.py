@@ -56,6 +56,7 @@ class Operator:
             async with TaskGroup() as tasks:
                 tasks.spawn("nodes", NodeAllocator(self._store, self._pools, self._metrics).run())
                 tasks.spawn("endpoint garbage", collector.run_endpoints())
+                tasks.spawn("policy status garbage", collector.run_words())
                 tasks.spawn("identity garbage", collector.run_identities())
                 await tasks.failed.wait()
         finally:

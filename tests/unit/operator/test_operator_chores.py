@@ -201,6 +201,25 @@ def test_endpoints_without_pod_or_node_go() -> None:
     run(story)
 
 
+def test_what_a_node_that_is_gone_said_of_a_policy_goes_and_the_rest_stays() -> None:
+    async def story(memory: MemoryStore) -> None:
+        await memory.put(CILIUM_NODES, node("n1"))
+        words = {"n1": {"ok": True}, "n2": {"ok": True}}
+        for name, nodes in (("some", words), ("none", {})):
+            policy = {
+                "metadata": {"name": name, "namespace": "demo"},
+                "status": {"nodes": nodes, "conditions": [{"type": "Valid", "status": "True"}]},
+            }
+            await memory.put(cluster.CILIUM_NETWORK_POLICIES, policy)
+        await collector(memory).collect_words()
+        status = memory.fields(cluster.CILIUM_NETWORK_POLICIES, "some", "demo")["status"]
+        assert set(status["nodes"]) == {"n1"}
+        assert status["conditions"][0]["type"] == "Valid"
+        assert [write[0] for write in memory.writes] == ["patch"]
+
+    run(story)
+
+
 def test_one_look_deletes_only_so_many() -> None:
     async def story(memory: MemoryStore) -> None:
         for index in range(5):
