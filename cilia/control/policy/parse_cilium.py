@@ -137,7 +137,7 @@ def _log(reader: Reader, spec: Spec, path: str) -> str:
     """The text that flows carry."""
     text = (spec.log.value if spec.log is not None else None) or ""
     if len(text) > MAX_LOG or not text.isprintable():
-        reader.refuse(path, f"The text is longer than {MAX_LOG} printable characters: shorten it.")
+        reader.refuse(path, f"This text does not fit into flows: write up to {MAX_LOG} printable characters.")
     return text
 
 
