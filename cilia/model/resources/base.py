@@ -3,6 +3,7 @@
 Source: Kubernetes API conventions and the meta/v1 reference.
 """
 
+import functools
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ _ACRONYMS = {
 }
 
 
+@functools.cache
 def camel_name(field: str) -> str:
     """Return the API name of a Python field: `to_cidr_set` is `toCIDRSet`, `except_` is `except`.
 
