@@ -240,6 +240,26 @@ def test_audit_first(lab: Lab) -> None:
     until(lambda: lab.flows("-t", "drop", "--to-port", str(OTHER)), "drops that name their rule")
 
 
+def test_who_closed_too_much_opens_the_host_from_the_node_itself(lab: Lab) -> None:
+    """Without the API server, which is behind the closed door."""
+    ipv4, _ = lab.node(1)
+
+    def switch(*words: str) -> None:
+        agent = lab.policies.plan.nodes[0].agent_socket
+        run_cilia("endpoint", "config", str(HOST_ENDPOINT), *words, "--agent-socket", agent)
+
+    lab.policies.replace_all([host_policy({"ingress": [{}], "egress": [{}]})])
+    try:
+        assert not lab.open_to("outside", ipv4, SSH)
+        assert not lab.open_to("node-1", API_SERVER, 6443)
+        switch("PolicyAuditMode=Enabled")
+        assert lab.open_to("outside", ipv4, SSH)
+        lab.policies.replace_all([])
+    finally:
+        switch("--reset")
+    assert lab.open_to("node-1", API_SERVER, 6443)
+
+
 def talk(ours: socket.socket, theirs: socket.socket) -> bool:
     """Whether words pass both ways."""
     for sender, receiver in ((ours, theirs), (theirs, ours)):
