@@ -25,6 +25,8 @@ from cilia.model.entries import Difference, Entries, Layer
 from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
 
+FEW = 32
+"""So many entries are encoded one by one."""
 HIGHEST_REVISION = (1 << 31) - 1
 
 DENY_ALL: Mapping[EntryKey, Entry] = {
@@ -108,8 +110,10 @@ class Policies:
     def desired(self, entries: Mapping[EntryKey, Entry]) -> tuple[Array, Array]:
         """Keys and values of an inner map, in the order of the entries.
 
-        Peers alike share a layer, so that each distinct layer is looked at once.
+        Peers alike share a layer, so that each distinct layer is looked at once, if there are many.
         """
+        if len(entries) <= FEW:
+            return self._few(_layered(entries))
         places: list[tuple[int, int, int]] = []
         distinct: dict[int, tuple[int, Layer]] = {}
         for (direction, peer), layer in _layered(entries).layers():
@@ -123,6 +127,19 @@ class Policies:
         at = np.repeat((np.cumsum(lengths) - lengths)[where[:, 2]] - (np.cumsum(counts) - counts), counts)
         at += np.arange(len(at))
         return self._keys(where, counts, prefixes, at), self._values(rows, prefixes)[at]
+
+    def _few(self, entries: Entries) -> tuple[Array, Array]:
+        """The same for a handful, which is not worth the trouble: most subjects have no more."""
+        found = [
+            (place, prefix, entry) for place, layer in entries.layers() for prefix, entry in layer.items()
+        ]
+        keys = np.zeros(len(found), self._key)
+        keys["prefixlen"] = [prefix[2] + self._fixed_bits for _, prefix, _ in found]
+        keys["direction"] = [place[0] for place, _, _ in found]
+        keys["peer"] = [place[1] for place, _, _ in found]
+        keys["protocol"] = [prefix[0] for _, prefix, _ in found]
+        keys["port"] = [prefix[1] for _, prefix, _ in found]
+        return keys, self._values([entry for _, _, entry in found], [prefix for _, prefix, _ in found])
 
     def _keys(
         self, where: Array, counts: Array, prefixes: Sequence[tuple[int, int, int]], at: Array
