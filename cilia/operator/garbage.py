@@ -1,4 +1,4 @@
-"""Garbage: CiliumEndpoints nobody stands behind, CiliumIdentities nobody uses, and in the statuses of policies
+"""Garbage: CiliumEndpoints nobody stands behind, CiliumIdentities nobody uses, and in statuses of policies
 what nodes said that are gone.
 
 Each look reads the garbage first and its referents after: a referent that is missing in the later list was
