@@ -280,6 +280,23 @@ def test_fragmented_datagrams(nodes: dict[str, World], path: str) -> None:
     assert talk(client, server, address, "udp", 5000) == seen
 
 
+@pytest.mark.parametrize("path", ["same node, IPv6", "other node, IPv6", "pod to its node, IPv6"])
+@pytest.mark.parametrize("size", [100, 5000])
+def test_extension_headers(nodes: dict[str, World], path: str, size: int) -> None:
+    """Hop-by-hop and destination options; in pieces, the latter stand behind the fragment header."""
+    client, server, address, seen = PATHS[path]
+    assert talk(client, server, address, "udp-options", size) == seen
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", [100, 4000])
+def test_pings(nodes: dict[str, World], path: str, size: int) -> None:
+    client, _, address, _ = PATHS[path]
+    command = end(client, "ask", "ping", address, str(size))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.stdout.strip(), done.stderr) == (address, "")
+
+
 @pytest.mark.parametrize("path", ["same node", "other node", "node to its pod", "masqueraded"])
 def test_refused_ports_are_told(nodes: dict[str, World], path: str) -> None:
     """An ICMP error or a reset finds its way back to who asked."""
