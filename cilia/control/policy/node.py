@@ -47,6 +47,9 @@ class GroupKey(NamedTuple):
     named_ports: tuple[NamedPort, ...] = ()
 
 
+REMEMBERED = 4096
+"""Identities that went of which the labels are kept."""
+
 UNKNOWN = GroupKey(PolicyMode.ALWAYS, False, (-1,))
 """The group of subjects whose labels nobody told yet: everything is denied."""
 
@@ -109,6 +112,8 @@ class PolicyNode:
         self._endpoints = desired.endpoints.cursor()
         self._remote = inputs.remote_endpoints.cursor()
         self._selections = Selections(cidr_nodes=cidr_nodes)
+        self._gone: dict[IdentityId, Labels] = {}
+        """What the identities that went last were called."""
         self._port_names = PortNames()
         self._applying = Applying()
         self._cookies = CookieBook()
@@ -254,16 +259,26 @@ class PolicyNode:
         dirty: set[SubjectKey] = set()
         put, deleted = self._identities.take()
         for row in put:
-            if self._selections.index.get(row.id) is not None:
+            before = self._selections.index.get(row.id) or self._gone.pop(row.id, None)
+            if before not in (None, row.labels):
                 stayed.add(row.id)
             self._note(patches, row.id, self._selections.put(row.id, row.labels))
         for identity in deleted:
+            self._remember(identity)
             self._note(patches, identity, self._selections.remove(identity))
         for identity in (*(row.id for row in put), *deleted):
             if identity in self._subjects_of:
                 self._follow_local(identity)
                 dirty |= self._subjects_of[identity]
         return dirty
+
+    def _remember(self, identity: IdentityId) -> None:
+        """Keep the labels of a number that goes: were it given to others, running flows may still name it."""
+        labels = self._selections.index.get(identity)
+        if labels is not None:
+            self._gone[identity] = labels
+            if len(self._gone) > REMEMBERED:
+                del self._gone[next(iter(self._gone))]
 
     def _note(self, patches: Patches, identity: IdentityId, peers: Iterable[SomePeer]) -> None:
         for peer in peers:

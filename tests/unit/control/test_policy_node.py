@@ -371,3 +371,18 @@ def test_facts_are_a_snapshot() -> None:
     world.inputs.cluster_identities.delete(DB.id)
     world.step()
     assert DB.id in facts.identities
+
+
+def test_a_number_that_comes_back_with_other_labels_is_another_epoch() -> None:
+    world = cluster(WEB)
+    world.inputs.policies.put(cnp("p", ingress=[{"fromEndpoints": [{"matchLabels": {"app": "db"}}]}]))
+    first = world.step().subject(300)
+    world.inputs.cluster_identities.delete(DB.id)
+    world.step()
+    world.inputs.cluster_identities.put(DB)
+    second = world.step().subject(300)
+    assert (second.epoch, second.entries) == (first.epoch, first.entries)
+    world.inputs.cluster_identities.delete(JOB.id)
+    world.step()
+    world.inputs.cluster_identities.put(Identity(JOB.id, DB.labels))
+    assert world.step().subject(300).epoch > second.epoch
