@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -331,3 +332,33 @@ def test_a_pod_is_told_of_its_policy(nodes: dict[str, World], address: str) -> N
     finally:
         node.settings["flags"][0] &= ~np.uint32(node.layout.value("NODE_DENY_RESPONSE"))
         node.set_policy(1, ALLOW_ALL)
+
+
+@pytest.mark.parametrize("address", [B.ipv4, B.ipv6, C.ipv4])
+def test_a_stream_that_is_denied_midway(nodes: dict[str, World], address: str) -> None:
+    """Its packets are batches with unfinished checksums; the answers quote the first bytes of one."""
+    node = nodes["n1"]
+    server = "c" if address == C.ipv4 else "b"
+    listening = subprocess.Popen(end(server, "serve", "tcp", address), stdout=subprocess.PIPE, text=True)
+    asking: subprocess.Popen[str] | None = None
+    try:
+        assert listening.stdout is not None
+        listening.stdout.readline()
+        command = end("a", "ask", "tcp", address, str(10**9))
+        asking = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while not any(value["packets"][0] > 50 for _, value in node.flows()):
+            assert asking.poll() is None
+            time.sleep(0.01)
+        before = node.counted(133)
+        node.settings["flags"][0] |= node.layout.value("NODE_DENY_RESPONSE")
+        node.set_policy(1, DENY_ALL)
+        _, said = asking.communicate(timeout=30)
+        assert said.strip() in ("silence", "prohibited")
+        assert node.counted(133) > before
+    finally:
+        node.settings["flags"][0] &= ~np.uint32(node.layout.value("NODE_DENY_RESPONSE"))
+        node.set_policy(1, ALLOW_ALL)
+        node.forget_flows()
+        for process in filter(None, (asking, listening)):
+            process.kill()
+            process.wait()
