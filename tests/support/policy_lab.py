@@ -23,7 +23,7 @@ from tests.support.api_client import Client
 from tests.support.policy_truth import Document, Packet, Peer
 
 PATIENCE = 30.0
-ANSWER_TIMEOUT = 0.35
+ANSWER_TIMEOUT = 0.25
 """Seconds without an answer that mean no."""
 SECOND_TIMEOUT = 3.0
 """The same for a question asked again because an answer was due: more than one retransmission of a SYN."""
@@ -38,12 +38,14 @@ PATHS = {
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "CiliumNetworkPolicy": "/apis/cilium.io/v2/namespaces/{}/ciliumnetworkpolicies",
     "CiliumClusterwideNetworkPolicy": "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
+    "ClusterNetworkPolicy": "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
     "CiliumCIDRGroup": "/apis/cilium.io/v2/ciliumcidrgroups",
 }
 API_VERSIONS = {
     "Namespace": "v1",
     "Pod": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
+    "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
 }
 POLICIES = frozenset(kind for kind in PATHS if kind.endswith("NetworkPolicy"))
 

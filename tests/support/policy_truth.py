@@ -3,8 +3,8 @@
 Written from the API pages of the kinds, sentence by sentence, and slow. It shares no code with the policy
 engine or its oracle, so that a misreading there is not repeated here. It knows what the traffic tests use.
 
-Sources: networking.k8s.io/v1 NetworkPolicy; cilium.io/v2 CiliumNetworkPolicy and its clusterwide kind;
-labels, apimachinery's LabelSelector.
+Sources: networking.k8s.io/v1 NetworkPolicy; cilium.io/v2 CiliumNetworkPolicy, its clusterwide kind and
+CiliumCIDRGroup; policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy; labels, apimachinery's LabelSelector.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ class Opinion:
 
 
 class Truth:
-    """Judges packets by policies in a cluster whose namespaces have these labels."""
+    """Judges packets by policies, in a cluster with these labels of namespaces and these CIDR groups."""
 
-    def __init__(self, namespaces: dict[str, dict[str, str]]) -> None:
+    def __init__(self, namespaces: dict[str, dict[str, str]], groups: Iterable[Document] = ()) -> None:
         self._namespaces = namespaces
+        self._groups = tuple(groups)
 
     def allows(self, policies: Iterable[Document], packet: Packet) -> bool:
         """Whether the packet gets through: both ends must let it."""
@@ -99,11 +100,19 @@ class Truth:
         """Whether one end lets the packet through."""
         if not side.own.is_pod:
             return True
-        opinions = [self._opinion(policy, side) for policy in policies]
+        policies = list(policies)
+        tiered = [one for one in policies if one["kind"] == "ClusterNetworkPolicy"]
+        action = self._first(tiered, "Admin", side)
+        if action in ("Accept", "Deny"):
+            return action == "Accept"
+        opinions = [self._opinion(one, side) for one in policies if one not in tiered]
         if any(opinion.denies for opinion in opinions):
             return False
-        isolated = any(opinion.isolates for opinion in opinions)
-        return not isolated or any(opinion.allows for opinion in opinions)
+        if any(opinion.allows for opinion in opinions):
+            return True
+        if any(opinion.isolates for opinion in opinions):
+            return False
+        return self._first(tiered, "Baseline", side) != "Deny"
 
     def _opinion(self, policy: Document, side: Side) -> Opinion:
         if policy["kind"] == "NetworkPolicy":
@@ -115,6 +124,38 @@ class Truth:
             any(one.allows for one in found),
             any(one.denies for one in found),
         )
+
+    # policy.networking.k8s.io/v1alpha2
+
+    def _first(self, policies: Iterable[Document], tier: str, side: Side) -> str:
+        """The action of the tier's first rule that is about the packet, or nothing."""
+        ordered = sorted(
+            (one for one in policies if one["spec"]["tier"] == tier),
+            key=lambda one: (one["spec"]["priority"], one["metadata"]["name"]),
+        )
+        for one in ordered:
+            if not self._is_member(one["spec"]["subject"], side.own):
+                continue
+            for rule in one["spec"].get("ingress" if side.ingress else "egress", []):
+                peers = rule["from" if side.ingress else "to"]
+                if any(self._is_tiered_peer(peer, side) for peer in peers) and _tiered_ports(
+                    rule, side.packet
+                ):
+                    return str(rule["action"])
+        return ""
+
+    def _is_tiered_peer(self, peer: Document, side: Side) -> bool:
+        if "networks" in peer:
+            return any(_in_cidr(side, one, []) for one in peer["networks"])
+        return side.other.is_pod and self._is_member(peer, side.other)
+
+    def _is_member(self, member: Document, pod: Peer) -> bool:
+        """Whether a pod is one that `namespaces` or `pods` names."""
+        labels = self._namespaces[pod.namespace]
+        if "namespaces" in member:
+            return selects(member["namespaces"], labels)
+        pods = member["pods"]
+        return selects(pods.get("namespaceSelector", {}), labels) and selects(pods["podSelector"], pod.labels)
 
     # networking.k8s.io/v1
 
@@ -187,10 +228,22 @@ class Truth:
             case "CIDR":
                 return _in_cidr(side, peer, [])
             case "CIDRSet":
-                return _in_cidr(side, peer["cidr"], peer.get("except", []))
+                return any(_in_cidr(side, one, peer.get("except", [])) for one in self._cidrs(peer))
             case "Entities":
                 return _is_entity(peer, side.other)
         raise AssertionError(f"the judge does not know {kind}")
+
+    def _cidrs(self, peer: Document) -> list[str]:
+        """The prefixes of one item of a set: its own, or those of the groups it names or selects."""
+        if "cidr" in peer:
+            return [peer["cidr"]]
+        return [
+            prefix
+            for group in self._groups
+            if peer.get("cidrGroupRef") == group["metadata"]["name"]
+            or ("cidrGroupSelector" in peer and selects(peer["cidrGroupSelector"], _labels_of(group)))
+            for prefix in group["spec"]["externalCIDRs"]
+        ]
 
     def _cilium_selects(self, selector: Document, home: str, pod: Peer) -> bool:
         selector = _without_source(selector)
@@ -258,6 +311,26 @@ def _in_cidr(side: Side, cidr: str, exceptions: Sequence[str]) -> bool:
         return address in ipaddress.ip_network(prefix)
 
     return within(cidr) and not any(within(one) for one in exceptions)
+
+
+def _labels_of(group: Document) -> dict[str, str]:
+    return dict(group["metadata"].get("labels", {}))
+
+
+def _tiered_ports(rule: Document, packet: Packet) -> bool:
+    return "protocols" not in rule or any(_tiered_port(one, packet) for one in rule["protocols"])
+
+
+def _tiered_port(one: Document, packet: Packet) -> bool:
+    if "destinationNamedPort" in one:
+        return packet.target.ports.get(one["destinationNamedPort"]) == (packet.protocol, packet.port)
+    ((protocol, match),) = one.items()
+    if packet.protocol != protocol.upper():
+        return False
+    port = match.get("destinationPort", {"range": {"start": 1, "end": 65535}})
+    if "number" in port:
+        return bool(port["number"] == packet.port)
+    return packet.port in range(port["range"]["start"], port["range"]["end"] + 1)
 
 
 def _is_entity(entity: str, peer: Peer) -> bool:

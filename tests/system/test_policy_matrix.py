@@ -22,9 +22,9 @@ NAMESPACES = {
     "y": {"kubernetes.io/metadata.name": "y", "team": "blue"},
     "z": {"kubernetes.io/metadata.name": "z"},
 }
-SERVE = tuple((protocol, port) for protocol in ("TCP", "UDP") for port in (80, 81))
-NAMES = {"web": ("TCP", 80), "dns": ("UDP", 81)}
-OTHER_NAMES = {"web": ("TCP", 81), "dns": ("UDP", 81)}
+SERVE = tuple((protocol, port) for protocol in ("TCP", "UDP", "SCTP") for port in (80, 81))
+NAMES = {"web": ("TCP", 80), "dns": ("UDP", 81), "sig": ("SCTP", 80)}
+OTHER_NAMES = {"web": ("TCP", 81), "dns": ("UDP", 81), "sig": ("SCTP", 81)}
 """One name, another number."""
 PODS: tuple[tuple[str, str, str, dict[str, str], dict[str, tuple[str, int]]], ...] = (
     ("x", "a", "node-1", {"app": "a", "tier": "front"}, NAMES),
@@ -36,7 +36,12 @@ PODS: tuple[tuple[str, str, str, dict[str, str], dict[str, tuple[str, int]]], ..
 )
 OUTSIDE = tuple(Peer("", addresses[0], addresses=addresses) for addresses in OUTSIDE_ADDRESSES)
 FAMILIES = ("IPv4", "IPv6")
-TRUTH = Truth(NAMESPACES)
+GROUPS = (
+    policy("CiliumCIDRGroup", "near", {"externalCIDRs": ["203.0.113.2/31", "2001:db8:203::2/128"]}),
+    policy("CiliumCIDRGroup", "far", {"externalCIDRs": ["203.0.113.4/32"]}),
+)
+GROUPS[1]["metadata"]["labels"] = {"zone": "far"}
+TRUTH = Truth(NAMESPACES, GROUPS)
 
 Case = tuple[Document, ...]
 
@@ -47,6 +52,15 @@ def kubernetes(spec: Document, namespace: str = "x", name: str = "case") -> Docu
 
 def cilium(spec: Document, namespace: str = "x", name: str = "case", **more: Any) -> Document:
     return policy("CiliumNetworkPolicy", name, spec, namespace, **more)
+
+
+def tiered(
+    tier: str, priority: int, ingress: Sequence[Document] = (), egress: Sequence[Document] = (), **more: Any
+) -> Document:
+    """A ClusterNetworkPolicy for everybody, unless `subject` says otherwise."""
+    spec = {"tier": tier, "priority": priority, "subject": {"namespaces": {}}, **more}
+    rules = {key: list(value) for key, value in (("ingress", ingress), ("egress", egress)) if value}
+    return policy("ClusterNetworkPolicy", f"{tier.lower()}-{priority}", spec | rules)
 
 
 def clusterwide(spec: Document, name: str = "case", **more: Any) -> Document:
@@ -104,6 +118,15 @@ PORTS: dict[str, Any] = {
     "a range of others": [{"port": 82, "endPort": 65535, "protocol": "UDP"}],
     "two protocols": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "UDP"}],
     "the world's": [{"port": 8080, "protocol": "UDP"}],
+    "SCTP": [{"port": 80, "protocol": "SCTP"}],
+    "a name": [{"port": "web"}],
+    "names of three protocols": [
+        {"port": "web", "protocol": "TCP"},
+        {"port": "dns", "protocol": "UDP"},
+        {"port": "sig", "protocol": "SCTP"},
+    ],
+    "a name nobody has": [{"port": "ftp"}],
+    "a name of another protocol": [{"port": "dns", "protocol": "TCP"}],
 }
 
 
@@ -310,10 +333,121 @@ CILIUM: dict[str, Case] = {
         ),
     ),
 }
+BY_NAME = [{"ports": [{"port": "web", "protocol": "TCP"}, {"port": "sig", "protocol": "SCTP"}]}]
+CILIUM |= {
+    "a group of prefixes": (
+        cilium({"endpointSelector": {}, "egress": [{"toCIDRSet": [{"cidrGroupRef": "near"}]}]}),
+    ),
+    "groups by label and by name, denied": (
+        cilium(
+            {
+                "endpointSelector": {},
+                "enableDefaultDeny": {"egress": False},
+                "egressDeny": [
+                    {"toCIDRSet": [{"cidrGroupSelector": labels(zone="far")}, {"cidrGroupRef": "near"}]}
+                ],
+            }
+        ),
+    ),
+    "names of ports, in": (cilium({"endpointSelector": {}, "ingress": [{"toPorts": BY_NAME}]}),),
+    "names of ports, out": (
+        cilium({"endpointSelector": {}, "egress": [{"toEntities": ["cluster"], "toPorts": BY_NAME}]}),
+    ),
+    "names of ports, denied": (
+        cilium(
+            {
+                "endpointSelector": {},
+                "enableDefaultDeny": {"ingress": False, "egress": False},
+                "ingressDeny": [{"fromEndpoints": [labels(app="c")], "toPorts": BY_NAME}],
+                "egressDeny": [{"toEndpoints": [labels(app="b")], "toPorts": BY_NAME}],
+            }
+        ),
+    ),
+}
+
+# policy.networking.k8s.io/v1alpha2
+
+EVERYBODY: list[Document] = [{"namespaces": {}}]
+TEAM_RED = [{"namespaces": labels(team="red")}]
+BACK = [{"pods": {"namespaceSelector": {}, "podSelector": labels(tier="back")}}]
+NOTHING_IN = tuple(kubernetes({"podSelector": {}}, space) for space in NAMESPACES)
+
+
+def rule(action: str, peers: Any, *protocols: Document, word: str = "from") -> Document:
+    return {"action": action, word: peers, **({"protocols": list(protocols)} if protocols else {})}
+
+
+def every_port(protocol: str) -> Document:
+    return {protocol: {"destinationPort": {"range": {"start": 1, "end": 65535}}}}
+
+
+TIERED: dict[str, Case] = {
+    "an administrator denies what a namespace allows": (
+        tiered("Admin", 10, [rule("Deny", TEAM_RED)]),
+        kubernetes({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}),
+    ),
+    "an administrator accepts what a namespace does not": (
+        tiered("Admin", 10, [rule("Accept", BACK, {"tcp": {"destinationPort": {"number": 80}}})]),
+        *NOTHING_IN,
+    ),
+    "an administrator accepts what a namespace denies": (
+        tiered("Admin", 10, [rule("Accept", BACK)]),
+        cilium({"endpointSelector": {}, "ingressDeny": [{"fromEntities": ["all"]}]}),
+    ),
+    "the first rule decides": (
+        tiered(
+            "Admin",
+            10,
+            [
+                rule("Accept", TEAM_RED, {"udp": {"destinationPort": {"range": {"start": 80, "end": 81}}}}),
+                rule("Deny", EVERYBODY, every_port("udp"), every_port("sctp")),
+            ],
+        ),
+    ),
+    "the lower priority goes first": (
+        tiered("Admin", 20, [rule("Deny", EVERYBODY)]),
+        tiered("Admin", 5, [rule("Accept", BACK), rule("Deny", TEAM_RED)]),
+        tiered("Admin", 500, [rule("Accept", EVERYBODY)]),
+    ),
+    "who is passed on is judged by namespaces": (
+        tiered("Admin", 5, [rule("Pass", TEAM_RED)]),
+        tiered("Admin", 20, [rule("Deny", EVERYBODY)]),
+        kubernetes({"podSelector": labels(app="b"), "ingress": [ALLOW_FRONT]}),
+    ),
+    "who is passed on meets the baseline": (
+        tiered("Admin", 5, [rule("Pass", TEAM_RED)]),
+        tiered("Admin", 20, [rule("Accept", EVERYBODY)]),
+        tiered("Baseline", 0, [rule("Deny", EVERYBODY)]),
+    ),
+    "a baseline for all that namespaces leave open": (
+        tiered("Baseline", 0, [rule("Accept", BACK), rule("Deny", EVERYBODY)]),
+        kubernetes({"podSelector": labels(app="b"), "ingress": [ALLOW_FRONT]}),
+    ),
+    "a baseline does not open what namespaces isolate": (
+        tiered("Baseline", 0, [rule("Accept", EVERYBODY)]),
+        kubernetes({"podSelector": {}}),
+    ),
+    "ways out": (
+        tiered(
+            "Admin",
+            5,
+            egress=[
+                rule("Accept", [{"networks": ["203.0.113.3/32", "2001:db8:203::3/128"]}], word="to"),
+                rule("Deny", [{"networks": ["203.0.113.0/24"]}, *BACK], word="to"),
+            ],
+            subject={"pods": {"namespaceSelector": labels(team="red"), "podSelector": {}}},
+        ),
+    ),
+    "a name of a port": (
+        tiered("Admin", 5, [rule("Accept", EVERYBODY, {"destinationNamedPort": "web"})]),
+        tiered("Baseline", 5, [rule("Deny", EVERYBODY)]),
+    ),
+}
 CASES = {
     **dict(peers_and_ports()),
     **SHAPES,
     **{f"cilium: {name}": case for name, case in CILIUM.items()},
+    **{f"tiers: {name}": case for name, case in TIERED.items()},
 }
 
 
@@ -329,6 +463,7 @@ def lab() -> Iterator[PolicyLab]:
         peers = [Peer(space, name, labels, (), ports) for space, name, _, labels, ports in PODS]
         made.start_pods([pod(peer, entry[2], SERVE) for peer, entry in zip(peers, PODS, strict=True)])
         made.route_from_outside()
+        made.apply(*GROUPS)
         yield made
 
 
