@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cilia.lab import kernel
 from tests.support.agent_node import AgentNode, agent_node, until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -163,6 +164,23 @@ def test_a_denied_pod_is_answered_while_it_is_told_so(node: AgentNode) -> None:
     assert failure(node) == "No route to host"
     ctl(node, "config", "--reset")
     assert failure(node) == "timed out"
+
+
+def test_the_node_reaches_isolated_pods_unless_told_that_policy_decides(node: AgentNode) -> None:
+    deny(node)
+    assert host_reaches(node)
+    node.agent.end()
+    node.start(allow_localhost="policy")
+    assert not host_reaches(node)
+    node.agent.end()
+    node.start()
+    assert host_reaches(node)
+
+
+def host_reaches(node: AgentNode) -> bool:
+    with kernel.inside_network(node.netns), socket.socket() as one:
+        one.settimeout(0.5)
+        return one.connect_ex((node.addresses["server"][0], 8080)) == 0
 
 
 def failure(node: AgentNode) -> str:
