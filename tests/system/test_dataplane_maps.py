@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.pool import OPEN_LIMIT, PolicyPool
+from cilia.model.entries import Entries
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.node import IpcacheEntry, NodeAddress, NodeSettings
 from cilia.model.policy import EntryKey
@@ -351,3 +353,46 @@ def test_a_successor_adopts_shared_maps(dataplane: Dataplane) -> None:
     desired.subjects.replace([])
     successor.apply(3.0)
     assert successor.dump("policy_active") == []
+
+
+def test_whatever_subjects_share_and_leave_each_has_its_entries(dataplane: Dataplane) -> None:
+    """Random batches: groups change by identities or by rules, subjects move between them, come and go."""
+    rng = random.Random(11)
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    rules = [0, 1, 2]
+    groups = [Entries.of({ANYONE: deny(), EntryKey(INGRESS, 300 + n): allow(n + 1)}) for n in rules]
+    member: dict[int, int] = {}
+    for now in range(60):
+        for group in range(3):
+            if rng.random() < 0.5:
+                peer = rng.randrange(400, 406)
+                kept = {**groups[group]}
+                if kept.pop(EntryKey(INGRESS, peer), None) is None:
+                    kept[EntryKey(INGRESS, peer)] = rng.choice((allow(group + 1), deny(group + 1)))
+                groups[group] = Entries.of(kept)
+            if rng.random() < 0.2:
+                rules[group] += 3
+        for number in range(1, 9):
+            draw = rng.random()
+            if draw < 0.1:
+                member.pop(number, None)
+            elif draw < 0.4:
+                member[number] = rng.randrange(3)
+        rows = [subject(number, f"r{rules[g]}", groups[g]) for number, g in member.items()]
+        if rng.random() < 0.1 and rows:
+            too_many = {EntryKey(INGRESS, 1000 + n): allow() for n in range(17000)}
+            rows[0] = subject(rows[0].subject, "much", too_many)
+        desired.subjects.replace(rows)
+        state.apply(float(now * 100))
+        for row in rows:
+            held = {row["peer"]: row["cookie"] for row in state.policies.entries(row.subject)}
+            if len(row.entries) > 16384:
+                assert held == {0: 0}
+            else:
+                assert held == {key.peer: entry.cookie for key, entry in row.entries.items()}
+        state.pool.settle()
+        words = [state.policies._word(SubjectId(number)) for number in range(1, 9)]
+        live = {slot for slot, revision in words if revision}
+        assert state.pool.size - state.pool.idle == len(live)
+        assert len({revision for _, revision in words if revision}) == len(rows)
