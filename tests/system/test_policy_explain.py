@@ -278,6 +278,85 @@ def test_selectors_tell_whom_they_mean(node: AgentNode) -> None:
     assert [user["path"] for user in view["users"]] == ["spec.ingress[0].fromEndpoints[0]"]
 
 
+def test_audit_lets_pass_and_names_what_would_have_denied(node: AgentNode) -> None:
+    address = node.addresses["server"][0]
+    noted = policy()
+    noted["metadata"]["annotations"] = {"policy.cilia.io/audit": "true"}
+    node.write("web", noted)
+    until(lambda: node.reaches("stranger", address), "audit to let the stranger in")
+    found: list[dict[str, Any]] = []
+
+    def seen() -> bool:
+        found[:] = flows(node, "--verdict", "AUDIT", "--from-pod", "default/stranger")
+        return bool(found)
+
+    until(seen, "the note")
+    assert [rule["name"] for rule in found[-1]["ingress_denied_by"]] == ["web"]
+    assert not found[-1].get("ingress_allowed_by")
+    told = explain(node, found[-1]["uuid"])
+    assert (told["then"]["verdict"], told["verdict"]) == ("audit", "audit")
+    assert told["sides"][1]["reason"].endswith("AUDIT: the policy is in audit.")
+    shown = ctl(node, "observe", "--verdict", "AUDIT", "--last", "1")
+    assert "would be denied by default deny of CiliumNetworkPolicy default/web spec" in shown
+    report = check(node, policy(), status=1)
+    assert any((row["before"], row["after"]) == ("audit", "deny") for row in report["flows"])
+    node.write("web", policy())
+    until(lambda: not node.reaches("stranger", address), "the policy to be as before")
+
+
+def test_ends_on_another_node(node: AgentNode) -> None:
+    labels = [
+        "k8s:app=client",
+        "k8s:io.cilium.k8s.policy.cluster=default",
+        "k8s:io.kubernetes.pod.namespace=far",
+    ]
+    security = dict(label.split("=") for label in labels)
+    meta = {"name": "there", "namespace": "far"}
+    node.write(
+        "far",
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNode",
+            "metadata": {"name": "node-2"},
+            "spec": {
+                "addresses": [{"type": "InternalIP", "ip": "192.0.2.2"}],
+                "ipam": {"podCIDRs": ["10.78.0.0/24"]},
+            },
+        },
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumIdentity",
+            "metadata": {"name": "7777"},
+            "security-labels": security,
+        },
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumEndpoint",
+            "metadata": meta,
+            "status": {
+                "id": 9,
+                "identity": {"id": 7777, "labels": labels},
+                "networking": {"node": "192.0.2.2", "addressing": [{"ipv4": "10.78.0.9"}]},
+            },
+        },
+    )
+    until(lambda: any(e.cidr == "10.78.0.9/32" for e in node.client.addresses()), "the pod to be known")
+    for source in ("far/there", "10.78.0.9", "7777"):
+        told = explain(node, *ends(source))
+        assert told["verdict"] == "deny", source
+        (change,) = told["sides"][-1]["remedy"]["changes"]
+        assert yaml.safe_load(change["yaml"])[0]["fromEndpoints"] == [
+            {"matchLabels": {"app": "client", "k8s:io.kubernetes.pod.namespace": "far"}}
+        ]
+    told = explain(node, *ends("far/there"))
+    assert told["source"]["node"] == "node-2"
+    assert told["source"]["origin"] == "CiliumEndpoint far/there of node node-2 (192.0.2.2)"
+    assert any("audit switched on there" in note for note in told["notes"])
+    told = explain(node, *ends("default/client", "far/there", "443"))
+    assert [side["subject"] for side in told["sides"]] == ["default/client", "far/there"]
+    node.forget("far")
+
+
 def test_entries_count_what_they_let_pass_and_what_they_stop(node: AgentNode) -> None:
     address = node.addresses["server"][0]
     assert node.reaches("client", address)
