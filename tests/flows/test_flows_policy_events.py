@@ -103,6 +103,14 @@ def random_policies(rng: random.Random) -> list[PolicyObject]:
             },
             "blue",
         ),
+        policy(
+            "CiliumClusterwideNetworkPolicy",
+            "host",
+            {
+                "nodeSelector": zone(rng),
+                "ingress": [{"fromNodes": [zone(rng)]}, {"fromCIDR": ["10.0.0.0/8"]}],
+            },
+        ),
         policy("NetworkPolicy", "names", {"podSelector": {}, "ingress": [{"ports": [{"port": "http"}]}]}),
         policy(
             "NetworkPolicy",
@@ -154,8 +162,7 @@ def state(rng: random.Random) -> Rows:
     return {
         "nodes": nodes(rng),
         "namespaces": [
-            NamespaceRow(name=name, labels={"team": name[0]}, annotations=audited(rng))
-            for name in NAMESPACES
+            NamespaceRow(name=name, labels={"team": name[0]}, annotations=audited(rng)) for name in NAMESPACES
         ],
         "cluster_identities": [
             *(Identity(IdentityId(number), labels(*names)) for names, number in NUMBERS.items()),
