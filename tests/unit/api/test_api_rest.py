@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -493,3 +494,44 @@ def test_a_listener_stops_twice(tmp_path: Path) -> None:
         await listener.stop()
 
     asyncio.run(story())
+
+
+def test_a_change_reaches_the_agent_with_whoever_asks(tmp_path: Path) -> None:
+    async def story(d: Doors) -> None:
+        change = OptionChange(options={"PolicyEnforcement": "always"}, reset=("PolicyAuditMode",))
+        (row,) = await d.ask(lambda c: c.change_settings(change))
+        assert (row.value, row.source, row.option) == ("always", "live", "PolicyEnforcement")
+        assert d.agent.asked == (change, Caller(pid=os.getpid(), uid=os.getuid()))
+        (row,) = await d.ask(lambda c: c.change_endpoint("pod-name:demo/policy", change))
+        assert row.value is True
+        (row,) = await d.ask(lambda c: c.endpoint_settings("7"))
+        assert row.value is False
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/config", b"", b"400"),
+        ("/v1/config", b"[]", b"400"),
+        ("/v1/config", b'{"option": {"a": "b"}}', b"400"),
+        ("/v1/config", b'{"options": {"a": 1}}', b"400"),
+        ("/v1/config", b"\xff\xfe", b"400"),
+        ("/v1/config", b'{"options": {"a": "' + b"x" * 70_000 + b'"}}', b"413"),
+        ("/v1/endpoint/7", b'{"options": {"a": "b"}}', b"405"),
+        ("/v1/endpoint/99/config", b'{"options": {"a": "b"}}', b"404"),
+        ("/v1/policy", b"{}", b"405"),
+    ],
+)
+def test_a_change_that_makes_no_sense_changes_nothing(
+    tmp_path: Path, path: str, body: bytes, status: bytes
+) -> None:
+    async def story(d: Doors) -> None:
+        head = f"PATCH {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        answer = await d.raw(head.encode() + body)
+        assert answer.split()[1] == status
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].endswith(".")
+        assert d.agent.asked is None
+
+    run(tmp_path, story)
