@@ -16,6 +16,9 @@
     state      endpoints on disk
     flows      from the kernel's rings into Hubble's store
     directory  Hubble's questions, answered from tables
+    explain    why packets and flows pass or not; `ends` finds whom a question means
+    check      what proposed policies would change
+    usage      what policy entries and rules did
     backend    the API's questions, answered from tables and kernel
     metrics    Prometheus
 
