@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.api import sockets
-from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, parse_reference
+from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, Question, parse_reference
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.server import ApiServer, ApiSettings, Listener, api_application, parse_listen
 from cilia.api.table_backend import TableBackend
 from cilia.api.types import (
+    CheckRequest,
     Component,
     Health,
     MapDump,
@@ -28,10 +29,13 @@ from cilia.api.types import (
     MapView,
     OptionChange,
     PolicyRevision,
+    PolicyUsage,
+    SelectorView,
     Setting,
     StatusResponse,
 )
 from cilia.model.endpoint import Attachment, Endpoint, EndpointEntry, EndpointState
+from cilia.model.explain import CheckReport, Explanation
 from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
@@ -176,6 +180,18 @@ class FakeAgent(TableBackend):
         self._endpoint(reference)
         self.asked = (change, caller)
         return [Setting(name="policy-audit-mode", value=True, source="live")]
+
+    async def selectors(self) -> list[SelectorView]:
+        return []
+
+    async def policy_usage(self) -> PolicyUsage:
+        return PolicyUsage()
+
+    async def explain(self, question: Question) -> Explanation:
+        raise ApiError(404, "Not here.")
+
+    async def check(self, request: CheckRequest) -> CheckReport:
+        return CheckReport()
 
     async def metrics(self) -> bytes:
         return b"cilium_endpoint_state 1\n"
