@@ -6,9 +6,11 @@ references; a changed copy shares all that did not change, so that one peer more
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
+from cilia.model.ids import IdentityId
 from cilia.model.policy import Entry, EntryKey
 
 Prefix = tuple[int, int, int]
@@ -29,6 +31,14 @@ Bucket = dict[int, Layer]
 
 _EMPTY: Bucket = {}
 """The part of all in which nothing stands; never changed."""
+
+
+class Layered(Hashable, Protocol):
+    """Whoever holds a layer, for many peers."""
+
+    @property
+    def layer(self) -> Layer:
+        """Not empty."""
 
 
 class Difference(NamedTuple):
@@ -56,19 +66,20 @@ class Entries(Mapping[EntryKey, Entry]):
                 self._size += len(layer)
 
     @classmethod
-    def of_sides(cls, sides: Mapping[int, Mapping[int, Layer]]) -> Entries:
-        """The layers of the peers of each direction, none of them empty."""
+    def of_sides(cls, sides: Mapping[int, Mapping[IdentityId, Layered]]) -> Entries:
+        """Who holds which layer, none of them empty, by direction."""
         made = cls()
-        for direction, layers in sides.items():
-            if len(layers) < _PEERS:
-                for peer, layer in layers.items():
-                    made._own(_bucket(direction, peer))[peer] = layer
+        for direction, peers in sides.items():
+            if len(peers) < _PEERS:
+                for peer, holder in peers.items():
+                    made._own(_bucket(direction, peer))[peer] = holder.layer
             else:
                 parts: list[Bucket] = [{} for _ in range(_PEERS)]
-                for peer, layer in layers.items():
-                    parts[peer % _PEERS][peer] = layer
+                for peer, holder in peers.items():
+                    parts[peer % _PEERS][peer] = holder.layer
                 made._buckets[direction & 1 :: 2] = parts
-            made._size += sum(map(len, layers.values()))
+            counted = Counter(peers.values())
+            made._size += sum(count * len(holder.layer) for holder, count in counted.items())
         return made
 
     def _own(self, number: int) -> Bucket:

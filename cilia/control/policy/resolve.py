@@ -62,6 +62,17 @@ Class = tuple[int | Numbered, ...]
 """What tells identities apart: the peers (by number) that mean them, and what they call ports."""
 
 
+class Alike:
+    """Identities that the same terms are about, and the layer they share."""
+
+    __slots__ = ("layer", "parts", "users")
+
+    def __init__(self, parts: Class) -> None:
+        self.parts = parts
+        self.layer: Layer = {}
+        self.users = 0
+
+
 class Side:
     """One direction of a group: its terms, whether it isolates, and the layers in use."""
 
@@ -94,9 +105,8 @@ class Side:
                 about.setdefault(term.matter.peer, []).append(term)
         self._peers = list(about)
         self._about = list(about.values())
-        self._classes: dict[IdentityId, Class] = {}
-        self._layers: dict[Class, Layer] = {}
-        self._users: Counter[Class] = Counter()
+        self._of: dict[IdentityId, Alike] = {}
+        self._alike: dict[Class, Alike] = {}
         self._parts: list[Part] = []
         self._used: frozenset[Cookie] | None = None
         """The cookies, once asked for."""
@@ -115,26 +125,32 @@ class Side:
         """The port names whose numbers depend on the peer."""
         return (term.matter.name for term in self._named if term.matter.name is not None)
 
-    def build(self, world: World, cookies: CookieBook) -> dict[int, Layer]:
-        """All layers by peer, 0 for any, from scratch."""
+    def build(self, world: World, cookies: CookieBook) -> Mapping[IdentityId, Alike]:
+        """Compute all layers from scratch; returns who has which."""
         self._start(world, cookies)
-        self._classes = self._classify(world)
-        self._users = Counter(self._classes.values())
-        layers = self._layers = {alike: self._layer(alike) for alike in self._users}
+        self._of = self._classify(world)
+        users = Counter(self._of.values())
+        self._alike = {alike.parts: alike for alike in users}
+        for alike, count in users.items():
+            alike.users = count
+            alike.layer = self._layer(alike.parts)
         self._forget()
-        found: dict[int, Layer] = {identity: layers[alike] for identity, alike in self._classes.items()}
-        found[0] = self._base
-        return found
+        return self._of
+
+    @property
+    def anybody(self) -> Layer:
+        """The layer of any peer."""
+        return self._base
 
     def patch(self, identities: Iterable[IdentityId], world: World) -> Iterator[tuple[Place, Layer | None]]:
         """The layers of those of some identities whose layer is another now."""
         if world is not self._world:
             self._follow(world)
         for identity in identities:
-            old, new = self._classes.get(identity, ()), self._class(identity, world)
-            if old == new:
+            old, new = self._of.get(identity), self._class(identity, world)
+            if new == (old.parts if old is not None else ()):
                 continue
-            if old:
+            if old is not None:
                 self._leave(identity, old)
             yield (int(self.direction), identity), self._enter(identity, new) if new else None
         self._forget()
@@ -142,7 +158,8 @@ class Side:
     def cookies(self) -> frozenset[Cookie]:
         """Every cookie that its layers have, or may have when identities come."""
         if self._used is None:
-            layers = (self._base, *self._layers.values(), *(part.entries for part in self._parts))
+            held = (alike.layer for alike in self._alike.values())
+            layers = chain((self._base,), held, (part.entries for part in self._parts))
             self._used = frozenset(entry.cookie for layer in layers for entry in layer.values())
         return self._used
 
@@ -170,30 +187,33 @@ class Side:
         if isinstance(self._maker, Ranked):
             self._maker.forget()
 
-    def _classify(self, world: World) -> dict[IdentityId, Class]:
+    def _classify(self, world: World) -> dict[IdentityId, Alike]:
         """Everybody whom some term means."""
-        found: dict[IdentityId, Class] = {}
+        found: dict[IdentityId, Alike] = {}
         for number, members in enumerate(self._members):
-            mine = (number,)
-            if not found:
-                found = dict.fromkeys(members, mine)
-                continue
-            for identity in members:
-                found[identity] = found.get(identity, ()) + mine
+            if found:
+                _add(found, members, number)
+            else:
+                found = dict.fromkeys(members, Alike((number,)))
         for number, term in enumerate(self._named):
+            by_ports: dict[frozenset[int], list[IdentityId]] = {}
             for identity in self._naming(world, term):
-                found[identity] = (*found.get(identity, ()), (number, self._ports(world, identity, term)))
+                by_ports.setdefault(self._ports(world, identity, term), []).append(identity)
+            for ports, naming in by_ports.items():
+                _add(found, naming, (number, ports))
         return found
 
     def _class(self, identity: IdentityId, world: World) -> Class:
         meant: list[int | Numbered] = [
             number for number, members in enumerate(self._members) if identity in members
         ]
-        meant += [
-            (number, self._ports(world, identity, term))
-            for number, term in enumerate(self._named)
-            if identity in self._naming(world, term)
-        ]
+        for number, term in enumerate(self._named):
+            matter = term.matter
+            assert matter.name is not None
+            if identity in world.naming(matter.name) and (
+                matter.peer is None or identity in world.members(matter.peer)
+            ):
+                meant.append((number, self._ports(world, identity, term)))
         return tuple(meant)
 
     @staticmethod
@@ -208,39 +228,52 @@ class Side:
         assert term.matter.name is not None
         return world.port_numbers(identity, term.matter.name)
 
-    def _enter(self, identity: IdentityId, alike: Class) -> Layer:
-        self._classes[identity] = alike
-        self._users[alike] += 1
-        held = self._layers.get(alike)
-        if held is None:
-            held = self._layers[alike] = self._layer(alike)
+    def _enter(self, identity: IdentityId, parts: Class) -> Layer:
+        alike = self._alike.get(parts)
+        if alike is None:
+            alike = self._alike[parts] = Alike(parts)
+            alike.layer = self._layer(parts)
             self._used = None
-        return held
+        alike.users += 1
+        self._of[identity] = alike
+        return alike.layer
 
-    def _leave(self, identity: IdentityId, alike: Class) -> None:
-        del self._classes[identity]
-        self._users[alike] -= 1
-        if not self._users[alike]:
-            del self._users[alike], self._layers[alike]
+    def _leave(self, identity: IdentityId, alike: Alike) -> None:
+        del self._of[identity]
+        alike.users -= 1
+        if not alike.users:
+            del self._alike[alike.parts]
             self._used = None
 
-    def _layer(self, alike: Class) -> Layer:
+    def _layer(self, parts: Class) -> Layer:
         maker = self._maker
         assert maker is not None, "build comes first"
         if isinstance(maker, Weighed):
-            terms = [self._about[part] if isinstance(part, int) else [self._numbered(part)] for part in alike]
+            terms = [self._about[part] if isinstance(part, int) else [self._numbered(part)] for part in parts]
             return maker.of_peer(list(chain.from_iterable(terms)))
         return maker.of_peer(
-            alike,
+            parts,
             [
                 self._parts[part] if isinstance(part, int) else maker.part([self._numbered(part)], True)
-                for part in alike
+                for part in parts
             ],
         )
 
     def _numbered(self, part: Numbered) -> Term:
         number, ports = part
         return with_numbers(self._named[number], ports)
+
+
+def _add(found: dict[IdentityId, Alike], members: Iterable[IdentityId], part: int | Numbered) -> None:
+    """Note that a term, or all about a peer, is about some more identities: they leave those they were alike
+    and join others."""
+    joined: dict[Alike | None, Alike] = {}
+    for identity in members:
+        left = found.get(identity)
+        alike = joined.get(left)
+        if alike is None:
+            alike = joined[left] = Alike((*left.parts, part) if left is not None else (part,))
+        found[identity] = alike
 
 
 class Group:
@@ -283,7 +316,9 @@ class Group:
 
     def build(self, world: World, cookies: CookieBook) -> None:
         """Compute all entries."""
-        self.entries = Entries.of_sides({int(s.direction): s.build(world, cookies) for s in self.sides})
+        made = {int(side.direction): side.build(world, cookies) for side in self.sides}
+        anybody = {(int(side.direction), 0): side.anybody for side in self.sides}
+        self.entries = Entries.of_sides(made).replaced(anybody)
         self._used = None
 
     def patch(self, identities: Set[IdentityId], world: World, cookies: CookieBook) -> None:
