@@ -155,18 +155,6 @@ class FakeAgent(TableBackend):
             await asyncio.Event().wait()
         return PolicyRevision(realized=4, reached=revision <= 4)
 
-    async def explain(self, question: Question) -> Explanation:
-        raise ApiError(404, f"{question.source} is not here.")
-
-    async def check(self, request: CheckRequest) -> CheckReport:
-        return CheckReport(since=request.since)
-
-    async def selectors(self) -> list[SelectorView]:
-        return []
-
-    async def policy_usage(self) -> PolicyUsage:
-        return PolicyUsage()
-
     async def maps(self) -> list[MapView]:
         return [MapView(name="ipcache", type="lpm_trie", max_entries=10)]
 

@@ -155,15 +155,19 @@ def test_many_ports_are_cut_and_said() -> None:
 
 
 def some_section(random: random.Random, number: int) -> Section:
+    choices: list[tuple[Ports, ...]] = [
+        ALL_PORTS,
+        (PortRange(TCP, 80, 90),),
+        (PortRange(UDP),),
+        (PortName(TCP, "http"),),
+    ]
+
     def rule() -> tuple[Direction, Peer, tuple[Ports, ...], Action]:
         peer: Peer = random.choice(
             [None, *(app(name) for name in APPS), Cidr("192.0.2.0/24", ("192.0.2.7/32",))]
         )
-        ports = random.choice(
-            [ALL_PORTS, (PortRange(TCP, 80, 90),), (PortRange(UDP),), (PortName(TCP, "http"),)]
-        )
         actions = list(Action) if tier is not Tier.NORMAL else [Action.ALLOW, Action.DENY]
-        return random.choice([IN, OUT]), peer, ports, random.choice(actions)
+        return random.choice([IN, OUT]), peer, random.choice(choices), random.choice(actions)
 
     tier = random.choice([Tier.NORMAL, Tier.NORMAL, Tier.ADMIN, Tier.BASELINE])
     isolates = tuple(way for way in Direction if random.random() < 0.5) if tier is Tier.NORMAL else ()
