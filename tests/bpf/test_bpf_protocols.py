@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -31,7 +32,7 @@ from scapy.layers.sctp import (
     SCTPChunkShutdownAck,
     SCTPChunkShutdownComplete,
 )
-from scapy.packet import Packet, bind_layers
+from scapy.packet import Packet, Raw, bind_layers
 
 from tests.support.datapath_world import (
     ALLOW,
@@ -369,3 +370,72 @@ def test_a_first_piece_holds_the_whole_chain(world: World) -> None:
 def test_the_gateway_answers_behind_options(world: World) -> None:
     question = IPv6(src=A6, dst=ROUTER6, hlim=255) / IPv6ExtHdrDestOpt() / ICMPv6ND_NS(tgt=ROUTER6)
     assert world.from_pod(world.pod_a, question).action == "ANSWERED"
+
+
+HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS, MOBILITY = 0, 43, 44, 60, 135
+LENGTH_UNITS = {HOP_BY_HOP: 8, ROUTING: 8, OPTIONS: 8, MOBILITY: 8, AUTHENTICATION: 4, FRAGMENT: 0}
+
+
+class Header(NamedTuple):
+    """One extension header, as it is written and as it should be understood."""
+
+    kind: int
+    length: int
+    """What it says of its length, in its own units."""
+    third: int
+    fourth: int
+
+    @property
+    def size(self) -> int:
+        if self.kind == FRAGMENT:
+            return 8
+        return (self.length + (2 if self.kind == AUTHENTICATION else 1)) * LENGTH_UNITS[self.kind]
+
+    def written(self, follows: int) -> bytes:
+        head = bytes((follows, self.length, self.third, self.fourth))
+        return head.ljust(self.size, b"\0")
+
+
+def random_chain(rng: random.Random) -> list[Header]:
+    chain = []
+    for _ in range(rng.choice([0, 1, 2, 2, 3, 4, 8, 9])):
+        kind = rng.choice([OPTIONS, OPTIONS, *LENGTH_UNITS])
+        length = 0 if kind == FRAGMENT else rng.choice([1, 1, 2, 3, 30])
+        third, fourth = (0, 0) if kind == FRAGMENT else (rng.choice([0, 2, 4]), rng.choice([0, 0, 1]))
+        chain.append(Header(kind, length, third, fourth))
+    return chain
+
+
+def understood(chain: list[Header]) -> bool:
+    """RFC 8200, 4.1, and the bounds of the walk, said once more."""
+    walked = 0
+    for place, header in enumerate(chain):
+        walked += header.size
+        if place >= 8 or walked > 256:
+            return False
+        if header.kind == HOP_BY_HOP and place:
+            return False
+        if header.kind == ROUTING and (header.third == 0 or header.fourth):
+            return False
+        if header.kind == FRAGMENT and any(earlier.kind == FRAGMENT for earlier in chain[:place]):
+            return False
+    return True
+
+
+def test_random_chains_are_understood_as_the_standards_say(world: World) -> None:
+    rng = random.Random(6)
+    seen = {True: 0, False: 0}
+    for number in range(600):
+        world.forget_flows()
+        chain = random_chain(rng)
+        kinds = [header.kind for header in chain] + [17]
+        headers = b"".join(header.written(kinds[at + 1]) for at, header in enumerate(chain))
+        datagram = bytes(UDP(sport=1000 + number, dport=53, len=16, chksum=1) / payload(8))
+        done = world.from_pod(world.pod_a, IPv6(src=A6, dst=B6, nh=kinds[0]) / Raw(headers + datagram))
+        expected = understood(chain)
+        seen[expected] += 1
+        assert done.reason == (0 if expected else 156), chain
+        if expected:
+            key, _ = world.only_flow()
+            assert (int(key["low_port"]), int(key["protocol"])) == (1000 + number, 17), chain
+    assert min(seen.values()) > 100

@@ -35,7 +35,7 @@ from tests.support.datapath_world import (
 
 pytestmark = pytest.mark.root
 
-SECONDS = float(os.environ.get("CILIA_SWAP_SECONDS", "3"))
+SECONDS = float(os.environ.get("CILIA_SWAP_SECONDS", "4"))
 LEAST = 6
 """Changes of policy that a run sees, however long they take."""
 REPEAT = 20_000
