@@ -65,7 +65,16 @@ ENDING = {
         {"endpointSelector": CLIENTS, "egress": [{"toPorts": ports(8000, 8080)}]}
     ),
 }
+
+
+def audited(document: Document) -> Document:
+    """The same, but what it denies is only noted."""
+    noted = {"annotations": {"policy.cilia.io/audit": "true"}}
+    return {**document, "metadata": {**document["metadata"], **noted}}
+
+
 STANDING = {
+    **{f"{name}, in audit": audited(document) for name, document in ENDING.items()},
     "ingress": cilium({"endpointSelector": SERVER, "ingress": [{"fromEndpoints": [CLIENTS]}]}),
     "egress": cilium({"endpointSelector": CLIENTS, "egress": [{"toPorts": ports(PORT, WAITING_PORT)}]}),
     "the other direction isolated": policy(
