@@ -12,7 +12,7 @@ import pytest
 from cilia.hubble.store import Loss
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from tests.support.hubble import WALL, Beside, beside, flow
+from tests.support.hubble import ALLOW_WEB, DEFAULT_DENY, DENY_DB, WALL, Beside, beside, flow
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -62,6 +62,24 @@ def test_last_flows_come_in_order_of_time(running: Beside, channel: grpc.Channel
     assert first.time.ToNanoseconds() == WALL + 7_000_000
     assert first.flow.source.pod_name == "client-5f"
     assert first.flow.verdict == flow_pb2.FORWARDED
+
+
+def test_a_client_sees_the_rules_behind_each_verdict(running: Beside, channel: grpc.Channel) -> None:
+    running.append(
+        flow(0, kind=1, verdict=2, reason=133, ingress_cookie=DEFAULT_DENY),
+        flow(1, kind=3, verdict=4, reason=0, ingress_cookie=DENY_DB, egress_cookie=ALLOW_WEB),
+        flow(2, ingress_cookie=ALLOW_WEB),
+    )
+    dropped, audited, allowed = (response.flow for response in get_flows(channel))
+    assert [(rule.kind, rule.name) for rule in dropped.ingress_denied_by] == [
+        ("CiliumNetworkPolicy", "allow-web"),
+        ("NetworkPolicy", "isolate"),
+    ]
+    assert audited.verdict == flow_pb2.AUDIT
+    assert [rule.name for rule in audited.ingress_denied_by] == ["no-db"]
+    assert [rule.name for rule in audited.egress_allowed_by] == ["allow-web"]
+    assert [rule.name for rule in allowed.ingress_allowed_by] == ["allow-web"]
+    assert list(allowed.policy_log) == ["web traffic"]
 
 
 def test_many_flows_cross_flow_control_windows(running: Beside, channel: grpc.Channel) -> None:
