@@ -221,7 +221,6 @@ class Runtime:
             self.clock,
             node=settings.node_name,
             words=PolicyWords(graph, state).say if settings.policy_node_status else None,
-            events=settings.source_dir is None,
         )
         sources = Sources(
             store, self.inputs, node=settings.node_name, own_addresses=frozenset(kernel.addresses)

@@ -72,6 +72,9 @@ class Condition(msgspec.Struct, frozen=True):
         return "NoWarnings" if self.true else "Warnings"
 
 
+NOTHING_ODD = Condition(PLAUSIBLE, True, "No rule is known to miss what it names")
+
+
 class NodeWord(msgspec.Struct, frozen=True, kw_only=True):
     """What this node has to say of a policy that concerns one of its endpoints."""
 
@@ -146,7 +149,7 @@ class Record:
         if shown:
             found.append(Condition(PLAUSIBLE, False, listed(shown)))
         elif not self.first_seen:
-            found.append(Condition(PLAUSIBLE, True, "No rule is known to miss what it names"))
+            found.append(NOTHING_ODD)
         return tuple(found)
 
     def next_write(self, now: float) -> float | None:
@@ -177,16 +180,14 @@ class StatusPublisher:
         *,
         node: str,
         words: Callable[[], Mapping[PolicyKey, NodeWord | None]] | None = None,
-        events: bool = True,
     ) -> None:
         """`words` gives the policies that concern endpoints of this node, with None where the kernel is not
-        there yet; without it nothing is said of the node. `events`: the store keeps Events."""
+        there yet; without it nothing is said of the node."""
         self._store = store
         self._inputs = inputs
         self._clock = clock
         self._node = node
         self._words = words
-        self._events = events
         self._states = desired.policy_states.cursor()
         self._subjects = desired.subjects.cursor()
         self._records: dict[PolicyKey, Record] = {}
@@ -290,6 +291,8 @@ class StatusPublisher:
             return
         for row in status.conditions or ():
             record.said[row.type] = Condition(row.type, row.status == "True", row.message or "")
+        # Silence says so, too.
+        record.said.setdefault(PLAUSIBLE, NOTHING_ODD)
         word = (getattr(status, "nodes", None) or {}).get(self._node)
         if word is not None:
             record.said_word = word_of(word)
@@ -356,8 +359,6 @@ class StatusPublisher:
         return patch
 
     async def _write_events(self, state: PolicyState, conditions: tuple[Condition, ...]) -> None:
-        if not self._events:
-            return
         for condition in conditions:
             if condition.true:
                 continue

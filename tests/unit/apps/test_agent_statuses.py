@@ -194,6 +194,18 @@ def test_a_restart_takes_nothing_back_that_still_holds() -> None:
     play(story())
 
 
+def test_a_restart_asks_nothing_about_what_stands_there() -> None:
+    async def story() -> None:
+        world = Cluster()
+        await world.begin()
+        await Node(world).tell(2)
+        again = Node(world)
+        world.store.down = cluster.Unavailable("not to be asked")
+        await again.tell(2)
+
+    play(story())
+
+
 def test_each_node_says_what_became_of_the_policy_there_in_one_write() -> None:
     async def story() -> None:
         world = Cluster()
