@@ -199,7 +199,7 @@ def print_report(report: CheckReport) -> None:
         0,
         (
             f"compared with {report.flows_seen} distinct flows of the last {report.since:g} s, "
-            f"and {report.pairs_judged} pairs of live workloads and ports where rules differ",
+            f"and pairs of live workloads: for {report.pairs_judged} some side would say something else",
             "dim",
         ),
     )

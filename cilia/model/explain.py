@@ -205,7 +205,7 @@ class CheckReport(Answer, frozen=True, kw_only=True):
     flows_seen: int = 0
     """Distinct flows of the window that were judged."""
     pairs_judged: int = 0
-    """Pairs of identities and port, in both directions."""
+    """Pairs of workloads, one way, of which a side has a verdict of its own changed on some port."""
     since: float = 0.0
     """Seconds the window of flows reaches back."""
     notes: tuple[str, ...] = ()
