@@ -20,6 +20,7 @@ from tests.support.dataplane import PREFIX, clean, loaded, needs_kernel
 
 pytestmark = needs_kernel
 LOOPBACK = 1
+PINS = PREFIX / f"v{abi.LAYOUT}"
 
 AGENT = """
 import sys, time
@@ -51,7 +52,7 @@ def test_everything_is_pinned_below_a_private_prefix() -> None:
         assert set(dataplane.maps) == {*abi.layout().maps, loader.REVISION_MAP}
         assert {"from_container", "from_overlay", "judge_policies"} <= set(dataplane.programs)
         assert stat.S_IMODE(PREFIX.stat().st_mode) == 0o700
-        pinned = {path.name for path in (PREFIX / "v1" / "maps").iterdir()}
+        pinned = {path.name for path in (PINS / "maps").iterdir()}
         assert pinned == set(dataplane.maps)
         assert dataplane.maps["conntrack"].info.max_entries == 4096
         assert not dataplane.adopted
@@ -63,7 +64,7 @@ def test_two_agents_on_one_node_are_told_apart() -> None:
     with loaded():
         with pytest.raises(BpfError, match="another agent holds"):
             loader.remove(PREFIX)
-        assert (PREFIX / "v1" / "maps" / "conntrack").exists()
+        assert (PINS / "maps" / "conntrack").exists()
 
 
 def test_a_killed_agent_leaves_all_to_the_next() -> None:
@@ -79,7 +80,7 @@ def test_a_killed_agent_leaves_all_to_the_next() -> None:
         assert dataplane.adopted == set(abi.layout().maps)
         assert len(dataplane.maps["conntrack"].dump()[0]) == 10
         assert dataplane.attached() == ["from_host"]
-        link = bpf.get(PREFIX / "v1" / "links" / "from_host")
+        link = bpf.get(PINS / "links" / "from_host")
         assert link is not None
         before = bpf.link_target(link)
         dataplane.attach("from_host", "from_host", LOOPBACK, Attach.TCX_INGRESS)
@@ -97,13 +98,13 @@ def test_unchanged_programs_are_adopted_too() -> None:
     with loaded(constants={"events_enabled": False}) as dataplane:
         assert not set(first.values()) & {bpf.object_id(fd) for fd in dataplane.programs.values()}
         assert dataplane.adopted
-    assert len(list((PREFIX / "v1" / "programs").iterdir())) == 1
+    assert len(list((PINS / "programs").iterdir())) == 1
 
 
 def test_a_lost_pin_is_made_again() -> None:
     with loaded():
         pass
-    (PREFIX / "v1" / "maps" / "fragments").unlink()
+    (PINS / "maps" / "fragments").unlink()
     with loaded() as dataplane:
         assert "fragments" not in dataplane.adopted and "conntrack" in dataplane.adopted
 
@@ -121,7 +122,7 @@ def test_constants_reach_the_programs() -> None:
 def test_a_map_of_another_layout_is_refused() -> None:
     with loaded():
         pass
-    path = PREFIX / "v1" / "maps" / "endpoints"
+    path = PINS / "maps" / "endpoints"
     path.unlink()
     other = bpf.create_map(bpf.MapType.HASH, np.dtype("<u4"), np.dtype("<u4"), 8, name="endpoints")
     bpf.pin(other.fd, path)
