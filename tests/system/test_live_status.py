@@ -108,3 +108,24 @@ def test_the_api_server_is_an_entity(lab: PolicyLab) -> None:
     until(lambda: not reaches(), "the world to be all there is")
     lab.apply(policy(CNP, "to-api", {**rules, "egress": [{"toEntities": ["kube-apiserver"]}]}, "default"))
     until(reaches, "the API server to be reached")
+
+
+def test_a_nodes_labels_are_those_of_its_kubernetes_node(lab: PolicyLab) -> None:
+    path = "/api/v1/nodes/node-2"
+
+    def labels() -> dict[str, str]:
+        found: dict[str, str] = lab.api.get("/apis/cilium.io/v2/ciliumnodes/node-2").json["metadata"][
+            "labels"
+        ]
+        return found
+
+    def relabel(**changes: str | None) -> bool:
+        found = lab.api.get(path).json
+        merged = {**found["metadata"]["labels"], **changes}
+        found["metadata"]["labels"] = {key: value for key, value in merged.items() if value is not None}
+        return bool(lab.api.put(path, found).code < 300)
+
+    until(lambda: relabel(rack="r1"), "the node to be labelled")
+    until(lambda: labels().get("rack") == "r1", "the label to arrive")
+    until(lambda: relabel(rack=None), "the label to be taken away")
+    until(lambda: "rack" not in labels(), "the label to go")
