@@ -93,7 +93,12 @@ def agrees(answer: Any, verdict: oracle.Verdict, named: frozenset[Any]) -> bool:
 def check(kernel: Kernel, world: World, seed: int, count: int = CASES) -> None:
     """Every verdict, its reason and its rules are the oracle's."""
     asked = list(cases(world, seed, count))
-    answers = kernel.judge([(s.subject, p.id if p else 0, *packet) for s, p, *packet, _ in asked])
+    answers = kernel.judge(
+        [
+            (row.subject, peer.id if peer else 0, way, number, port)
+            for row, peer, way, number, port, _ in asked
+        ]
+    )
     for case, answer in zip(asked, answers, strict=True):
         row = world.desired.cookies.get(answer["cookie"].item())
         assert agrees(answer, case[-1], frozenset(row.rules) if row else frozenset()), (seed, case)
@@ -116,7 +121,10 @@ def test_random_rules(kernel: Kernel, part: int) -> None:
         for number, (party, group) in enumerate(zip(parties, groups, strict=True), 1):
             asked = list(questions(facts, 4 * seed + number, QUESTIONS))
             answers = kernel.judge(
-                [(SubjectId(number), who.identity if who else 0, *packet) for who, *packet in asked]
+                [
+                    (SubjectId(number), who.identity if who else 0, way, protocol, port)
+                    for who, way, protocol, port in asked
+                ]
             )
             for question, answer in zip(asked, answers, strict=True):
                 _compare(facts, party, group, cookies, question, answer)
