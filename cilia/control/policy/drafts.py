@@ -29,9 +29,7 @@ class Draft(NamedTuple):
     ref: RuleRef
 
     def settled(self, named_ports: tuple[NamedPort, ...]) -> Matter:
-        """The matter for subjects with these named ports."""
-        if not self.own:
-            return self.matter
+        """The matter for subjects with these named ports, where there are names to settle."""
         added = (whole(name.protocol, n) for name in self.own for n in sorted(numbers(named_ports, name)))
         return _shared(
             Matter(

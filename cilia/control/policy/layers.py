@@ -96,6 +96,10 @@ def match_kind(specific: bool, bits: int) -> MatchKind:
     return _KINDS[(specific, bits > 0)]
 
 
+_MATCHES = [match_kind(bool(low & PEER_BIT), low & (PEER_BIT - 1)) for low in range(DENY_BIT)]
+"""The kind of match by the low bits of the precedence."""
+
+
 class Isolation(NamedTuple):
     """Whether a direction is isolated, and by which sections."""
 
@@ -123,7 +127,7 @@ class Namer:
 
     def rule(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> Entry:
         """The entry of rules with a rank, which says what they match."""
-        kind = match_kind(bool(rank & PEER_BIT), rank & (PEER_BIT - 1))
+        kind = _MATCHES[rank & (DENY_BIT - 1)]
         flags = EntryFlags.NONE if allow else self._denial
         return Entry(rank, allow, self._cookies.name(refs), kind, flags)
 
@@ -195,9 +199,11 @@ class Ranked:
         namer, whole, wide = self._namer, Layer(), False
         for matter, place, _, refs in terms:
             deny = matter.action is Action.DENY
+            least = precedence(place, deny, specific, 0)
             for prefix in matter.prefixes:
-                wide = wide or prefix.bits < FULL_BITS
-                entry = namer.rule(precedence(place, deny, specific, prefix.bits), not deny, refs)
+                bits = prefix[2]
+                wide = wide or bits < FULL_BITS
+                entry = namer.rule(least | bits, not deny, refs)
                 whole[prefix] = namer.better((whole[prefix], entry)) if prefix in whole else entry
         return Part(whole, wide)
 
@@ -211,23 +217,19 @@ class Ranked:
             first = tuple(alike[:length])
             known = self._chains.get(first)
             if known is None:
-                known = self._chains[first] = self._merged((whole, parts[length - 1]))
+                known = self._chains[first] = self._both(whole, parts[length - 1])
             whole = known
-        if len(parts) > CHAINED:
-            whole = self._merged((whole, *parts[CHAINED:]))
+        for part in parts[CHAINED:]:
+            whole = self._both(whole, part)
         return visible(whole.entries) if whole.wide else whole.entries
 
-    def _merged(self, parts: Sequence[Part]) -> Part:
-        """The best of several parts at each prefix."""
-        better, layers = self._namer.better, [part.entries for part in parts]
-        whole: Layer = {}
-        shared: set[Prefix] = set()
-        for layer in layers:
-            shared |= whole.keys() & layer.keys()
-            whole |= layer
-        for prefix in shared:
-            whole[prefix] = better([layer[prefix] for layer in layers if prefix in layer])
-        return Part(whole, any(part.wide for part in parts))
+    def _both(self, one: Part, other: Part) -> Part:
+        """The better of two at each prefix."""
+        whole = one.entries | other.entries
+        if len(whole) < len(one.entries) + len(other.entries):
+            for prefix in one.entries.keys() & other.entries.keys():
+                whole[prefix] = self._namer.better((one.entries[prefix], other.entries[prefix]))
+        return Part(whole, one.wide or other.wide)
 
 
 class Hit(NamedTuple):

@@ -169,9 +169,11 @@ class Side:
 
     def _start(self, world: World, cookies: CookieBook) -> None:
         # Those that mean many come first, so that classes begin alike and their layers grow from each other.
-        about = sorted(zip(self._peers, self._about, strict=True), key=lambda p: -len(world.members(p[0])))
-        self._peers, self._about = [peer for peer, _ in about], [terms for _, terms in about]
         self._follow(world)
+        places = sorted(range(len(self._peers)), key=lambda place: -len(self._members[place]))
+        self._peers = [self._peers[place] for place in places]
+        self._about = [self._about[place] for place in places]
+        self._members = [self._members[place] for place in places]
         self._used = None
         namer = Namer(cookies, self._audit and not self._weighed)
         if self._weighed:
@@ -387,8 +389,13 @@ def _terms(
         for each in _in_order(sections, tier):
             heard = audit or each.section.audit
             for draft in each.drafts[direction]:
-                key = (draft.settled(own_ports), order(tier, place), heard)
-                alike.setdefault(key, []).append(draft.ref)
+                matter = draft.settled(own_ports) if draft.own else draft.matter
+                key = (matter, order(tier, place), heard)
+                refs = alike.get(key)
+                if refs is None:
+                    alike[key] = [draft.ref]
+                else:
+                    refs.append(draft.ref)
                 place += 1
     return [Term(*key, frozenset(refs)) for key, refs in alike.items() if key[0].prefixes or key[0].name]
 
