@@ -15,6 +15,9 @@ NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
 
+_GIVEN = frozenset({NAMESPACE, SERVICE_ACCOUNT, CLUSTER})
+"""Keys that say where a pod stands: its own labels can't."""
+
 
 class Label(msgspec.Struct, frozen=True, order=True):
     """One label."""
@@ -58,8 +61,16 @@ class Labels(msgspec.Struct, frozen=True):
         service_account: str = "default",
         cluster: str = "default",
     ) -> Labels:
-        """The identity labels of a pod: its own, its namespace's, its service account's, its cluster's."""
-        labels = [Label("k8s", key, value) for key, value in pod.items()]
+        """The identity labels of a pod: its own, its namespace's, its service account's, its cluster's.
+
+        Of its own those are left out that would pass for the others: whoever may label a pod must not choose
+        the namespace that policies take it for.
+        """
+        labels = [
+            Label("k8s", key, value)
+            for key, value in pod.items()
+            if key not in _GIVEN and not key.startswith(NAMESPACE_LABELS)
+        ]
         labels.append(Label("k8s", NAMESPACE, namespace))
         labels.append(Label("k8s", SERVICE_ACCOUNT, service_account or "default"))
         labels.append(Label("k8s", CLUSTER, cluster))
