@@ -5,10 +5,14 @@ hold. Everything raises Invalid with a sentence.
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from cilia.cluster.store import Invalid
 from cilia.model.endpoint import NamedPort
+
+_PREFIX = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
+"""An address with the length of a prefix: neither a mask of bits nor a zone."""
 
 PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 
@@ -31,7 +35,9 @@ def prefix(text: str) -> str:
     try:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise Invalid(f"{text[:60]!r} is no address prefix") from None
+        found = None
+    if found is None or not _PREFIX.fullmatch(text):
+        raise Invalid(f"{text[:60]!r} is no address prefix")
     if found.prefixlen == 0:
         raise Invalid(f"{text!r} is everybody's address, not a range of pods")
     address(str(found.network_address))
@@ -43,7 +49,9 @@ def block(text: str) -> str:
     try:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise Invalid(f"{text[:60]!r} is no address prefix") from None
+        found = None
+    if found is None or not _PREFIX.fullmatch(text):
+        raise Invalid(f"{text[:60]!r} is no address prefix")
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
         raise Invalid(f"{text!r} is IPv4 in disguise: write it as IPv4")
     return str(found)

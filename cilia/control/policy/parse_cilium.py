@@ -292,11 +292,15 @@ class _Scope:
     def _addresses_by_label(self, found: list[Requirement], path: str) -> Iterator[WrittenPeer]:
         """The prefix or the groups that labels of source cidr or cidrgroup name; nothing may stand beside."""
         reader = self._reader
-        if all(requirement.source == "cidrgroup" for requirement in found):
-            yield _group_by_label(found)
-            return
         label, *others = found
-        if others or label.operator not in (Operator.EXISTS, Operator.IN) or any(label.values):
+        bare = not others and label.operator in (Operator.EXISTS, Operator.IN) and not any(label.values)
+        if all(requirement.source == "cidrgroup" for requirement in found):
+            if any(requirement.key.startswith(CIDR_GROUP_NAME) for requirement in found) and not bare:
+                reader.refuse(path, "A group's name stands alone and has no value: use cidrGroupRef.")
+            else:
+                yield _group_by_label(found)
+            return
+        if not bare:
             reader.refuse(path, "A label of source cidr stands alone and has no value: use a CIDR rule.")
             return
         # Labels have no colons: IPv6 is written with dashes, and a zero before one at the end.

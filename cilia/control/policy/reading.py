@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from cilia.control.policy.rules import (
     ALL_PORTS,
+    ANY_SOURCE,
     HAS_NAMESPACE,
     Action,
     Cidr,
@@ -35,6 +36,15 @@ _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9](-?[a-z0-9])*")
 """A service name of IANA (RFC 6335) as Kubernetes takes it: small letters, digits, single dashes."""
 
 MAX_PORT_NAME = 15
+
+_PREFIX = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
+"""An address with the length of a prefix: neither a mask of bits nor a zone."""
+
+SOURCES = frozenset({"k8s", "reserved", "cidr", "cidrgroup", ANY_SOURCE})
+"""Of labels that somebody here may carry, or that selectors know."""
+
+_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?")
+"""What a label's key consists of; nobody carries another."""
 
 
 class Reader:
@@ -121,16 +131,26 @@ class Reader:
         self, selector: LabelSelector, path: str, *, source: str = "k8s", prefix: str = ""
     ) -> list[Requirement]:
         """The requirements of a selector whose keys are all of one source; `prefix` goes before each key."""
-        found = [
-            Requirement(source, prefix + key, Operator.IN, (value,))
-            for key, value in (selector.match_labels or {}).items()
-        ]
+        found: list[Requirement] = []
+        for key, value in (selector.match_labels or {}).items():
+            self._check_key(key, f"{path}.matchLabels[{key[:60]}]", sources=source == ANY_SOURCE)
+            found.append(Requirement(source, prefix + key, Operator.IN, (value,)))
         for number, expression in enumerate(selector.match_expressions or ()):
             operator = Operator(expression.operator)
             values = tuple(sorted(set(expression.values or ())))
-            self._check_values(operator, values, f"{path}.matchExpressions[{number}]")
+            where = f"{path}.matchExpressions[{number}]"
+            self._check_key(expression.key, f"{where}.key", sources=source == ANY_SOURCE)
+            self._check_values(operator, values, where)
             found.append(Requirement(source, prefix + expression.key, operator, values))
         return found
+
+    def _check_key(self, text: str, path: str, *, sources: bool) -> None:
+        """A key that nobody can carry would silently make a rule about nobody, or about everybody."""
+        source, colon, key = text.partition(":") if sources else ("", "", text)
+        if not _KEY.fullmatch(key if colon else text):
+            self.refuse(path, f"{text[:60]!r} is no label's key: use letters, digits, '.', '-', '_' and '/'.")
+        elif colon and source not in SOURCES:
+            self.warn(path, f"Nobody has labels of source {source[:60]!r}: write k8s:{key}, or {key} alone.")
 
     def _check_values(self, operator: Operator, values: tuple[str, ...], path: str) -> None:
         if operator in (Operator.IN, Operator.NOT_IN):
@@ -178,8 +198,10 @@ class Reader:
 
     def _network(self, text: str, path: str) -> IPNetwork | None:
         try:
-            network: IPNetwork = ipaddress.ip_network(text, strict=False)
+            network: IPNetwork | None = ipaddress.ip_network(text, strict=False)
         except ValueError:
+            network = None
+        if network is None or not _PREFIX.fullmatch(text):
             self.refuse(path, f"{text[:60]!r} is not a prefix: write an address, a slash and a length.")
             return None
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:

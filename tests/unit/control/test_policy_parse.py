@@ -424,6 +424,12 @@ class TestGroupsAndServices:
             CidrGroup(selector=Selector((equals("k8s", "a", "b"),)))
         ]
 
+    def test_a_source_that_nobody_has_is_warned_of(self) -> None:
+        parsed = cnp("{endpointSelector: {}, ingressDeny: [{fromEndpoints: [{matchLabels: {'k8:a': b}}]}]}")
+        (warning,) = parsed.warnings
+        assert warning.path == "spec.ingressDeny[0].fromEndpoints[0].matchLabels[k8:a]"
+        assert "'k8'" in warning.sentence
+
     def test_a_service_by_name_is_of_the_own_namespace_unless_said(self) -> None:
         assert self.peers(
             "toServices: [{k8sService: {serviceName: s}}, {k8sService: {serviceName: s, namespace: blue}}]"

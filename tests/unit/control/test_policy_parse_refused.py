@@ -110,6 +110,30 @@ def test_what_is_right_but_not_enforced_says_so(part: str, path: str) -> None:
             "egress[0].toCIDRSet[0].except[0]",
             "not a prefix",
         ),
+        ("egress: [{toCIDR: ['fe80::%1/64']}]", "egress[0].toCIDR[0]", "not a prefix"),
+        ("egress: [{toCIDR: [10.0.0.0/255.0.0.0]}]", "egress[0].toCIDR[0]", "not a prefix"),
+        (
+            "egressDeny: [{toEndpoints: [{matchLabels: {'a b': c}}]}]",
+            "egressDeny[0].toEndpoints[0].matchLabels[a b]",
+            "no label's key",
+        ),
+        (
+            "egressDeny: [{toEndpoints: [{matchExpressions: [{key: 'k8s:', operator: Exists}]}]}]",
+            "egressDeny[0].toEndpoints[0].matchExpressions[0].key",
+            "no label's key",
+        ),
+        (
+            "egress: [{toEndpoints: [{matchExpressions:"
+            " [{key: 'cidrgroup:io.cilium.policy.cidrgroupname/g', operator: DoesNotExist}]}]}]",
+            "egress[0].toEndpoints[0]",
+            "stands alone",
+        ),
+        (
+            "egress: [{toEndpoints: [{matchLabels:"
+            " {'cidrgroup:io.cilium.policy.cidrgroupname/g': '', 'cidrgroup:a': b}}]}]",
+            "egress[0].toEndpoints[0]",
+            "stands alone",
+        ),
         ("egress: [{toServices: [{}]}]", "egress[0].toServices[0]", "names no Service"),
         (
             "egress: [{toServices: [{k8sService: {namespace: a}}]}]",
