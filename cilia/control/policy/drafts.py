@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
-from weakref import WeakValueDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 import msgspec
 
@@ -56,7 +56,8 @@ class Reading(NamedTuple):
 _readings: dict[int, tuple[ref[Section], Reading]] = {}
 """By the `id` of sections that are still in use."""
 
-_matters: WeakValueDictionary[Matter, Matter] = WeakValueDictionary()
+_matters: WeakKeyDictionary[Matter, ref[Matter]] = WeakKeyDictionary()
+"""Each matter in use, found by what it says."""
 
 
 def reading(section: Section) -> Reading:
@@ -100,4 +101,6 @@ def _drafts(rule: Rule) -> Iterator[Draft]:
 
 
 def _shared(matter: Matter) -> Matter:
-    return _matters.setdefault(matter, matter)
+    """The one matter that says this."""
+    known = _matters.setdefault(matter, ref(matter))()
+    return known if known is not None else matter
