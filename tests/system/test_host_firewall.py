@@ -98,6 +98,7 @@ def to_port(port: int, protocol: str = "TCP") -> Document:
     return {"toPorts": [{"ports": [{"port": str(port), "protocol": protocol}]}]}
 
 
+TO_API_SERVER = {"toEntities": ["kube-apiserver"], **to_port(6443)}
 SSH_ONLY = {
     "ingress": [
         {"fromEntities": ["world"], **to_port(SSH)},
@@ -190,7 +191,7 @@ def test_only_what_is_allowed_enters(lab: Lab) -> None:
 def test_only_what_is_allowed_leaves(lab: Lab) -> None:
     spec = {
         "egress": [
-            {"toCIDR": [f"{API_SERVER}/32"], **to_port(6443)},
+            TO_API_SERVER,
             {"toEndpoints": [{"matchLabels": {"app": "near", "k8s:io.kubernetes.pod.namespace": "default"}}]},
         ]
     }
@@ -290,11 +291,10 @@ def test_a_session_that_the_policy_allows_lives_on(
     """Whoever speaks first, though nobody had tracked the flow."""
     client, server = session
     assert talk(client, server)
-    keep = {"toCIDR": [f"{API_SERVER}/32"], **to_port(6443)}
-    allowing = {"ingress": [{"fromEntities": ["world"], **to_port(2222)}], "egress": [keep]}
+    allowing = {"ingress": [{"fromEntities": ["world"], **to_port(2222)}], "egress": [TO_API_SERVER]}
     lab.policies.replace_all([host_policy(allowing)])
     assert talk(*(session if first == "client" else session[::-1]))
-    denying = host_policy({**SSH_ONLY, "egress": [keep]})
+    denying = host_policy({**SSH_ONLY, "egress": [TO_API_SERVER]})
     lab.policies.replace_all([denying])
     for speaker, hearer in (session, session[::-1]):
         speaker.sendall(b"nobody hears this")
