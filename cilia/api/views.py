@@ -27,8 +27,8 @@ from cilia.api.types import (
 )
 from cilia.control.policy import words
 from cilia.control.policy.facts import LOCALHOST
-from cilia.control.policy.rules import Cidr, Cidrs, Section, Selector
-from cilia.control.policy.selection import SomePeer
+from cilia.control.policy.resolve import Meant
+from cilia.control.policy.rules import Cidr, Cidrs, Inside, Section, Selector
 from cilia.model.endpoint import Endpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, IdentityId
@@ -206,13 +206,13 @@ def cookie_view(row: CookieRow) -> CookieView:
     )
 
 
-def selectors(peers: Mapping[SomePeer, Set[IdentityId]], sections: Iterable[Section]) -> list[SelectorView]:
+def selectors(peers: Mapping[Meant, Set[IdentityId]], sections: Iterable[Section]) -> list[SelectorView]:
     """Each peer in force with the rules that speak of it, those that mean most on top. One that no policy
     speaks of is the built-in rule's."""
-    users: dict[SomePeer, dict[RuleRef, None]] = {peer: {} for peer in peers}
+    users: dict[Meant, dict[RuleRef, None]] = {peer: {} for peer in peers}
     for section in sections:
         for rule in section.rules:
-            if isinstance(rule.peer, Selector | Cidr | Cidrs) and rule.peer in users:
+            if isinstance(rule.peer, Selector | Cidr | Cidrs | Inside) and rule.peer in users:
                 users[rule.peer][rule.ref] = None
     found = [
         SelectorView(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from cilia.control.nodes import known_nodes
 from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
 from cilia.control.policy.selection import cidr_label
+from cilia.control.policy.spans import Prefixes, Span
 from cilia.model.identity import (
     HOST,
     LOCAL_CIDR_FIRST,
@@ -73,6 +74,10 @@ class IdentityNode:
         self._of_policy: dict[PolicyKey, frozenset[str]] = {}
         self._telling: set[PolicyKey] = set()
         """The policies that tell nodes apart."""
+        self._inside: dict[PolicyKey, Prefixes] = {}
+        """The prefixes by which policies mean nodes within."""
+        self._some_inside = False
+        """Some address of another node is within such a prefix."""
         self._nodes_leave = False
         """Addresses of nodes have identities that they will lose."""
         self.came = False
@@ -100,6 +105,9 @@ class IdentityNode:
         for key in gone:
             self._speak(key, frozenset())
             self._telling.discard(key)
+            self._inside.pop(key, None)
+        if rules or gone or self._nodes.pending:
+            self._some_inside = self._is_some_inside()
         if rules or gone or len(self._numbers) > len(self._speaking):
             self._allocate(keep)
         if self._nodes.pending or told_apart != self._tells_nodes_apart or self._nodes_leave:
@@ -108,13 +116,27 @@ class IdentityNode:
 
     @property
     def _tells_nodes_apart(self) -> bool:
-        return self._cidr_nodes or bool(self._telling)
+        return self._cidr_nodes or bool(self._telling) or self._some_inside
+
+    def _is_some_inside(self) -> bool:
+        return any(
+            prefixes.contain(Span(address))
+            for prefixes in self._inside.values()
+            for node in known_nodes(self._inputs.nodes, self._own)
+            if node.name != self._node
+            for address in (*node.addresses, *node.router_addresses)
+        )
 
     def _note_telling(self, row: PolicyRules) -> None:
         if row.tells_nodes_apart:
             self._telling.add(row.key)
         else:
             self._telling.discard(row.key)
+        inside = row.inside
+        if inside:
+            self._inside[row.key] = Prefixes(inside)
+        else:
+            self._inside.pop(row.key, None)
 
     def _step_nodes(self, keep: bool = False) -> None:
         """This node's labels; with the others' an identity per address, or none. There are few nodes."""

@@ -51,6 +51,8 @@ PORTS = (1, 22, 79, 80, 81, 443, 8000, 8080, 8443, 32767, 32768, 65535)
 PROTOCOLS = (TCP, UDP, SCTP, ICMP, ICMPV6)
 PORTLESS = (2, 47, 50, 112)
 PORT_NAMES = ("http", "dns")
+ADDRESSES = ("10.1.2.3", "10.1.2.4", "10.1.9.9", "10.9.9.9", "192.0.2.1", "2001:db8::8")
+"""Of pods: what matters is which prefixes they are in."""
 GROUPS = {"lan": ("10.1.0.0/16", "2001:db8::/32"), "one": ("10.1.2.3/32",), "none": ()}
 
 
@@ -77,7 +79,9 @@ def pod(number: int, namespace: str, app: str, tier: str = "", *, team: str = "a
     return Identity(IdentityId(number), Labels.kubernetes(namespace, own, {"team": team}))
 
 
-def endpoint(number: int, identity: int, *named_ports: NamedPort, audit: bool = False) -> Endpoint:
+def endpoint(
+    number: int, identity: int, *named_ports: NamedPort, audit: bool = False, ipv4: str = "", ipv6: str = ""
+) -> Endpoint:
     """An endpoint that speaks for an identity."""
     attachment = Attachment(
         id=EndpointId(number),
@@ -88,6 +92,8 @@ def endpoint(number: int, identity: int, *named_ports: NamedPort, audit: bool = 
         ifindex=number,
         mac="",
         host_mac="",
+        ipv4=ipv4,
+        ipv6=ipv6,
     )
     return Endpoint(
         attachment=attachment,
@@ -177,7 +183,9 @@ def scenario(seed: int) -> World:
 
 def random_endpoint(rng: random.Random, number: int, identity: int) -> Endpoint:
     """An endpoint with named ports of its own, perhaps in audit."""
-    return endpoint(number, identity, *_named_ports(rng), audit=rng.random() < 0.15)
+    ipv4, ipv6 = rng.choice(ADDRESSES), rng.choice(("", "2001:db8::7", "2001:db9::7"))
+    named = _named_ports(rng)
+    return endpoint(number, identity, *named, audit=rng.random() < 0.15, ipv4=ipv4, ipv6=ipv6)
 
 
 def _named_ports(rng: random.Random) -> list[NamedPort]:
@@ -193,7 +201,7 @@ def _remote(rng: random.Random, number: int, identity: IdentityId) -> RemoteEndp
         name=f"far-{number}",
         identity=identity,
         node_ip="172.18.0.3",
-        addresses=(f"10.0.2.{number + 1}",),
+        addresses=tuple(rng.sample(ADDRESSES, rng.randint(1, 2))),
         named_ports=tuple(sorted(_named_ports(rng))),
     )
 
@@ -389,7 +397,7 @@ def _tiered(rng: random.Random) -> dict[str, Any]:
         )
 
     def destination(rng: random.Random) -> dict[str, Any]:
-        some = rng.choice((["0.0.0.0/0", "::/0"], rng.sample(PREFIXES[1:5], rng.randint(1, 2))))
+        some = rng.choice((["0.0.0.0/0", "::/0"], rng.sample(PREFIXES, rng.randint(1, 2))))
         return rng.choice((somewhere(rng), somewhere(rng), {"networks": some}))
 
     def protocol(rng: random.Random) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 
 import msgspec
 
@@ -27,6 +27,7 @@ from cilia.control.policy.rules import (
     Action,
     Cidr,
     Cidrs,
+    Inside,
     Operator,
     Peer,
     PortName,
@@ -56,6 +57,9 @@ EDGES = (0, 1, 22, 79, 80, 81, 443, 8080, 32767, 32768, 65535)
 PREFIXES = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "172.18.0.0/16")
 PREFIXES6 = ("::/0", "2001:db8::/32", "2001:db8:1::/48", "2001:db8:1::7/128")
 NODES = {2 << 24: "172.18.0.3", (2 << 24) + 1: "172.18.0.4"}
+
+ADDRESSES = ("10.1.2.3", "10.1.9.9", "10.200.0.1", "192.0.2.1", "2001:db8:1::7", "2001:db8:9::1")
+"""Of pods."""
 
 Question = tuple[Party | None, Direction, int, int]
 """Peer, direction, protocol, port."""
@@ -121,6 +125,7 @@ def setting(seed: int) -> tuple[Facts, list[Party]]:
         sections=tuple(section(rng, f"p{number}") for number in range(rng.randint(1, 7))),
         identities=identities,
         port_names={i: named for i in identities if 256 <= i < 65536 and (named := names(rng))},
+        addresses=addresses(rng, identities),
         mode=rng.choices(list(PolicyMode), (8, 1, 1))[0],
         audit=rng.random() < 0.08,
         allow_localhost=rng.random() < 0.8,
@@ -174,6 +179,16 @@ def names(rng: random.Random) -> frozenset[NamedPort]:
     )
 
 
+def addresses(rng: random.Random, identities: Iterable[IdentityId]) -> dict[IdentityId, frozenset[str]]:
+    """Those of the host, of nodes, and up to three for each identity of pods."""
+    found = {IdentityId(number): frozenset({address}) for number, address in NODES.items()}
+    found[IdentityId(1)] = frozenset({"172.18.0.2", "10.1.2.1"})
+    for identity in identities:
+        if 256 <= identity < 65536:
+            found[identity] = frozenset(rng.sample(ADDRESSES, rng.randint(0, 3)))
+    return found
+
+
 def section(rng: random.Random, name: str) -> Section:
     """A section of any tier."""
     tier = rng.choices(list(Tier), (3, 6, 2))[0]
@@ -197,7 +212,7 @@ def section(rng: random.Random, name: str) -> Section:
 
 def rule(rng: random.Random, ref: RuleRef, tier: Tier, place: int) -> Rule:
     """A rule that a section of this tier may have."""
-    weights = (4, 2, 0) if tier is Tier.NORMAL else (3, 3, 3)
+    weights = (4, 2, 0, 0) if tier is Tier.NORMAL else (3, 3, 3, 2)
     return Rule(
         rng.choice(list(Direction)),
         peer(rng),
@@ -230,6 +245,8 @@ def peer(rng: random.Random) -> Peer:
         Selector((exists("reserved", "remote-node"), equals("k8s", "zone", rng.choice("ab")))),
         block(rng),
         Cidrs(tuple(block(rng) for _ in range(rng.randint(0, 3)))),
+        Inside(tuple(rng.sample((*PREFIXES, *PREFIXES6), rng.randint(1, 3))), rng.random() < 0.5),
+        Inside((rng.choice(PREFIXES[1:]),), rng.random() < 0.5),
     )
     return rng.choice(made)
 

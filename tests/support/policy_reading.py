@@ -118,6 +118,7 @@ def allows(
     protocol: int = TCP,
     subject_ports: tuple[NamedPort, ...] = (),
     peer_ports: tuple[NamedPort, ...] = (),
+    peer_addresses: tuple[str, ...] = (),
 ) -> bool:
     """Whether a packet passes, with nothing else in force."""
     assert not parsed.problems
@@ -125,6 +126,7 @@ def allows(
         sections=parsed.sections,
         identities={identity.id: identity.labels for identity in (subject, peer)},
         port_names={peer.id: frozenset(peer_ports)},
+        addresses={peer.id: frozenset(peer_addresses)},
         allow_localhost=False,
     )
     verdict = judge(

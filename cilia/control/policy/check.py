@@ -26,6 +26,7 @@ from cilia.control.policy.rules import (
     UDP,
     Cidr,
     Cidrs,
+    Inside,
     PortName,
     PortRange,
     Rule,
@@ -48,7 +49,7 @@ SHOWN_RULES = 4
 SHOWN_NAMES = 3
 ECHO = 8
 
-SomePeer = Selector | Cidr | Cidrs
+SomePeer = Selector | Cidr | Cidrs | Inside
 Port = tuple[int, int]
 """Protocol and port, or protocol ICMP and type."""
 
@@ -201,12 +202,17 @@ class Comparison:
                 if party.labels.is_host:
                     hosts.add(party.identity)
         for peer, bit in self._bits.items():
-            for identity in index.select(peer):
+            for identity in self._inside(peer) if isinstance(peer, Inside) else index.select(peer):
                 self._masks[identity] |= 1 << bit
         for at, section in enumerate(self._sections):
             for identity in index.select(section.subject):
                 if section.nodes == (identity in hosts):
                     self._selecting[identity].append(at)
+
+    def _inside(self, peer: Inside) -> list[IdentityId]:
+        """The actors that a peer means by their addresses."""
+        addresses = self._facts[0].addresses
+        return [one for one in self._masks if oracle.is_inside(peer, addresses.get(one, frozenset()))]
 
     def classes(self) -> list[Class]:
         """All classes that have actors."""

@@ -5,8 +5,6 @@
     services ────┼─► References ──────┘
     endpoint_slices ┘
 
-(`nodes` come in where an administrator's denial of addresses means pods: see `inside`.)
-
 What a reference names need not exist: it then means nobody, and the policy is in force all the same.
 """
 
@@ -16,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from cilia.control.policy.inside import PodPrefixes, may_mean_pods, with_pods
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.rules import (
     Cidr,
     CidrGroup,
     Cidrs,
+    Inside,
     Operator,
     Parsed,
     Peer,
@@ -60,6 +58,12 @@ class PolicyRules(msgspec.Struct, frozen=True, kw_only=True):
     def prefixes(self) -> frozenset[str]:
         """Every CIDR prefix that some rule speaks of."""
         return Parsed(self.sections).prefixes
+
+    @property
+    def inside(self) -> frozenset[str]:
+        """The prefixes by which some rule means pods and nodes."""
+        peers = (rule.peer for section in self.sections for rule in section.rules)
+        return frozenset(prefix for peer in peers if isinstance(peer, Inside) for prefix in peer.prefixes)
 
     @property
     def tells_nodes_apart(self) -> bool:
@@ -250,22 +254,17 @@ def _addresses(prefixes: Iterable[str], excepts: Iterable[str]) -> tuple[Peer, .
 
 
 class RuleNode:
-    """policies, cidr_groups, services, endpoint_slices, nodes -> `rules`: each policy read and expanded."""
+    """policies, cidr_groups, services, endpoint_slices -> `rules`: each policy read and expanded."""
 
     def __init__(self, inputs: Inputs, book: RuleBook | None = None, *, cluster: str = "default") -> None:
         self.rules: Table[PolicyKey, PolicyRules] = Table("rules", lambda row: row.key)
         self.references = References(inputs, cluster)
         self._book = book or RuleBook(cluster)
         self._policies = inputs.policies.cursor()
-        self._pods = PodPrefixes(inputs)
-        self._about_blocks: set[PolicyKey] = set()
-        """Policies with denials that mean pods when these are within a block."""
 
     def step(self) -> None:
         """Read what changed, and expand again what depends on it."""
         touched = self.references.step()
-        if self._pods.step():
-            touched |= self._about_blocks
         put, deleted = self._policies.take()
         for key in deleted:
             touched.discard(key)
@@ -285,14 +284,9 @@ class RuleNode:
     def _use(self, key: PolicyKey, parsed: Parsed) -> None:
         before = self.rules.get(key)
         self.references.use(key, references_of(before.parsed) if before else (), references_of(parsed))
-        if any(may_mean_pods(section) for section in parsed.sections):
-            self._about_blocks.add(key)
-        else:
-            self._about_blocks.discard(key)
 
     def _put(self, policy: PolicyObject, parsed: Parsed) -> None:
         self.rules.put(PolicyRules(policy=policy, parsed=parsed, sections=self._sections(parsed)))
 
     def _sections(self, parsed: Parsed) -> tuple[Section, ...]:
-        expanded = (expand(section, self.references.meaning) for section in parsed.sections)
-        return tuple(with_pods(section, self._pods) for section in expanded)
+        return tuple(expand(section, self.references.meaning) for section in parsed.sections)

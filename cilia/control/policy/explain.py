@@ -18,6 +18,7 @@ from cilia.control.policy import oracle, words
 from cilia.control.policy.facts import LOCALHOST, Facts, Party
 from cilia.control.policy.rules import (
     Action,
+    Inside,
     PortName,
     PortRange,
     Ports,
@@ -219,6 +220,8 @@ def lost(
         return "enforcement mode is never"
     if rule.action is Action.PASS:
         return "it passes on to the next tier"
+    if rule.action is Action.HOLD:
+        return "it may pass on: some addresses of the peer are in its networks and some are not"
     if section.audit:
         return "its policy is in audit: what it says is noted, not enforced"
     if not deciding:
@@ -283,6 +286,9 @@ def _peer_amiss(meant: WrittenPeer, peer: Party | None, facts: Facts) -> str:
     if isinstance(meant, Selector):
         failing = [part for part in meant.requirements if not part.holds(peer.labels)]
         return " and ".join(_requirement_amiss(part, peer.labels) for part in failing[:3])
+    if isinstance(meant, Inside):
+        own = ", ".join(sorted(facts.addresses.get(peer.identity, ())))
+        return f"it is about {words.peer_text(meant)}, the peer has {own or 'no address inside'}"
     networks = oracle.addresses(peer, facts)
     prefixes = words.peer_text(meant)
     if not networks:

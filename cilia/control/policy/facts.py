@@ -34,6 +34,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     identities: Mapping[IdentityId, Labels]
     port_names: Mapping[IdentityId, frozenset[NamedPort]] = {}
     """Every named port of any endpoint with an identity: what a rule about egress means by a name."""
+    addresses: Mapping[IdentityId, frozenset[str]] = {}
+    """Every address of pods and nodes, by identity: what an administrator's networks mean inside."""
     mode: PolicyMode = PolicyMode.DEFAULT
     audit: bool = False
     """No denial is enforced on this node."""

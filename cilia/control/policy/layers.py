@@ -309,8 +309,8 @@ def _pieces(terms: Iterable[Term], specific: bool) -> Pieces:
 def _answer(namer: Namer, hits: Sequence[Hit], isolation: Isolation) -> Entry:
     """The verdict of the first tier that has one."""
     for tier in Tier:
-        heard = _best_of(hits, tier)
-        if heard and heard[0].term.matter.action is not Action.PASS:
+        heard = _ruling(hits, tier)
+        if heard:
             refs = frozenset[RuleRef]().union(*(hit.term.refs for hit in heard))
             return namer.rule(heard[0].rank, heard[0].term.matter.action is Action.ALLOW, refs)
         if tier is Tier.NORMAL and isolation.isolated:
@@ -318,10 +318,22 @@ def _answer(namer: Namer, hits: Sequence[Hit], isolation: Isolation) -> Entry:
     return namer.default(isolation)
 
 
-def _best_of(hits: Sequence[Hit], tier: Tier) -> list[Hit]:
+def _ruling(hits: Sequence[Hit], tier: Tier) -> list[Hit]:
+    """The best of a tier's rules; none when it passes on."""
     mine = [hit for hit in hits if hit.term.order >> 16 == tier]
-    rank = max((hit.rank for hit in mine), default=0)
-    return [hit for hit in mine if hit.rank == rank]
+    held = False
+    while mine:
+        rank = max(hit.rank for hit in mine)
+        heard = [hit for hit in mine if hit.rank == rank]
+        action = heard[0].term.matter.action
+        if action is Action.HOLD:
+            held = True
+            mine = [hit for hit in mine if hit.rank < rank]
+        elif action is Action.PASS or (action is Action.ALLOW and held):
+            return []
+        else:
+            return heard
+    return []
 
 
 def with_numbers(term: Term, numbers: Iterable[int]) -> Term:

@@ -19,17 +19,19 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cilia.control.nodes import known_nodes
+from cilia.control.policy.addresses import Addresses, Claim
 from cilia.control.policy.applying import Applying
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.expand import PolicyKey, PolicyRules, Reference, RuleNode
 from cilia.control.policy.facts import Facts
 from cilia.control.policy.naming import PortNames
-from cilia.control.policy.resolve import Group
+from cilia.control.policy.resolve import Group, Meant
 from cilia.control.policy.review import Ground, review
-from cilia.control.policy.rules import PortName, Section, Selector
-from cilia.control.policy.selection import Selections, SomePeer
+from cilia.control.policy.rules import Inside, PortName, Section, Selector
+from cilia.control.policy.selection import Selections, is_node, spans_of
 from cilia.control.policy.subjects import SubjectAllocator
-from cilia.model.endpoint import Endpoint, NamedPort
+from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
+from cilia.model.identity import HOST
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.node import Node
@@ -55,6 +57,7 @@ UNKNOWN = GroupKey(PolicyMode.ALWAYS, False, (-1,))
 
 Patches = dict[GroupKey, set[IdentityId]]
 Changes = tuple[list[Endpoint], list[EndpointId]]
+RemoteChanges = tuple[list[RemoteEndpoint], list[tuple[str, str]]]
 
 
 class Concern(NamedTuple):
@@ -115,6 +118,9 @@ class PolicyNode:
         self._gone: dict[IdentityId, Labels] = {}
         """What the identities that went last were called."""
         self._port_names = PortNames()
+        self._addresses = Addresses()
+        if own is not None:
+            self._addresses.claim("host", (HOST, (*own.addresses, *own.router_addresses)))
         self._applying = Applying()
         self._cookies = CookieBook()
         self._cookie_users: Counter[Cookie] = Counter()
@@ -127,7 +133,7 @@ class PolicyNode:
         self._subjects_of: dict[IdentityId, set[SubjectKey]] = {}
         self._grouped: dict[SubjectKey, GroupKey] = {}
         self._groups: dict[GroupKey, Shared] = {}
-        self._speaking: dict[SomePeer, set[GroupKey]] = {}
+        self._speaking: dict[Meant, set[GroupKey]] = {}
         """The groups that speak of a peer."""
         self._calling: dict[PortName, set[GroupKey]] = {}
         """The groups that speak of a port name."""
@@ -145,11 +151,12 @@ class PolicyNode:
         dirty = self._take_identities(patches, stayed)
         if not keep_rules:
             dirty |= self._take_rules()
-        endpoints = self._endpoints.take()
-        for identity, name in self._take_port_names(endpoints):
+        endpoints, remote = self._endpoints.take(), self._remote.take()
+        for identity, name in self._take_port_names(endpoints, remote):
             stayed.add(identity)
             for group in self._calling.get(name, ()):
                 patches.setdefault(group, set()).add(identity)
+        self._take_addresses(endpoints, remote, patches, stayed)
         dirty |= self._take_endpoints(*endpoints)
         if all(table.synced for table in self._inputs.tables()):
             self.subjects.forget_restored()
@@ -165,16 +172,17 @@ class PolicyNode:
 
     # What others may ask.
 
-    def peers(self) -> dict[SomePeer, frozenset[IdentityId]]:
+    def peers(self) -> dict[Meant, frozenset[IdentityId]]:
         """Every peer that rules in force here speak of, and the identities it means now (row P427)."""
-        return self._selections.peers()
+        followed = (self._selections.peers(), self._addresses.peers())
+        return {peer: members for peers in followed for peer, members in peers.items()}
 
     def largest_peers(self) -> dict[str, int]:
         """How many identities the widest selector and the widest prefixes of rules in force here mean."""
         found = {"cluster": 0, "world": 0}
         for peer in self._speaking:
-            kind = "cluster" if isinstance(peer, Selector) else "world"
-            found[kind] = max(found[kind], len(self._selections.members(peer)))
+            kind = "cluster" if isinstance(peer, Selector | Inside) else "world"
+            found[kind] = max(found[kind], len(self.members(peer)))
         return found
 
     def concerns(self) -> dict[PolicyKey, Concern]:
@@ -195,6 +203,7 @@ class PolicyNode:
             sections=tuple(self._applying.sections.values()),
             identities=self._selections.index.labels(),
             port_names=self._port_names.all(),
+            addresses=self._addresses.all(),
             mode=self.mode,
             audit=self.audit,
             allow_localhost=self._allow_localhost,
@@ -229,8 +238,10 @@ class PolicyNode:
 
     # What a review asks (review.Known).
 
-    def select(self, peer: SomePeer) -> Set[IdentityId]:
+    def select(self, peer: Meant) -> Set[IdentityId]:
         """The identities a peer means now, whether some rule speaks of it or not."""
+        if isinstance(peer, Inside):
+            return self._addresses.select(peer)
         return self._selections.index.select(peer)
 
     def exists(self, reference: Reference) -> bool:
@@ -239,8 +250,10 @@ class PolicyNode:
 
     # What a group asks (resolve.World).
 
-    def members(self, peer: SomePeer) -> Set[IdentityId]:
+    def members(self, peer: Meant) -> Set[IdentityId]:
         """The identities a peer in force means now."""
+        if isinstance(peer, Inside):
+            return self._addresses.members(peer)
         return self._selections.members(peer)
 
     def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
@@ -263,9 +276,13 @@ class PolicyNode:
             if before not in (None, row.labels):
                 stayed.add(row.id)
             self._note(patches, row.id, self._selections.put(row.id, row.labels))
+            if is_node(row.labels) and row.id != HOST:
+                addresses = tuple(span.address for span in spans_of(row.id, row.labels, True))
+                self._note_inside(patches, self._addresses.claim(("node", row.id), (row.id, addresses)))
         for identity in deleted:
             self._remember(identity)
             self._note(patches, identity, self._selections.remove(identity))
+            self._note_inside(patches, self._addresses.claim(("node", identity), None))
         for identity in (*(row.id for row in put), *deleted):
             if identity in self._subjects_of:
                 self._follow_local(identity)
@@ -280,10 +297,14 @@ class PolicyNode:
             if len(self._gone) > REMEMBERED:
                 del self._gone[next(iter(self._gone))]
 
-    def _note(self, patches: Patches, identity: IdentityId, peers: Iterable[SomePeer]) -> None:
+    def _note(self, patches: Patches, identity: IdentityId, peers: Iterable[Meant]) -> None:
         for peer in peers:
             for key in self._speaking.get(peer, ()):
                 patches.setdefault(key, set()).add(identity)
+
+    def _note_inside(self, patches: Patches, changed: Iterable[tuple[IdentityId, Inside]]) -> None:
+        for identity, peer in changed:
+            self._note(patches, identity, (peer,))
 
     def _take_rules(self) -> set[SubjectKey]:
         touched: set[IdentityId] = set()
@@ -311,10 +332,24 @@ class PolicyNode:
             self._of_policy[key] = (sections, serials)
         return touched
 
-    def _take_port_names(self, local: Changes) -> list[tuple[IdentityId, PortName]]:
+    def _take_addresses(
+        self, local: Changes, remote: RemoteChanges, patches: Patches, stayed: set[IdentityId]
+    ) -> None:
+        """Follow the addresses of endpoints everywhere. One that had others before is judged anew."""
+        claims: dict[Hashable, Claim | None] = dict.fromkeys((*remote[1], *local[1]))
+        claims |= {(row.namespace, row.name): (row.identity, row.addresses) for row in remote[0]}
+        claims |= {row.id: (row.identity, row.addresses) for row in local[0] if row.identity != HOST}
+        for claimant, claim in claims.items():
+            known = claim is None or claim[0] in self._addresses
+            changed = self._addresses.claim(claimant, claim)
+            if known:
+                stayed.update(identity for identity, _ in changed)
+            self._note_inside(patches, changed)
+
+    def _take_port_names(self, local: Changes, remote: RemoteChanges) -> list[tuple[IdentityId, PortName]]:
         """Follow the names of ports everywhere; returns for whom a name now means others."""
         changed: list[tuple[IdentityId, PortName]] = []
-        put, deleted = self._remote.take()
+        put, deleted = remote
         for row in put:
             changed += self._port_names.claim((row.namespace, row.name), (row.identity, row.named_ports))
         for gone in deleted:
@@ -418,7 +453,10 @@ class PolicyNode:
                 allow_localhost=self._allow_localhost,
             )
         for peer in group.peers:
-            self._selections.acquire(peer)
+            if isinstance(peer, Inside):
+                self._addresses.acquire(peer)
+            else:
+                self._selections.acquire(peer)
             self._speaking.setdefault(peer, set()).add(key)
         for name in group.names:
             self._calling.setdefault(name, set()).add(key)
@@ -430,7 +468,10 @@ class PolicyNode:
     def _dissolve(self, key: GroupKey) -> None:
         shared = self._groups.pop(key)
         for peer in shared.group.peers:
-            self._selections.release(peer)
+            if isinstance(peer, Inside):
+                self._addresses.release(peer)
+            else:
+                self._selections.release(peer)
             _discard(self._speaking, peer, key)
         for name in shared.group.names:
             _discard(self._calling, name, key)

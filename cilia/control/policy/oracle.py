@@ -21,6 +21,7 @@ from cilia.control.policy.rules import (
     Action,
     Cidr,
     Cidrs,
+    Inside,
     PortRange,
     Rule,
     Section,
@@ -140,9 +141,9 @@ def _verdict(
 ) -> Verdict:
     """The answer of the first tier that has one."""
     isolated, by = isolated_by
-    first = _first(heard, Tier.ADMIN)
-    if first is not None and first.action is not Action.PASS:
-        return Verdict(first.action is Action.ALLOW, frozenset({first.ref}), tier=Tier.ADMIN)
+    ruling = _ruling(heard, Tier.ADMIN)
+    if ruling is not None:
+        return Verdict(ruling.action is Action.ALLOW, frozenset({ruling.ref}), tier=Tier.ADMIN)
     normal = [item.rule for item in heard if item.section.tier is Tier.NORMAL]
     denying = frozenset(rule.ref for rule in normal if rule.action is Action.DENY)
     if denying:
@@ -154,14 +155,26 @@ def _verdict(
         return Verdict(True, allowing, tier=Tier.NORMAL)
     if isolated:
         return Verdict(False, by, default=True, tier=Tier.NORMAL)
-    first = _first(heard, Tier.BASELINE)
-    if first is not None and first.action is not Action.PASS:
-        return Verdict(first.action is Action.ALLOW, frozenset({first.ref}), tier=Tier.BASELINE)
+    ruling = _ruling(heard, Tier.BASELINE)
+    if ruling is not None:
+        return Verdict(ruling.action is Action.ALLOW, frozenset({ruling.ref}), tier=Tier.BASELINE)
     return ALLOWED
 
 
-def _first(heard: Sequence[Heard], tier: Tier) -> Rule | None:
-    return next((item.rule for item in heard if item.section.tier is tier), None)
+def _ruling(heard: Sequence[Heard], tier: Tier) -> Rule | None:
+    """The rule of an ordered tier that decides; None when none is about the packet, or it is passed on."""
+    held = False
+    for item in heard:
+        if item.section.tier is not tier:
+            continue
+        action = item.rule.action
+        if action is Action.HOLD:
+            held = True
+        elif action is Action.DENY or (action is Action.ALLOW and not held):
+            return item.rule
+        else:
+            return None
+    return None
 
 
 def _is_localhost(facts: Facts, direction: Direction, peer: Party | None) -> bool:
@@ -206,6 +219,8 @@ def means(facts: Facts, meant: WrittenPeer, peer: Party | None) -> bool:
         return _is_within(meant, peer, facts)
     if isinstance(meant, Cidrs):
         return any(_is_within(block, peer, facts) for block in meant.blocks)
+    if isinstance(meant, Inside):
+        return is_inside(meant, facts.addresses.get(peer.identity, frozenset()))
     return isinstance(meant, Selector) and meant.matches(peer.labels)
 
 
@@ -215,6 +230,14 @@ def _is_within(block: Cidr, peer: Party, facts: Facts) -> bool:
         _within(network, block.prefix) and not any(_within(network, part) for part in block.excepts)
         for network in addresses(peer, facts)
     )
+
+
+def is_inside(meant: Inside, own: frozenset[str]) -> bool:
+    """Whether some, or all, of a peer's own addresses are within some prefix."""
+    found = [
+        any(_within(ipaddress.ip_network(address), prefix) for prefix in meant.prefixes) for address in own
+    ]
+    return bool(found) and all(found) if meant.whole else any(found)
 
 
 def addresses(peer: Party, facts: Facts) -> list[IPNetwork]:

@@ -4,14 +4,11 @@ Meanings are those of the API's reference: rules are heard in the order written 
 packet decides; subjects and peers are pods, never those on the host's network; a peer of no known kind fails
 closed (an Accept means nobody, a Deny or Pass becomes a denial of everything).
 
-One meaning is narrower here. The API's `networks` are about addresses wherever they are, and pods are told
-apart here by who they are, never by address:
-
-- 0.0.0.0/0 and ::/0 in one peer are everybody, inside and outside, as the API has it;
-- one of them alone is, in a Deny, everybody inside too, in both families; in an Accept only those outside; in
-  a Pass it is refused, since neither reading would be safe;
-- longer prefixes are about addresses outside the cluster, and in a Deny about pods where they cover all of
-  them (`inside`); where they cover a part, a warning says that these are not meant: name pods by labels.
+`networks` are addresses wherever they are, outside the cluster and inside. Packets inside know identities,
+and those of alike pods may lie within a network and elsewhere. Such an identity is denied as a whole by a
+Deny and not accepted by an Accept. A Pass of it is neither taken for a Pass, which would skip denials, nor
+left out, which would go on to acceptances: it holds (`Action.HOLD`). 0.0.0.0/0 and ::/0 in one peer are
+everybody, also those whose addresses nobody knows.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from cilia.control.policy.rules import (
     TCP,
     UDP,
     Action,
+    Inside,
     Peer,
     PortName,
     PortRange,
@@ -36,8 +34,6 @@ from cilia.control.policy.rules import (
     Section,
     Selector,
     Tier,
-    exists,
-    reserved,
 )
 from cilia.model.labels import NAMESPACE_LABELS
 from cilia.model.policy import Direction
@@ -58,13 +54,6 @@ ACTIONS = {"Accept": Action.ALLOW, "Deny": Action.DENY, "Pass": Action.PASS}
 TIERS = {"Admin": Tier.ADMIN, "Baseline": Tier.BASELINE}
 
 EVERYWHERE = frozenset({"0.0.0.0/0", "::/0"})
-
-INSIDE = (
-    Selector((HAS_NAMESPACE,)),
-    *(reserved(name) for name in ("host", "health", "ingress", "init", "unmanaged")),
-    Selector((exists("reserved", "remote-node"),)),
-)
-"""Everybody in a cluster, and its nodes."""
 
 UNKNOWN_PEER = (
     "This version knows no such peer, so the rule {effect}: use namespaces, pods, nodes or networks."
@@ -148,8 +137,8 @@ class _Rule:
         reader.log = self._name
         ports = ALL_PORTS if self._protocols is None else tuple(self._ports(self._protocols))
         rules = [
-            reader.rule(self._direction, peer, where, ports, self._action)
-            for where, peer in self._all_peers()
+            reader.rule(self._direction, peer, where, ports, action)
+            for where, peer, action in self._all_peers()
             if ports
         ]
         if self._closed and self._action is not Action.ALLOW:
@@ -157,7 +146,7 @@ class _Rule:
         reader.log = ""
         return rules
 
-    def _all_peers(self) -> Iterator[tuple[str, Peer]]:
+    def _all_peers(self) -> Iterator[tuple[str, Peer, Action]]:
         for number, peer in enumerate(self._peers):
             where = f"{self._path}.{self._field}[{number}]"
             given = [name for name in peer.__struct_fields__ if getattr(peer, name) is not None]
@@ -167,38 +156,35 @@ class _Rule:
                 self._close(where, UNKNOWN_PEER)
             else:
                 self._check_names(given[0], where)
-                for meant in self._peer(peer, where):
-                    yield where, meant
+                for meant, action in self._peer(peer, where):
+                    yield where, meant, action
 
-    def _peer(self, peer: IngressPeer | EgressPeer, path: str) -> Iterator[Peer]:
+    def _peer(self, peer: IngressPeer | EgressPeer, path: str) -> Iterator[tuple[Peer, Action]]:
         reader = self._reader
         if peer.namespaces is not None or peer.pods is not None:
-            yield reader.peer_pods(_pods(reader, peer.namespaces, peer.pods, path))
+            yield reader.peer_pods(_pods(reader, peer.namespaces, peer.pods, path)), self._action
         elif isinstance(peer, EgressPeer) and peer.nodes is not None:
-            yield from reader.nodes(peer.nodes, f"{path}.nodes")
+            for nodes in reader.nodes(peer.nodes, f"{path}.nodes"):
+                yield nodes, self._action
         elif isinstance(peer, EgressPeer) and peer.networks is not None:
             yield from self._networks(peer.networks, f"{path}.networks")
         elif isinstance(peer, EgressPeer) and peer.domain_names is not None:
             self._refuse_names(f"{path}.domainNames")
 
-    def _networks(self, networks: tuple[str, ...], path: str) -> Iterator[Peer]:
-        reader = self._reader
-        found = [reader.cidr(text, f"{path}[{number}]") for number, text in enumerate(networks)]
+    def _networks(self, networks: tuple[str, ...], path: str) -> Iterator[tuple[Peer, Action]]:
+        found = [self._reader.cidr(text, f"{path}[{number}]") for number, text in enumerate(networks)]
         blocks = [block for block in found if block is not None]
-        wide = EVERYWHERE & {block.prefix for block in blocks}
-        if wide == EVERYWHERE:
-            yield None
+        prefixes = tuple(sorted({block.prefix for block in blocks}))
+        if EVERYWHERE.issubset(prefixes):
+            yield None, self._action
             return
-        yield from blocks
-        if wide and self._action is Action.DENY:
-            yield from INSIDE
-        elif wide and self._action is Action.PASS:
-            reader.refuse(path, "Pods are not told apart by family: write 0.0.0.0/0 and ::/0 in one peer.")
-        elif wide:
-            reader.warn(
-                path,
-                "This accepts only peers outside the cluster: add ::/0 and 0.0.0.0/0 both for all peers.",
-            )
+        for block in blocks:
+            yield block, self._action
+        if self._action is not Action.DENY and prefixes:
+            yield Inside(prefixes, True), self._action
+        if self._action is not Action.ALLOW and prefixes:
+            hold = Action.HOLD if self._action is Action.PASS else self._action
+            yield Inside(prefixes, False), hold
 
     def _refuse_names(self, path: str) -> None:
         if self._action is not Action.ALLOW:

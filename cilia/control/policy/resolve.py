@@ -32,13 +32,23 @@ from cilia.control.policy.layers import (
     with_numbers,
 )
 from cilia.control.policy.ports import PortPrefix, whole
-from cilia.control.policy.rules import Action, Cidr, Cidrs, PortName, Section, Selector, Tier, reserved
+from cilia.control.policy.rules import (
+    Action,
+    Cidr,
+    Cidrs,
+    Inside,
+    PortName,
+    Section,
+    Selector,
+    Tier,
+    reserved,
+)
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries, Place
 from cilia.model.ids import Cookie, IdentityId
 from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef
 
-Meant = Selector | Cidr | Cidrs
+Meant = Selector | Cidr | Cidrs | Inside
 """A peer that means some identities and not others."""
 
 
@@ -343,7 +353,7 @@ class Group:
 
 def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:
     """Whether the highest rank alone is not the answer."""
-    passing = any(term.matter.action is Action.PASS for term in terms)
+    passing = any(term.matter.action in (Action.PASS, Action.HOLD) for term in terms)
     partly_audited = not audit and any(term.audit for term in terms)
     return passing or partly_audited or audit_differs or len(terms) > HIGHEST_PRIORITY
 

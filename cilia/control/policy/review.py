@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 
 from cilia.control.identity import node_labels
 from cilia.control.policy.expand import PolicyRules, Reference
-from cilia.control.policy.inside import PODS
 from cilia.control.policy.rules import (
     SCTP,
     TCP,
@@ -21,11 +20,13 @@ from cilia.control.policy.rules import (
     Cidr,
     CidrGroup,
     Cidrs,
+    Inside,
     PortName,
     Rule,
     Section,
     Selector,
     ServicePeer,
+    Tier,
 )
 from cilia.control.policy.selection import Block, blocks_of
 from cilia.control.policy.spans import Lengths, Span
@@ -44,8 +45,8 @@ _SUBJECT_FIELDS = {"NetworkPolicy": "podSelector", "ClusterNetworkPolicy": "subj
 class Known(Protocol):
     """Who is there."""
 
-    def select(self, peer: Selector) -> Set[IdentityId]:
-        """The identities that a selector means."""
+    def select(self, peer: Selector | Inside) -> Set[IdentityId]:
+        """The identities that a peer means."""
 
     def naming(self, name: PortName) -> Set[IdentityId]:
         """The identities some endpoint of which has a port of that name."""
@@ -112,13 +113,12 @@ def _first(taken: Taken) -> int:
 
 def review(row: PolicyRules, known: Known, ground: Ground) -> tuple[PolicyProblem, ...]:
     """The warnings about one policy: at most `MOST_WARNINGS`."""
-    meant = frozenset(rule.ref for rule in _rules(row.sections) if rule.peer == PODS)
     found = dict.fromkeys(
         [
             *(problem for section in row.sections for problem in _of_subject(section, known, ground)),
             *_of_references(row, known),
             *_of_selectors(row, known),
-            *(problem for rule in _rules(row.sections) for problem in _of_rule(rule, known, ground, meant)),
+            *(problem for section in row.sections for problem in _of_rules(section, known, ground)),
         ]
     )
     if len(found) <= MOST_WARNINGS:
@@ -168,6 +168,7 @@ def _without(rule: Rule) -> str:
         Action.ALLOW: "the rule allows nobody until it is created",
         Action.DENY: "the rule denies nobody until it is created",
         Action.PASS: "the rule passes nobody on until it is created",
+        Action.HOLD: "the rule passes nobody on until it is created",
     }[rule.action]
 
 
@@ -186,15 +187,43 @@ def _of_selectors(row: PolicyRules, known: Known) -> Iterator[PolicyProblem]:
             )
 
 
-def _of_rule(
-    rule: Rule, known: Known, ground: Ground, pods_meant: frozenset[RuleRef]
-) -> Iterator[PolicyProblem]:
-    """`pods_meant`: the denials of blocks that mean the pods within."""
-    if isinstance(rule.peer, Cidr | Cidrs):
-        found = ((cidr, ground.under(cidr)) for cidr in blocks_of(rule.peer))
-        hit = next(((cidr, taken) for cidr, taken in found if taken is not None), None)
-        if hit is not None and not (hit[1].pods and rule.ref in pods_meant):
-            yield PolicyProblem(rule.ref.path, _about_ground(*hit))
+def _of_rules(section: Section, known: Known, ground: Ground) -> Iterator[PolicyProblem]:
+    for rule in section.rules:
+        if isinstance(rule.peer, Inside):
+            yield from _of_networks(rule, rule.peer, known)
+        elif isinstance(rule.peer, Cidr | Cidrs) and section.tier is Tier.NORMAL:
+            yield from _of_blocks(rule, blocks_of(rule.peer), ground)
+        yield from _of_names(rule, known)
+
+
+def _of_networks(rule: Rule, peer: Inside, known: Known) -> Iterator[PolicyProblem]:
+    """Pods alike of which some are within networks and some are not."""
+    if rule.action is Action.PASS:
+        return
+    some, whole = (known.select(Inside(peer.prefixes, every)) for every in (False, True))
+    if len(some) > len(whole):
+        yield PolicyProblem(
+            rule.ref.path,
+            "Some addresses of pods alike, or of a node, are in these networks and others are not, so "
+            f"{_SPLIT[rule.action]}: use namespaces, pods or nodes.",
+        )
+
+
+_SPLIT = {
+    Action.ALLOW: "none of these are accepted",
+    Action.DENY: "all of these are denied",
+    Action.HOLD: "what later rules accept of all these is left to the next tier",
+}
+
+
+def _of_blocks(rule: Rule, blocks: Iterable[Cidr], ground: Ground) -> Iterator[PolicyProblem]:
+    found = ((cidr, ground.under(cidr)) for cidr in blocks)
+    hit = next(((cidr, taken) for cidr, taken in found if taken is not None), None)
+    if hit is not None:
+        yield PolicyProblem(rule.ref.path, _about_ground(*hit))
+
+
+def _of_names(rule: Rule, known: Known) -> Iterator[PolicyProblem]:
     for ports in rule.ports:
         if isinstance(ports, PortName) and not known.naming(ports):
             protocol = _PROTOCOLS[ports.protocol]

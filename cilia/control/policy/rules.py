@@ -143,7 +143,19 @@ class Cidrs(msgspec.Struct, frozen=True, cache_hash=True):
         return tuple(dict.fromkeys(prefix for block in self.blocks for prefix in block.prefixes))
 
 
-Peer = Selector | Cidr | Cidrs | None
+class Inside(msgspec.Struct, frozen=True, cache_hash=True):
+    """Pods and nodes by their addresses, as `networks` of ClusterNetworkPolicy mean them.
+
+    Packets know identities, not addresses: one identity may have addresses within and others elsewhere.
+    """
+
+    prefixes: tuple[str, ...]
+    """Canonical text, sorted."""
+    whole: bool
+    """Identities all of whose addresses are within some prefix; else those that have any within."""
+
+
+Peer = Selector | Cidr | Cidrs | Inside | None
 """Whom a rule is about; None is everybody, also those nobody knows."""
 
 WrittenPeer = Peer | CidrGroup | ServicePeer
@@ -193,6 +205,8 @@ class Action(enum.StrEnum):
     DENY = "deny"
     PASS = "pass"
     """The rest of its tier says nothing: the next tier decides."""
+    HOLD = "hold"
+    """Perhaps a Pass: what the rest of its tier allows is left to the next tier, what it denies is denied."""
 
 
 class Rule(msgspec.Struct, frozen=True):

@@ -34,6 +34,11 @@ class Span:
         return (self.version, self.bits, self.first >> (_WIDTH[self.version] - self.bits))
 
     @property
+    def address(self) -> str:
+        """Its first address."""
+        return str(self.network.network_address)
+
+    @property
     def network(self) -> IPNetwork:
         """The prefix as the standard library has it."""
         kind = ipaddress.IPv6Network if self.version == 6 else ipaddress.IPv4Network

@@ -14,6 +14,7 @@ from cilia.control.policy.rules import (
     Cidr,
     CidrGroup,
     Cidrs,
+    Inside,
     Operator,
     PortName,
     PortRange,
@@ -82,6 +83,9 @@ def peer_text(peer: WrittenPeer) -> str:
             return cidr_text(peer)
         case Cidrs():
             return _listed([cidr_text(block) for block in peer.blocks]) or "no address"
+        case Inside():
+            how = "whose every address is" if peer.whole else "with an address"
+            return f"pods and nodes {how} in {_listed(peer.prefixes)}"
         case CidrGroup():
             who = peer.name or f"those labelled {selector_text(peer.selector or Selector())}"
             return f"CiliumCIDRGroup {who}"

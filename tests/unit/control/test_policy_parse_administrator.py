@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cilia.control.policy.parse import parse
-from cilia.control.policy.rules import SCTP, TCP, UDP, Action, Cidr, Parsed, Tier
+from cilia.control.policy.rules import SCTP, TCP, UDP, Action, Cidr, Inside, Parsed, Tier
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import Identity
 from tests.support.policy_reading import (
@@ -23,6 +23,7 @@ from tests.support.policy_reading import (
     WORLD6,
     admin,
     allows,
+    cnp,
     node,
     who,
     written,
@@ -107,9 +108,9 @@ def test_a_subject_is_one_of_two(subject: str) -> None:
         ("{pods: {podSelector: {matchLabels: {app: web}}}}", [WEB]),
         ("{nodes: {}}", [HOST, NODE]),
         ("{networks: [0.0.0.0/0, '::/0']}", [*EVERYBODY, FAR]),
-        # Not told apart by family inside: a denial is of everybody there.
-        ("{networks: [0.0.0.0/0]}", [WEB, DB, JOB, HOST, NODE, WORLD4, FAR]),
-        ("{networks: ['::/0']}", [WEB, DB, JOB, HOST, NODE, WORLD6, FAR]),
+        # Inside by addresses, which nobody has here.
+        ("{networks: [0.0.0.0/0]}", [WORLD4]),
+        ("{networks: ['::/0']}", [WORLD6]),
         ("{networks: [10.0.0.0/8]}", []),
     ],
 )
@@ -130,24 +131,57 @@ def test_networks_are_blocks_outside_the_cluster() -> None:
     assert not allows(parsed, PREFIX["10.1.0.0/16"], direction=OUT)
     assert allows(parsed, WORLD4, direction=OUT)
     rules = egress("{action: Accept, to: [{networks: [10.9.9.9/8]}]}").sections[0].rules
-    assert [(rule.peer, rule.ref.path) for rule in rules] == [(Cidr("10.0.0.0/8"), "spec.egress[0].to[0]")]
+    assert {rule.ref.path for rule in rules} == {"spec.egress[0].to[0]"}
+    assert [rule.peer for rule in rules] == [Cidr("10.0.0.0/8"), Inside(("10.0.0.0/8",), True)]
 
 
-def test_one_family_of_all_addresses_is_accepted_outside_only_and_said_so() -> None:
-    deny = "{action: Deny, to: [{networks: [0.0.0.0/0, '::/0']}]}"
-    parsed = egress(f"{{action: Accept, to: [{{networks: [0.0.0.0/0]}}]}}, {deny}")
-    assert who(parsed, EVERYBODY, direction=OUT) == [WORLD4]
-    assert [warning.path for warning in parsed.warnings] == ["spec.egress[0].to[0].networks"]
-    parsed = egress(f"{{action: Accept, to: [{{networks: [0.0.0.0/0, '::/0']}}]}}, {deny}")
+ALL_WITHIN, SOME_WITHIN, NONE_WITHIN = ("10.1.0.1", "10.1.0.2"), ("10.1.0.1", "10.2.0.1"), ("10.2.0.1",)
+TO_BLOCK = "to: [{networks: [10.1.0.0/16]}]"
+TO_ALL = "to: [{networks: [0.0.0.0/0, '::/0']}]"
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        # All within, some within, none within.
+        (f"{{action: Deny, {TO_BLOCK}}}", (False, False, True)),
+        (f"{{action: Accept, {TO_BLOCK}}}, {{action: Deny, {TO_ALL}}}", (True, False, False)),
+        (f"{{action: Pass, {TO_BLOCK}}}, {{action: Deny, {TO_ALL}}}", (True, False, False)),
+    ],
+)
+def test_networks_are_addresses_inside_too(rules: str, allowed: tuple[bool, ...]) -> None:
+    parsed = egress(rules)
+    found = (
+        allows(parsed, DB, direction=OUT, peer_addresses=addresses)
+        for addresses in (ALL_WITHIN, SOME_WITHIN, NONE_WITHIN)
+    )
+    assert tuple(found) == allowed
+
+
+def test_perhaps_passed_is_never_accepted_by_a_later_rule() -> None:
+    """The next tier denies: what a Pass is about must come to it, and what later rules deny stays denied."""
+    accept = f"{{action: Pass, {TO_BLOCK}}}, {{action: Accept, {TO_ALL}}}, {{action: Deny, {TO_ALL}}}"
+    nobody = cnp("{endpointSelector: {}, enableDefaultDeny: {egress: true}}")
+    parsed = Parsed((*egress(accept).sections, *nobody.sections))
+    assert [
+        allows(parsed, DB, direction=OUT, peer_addresses=addresses)
+        for addresses in (ALL_WITHIN, SOME_WITHIN, NONE_WITHIN)
+    ] == [False, False, True]
+
+
+def test_one_family_of_all_addresses() -> None:
+    deny = f"{{action: Deny, {TO_ALL}}}"
+    one_family = egress(f"{{action: Accept, to: [{{networks: [0.0.0.0/0]}}]}}, {deny}")
+    assert who(one_family, EVERYBODY, direction=OUT) == [WORLD4]
+    both = ("10.0.0.1", "fd00::1")
+    for action in ("Accept", "Pass"):
+        parsed = egress(f"{{action: {action}, to: [{{networks: [0.0.0.0/0]}}]}}, {deny}")
+        assert [
+            allows(parsed, DB, direction=OUT, peer_addresses=addresses)
+            for addresses in (both[:1], both[1:], both)
+        ] == [True, False, False]
+    parsed = egress(f"{{action: Accept, {TO_ALL}}}, {deny}")
     assert who(parsed, EVERYBODY, direction=OUT) == list(EVERYBODY)
-    assert parsed.warnings == ()
-
-
-def test_one_family_of_all_addresses_is_not_passed() -> None:
-    parsed = egress("{action: Pass, to: [{networks: [0.0.0.0/0]}]}")
-    assert paths(parsed) == ["spec.egress[0].to[0].networks"]
-    assert egress("{action: Pass, to: [{networks: [0.0.0.0/0, '::/0']}]}").problems == ()
-    assert egress("{action: Pass, to: [{networks: [10.0.0.0/8]}]}").problems == ()
 
 
 def test_protocols() -> None:

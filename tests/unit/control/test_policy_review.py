@@ -45,6 +45,25 @@ def to(**rule: Any) -> Any:
 
 
 @pytest.mark.parametrize(
+    ("action", "words"),
+    [("Deny", "all of these are denied"), ("Accept", "none of these"), ("Pass", "left to the next tier")],
+)
+def test_networks_that_hold_a_part_of_pods_alike(action: str, words: str) -> None:
+    egress = [{"action": action, "to": [{"networks": ["10.0.0.0/16"]}]}]
+    spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": egress}
+    made = world()
+    made.inputs.policies.put(policy("ClusterNetworkPolicy", "p", spec))
+    made.desired.endpoints.put(endpoint(2, WEB.id, ipv4="10.0.1.7"))
+    assert warnings(made) == [], "all of its addresses are within"
+    made.desired.endpoints.put(endpoint(3, WEB.id, ipv4="10.1.1.7"))
+    (warning,) = warnings(made)
+    assert warning.path == "spec.egress[0].to[0]"
+    assert words in warning.sentence
+    made.desired.endpoints.put(endpoint(2, WEB.id, ipv4="10.1.1.8"))
+    assert warnings(made) == []
+
+
+@pytest.mark.parametrize(
     ("written", "path", "words"),
     [
         (
