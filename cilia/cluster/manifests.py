@@ -47,8 +47,26 @@ _KINDS = {
 }
 
 
+DEEPEST = 200
+"""So many levels may a document have; what parses YAML calls itself for each, on a stack that ends."""
+LONGEST_COPIES = 4 << 20
+"""Characters that aliases may add to what a document says: a few lines can stand for gigabytes."""
+_PLAIN_LINE, _PLAIN_BRACKETS = 500, 100
+"""What has no longer line and not more brackets is shallow: each level of a block costs a column."""
+
+
 class _Loader(yaml.CSafeLoader):
-    """YAML as PyYAML reads it, but a key given twice is an error: half of what was meant would be lost."""
+    """YAML as PyYAML reads it, but a key given twice is an error: half of what was meant would be lost. So
+    are aliases that multiply."""
+
+    def construct_document(self, node: Any) -> Any:
+        written: dict[int, int] = {}
+        meant = _size(node, written)
+        if meant > sum(written.values()) + LONGEST_COPIES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for {meant} characters: write out what is meant"
+            )
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -61,6 +79,49 @@ class _Loader(yaml.CSafeLoader):
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def _size(node: Any, written: dict[int, int]) -> int:
+    """Characters of a node with all aliases written out; `written`: those of each node itself, by its id.
+
+    Raises ConstructorError for a node within itself.
+    """
+    meant: dict[int, int] = {}
+    todo = [(node, False)]
+    while todo:
+        found, parts_known = todo.pop()
+        parts = _parts(found)
+        if parts_known:
+            if any(id(part) not in meant for part in parts):
+                raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is in")
+            meant[id(found)] = written[id(found)] + sum(meant[id(part)] for part in parts)
+        elif id(found) not in written:
+            written[id(found)] = 1 if parts else 1 + len(found.value)
+            todo.append((found, True))
+            todo.extend((part, False) for part in parts)
+    return meant[id(node)]
+
+
+def _parts(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_depth(content: bytes) -> None:
+    """Raises ValueError for YAML that is nested too deep to be read."""
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets <= _PLAIN_BRACKETS and max(map(len, content.splitlines()), default=0) <= _PLAIN_LINE:
+        return
+    depth = 0
+    for event in yaml.parse(content, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                place = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+                raise ValueError(f"{place}nested deeper than {DEEPEST} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -200,6 +261,7 @@ def _documents(content: bytes, *, json: bool) -> Iterator[Any]:
     if json:
         yield msgspec.json.decode(content)
         return
+    _check_depth(content)
     for document in yaml.load_all(content.decode(), Loader=_Loader):
         if document is not None:
             yield document

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cilia.cluster import store
 from cilia.cluster.directory import HISTORY, DirectoryStore
-from cilia.cluster.manifests import Manifests
+from cilia.cluster.manifests import Manifests, parse
 from cilia.cluster.store import (
     CILIUM_IDENTITIES,
     CILIUM_NETWORK_POLICIES,
@@ -347,3 +347,38 @@ def test_a_group_of_prefixes_may_be_written_in_either_version(tmp_path: Path) ->
     found, problems = manifests.objects()
     assert not problems
     assert sorted(name for _, name in found[store.CILIUM_CIDR_GROUPS]) == ["g0", "g1"]
+
+
+def multiplied(levels: int) -> str:
+    """A pod whose annotation-like field stands for ten to the power of `levels` letters."""
+    lines = ["a0: &a0 [" + ", ".join("x" * 10) + "]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return POD + "\n".join(lines) + "\n"
+
+
+NEST = 40_000
+TOO_DEEP = {
+    "lists": "[" * NEST,
+    "mappings": "{a: " * NEST,
+    "items": "- " * NEST,
+    "keys": "? " * NEST,
+    "blocks": "\n".join(" " * level + "a:" for level in range(2000)),
+}
+
+
+@pytest.mark.parametrize("text", TOO_DEEP.values(), ids=TOO_DEEP.keys())
+def test_what_is_nested_too_deep_is_a_problem_and_not_the_end(text: str) -> None:
+    found, (problem,) = parse("a.yaml", text.encode())
+    assert found == [] and "nested deeper than 200 levels" in problem.sentence
+
+
+def test_aliases_that_multiply_are_a_problem() -> None:
+    found, (problem,) = parse("a.yaml", multiplied(9).encode())
+    assert found == [] and "write out what is meant" in problem.sentence
+    assert [manifest.key for manifest in parse("a.yaml", multiplied(3).encode())[0]] == [("default", "web")]
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "a: &a {b: [*a]}", "&a {b: *a}"])
+def test_an_alias_of_what_it_is_in_is_a_problem(text: str) -> None:
+    _, (problem,) = parse("a.yaml", text.encode())
+    assert "an alias stands for what it is in" in problem.sentence
