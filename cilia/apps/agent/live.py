@@ -17,6 +17,7 @@ import structlog
 from cilia.api.backend import ApiError, Caller
 from cilia.api.types import OptionChange
 from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.state import UNREADABLE
 from cilia.kit.files import write_atomic
 
 log = structlog.get_logger(__name__)
@@ -161,7 +162,7 @@ def _load(path: Path) -> dict[str, Value]:
         saved = msgspec.json.decode(path.read_bytes(), type=dict[str, str | bool])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as error:
+    except UNREADABLE as error:
         log.error("the file of changed settings is not usable", file=path.name, error=str(error))
         return {}
     options = {option.field: option for option in NODE_OPTIONS}

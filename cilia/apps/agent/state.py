@@ -17,6 +17,9 @@ from cilia.model.ids import EndpointId
 
 log = structlog.get_logger(__name__)
 
+UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What reading a file that holds anything may raise."""
+
 
 class SavedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One file: the attachment, and whom the endpoint spoke for."""
@@ -47,7 +50,7 @@ class NodeFile:
             return msgspec.json.decode(self._path.read_bytes(), type=list[str])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.MsgspecError) as error:
+        except UNREADABLE as error:
             log.error("the file of pod prefixes is not usable", file=self._path.name, error=str(error))
             return []
 
@@ -73,7 +76,7 @@ class EndpointFiles:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 saved.append(msgspec.json.decode(path.read_bytes(), type=SavedEndpoint))
-            except (OSError, msgspec.MsgspecError) as error:
+            except UNREADABLE as error:
                 log.error("endpoint file set aside", file=path.name, error=str(error))
                 path.rename(path.with_suffix(".broken"))
         return saved
@@ -88,7 +91,7 @@ class EndpointFiles:
             return msgspec.json.decode(self._host.read_bytes(), type=HostSwitches).audit
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except UNREADABLE as error:
             log.error("the file of the host's switches is not usable", file=self._host.name, error=str(error))
             return None
 

@@ -11,7 +11,7 @@ from cilia.api.backend import ApiError, Caller
 from cilia.api.types import OptionChange
 from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, read_change, who
 from cilia.apps.agent.settings import AgentSettings
-from cilia.apps.agent.state import EndpointFiles, SavedEndpoint
+from cilia.apps.agent.state import EndpointFiles, NodeFile, SavedEndpoint
 from cilia.apps.agent.switches import EndpointSwitches
 from cilia.model.endpoint import HOST_ENDPOINT, Attachment, Endpoint
 from cilia.model.ids import EndpointId
@@ -95,10 +95,25 @@ def test_only_the_owner_reads_what_was_changed(tmp_path: Path) -> None:
     assert (tmp_path / "live.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", ["", "[]", "not json", '{"enforcement": 3}'])
-def test_a_broken_file_changes_nothing(tmp_path: Path, content: str) -> None:
-    (tmp_path / "live.json").write_text(content)
+GARBAGE = [b"", b"[]", b"not json", b'{"enforcement": 3}', b'{"x": "\xff"}', b'{"x\xff": 1}', b"\0" * 4096]
+GARBAGE += [b'{"enforcement":' * 100_000, b'{"zzz":' + b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_broken_file_changes_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "live.json").write_bytes(content)
     assert LiveSettings(settings(tmp_path)).settings == settings(tmp_path)
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
+def test_no_file_of_the_state_directory_keeps_an_agent_from_starting(tmp_path: Path, content: bytes) -> None:
+    files = EndpointFiles(tmp_path)
+    (tmp_path / "host.json").write_bytes(content)
+    (tmp_path / "node.json").write_bytes(content)
+    (tmp_path / "endpoints" / "7.json").write_bytes(content)
+    assert (files.host_audit(), files.load()) == (None, [])
+    assert (tmp_path / "endpoints" / "7.broken").exists()
+    assert NodeFile(tmp_path).load() == []
 
 
 def test_what_the_file_says_beside_the_understood_is_left_out(tmp_path: Path) -> None:
