@@ -47,11 +47,11 @@ struct {
 	__type(value, struct policy_active);
 } policy_active SEC(".maps");
 
-/* One subject's rules. */
+/* One subject's rules; twice as many as it may have, since during a change it holds two sets. */
 struct policy_inner {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 	__type(key, struct policy_key);
 	__type(value, struct policy_entry);
 };

@@ -26,7 +26,11 @@ log = structlog.get_logger(__name__)
 INITIAL = 64
 SPARE = 16
 GROWTH = 8
-INNER_ENTRIES = 16384
+POLICY_ENTRIES = 16384
+"""What the policy of a subject may have."""
+INNER_ENTRIES = 2 * POLICY_ENTRIES
+"""What an inner map holds: while peers come and go, it has entries of what was and of what will be. It takes
+memory for what is in it only."""
 OPEN_LIMIT = 128
 """How many idle maps are kept open: a process may often have 1,024 descriptors only."""
 

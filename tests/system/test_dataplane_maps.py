@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.order import KernelState
-from cilia.dataplane.pool import OPEN_LIMIT, PolicyPool
+from cilia.dataplane.pool import OPEN_LIMIT, POLICY_ENTRIES, PolicyPool
 from cilia.model.entries import Entries
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.node import IpcacheEntry, NodeAddress, NodeSettings
-from cilia.model.policy import EntryKey
+from cilia.model.policy import Entry, EntryKey
 from cilia.schema import Desired
 from tests.support.dataplane import (
     allow,
@@ -142,6 +144,33 @@ def test_too_many_entries_deny_everything_and_say_so(dataplane: Dataplane) -> No
     desired.subjects.put(subject(1, "r1", {PEER_A: allow()}))
     state.apply(2.0)
     assert state.errors() == [] and entries(state) == {(256, 0): 1}
+
+
+def full_policy(first: int, verdict: Callable[..., Entry]) -> dict[EntryKey, Entry]:
+    """As many entries as fit, about peers from a number on, and about anybody."""
+    made = {EntryKey(INGRESS, first + number): verdict() for number in range(POLICY_ENTRIES - 1)}
+    return made | {ANYONE: allow()}
+
+
+@pytest.mark.parametrize("verdict", [allow, deny])
+@pytest.mark.parametrize("rules", ["r1", "r2"])
+def test_a_full_policy_becomes_another_full_one(
+    dataplane: Dataplane, verdict: Callable[..., Entry], rules: str
+) -> None:
+    """All peers leave and as many come: no moment in which the map is too small for both."""
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.subjects.put(subject(1, "r1", full_policy(1000, verdict)))
+    state.apply(1.0)
+    desired.subjects.put(subject(1, rules, full_policy(50_000, verdict)))
+    state.subjects.step(2.0)
+    assert state.errors() == []
+    held = entries(state)
+    assert held[(50_000, 0)] == held[(50_000 + POLICY_ENTRIES - 2, 0)] == int(verdict().allow)
+    state.apply(3.0)
+    held = entries(state)
+    assert state.errors() == [] and len(held) == POLICY_ENTRIES and min(held)[0] == 0
+    assert (1000, 0) not in held
 
 
 def test_a_full_ipcache_fails_by_row_and_recovers(dataplane: Dataplane) -> None:
@@ -387,7 +416,7 @@ def test_whatever_subjects_share_and_leave_each_has_its_entries(dataplane: Datap
         state.apply(float(now * 100))
         for row in rows:
             held = {row["peer"]: row["cookie"] for row in state.policies.entries(row.subject)}
-            if len(row.entries) > 16384:
+            if len(row.entries) > POLICY_ENTRIES:
                 assert held == {0: 0}
             else:
                 assert held == {key.peer: entry.cookie for key, entry in row.entries.items()}

@@ -20,7 +20,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, BpfError, Map
 from cilia.dataplane.maps import packing
-from cilia.dataplane.pool import PolicyPool
+from cilia.dataplane.pool import POLICY_ENTRIES, PolicyPool
 from cilia.model.entries import Difference, Entries, Layer
 from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
@@ -257,6 +257,8 @@ class Policies:
         return [{**key, **value} for key, value in zip(keys, values, strict=True)]
 
     def _update(self, row: SubjectPolicy, wanted: Mapping[SubjectId, SubjectPolicy]) -> None:
+        if len(row.entries) > POLICY_ENTRIES:
+            raise BpfError(f"{len(row.entries)} policy entries, {POLICY_ENTRIES} fit: widen the rules")
         live = self._live.get(row.subject) or self._adopt(row)
         if live is None or not live.stands_for(row):
             self._replace(row, live)
@@ -399,8 +401,6 @@ class Policies:
             self._pool.retire(number)
 
     def _put(self, inner: Map, entries: Mapping[EntryKey, Entry]) -> None:
-        if len(entries) > inner.info.max_entries:
-            raise BpfError(f"{len(entries)} policy entries, {inner.info.max_entries} fit: widen the rules")
         failures = inner.put(*self.desired(entries))
         for error in failures.values():
             raise BpfError(packing.sentence(inner, error))
