@@ -2,6 +2,7 @@
 
     policies, cidr_groups, ──► RuleNode ──► (rules) ─┬──────────────────┐
     services, endpoint_slices                        │                  │
+    nodes, endpoint_slices ──► ApiServerNode ──► (apiservers)           │
                                                      ▼                  │
     cluster_identities, nodes ────────────► IdentityNode ──► identities,│(cidrs), (node_ids) ──┐
                                                                  │      │                      │
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cilia.control.apiserver import ApiServerNode
 from cilia.control.endpoints import EndpointNode, EntryNode
 from cilia.control.identity import IdentityNode
 from cilia.control.ipcache import IpcacheNode
@@ -69,7 +71,7 @@ class GraphConfig:
     identity_change_grace: float = 0.0
     """Seconds a relabelled pod keeps its old identity."""
     apiserver_addresses: tuple[str, ...] = ()
-    """Addresses that are the identity kube-apiserver."""
+    """Of the API server, whether it runs on a node or outside the cluster."""
     host_firewall: bool = False
     """Policies that select nodes are enforced on this one."""
     own: Node | None = None
@@ -99,6 +101,7 @@ class ControlGraph:
         self._enforced = False
         """The rules of the last step are in force: before that there are none to go on under."""
         self.rules = RuleNode(inputs, book, cluster=config.cluster)
+        self.apiservers = ApiServerNode(inputs, dialled=config.apiserver_addresses, own=config.own)
         self.identities = IdentityNode(
             inputs,
             desired,
@@ -106,7 +109,7 @@ class ControlGraph:
             restored=restored.cidrs,
             node=config.node,
             own=config.own,
-            apiserver_addresses=config.apiserver_addresses,
+            apiservers=self.apiservers.addresses,
             cidr_nodes=config.cidr_nodes,
         )
         self.endpoints = EndpointNode(
@@ -142,7 +145,7 @@ class ControlGraph:
             self.identities.cidrs,
             node=config.node,
             tunnel=config.tunnel,
-            apiserver_addresses=config.apiserver_addresses,
+            apiservers=self.apiservers.addresses,
             own=config.own,
             node_ids=self.identities.node_ids,
         )
@@ -165,6 +168,7 @@ class ControlGraph:
     def turns(self, now: float) -> Iterator[None]:
         """As `step`, turn by turn: whoever enforces the tables does so at each of them, see the module."""
         self.rules.step()
+        self.apiservers.step()
         self.identities.step(keep=True)
         self.endpoints.step(now)
         if self.identities.came and self._enforced:

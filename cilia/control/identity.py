@@ -1,5 +1,6 @@
-"""The identities known here: reserved, the cluster's, one for each prefix that a policy speaks of, and one
-for each address of another node when policies tell nodes apart.
+"""The identities known here: reserved, the cluster's, one for each prefix that a policy speaks of, one for
+each address of the API server outside the cluster, and one for each address of another node when policies
+tell nodes apart.
 
 A local number is made from the text it stands for, so that it is the same after a restart and on every node
 without being remembered; two texts that hash alike are told apart by taking the next free number. Numbers
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 
+from cilia.control.apiserver import ApiServerAddress, addresses_table
 from cilia.control.nodes import known_nodes
 from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
 from cilia.control.policy.selection import cidr_label
@@ -39,7 +41,8 @@ _OF_PODS = frozenset({NAMESPACE, SERVICE_ACCOUNT, CLUSTER})
 
 
 class IdentityNode:
-    """cluster_identities + rules + nodes -> identities; `cidrs` and `node_ids`: those of prefixes."""
+    """cluster_identities + rules + nodes + addresses of the API server -> identities; `cidrs` and `node_ids`:
+    those of prefixes."""
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class IdentityNode:
         restored: Mapping[str, IdentityId] | None = None,
         node: str = "",
         own: Node | None = None,
-        apiserver_addresses: Iterable[str] = (),
+        apiservers: Table[str, ApiServerAddress] | None = None,
         cidr_nodes: bool = False,
     ) -> None:
         """`rules` is shared with `control.policy`; `restored` are the prefixes found in the kernel; `own` is
@@ -62,7 +65,10 @@ class IdentityNode:
         self._desired = desired
         self._node = node
         self._own = own
-        self._apiserver = frozenset(apiserver_addresses)
+        self._apiservers = addresses_table() if apiservers is None else apiservers
+        self._apiserver_changes = self._apiservers.cursor()
+        self._outside: frozenset[str] = frozenset()
+        """The API server's prefixes outside the cluster that have an identity, or are about to lose it."""
         self._cidr_nodes = cidr_nodes
         self._cluster = inputs.cluster_identities.cursor()
         self._rules = rules.rules.cursor()
@@ -108,11 +114,32 @@ class IdentityNode:
             self._inside.pop(key, None)
         if rules or gone or self._nodes.pending:
             self._some_inside = self._is_some_inside()
-        if rules or gone or len(self._numbers) > len(self._speaking):
+        moved = self._follow_apiserver(keep)
+        if rules or gone or moved or self._are_some_unwanted:
             self._allocate(keep)
-        if self._nodes.pending or told_apart != self._tells_nodes_apart or self._nodes_leave:
+        if moved or self._nodes.pending or told_apart != self._tells_nodes_apart or self._nodes_leave:
             self._nodes.take()
             self._step_nodes(keep)
+
+    def _follow_apiserver(self, keep: bool) -> bool:
+        """Give its addresses outside the cluster their labels, and take them from others; returns whether
+        any of its addresses changed."""
+        moved = self._apiserver_changes.pending
+        self._apiserver_changes.take()
+        now = frozenset(host_prefix(row.address) for row in self._apiservers if row.outside)
+        before, self._outside = self._outside, now | self._outside if keep else now
+        for prefix in before ^ self._outside:
+            known = self.cidrs.get(prefix)
+            if known is not None:
+                self._desired.identities.put(Identity(known.identity, self._labels_of_prefix(prefix)))
+        self.leaving |= self._outside != now
+        return moved or before != self._outside
+
+    @property
+    def _are_some_unwanted(self) -> bool:
+        """Prefixes have identities of which nobody speaks any more."""
+        unspoken = sum(prefix not in self._speaking for prefix in self._outside)
+        return len(self._numbers) > len(self._speaking) + unspoken
 
     @property
     def _tells_nodes_apart(self) -> bool:
@@ -166,7 +193,7 @@ class IdentityNode:
             told = self._inputs.nodes.get(self._node) or own
             labels += node_labels(told)
             addresses = (*own.addresses, *own.router_addresses)
-            if self._apiserver.intersection(addresses):
+            if any(address in self._apiservers for address in addresses):
                 labels.append(Label("reserved", "kube-apiserver"))
             if self._cidr_nodes:
                 labels += [cidr_label(host_prefix(address)) for address in addresses]
@@ -175,11 +202,17 @@ class IdentityNode:
     def _labels_of(self, node: Node) -> Iterator[tuple[str, Labels]]:
         """Host prefix and labels of each address of another node."""
         shared = [Label("reserved", "remote-node"), *node_labels(node)]
-        if self._apiserver.intersection(node.addresses):
+        if any(address in self._apiservers for address in node.addresses):
             shared.append(Label("reserved", "kube-apiserver"))
         for address in (*node.addresses, *node.router_addresses):
             prefix = host_prefix(address)
             yield prefix, Labels.of([*shared, cidr_label(prefix)])
+
+    def _labels_of_prefix(self, prefix: str) -> Labels:
+        labels = cidr_labels(prefix)
+        if prefix in self._outside:
+            return Labels.of((*labels.items, Label("reserved", "kube-apiserver")))
+        return labels
 
     def _speak(self, key: PolicyKey, prefixes: frozenset[str]) -> None:
         """Replace what one policy speaks of."""
@@ -198,11 +231,11 @@ class IdentityNode:
         self.leaving |= leaving
 
     def _allocate(self, keep: bool) -> None:
-        came, gone = self._numbers.settle(self._speaking, keep)
-        self._note(came, len(self._numbers) > len(self._speaking))
+        came, gone = self._numbers.settle(self._speaking.keys() | self._outside, keep)
+        self._note(came, self._are_some_unwanted)
         for prefix, number in came:
             if prefix not in _EVERYWHERE:
-                self._desired.identities.put(Identity(number, cidr_labels(prefix)))
+                self._desired.identities.put(Identity(number, self._labels_of_prefix(prefix)))
             self.cidrs.put(CidrIdentity(prefix, number))
         for prefix, number in gone:
             self.cidrs.delete(prefix)

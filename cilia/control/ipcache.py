@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from cilia.control.apiserver import ApiServerAddress, addresses_table
 from cilia.control.identity import host_prefix
 from cilia.control.nodes import known_nodes, usable_pod_cidrs
 from cilia.control.policy.spans import Prefixes, Span
@@ -46,7 +47,7 @@ class IpcacheNode:
         *,
         node: str,
         tunnel: bool,
-        apiserver_addresses: Iterable[str] = (),
+        apiservers: Table[str, ApiServerAddress] | None = None,
         own: Node | None = None,
         node_ids: Table[str, CidrIdentity] | None = None,
     ) -> None:
@@ -57,7 +58,8 @@ class IpcacheNode:
         self._cidrs = cidrs
         self._node = node
         self._tunnel = tunnel
-        self._apiserver = frozenset(apiserver_addresses)
+        self._apiservers = addresses_table() if apiservers is None else apiservers
+        self._apiserver_changes = self._apiservers.cursor()
         self._endpoints = desired.endpoints.cursor()
         self._remote = inputs.remote_endpoints.cursor()
         self._nodes = inputs.nodes.cursor()
@@ -76,14 +78,6 @@ class IpcacheNode:
                 IpcacheEntry(prefix="::/0", identity=WORLD_IPV6),
             ],
         )
-        self._claim(
-            (RANK_REMOTE, "kube-apiserver"),
-            [
-                IpcacheEntry(prefix=host_prefix(address), identity=KUBE_APISERVER, flags=HOST_ADDRESS)
-                for address in sorted(self._apiserver)
-            ],
-        )
-
         if own is not None:
             self._claim((RANK_SELF, own.name), list(self._of_node(own)))
 
@@ -94,8 +88,9 @@ class IpcacheNode:
             self._claim((RANK_ENDPOINT, endpoint.id), list(_of_endpoint(endpoint)))
         for identifier in gone:
             self._claim((RANK_ENDPOINT, identifier), [])
-        if self._node_id_changes.pending:
+        if self._node_id_changes.pending or self._apiserver_changes.pending:
             self._node_id_changes.take()
+            self._apiserver_changes.take()
             self._claim_nodes(self._inputs.nodes)
         if self._nodes.pending:
             self._step_nodes()
@@ -171,7 +166,7 @@ class IpcacheNode:
         own = self._node_ids.get(host_prefix(address))
         if own is not None:
             return own.identity
-        return KUBE_APISERVER if address in self._apiserver else REMOTE_NODE
+        return KUBE_APISERVER if address in self._apiservers else REMOTE_NODE
 
     def _of_pod_cidrs(self, name: str) -> Iterator[IpcacheEntry]:
         """Pods of another node that nobody has described yet are reachable and match only "any"."""

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from cilia.control import identity as module
+from cilia.control.apiserver import ApiServerNode
 from cilia.control.identity import IdentityNode, LocalAllocator, cidr_labels, first_choice
 from cilia.control.policy.expand import RuleNode
 from cilia.model.identity import HOST, LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
@@ -13,7 +14,7 @@ from cilia.model.ids import IdentityId
 from cilia.model.labels import CLUSTER, NAMESPACE
 from cilia.model.node import Node
 from cilia.model.policy import PolicyObject
-from cilia.schema import Desired, Inputs
+from cilia.schema import Desired, EndpointSliceRow, Inputs
 from tests.support.policy_cases import PODS, policy
 
 
@@ -34,9 +35,9 @@ class Stepped(IdentityNode):
         self.rules = RuleNode(inputs)
         super().__init__(inputs, desired, self.rules, restored=restored)
 
-    def step(self) -> None:
+    def step(self, *, keep: bool = False) -> None:
         self.rules.step()
-        super().step()
+        super().step(keep=keep)
 
 
 def test_reserved_and_cluster_identities() -> None:
@@ -140,26 +141,40 @@ class Nodes:
     def __init__(self, *, cidr_nodes: bool = False, apiserver: str = "") -> None:
         self.inputs, self.desired = Inputs(), Desired()
         self.rules = RuleNode(self.inputs)
+        self.apiservers = ApiServerNode(self.inputs, dialled=[apiserver] if apiserver else [], own=ONE)
         self.node = IdentityNode(
             self.inputs,
             self.desired,
             self.rules,
             node="one",
             own=ONE,
-            apiserver_addresses=[apiserver],
+            apiservers=self.apiservers.addresses,
             cidr_nodes=cidr_nodes,
         )
         self.inputs.nodes.replace([ONE, TWO])
 
     def step(self) -> dict[str, list[str]]:
         """The labels of each address of other nodes."""
-        self.rules.step()
-        self.node.step()
+        self.turn()
         found = {}
         for row in self.node.node_ids:
             identity = self.desired.identities.get(row.identity)
             assert identity is not None
             assert row.identity > LOCAL_NODE_FIRST
+            found[row.prefix] = identity.labels.strings()
+        return found
+
+    def turn(self, *, keep: bool = False) -> None:
+        self.rules.step()
+        self.apiservers.step()
+        self.node.step(keep=keep)
+
+    def prefixes(self) -> dict[str, list[str]]:
+        """The labels of each prefix that has an identity."""
+        found = {}
+        for row in self.node.cidrs:
+            identity = self.desired.identities.get(row.identity)
+            assert identity is not None
             found[row.prefix] = identity.labels.strings()
         return found
 
@@ -203,6 +218,27 @@ def test_cidr_rules_that_mean_nodes_tell_them_apart() -> None:
     assert world.host() == ["cidr:10.0.1.1/32", "cidr:172.18.0.2/32", "reserved:host"]
 
 
+def test_an_api_server_outside_is_of_the_world_and_no_node() -> None:
+    world = Nodes(apiserver="203.0.113.9")
+    world.step()
+    (row,) = world.node.cidrs
+    assert row.prefix == "203.0.113.9/32"
+    identity = world.desired.identities.get(row.identity)
+    assert identity is not None
+    assert identity.labels.strings() == [
+        "cidr:203.0.113.9/32",
+        "reserved:kube-apiserver",
+        "reserved:world",
+        "reserved:world-ipv4",
+    ]
+    world.inputs.policies.put(speaking("p", "203.0.113.9/32", "203.0.113.0/24"))
+    world.step()
+    assert len(world.node.cidrs) == 2
+    world.inputs.policies.delete(speaking("p").key)
+    world.step()
+    assert [one.prefix for one in world.node.cidrs] == ["203.0.113.9/32"]
+
+
 def test_the_host_carries_its_nodes_labels() -> None:
     world = Nodes(apiserver="172.18.0.2")
     world.step()
@@ -210,3 +246,62 @@ def test_the_host_carries_its_nodes_labels() -> None:
     world.inputs.nodes.put(msgspec.structs.replace(ONE, labels={"zone": "a", CLUSTER: "elsewhere"}))
     world.step()
     assert world.host() == ["k8s:zone=a", "reserved:host", "reserved:kube-apiserver"]
+
+
+API_V4 = ["cidr:192.0.2.1/32", "reserved:kube-apiserver", "reserved:world", "reserved:world-ipv4"]
+
+
+def slices(*addresses: str, service: str = "kubernetes") -> EndpointSliceRow:
+    return EndpointSliceRow(namespace="default", name=service, service=service, addresses=addresses)
+
+
+def test_what_the_api_server_publishes_counts_too() -> None:
+    world = Nodes()
+    world.inputs.endpoint_slices.put(slices("172.18.0.3", "2001:db8::1"))
+    world.inputs.endpoint_slices.put(slices("192.0.2.9", service="other"))
+    world.step()
+    assert world.prefixes().keys() == {"2001:db8::1/128"}
+    assert "reserved:world-ipv6" in world.prefixes()["2001:db8::1/128"]
+
+
+def test_an_api_server_that_becomes_a_node_is_no_part_of_the_world() -> None:
+    world = Nodes(apiserver="192.0.2.1")
+    world.step()
+    world.inputs.nodes.put(msgspec.structs.replace(TWO, addresses=("192.0.2.1",)))
+    world.turn(keep=True)
+    assert world.prefixes() == {"192.0.2.1/32": API_V4}
+    assert world.node.leaving
+    world.turn()
+    assert world.prefixes() == {}
+    world.inputs.nodes.delete("two")
+    world.turn(keep=True)
+    assert world.node.came
+    assert not world.node.leaving
+    assert world.prefixes() == {"192.0.2.1/32": API_V4}
+
+
+def test_a_prefix_of_policies_is_called_otherwise_while_it_is_the_api_server() -> None:
+    world = Nodes()
+    to_it = {"endpointSelector": {}, "egress": [{"toCIDR": ["192.0.2.1/32"]}]}
+    world.inputs.policies.put(policy("CiliumNetworkPolicy", "p", to_it))
+    world.step()
+    numbers = {row.prefix: row.identity for row in world.node.cidrs}
+    assert "reserved:kube-apiserver" not in world.prefixes()["192.0.2.1/32"]
+    world.inputs.endpoint_slices.put(slices("192.0.2.1"))
+    world.step()
+    assert world.prefixes() == {"192.0.2.1/32": API_V4}
+    world.inputs.endpoint_slices.delete(("default", "kubernetes"))
+    world.turn(keep=True)
+    assert world.prefixes() == {"192.0.2.1/32": API_V4}
+    world.turn()
+    assert "reserved:kube-apiserver" not in world.prefixes()["192.0.2.1/32"]
+    assert {row.prefix: row.identity for row in world.node.cidrs} == numbers
+
+
+def test_nodes_become_api_servers_by_what_these_publish() -> None:
+    world = Nodes(cidr_nodes=True)
+    world.inputs.endpoint_slices.put(slices("172.18.0.2", "172.18.0.3"))
+    labels = world.step()
+    assert "reserved:kube-apiserver" in labels["172.18.0.3/32"]
+    assert "reserved:kube-apiserver" in world.host()
+    assert world.prefixes() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cilia.control.apiserver import ApiServerNode
 from cilia.control.ipcache import IpcacheNode
 from cilia.model.endpoint import Attachment, Endpoint, EndpointState, RemoteEndpoint
 from cilia.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE
@@ -31,9 +32,8 @@ REMOTE = RemoteEndpoint(
 def build() -> tuple[Inputs, Desired, Table[str, CidrIdentity], IpcacheNode]:
     inputs, desired = Inputs(), Desired()
     cidrs: Table[str, CidrIdentity] = Table("cidrs", lambda row: row.prefix)
-    node = IpcacheNode(
-        inputs, desired, cidrs, node="one", tunnel=True, apiserver_addresses=["172.18.0.3", "172.18.0.1"]
-    )
+    apiservers = ApiServerNode(inputs, dialled=["172.18.0.3"]).addresses
+    node = IpcacheNode(inputs, desired, cidrs, node="one", tunnel=True, apiservers=apiservers)
     return inputs, desired, cidrs, node
 
 
@@ -49,7 +49,6 @@ def test_nodes_are_host_or_remote_or_the_api_server() -> None:
     node.step()
     assert identity_of(desired, "172.18.0.2/32") == HOST
     assert identity_of(desired, "172.18.0.3/32") == KUBE_APISERVER
-    assert identity_of(desired, "172.18.0.1/32") == KUBE_APISERVER
     assert identity_of(desired, "10.0.2.1/32") == REMOTE_NODE
     row = desired.ipcache.get("10.0.2.1/32")
     assert row is not None and row.tunnel_endpoint == "172.18.0.3"
