@@ -297,8 +297,10 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
 	packet->fragment_id = ip->id;
 	packet->fragment =
 	    fragment_kind(fragment & IPV4_OFFSET_MASK, fragment & IPV4_MORE_FRAGMENTS);
-	/* A second fragment inside the transport header could rewrite ports (RFC 3128). */
-	if ((fragment & IPV4_OFFSET_MASK) == 1 && packet->protocol == IPPROTO_TCP)
+	/* A second fragment inside the transport header could rewrite what was judged: TCP's flags,
+	 * SCTP's first chunk (RFC 3128). */
+	if ((fragment & IPV4_OFFSET_MASK) == 1 &&
+	    (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_SCTP))
 		return REFUSE(packet, INVALID_PACKET_DROPPED);
 	return parse_l4(packet, cursor);
 }

@@ -8,6 +8,8 @@
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_NETDEV
 
+#define VLAN_NUMBER_MASK 0x0fff
+
 static __always_inline __u32 link_header_length(void)
 {
 	return native_l2 ? ETH_HLEN : 0;
@@ -46,13 +48,37 @@ static __always_inline bool is_own_tunnel(struct __sk_buff *skb, bool arriving)
 	       is_from_tunnel_end(settings, arriving ? ip->saddr : ip->daddr);
 }
 
-/* Reads the packet, if it is one the data path may have to do with: IP without tags. Returns 0, a
+/* Frames of a VLAN belong to another device. One with a priority only, which is VLAN 0, the stack
+ * takes for untagged (IEEE 802.1Q, 6.9), and one with two such tags as well; the latter nobody
+ * sends who means well. Returns 0: to be read. */
+static __noinline int check_tag(struct __sk_buff *skb, struct flow *flow)
+{
+	__be16 inner;
+
+	if (skb->vlan_tci & VLAN_NUMBER_MASK)
+		return DECISION_STACK;
+	if (skb->protocol != bpf_htons(ETH_P_8021Q) && skb->protocol != bpf_htons(ETH_P_8021AD))
+		return 0;
+	if (!bpf_skb_load_bytes(skb, ETH_HLEN, &inner, sizeof(inner)) &&
+	    inner & bpf_htons(VLAN_NUMBER_MASK))
+		return DECISION_STACK;
+	return DROP(flow, VLAN_FILTERED);
+}
+
+/* Reads the packet, if it is one the data path may have to do with: IP of no VLAN. Returns 0, a
  * reason why it can't be read in full, or DECISION_STACK. */
 static __always_inline int look_at(struct __sk_buff *skb, struct flow *flow)
 {
+	int result;
+
 	flow->settings = node_settings();
-	if (!flow->settings || skb->vlan_present)
+	if (!flow->settings)
 		return DECISION_STACK;
+	if (unlikely(skb->vlan_present)) {
+		result = check_tag(skb, flow);
+		if (result)
+			return result;
+	}
 	return parse_packet(skb, flow, link_header_length());
 }
 
@@ -87,6 +113,8 @@ static __always_inline int handle_unreadable(struct __sk_buff *skb, struct flow 
 	const struct packet *packet = &flow->packet;
 	int spoofed;
 
+	if (dropped == -DROP_VLAN_FILTERED)
+		return dropped;
 	if (dropped == DECISION_STACK || !packet->l4)
 		return DECISION_STACK;
 	spoofed = check_outside_source(flow);

@@ -232,8 +232,9 @@ def test_fragments_of_an_icmp_error(world: World) -> None:
     assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, frag=4, proto=1) / payload(8)).reason == 175
 
 
-def test_tcp_header_split_over_fragments(world: World) -> None:
+def test_transport_headers_split_over_fragments(world: World) -> None:
     assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, frag=1, proto=6) / payload(8)).reason == 134
+    assert world.from_pod(world.pod_a, IP(src=A4, dst=B4, frag=1, proto=132) / payload(8)).reason == 134
 
 
 def test_lone_fragment_header_is_harmless(world: World) -> None:

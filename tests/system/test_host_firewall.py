@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet
 
 from cilia.abi import object_path
 from cilia.api.client import AgentError
@@ -332,3 +335,37 @@ def test_the_policy_outlives_the_agent(lab: Lab) -> None:
             ready = lab.policies.agents[0].status().ready
     lab.policies.settle()
     assert not lab.open_to("outside", ipv4, OTHER)
+
+
+TAGS = {"none": (), "priority only": (0,), "priority only, twice": (0, 0)}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS.keys())
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_frame_with_a_priority_is_a_frame(lab: Lab, tags: tuple[int, ...], family: int) -> None:
+    """The kernel takes those of VLAN 0 as untagged ones (IEEE 802.1Q, 6.9)."""
+    ipv6 = family == socket.AF_INET6
+    port, attacker, host = 7788, lab.places["node-2"], lab.places["node-1"]
+
+    def heard(source: str, payload: bytes) -> bool:
+        frame: Packet = Ether(src=attacker.mac, dst=host.mac)
+        for tag in tags:
+            frame /= Dot1Q(vlan=tag, prio=5)
+        target = host.ipv6 if ipv6 else host.ipv4
+        layer = IPv6(src=source, dst=target) if ipv6 else IP(src=source, dst=target)
+        attacker.send(frame / layer / UDP(sport=4000, dport=port) / payload)
+        try:
+            while server.recv(64) != payload:
+                pass
+        except TimeoutError:
+            return False
+        return True
+
+    world = "2001:db8:9::9" if ipv6 else "203.0.113.99"
+    near = lab.policies.record(NEAR).ips[ipv6]
+    with host.bound(socket.SOCK_DGRAM, "::" if ipv6 else "0.0.0.0", port) as server:
+        server.settimeout(NO_ANSWER)
+        assert heard(world, b"before") is (len(tags) < 2)
+        assert not heard(near, b"as a pod of this node")
+        lab.policies.replace_all([host_policy(SSH_ONLY)])
+        assert not heard(world, b"behind the policy")
