@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -35,6 +35,7 @@ from cilia.control.policy.rules import (
     TCP,
     Action,
     Cidr,
+    Inside,
     PortName,
     PortRange,
     Rule,
@@ -172,8 +173,12 @@ class Peers:
         for identity, labels in known.items():
             self._selections.put(identity, labels)
         for peer in peers:
-            self._selections.acquire(peer)
-        self.members = self._selections.members
+            if not isinstance(peer, Inside):
+                self._selections.acquire(peer)
+
+    def members(self, peer: Meant) -> Set[IdentityId]:
+        """Those whom a selector or prefix means; nobody's address is inside the cluster."""
+        return frozenset() if isinstance(peer, Inside) else self._selections.members(peer)
 
     def port_numbers(self, identity: IdentityId, name: PortName) -> frozenset[int]:
         """Nobody names ports."""

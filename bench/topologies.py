@@ -36,7 +36,7 @@ from cilia.model.endpoint import EndpointEntry
 from cilia.model.ids import Cookie, EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.node import IpcacheEntry, NodeAddress
-from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
+from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectKey, SubjectPolicy
 from cilia.schema import Desired
 
 PREFIX = "cilia-bench"
@@ -302,7 +302,7 @@ def policy_of(subject: SubjectId, identity: IdentityId, entries: int = 1000) -> 
         number += 1
     return SubjectPolicy(
         subject=subject,
-        identity=identity,
+        key=SubjectKey(identity),
         labels=Labels(),
         rules="bench",
         revision=Revision(1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def deny(cookie: int = 2, precedence: int = 200) -> Entry:
     return Entry(precedence, False, Cookie(cookie), MatchKind.L3_ONLY)
 
 
-def subject(number: int, rules: str, entries: dict[EntryKey, Entry]) -> SubjectPolicy:
+def subject(number: int, rules: str, entries: Mapping[EntryKey, Entry]) -> SubjectPolicy:
     """A subject's policy."""
     return SubjectPolicy(
         subject=SubjectId(number),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ from cilia.api.server import ApiServer, ApiSettings
 from cilia.api.types import CheckRequest, Document, PolicyUsage, RuleUsage, RuleView, SelectorView
 from cilia.api.views import selectors
 from cilia.control.policy.facts import LOCALHOST
+from cilia.control.policy.resolve import Meant
 from cilia.control.policy.rules import ALL_PORTS, Action, Cidr, Rule, Section, Selector, equals, reserved
-from cilia.control.policy.selection import SomePeer
 from cilia.model.explain import CheckReport, End, Explanation
 from cilia.model.identity import HOST
 from cilia.model.ids import IdentityId
@@ -129,7 +129,7 @@ def test_selectors_know_their_rules_and_the_built_in_one() -> None:
     ref = RuleRef("CiliumNetworkPolicy", "demo", "p", "1", "spec.ingress[0]")
     rule = Rule(Direction.INGRESS, web, ALL_PORTS, Action.ALLOW, ref)
     section = Section(subject=Selector(), ref=ref, isolates=(), rules=(rule, rule))
-    peers: dict[SomePeer, set[IdentityId]] = {
+    peers: dict[Meant, Set[IdentityId]] = {
         web: {IdentityId(300), IdentityId(301)},
         prefix: set[IdentityId](),
         reserved("host"): {HOST},
