@@ -351,10 +351,18 @@ def _merged(resource: Resource, key: Key, own: Fields | None, file: Fields | Non
     if namespace:
         metadata["namespace"] = namespace
     metadata.setdefault("uid", str(uuid.uuid5(_UIDS, f"{resource.plural}/{namespace}/{name}")))
+    metadata.pop("resourceVersion", None)
+    # What a file says of its generation was true where it was copied from.
+    written = {name: part for name, part in fields.items() if name not in ("metadata", "status")}
+    metadata["generation"] = 1 + _digest(written, 6)
     fields["metadata"] = metadata
-    digest = hashlib.blake2b(msgspec.json.encode(fields, order="deterministic"), digest_size=7).digest()
-    metadata["resourceVersion"] = str(int.from_bytes(digest))
+    metadata["resourceVersion"] = str(_digest(fields, 7))
     return _Object(fields, msgspec.json.encode(fields))
+
+
+def _digest(fields: Fields, size: int) -> int:
+    encoded = msgspec.json.encode(fields, order="deterministic")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=size).digest())
 
 
 def _events(change: _Change, wanted: _Selector) -> list[WatchEvent]:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -21,11 +22,14 @@ from cilia.cluster.store import (
     CILIUM_NODES,
     EVENTS,
     NAMESPACES,
+    NETWORK_POLICIES,
     PODS,
     Preconditions,
     Resource,
 )
+from cilia.model.policy import PolicyObject
 from cilia.model.resources.base import AnyObject
+from cilia.sources.policies import policies, same
 
 POLL = 0.005
 POD = """
@@ -155,6 +159,40 @@ def test_a_watch_sees_files_come_change_and_go(tmp_path: Path) -> None:
         assert seen == ["ADDED", "MODIFIED", "DELETED"]
 
     run(tmp_path, story)
+
+
+GENERATED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, generation: 3, uid: u, resourceVersion: "9"}
+spec: {podSelector: {matchLabels: {app: web}}}
+"""
+
+
+def test_a_generation_is_of_what_is_written_now(tmp_path: Path) -> None:
+    """A copy of an object says of which generation it was: an edit of it must still be heard."""
+
+    async def policy(directory: DirectoryStore) -> PolicyObject:
+        raw = await directory.get(NETWORK_POLICIES, "p", namespace="default")
+        row = policies(NETWORK_POLICIES).row(msgspec.Raw(raw))
+        assert row is not None
+        return row
+
+    async def story(directory: DirectoryStore, source: Path) -> None:
+        before = await policy(directory)
+        status = b'{"status": {"conditions": []}}'
+        await directory.patch(NETWORK_POLICIES, "p", status, namespace="default", subresource="status")
+        noted = await policy(directory)
+        assert noted.resource_version != before.resource_version
+        assert same(before, noted)
+        (source / "one.yaml").write_text(GENERATED.replace("web", "db"))
+        await until(lambda: _is_other(directory, noted.resource_version))
+        assert not same(before, await policy(directory))
+
+    async def _is_other(directory: DirectoryStore, version: str) -> bool:
+        return (await policy(directory)).resource_version != version
+
+    run(tmp_path, story, one_yaml=GENERATED)
 
 
 def test_own_objects_survive_a_restart(tmp_path: Path) -> None:
