@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from cilia.model.policy import PolicyObject
 from cilia.model.resources import cilium_policy, cluster_network_policy, network_policy
 from cilia.model.resources.base import camel_name
 from cilia.sources.policies import policies as translated
-from tests.support.policy_examples import PAGE, examples
+from tests.support.policy_examples import LANGUAGE, examples
 from tests.support.policy_reading import decoded
 
 WITHOUT_EXAMPLE = {camel_name(name) for name in (*UNSUPPORTED, *PROXIED, "authentication", "labels")}
@@ -44,7 +43,7 @@ def test_an_example_is_in_force_as_it_stands(document: dict[str, Any]) -> None:
 
 
 def test_there_is_an_example_of_every_field() -> None:
-    text = Path(PAGE).read_text()
+    text = LANGUAGE.read_text()
     models = [
         *(getattr(cilium_policy, name) for name in ("Rule", "IngressRule", "EgressRule", "PortProtocol")),
         *(
