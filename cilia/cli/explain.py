@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cilia.cli.output import console
+from cilia.cli.output import console, printable
 from cilia.model.explain import (
     Change,
     CheckReport,
@@ -43,13 +43,14 @@ class Paper:
         from rich.padding import Padding
         from rich.text import Text
 
-        text = Text.assemble((f"{mark} " if mark else "", "dim"), *parts)
+        safe = [printable(p) if isinstance(p, str) else (printable(p[0]), p[1]) for p in parts]
+        text = Text.assemble((f"{mark} " if mark else "", "dim"), *safe)
         self._out.print(Padding(text, (0, 0, 0, 2 * depth), expand=False))
 
     def block(self, depth: int, text: str, style: str = "dim") -> None:
         """Print text as it is: YAML keeps its columns."""
         for row in text.rstrip("\n").split("\n") if text.strip() else ():
-            self._out.print(" " * (2 * depth) + row, style=style, soft_wrap=True, markup=False)
+            self._out.print(" " * (2 * depth) + printable(row), style=style, soft_wrap=True, markup=False)
 
     def gap(self) -> None:
         """Print an empty line."""

@@ -72,7 +72,8 @@ def sentence(error: Exception) -> str:
     # Imported late: help must not wait for the client.
     from cilia.api.client import AgentError
     from cilia.cli.options import UserError
+    from cilia.cli.output import printable
 
     if isinstance(error, AgentError | UserError):
-        return str(error)
+        return printable(str(error))
     raise error

@@ -17,6 +17,7 @@ from cilia.cli import flow_filters, flows
 from cilia.cli.flow_filters import FlagError, Given
 from cilia.cli.moments import parse_moment
 from cilia.cli.options import UserError
+from cilia.cli.output import printable_json, printable_lines
 from cilia.hubble.client import Client
 from cilia.hubble.rpc.messages import RpcError
 from cilia.proto.observer import observer_pb2
@@ -304,7 +305,7 @@ def print_responses(responses: Iterable[Response], form: Form, style: flows.Styl
     except KeyboardInterrupt:
         pass
     if form is Form.TABLE:
-        print("\n".join(flows.aligned(rows)))
+        print(printable_lines("\n".join(flows.aligned(rows))))
     if form not in (Form.JSON, Form.JSONPB):
         sys.stdout.flush()
         print(counted.sentence(), file=sys.stderr)
@@ -313,13 +314,14 @@ def print_responses(responses: Iterable[Response], form: Form, style: flows.Styl
 def print_one(response: Response, form: Form, style: flows.Style) -> None:
     """Print one response as it comes."""
     if form in (Form.JSON, Form.JSONPB):
-        print(flows.to_json(response))
+        print(printable_json(flows.to_json(response)))
     elif response.HasField("flow"):
-        print(flows.LINES[form.value](response, style) + ("\n" if form is Form.DICT else ""))
+        text = flows.LINES[form.value](response, style)
+        print(printable_lines(text) + ("\n" if form is Form.DICT else ""))
     elif response.HasField("lost_events"):
-        print(flows.gap_text(response, style), file=sys.stderr)
+        print(printable_lines(flows.gap_text(response, style)), file=sys.stderr)
     elif response.HasField("node_status"):
-        print(flows.node_text(response, style), file=sys.stderr)
+        print(printable_lines(flows.node_text(response, style)), file=sys.stderr)
     # A pipe's reader wants flows as they come, too.
     sys.stdout.flush()
 

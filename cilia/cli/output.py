@@ -8,6 +8,7 @@ own in a terminal. A missing value is a dash.
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ import msgspec
 HEALTH_STYLE = {"Ok": "green", "Warning": "yellow", "Failure": "bold red", "Disabled": "dim"}
 STATE_STYLE = {"ready": "green", "valid": "green", "invalid": "bold red", "allow": "green", "deny": "red"}
 PIPE_WIDTH = 10_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, and what turns text around."""
+_CONTROL_BESIDE_COLOURS = re.compile(rf"(?P<ours>\x1b\[(?:[012]|3[1-6])m|\n)|{_CONTROL.pattern}")
 
 
 class Format(enum.StrEnum):
@@ -26,9 +30,31 @@ class Format(enum.StrEnum):
     JSON = "json"
 
 
+def printable(text: str) -> str:
+    """Text on one line, with what a terminal would obey spelt out: names, labels and the words of policies
+    are written by others."""
+    return _CONTROL.sub(_spelt, text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for lines that we have coloured."""
+    return _CONTROL_BESIDE_COLOURS.sub(lambda found: found["ours"] or _spelt(found), text)
+
+
+def _spelt(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
 def print_json(value: object) -> None:
     """Print `value` as indented JSON."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(
+        printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n"
+    )
+
+
+def printable_json(text: str) -> str:
+    """The same JSON in what a terminal does not obey: within strings JSON allows some of that."""
+    return _CONTROL.sub(lambda found: "\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def console() -> Any:
@@ -63,8 +89,8 @@ def cell(value: object, joiner: str = "\n") -> Any:
     if value is None or value == "" or value == ():
         return Text("-", style="dim")
     if isinstance(value, tuple | list):
-        return Text(joiner.join(str(item) for item in value))
-    text = str(value)
+        return Text(joiner.join(printable(str(item)) for item in value))
+    text = printable(str(value))
     return Text(text, style=STATE_STYLE.get(text, ""))
 
 
@@ -72,4 +98,4 @@ def health(state: str, message: str = "") -> Any:
     """A component's state in colour, and its sentence."""
     from rich.text import Text
 
-    return Text.assemble((f"{state:<9}", HEALTH_STYLE.get(state, "")), message)
+    return Text.assemble((f"{state:<9}", HEALTH_STYLE.get(state, "")), printable(message))

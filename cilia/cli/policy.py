@@ -15,7 +15,7 @@ from cilia.api.types import CheckRequest, Document, PolicyUsage
 from cilia.cli.completing import complete_ends, complete_policies
 from cilia.cli.endpoint import rule_text
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_json, print_table, printable
 from cilia.model.explain import CheckReport
 
 app = group("Policies as this node sees them: what they say, why, and what a change would do.")
@@ -168,7 +168,7 @@ def check_policies(
         request = CheckRequest(documents=documents, delete=tuple(delete or ()), since=seconds(since))
         report = connect(socket).check(request)
     except (UserError, AgentError) as error:
-        typer.echo(f"cilia: {error}", err=True)
+        typer.echo(f"cilia: {printable(str(error))}", err=True)
         raise typer.Exit(2) from None
     if output is Format.JSON:
         print_json(report)
@@ -292,5 +292,5 @@ def show_rule(
     kind = "the default verdict; these policies isolate" if answer.default else "these rules"
     typer.echo(f"Cookie {answer.cookie} stands for {kind}:")
     for rule in answer.rules:
-        typer.echo(f"  {rule_text(rule)} (resourceVersion {rule.resource_version})")
+        typer.echo(printable(f"  {rule_text(rule)} (resourceVersion {rule.resource_version})"))
     return None

@@ -10,7 +10,7 @@ import typer
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.types import Component, Health, StatusResponse
 from cilia.cli.options import AgentSocket, Output, UserError, connect
-from cilia.cli.output import Format, console, health, print_json
+from cilia.cli.output import Format, cell, console, health, print_json, printable
 
 POLL_SECONDS = 0.5
 FULL_AT = 0.8
@@ -33,7 +33,7 @@ def status(
     if output is Format.JSON:
         print_json(answer)
     elif brief:
-        typer.echo(brief_line(answer.agent))
+        typer.echo(printable(brief_line(answer.agent)))
     else:
         print_status(answer, verbose=verbose)
     if not answer.ready:
@@ -69,13 +69,13 @@ def print_status(answer: StatusResponse, *, verbose: bool = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in lines(answer):
-        table.add_row(name, value)
+        table.add_row(name, cell(value) if isinstance(value, str) else value)
     out = console()
     out.print(table)
     for title, rows in details(answer, verbose=verbose):
         out.print(f"\n[bold]{title}[/bold]")
         for row in rows:
-            out.print(f"  {row}", markup=False)
+            out.print(f"  {printable(row)}", markup=False)
 
 
 def lines(answer: StatusResponse) -> list[tuple[str, Any]]:
