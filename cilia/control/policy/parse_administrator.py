@@ -164,7 +164,7 @@ class _Rule:
         if peer.namespaces is not None or peer.pods is not None:
             yield reader.peer_pods(_pods(reader, peer.namespaces, peer.pods, path)), self._action
         elif isinstance(peer, EgressPeer) and peer.nodes is not None:
-            for nodes in reader.nodes(peer.nodes, f"{path}.nodes"):
+            for nodes in reader.nodes(reader.requirements(peer.nodes, f"{path}.nodes")):
                 yield nodes, self._action
         elif isinstance(peer, EgressPeer) and peer.networks is not None:
             yield from self._networks(peer.networks, f"{path}.networks")

@@ -142,7 +142,7 @@ def _log(reader: Reader, spec: Spec, path: str) -> str:
 
 
 def _node_subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
-    found = reader.requirements(selector, path)
+    found = _of_kubernetes(reader, selector, path)
     if reader.policy.namespace:
         reader.refuse(path, "Nodes are in no namespace: write a CiliumClusterwideNetworkPolicy.")
     elif not reader.host_firewall:
@@ -187,6 +187,16 @@ def _requirements(reader: Reader, selector: LabelSelector, path: str) -> list[Re
             Requirement(source, key, requirement.operator, requirement.values) if colon else requirement
         )
     return found
+
+
+def _of_kubernetes(reader: Reader, selector: LabelSelector, path: str) -> list[Requirement]:
+    """The requirements of a selector of objects that only have labels of Kubernetes, whether its keys say so
+    (`k8s:`, `any:`) or not."""
+    found = _requirements(reader, selector, path)
+    other = next((r for r in found if r.source not in (ANY_SOURCE, "k8s")), None)
+    if other is not None:
+        reader.refuse(path, f"{other.source}:{other.key} is no label of Kubernetes: write the key alone.")
+    return [Requirement("k8s", r.key, r.operator, r.values) for r in found]
 
 
 def _has_key(selector: Selector, source: str, key: str) -> bool:
@@ -322,8 +332,9 @@ class _Scope:
 
     def _nodes(self, selectors: Sequence[LabelSelector], path: str) -> Iterator[tuple[str, WrittenPeer]]:
         for number, selector in enumerate(selectors):
-            for peer in self._reader.nodes(selector, f"{path}[{number}]"):
-                yield f"{path}[{number}]", peer
+            where = f"{path}[{number}]"
+            for peer in self._reader.nodes(_of_kubernetes(self._reader, selector, where)):
+                yield where, peer
 
     def _cidrs(self, prefixes: Sequence[str], path: str) -> Iterator[tuple[str, WrittenPeer]]:
         for number, text in enumerate(prefixes):
@@ -340,7 +351,7 @@ class _Scope:
             if rule.cidr_group_ref is not None:
                 peer = CidrGroup(name=rule.cidr_group_ref, excepts=reader.prefixes(excepts))
             elif rule.cidr_group_selector is not None:
-                wanted = reader.requirements(rule.cidr_group_selector, f"{where}.cidrGroupSelector")
+                wanted = _of_kubernetes(reader, rule.cidr_group_selector, f"{where}.cidrGroupSelector")
                 peer = CidrGroup(selector=Selector.of(wanted), excepts=reader.prefixes(excepts))
             else:
                 peer = reader.cidr(rule.cidr or "", f"{where}.cidr", excepts)
@@ -365,7 +376,7 @@ class _Scope:
                     )
                 yield where, ServicePeer(namespace=named.namespace or own, name=named.service_name or "")
             if selected is not None:
-                found = reader.requirements(selected.selector, f"{where}.k8sServiceSelector.selector")
+                found = _of_kubernetes(reader, selected.selector, f"{where}.k8sServiceSelector.selector")
                 yield where, ServicePeer(namespace=selected.namespace or own, selector=Selector.of(found))
 
     # -- ports -------------------------------------------------------------------------------------------

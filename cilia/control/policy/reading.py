@@ -168,9 +168,10 @@ class Reader:
             wanted.append(equals("k8s", CLUSTER, self.cluster))
         return Selector.of(wanted)
 
-    def nodes(self, selector: LabelSelector, path: str) -> tuple[Selector, Selector]:
+    @staticmethod
+    def nodes(found: Iterable[Requirement]) -> tuple[Selector, Selector]:
         """Nodes by label as peers: the others, and this one."""
-        found = self.requirements(selector, path)
+        found = list(found)
         return (
             Selector.of([exists("reserved", "remote-node"), *found]),
             Selector.of([exists("reserved", "host"), *found]),

@@ -424,6 +424,19 @@ class TestGroupsAndServices:
             CidrGroup(selector=Selector((equals("k8s", "a", "b"),)))
         ]
 
+    @pytest.mark.parametrize("source", ["", "k8s:", "any:"])
+    def test_objects_of_kubernetes_by_keys_with_their_source(self, source: str) -> None:
+        wanted = equals("k8s", "a", "b")
+        selector = f"{{matchLabels: {{'{source}a': b}}}}"
+        nodes = self.peers(f"toNodes: [{selector}]", ccnp)
+        assert [wanted in peer.requirements for peer in nodes if isinstance(peer, Selector)] == [True, True]
+        group = f"toCIDRSet: [{{cidrGroupSelector: {selector}}}]"
+        assert self.peers(group) == [CidrGroup(selector=Selector((wanted,)))]
+        service = f"toServices: [{{k8sServiceSelector: {{selector: {selector}}}}}]"
+        assert self.peers(service) == [ServicePeer(namespace="red", selector=Selector((wanted,)))]
+        (section,) = ccnp(f"{{nodeSelector: {selector}, ingress: [{{}}]}}").sections
+        assert wanted in section.subject.requirements
+
     def test_a_source_that_nobody_has_is_warned_of(self) -> None:
         parsed = cnp("{endpointSelector: {}, ingressDeny: [{fromEndpoints: [{matchLabels: {'k8:a': b}}]}]}")
         (warning,) = parsed.warnings

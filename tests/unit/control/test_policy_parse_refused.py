@@ -134,6 +134,11 @@ def test_what_is_right_but_not_enforced_says_so(part: str, path: str) -> None:
             "egress[0].toEndpoints[0]",
             "stands alone",
         ),
+        (
+            "egress: [{toNodes: [{matchLabels: {'reserved:host': ''}}]}]",
+            "egress[0].toNodes[0]",
+            "no label of Kubernetes",
+        ),
         ("egress: [{toServices: [{}]}]", "egress[0].toServices[0]", "names no Service"),
         (
             "egress: [{toServices: [{k8sService: {namespace: a}}]}]",
