@@ -146,7 +146,8 @@ class Truth:
 
     def _is_tiered_peer(self, peer: Document, side: Side) -> bool:
         if "networks" in peer:
-            return any(_in_cidr(side, one, []) for one in peer["networks"])
+            address = ipaddress.ip_address(side.other_address)
+            return any(address in ipaddress.ip_network(one) for one in peer["networks"])
         return side.other.is_pod and self._is_member(peer, side.other)
 
     def _is_member(self, member: Document, pod: Peer) -> bool:
