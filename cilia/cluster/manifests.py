@@ -129,6 +129,16 @@ class Problem(msgspec.Struct, frozen=True):
 
     path: str
     sentence: str
+    unknown: str = ""
+    """apiVersion and kind of an object whose kind is not known here, such as `apps/v1 Deployment`."""
+
+
+class UnknownKind(ValueError):
+    """An object of a kind that is not known here."""
+
+    def __init__(self, version: str, kind: str) -> None:
+        super().__init__(f"kind {kind} of apiVersion {version} is not known here")
+        self.name = f"{version} {kind}"
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -249,7 +259,8 @@ def parse(name: str, content: bytes) -> tuple[list[Manifest], list[Problem]]:
         try:
             manifests += _manifests(document)
         except (ValueError, TypeError, RecursionError) as error:
-            problems.append(Problem(name, f"document {number} is ignored: {error}"))
+            unknown = error.name if isinstance(error, UnknownKind) else ""
+            problems.append(Problem(name, f"document {number} is ignored: {error}", unknown))
     return manifests, problems
 
 
@@ -278,7 +289,7 @@ def _manifests(document: Any) -> Iterator[Manifest]:
     version, kind = str(document.get("apiVersion")), str(document.get("kind"))
     resource = _KINDS.get((version, kind))
     if resource is None:
-        raise ValueError(f"kind {kind} of apiVersion {version} is not known here")
+        raise UnknownKind(version, kind)
     # A round through JSON leaves what an API server could have sent: text keys, no dates, no sharing.
     fields: Fields = msgspec.json.decode(msgspec.json.encode(document))
     metadata = msgspec.convert(fields, AnyObject).metadata

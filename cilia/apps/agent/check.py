@@ -10,6 +10,7 @@ Nothing is written anywhere. One check runs at a time; the event loop only takes
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,10 @@ DAY = 86400.0
 FLOWS_LIMIT = 20_000
 """Distinct flows that one check compares, the most frequent first."""
 ENTITIES = (HOST, REMOTE_NODE, KUBE_APISERVER, WORLD_IPV4, WORLD_IPV6)
+NO_POLICIES = frozenset(
+    {"v1", "apps", "batch", "autoscaling", "policy", "rbac.authorization.k8s.io", "storage.k8s.io"}
+)
+"""API groups of Kubernetes without policies for the network (v1: the core group)."""
 POLICY_DENIED = (133, 181)
 """Drop reasons that are policy's."""
 
@@ -107,6 +112,13 @@ class Proposal(msgspec.Struct, kw_only=True):
     groups: dict[str, CidrGroupRow] = {}
     removed: set[PolicyKey] = set()
     problems: list[DocumentProblem] = []
+    others: list[str] = []
+    """Kinds of objects that stand beside policies in people's files and say nothing of who reaches whom."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would change."""
+        return not (self.policies or self.groups or self.removed)
 
 
 def snapshot(inputs: Inputs, desired: Desired, facts: Facts, config: Config) -> Snapshot:
@@ -205,6 +217,8 @@ def report(taken: Snapshot, request: CheckRequest, seen: Sequence[SeenFlow]) -> 
     notes = list(pairs.notes)
     if left_out > 0:
         notes.append(f"{left_out} more flows would change; the most frequent are shown.")
+    if proposal.others:
+        notes.append(_others_text(proposal.others))
     if len(seen) >= FLOWS_LIMIT:
         notes.append(f"More than {FLOWS_LIMIT} distinct flows were seen; the most frequent were compared.")
     return CheckReport(
@@ -246,13 +260,20 @@ def propose(taken: Snapshot, request: CheckRequest) -> Proposal:
             )
         else:
             proposal.removed.add(key)
+    if proposal.empty and not proposal.problems:
+        sentence = "There is no policy in what was given: name files that hold some."
+        where = ", ".join(document.name for document in request.documents)
+        proposal.problems.append(DocumentProblem(document=where, sentence=sentence))
     return proposal
 
 
 def _take(proposal: Proposal, document: Document) -> None:
     objects, faults = manifests.parse(document.name, document.text.encode())
     for fault in faults:
-        proposal.problems.append(DocumentProblem(document=fault.path, sentence=fault.sentence))
+        if fault.unknown and _is_of_kubernetes(fault.unknown):
+            proposal.others.append(fault.unknown.rpartition(" ")[2])
+        else:
+            proposal.problems.append(DocumentProblem(document=fault.path, sentence=fault.sentence))
     for found in objects:
         namespace, name = found.key
         where = f"{document.name}: {found.resource.kind} {namespace}/{name}".replace(" /", " ")
@@ -274,10 +295,18 @@ def _take(proposal: Proposal, document: Document) -> None:
             else:
                 proposal.groups[group.name] = group
         else:
-            sentence = (
-                f"A {found.resource.kind} is no policy: leave it out, or check policies and CIDR groups only."
-            )
-            proposal.problems.append(DocumentProblem(document=where, sentence=sentence))
+            proposal.others.append(found.resource.kind)
+
+
+def _is_of_kubernetes(kind: str) -> bool:
+    """Whether a kind that is not known here is one of Kubernetes's own, and no misspelt policy."""
+    version, _, name = kind.partition(" ")
+    return version.partition("/")[0] in NO_POLICIES or name in ("Ingress", "IngressClass")
+
+
+def _others_text(kinds: Iterable[str]) -> str:
+    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds).items()))
+    return f"Left out, since they are no policies: {counted}."
 
 
 def _check_rules(taken: Snapshot, proposal: Proposal) -> None:

@@ -96,6 +96,15 @@ def test_a_policy_and_its_group_may_come_together() -> None:
     assert not any("198.51.100.0/24" in row.destination for row in found.pairs)
 
 
+def test_objects_that_stand_beside_policies_are_left_out_and_counted() -> None:
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n"
+    deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n---\n"
+    found = report(in_force(), pod + pod + deployment + GROUPED.replace("name: out", "name: more"))
+    assert found.problems == ()
+    assert found.added == ("CiliumNetworkPolicy demo/more",)
+    assert found.notes[-1] == "Left out, since they are no policies: 1 Deployment, 2 Pod."
+
+
 def test_removals_open_what_was_closed() -> None:
     found = report(in_force(), delete=("CiliumNetworkPolicy/demo/out",))
     assert found.removed == ("CiliumNetworkPolicy demo/out",)
@@ -107,7 +116,9 @@ def test_removals_open_what_was_closed() -> None:
     [
         ("a: [", "", "can't be read"),
         ("kind: Nothing\napiVersion: v9", "", "kind Nothing of apiVersion v9 is not known"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "", "no policy"),
+        ("kind: CiliumNetworkPolicies\napiVersion: cilium.io/v2", "", "is not known"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "", "There is no policy in what was given"),
+        ("", "", "There is no policy in what was given"),
         (GROUPED + "---" + GROUPED, "", "defined twice"),
         (GROUPED.replace("cidrGroupRef: partners", "cidr: nonsense"), "", "nonsense"),
         (PARTNERS.replace("[198.51.100.0/24]", "7"), "", "externalCIDRs"),
