@@ -324,7 +324,7 @@ def story(section: Section, rule: Rule, library: Library, facts: Facts, why: str
         name=ref.name,
         resource_version=ref.resource_version,
         path=ref.path,
-        action=str(rule.action),
+        action=str(Action.PASS if rule.action is Action.HOLD else rule.action),
         tier=words.TIERS[section.tier],
         priority=section.priority,
         audit=section.audit,

@@ -18,6 +18,7 @@ from cilia.control.policy.rules import (
     TCP,
     UDP,
     Action,
+    Inside,
     PortRange,
     Rule,
     Section,
@@ -331,6 +332,45 @@ def test_a_pass_is_a_loser_that_says_so() -> None:
     side = Scene(ALLOW_ADMIN, sections=(admin_section(Action.PASS),)).side()
     assert side.verdict == "allow"
     assert [rule.why for rule in side.losers] == ["it passes on to the next tier"]
+
+
+def networks(action: Action, *, whole: bool = False) -> Section:
+    """A section about egress to addresses within 10.1.0.0/16."""
+    section = admin_section(action)
+    peer = Inside(("10.1.0.0/16",), whole)
+    rule = msgspec.structs.replace(section.rules[0], direction=Direction.EGRESS, peer=peer)
+    return msgspec.structs.replace(section, rules=(rule,))
+
+
+def test_networks_tell_the_addresses_of_the_peer() -> None:
+    def side(*addresses: str) -> Side:
+        scene = Scene(
+            "", sections=(networks(Action.DENY),), addresses={CLIENT.identity: frozenset(addresses)}
+        )
+        return scene.side(direction=Direction.EGRESS)
+
+    assert side("10.2.0.1").verdict == "allow"
+    denied = side("10.2.0.1", "10.1.0.1")
+    assert denied.verdict == "deny"
+    assert denied.deciding[0].peer.selector == "pods and nodes with an address in 10.1.0.0/16"
+    assert denied.remedy is not None and denied.remedy.verified
+    missed = scene("10.2.0.1")
+    (heard,) = explain.rules_of(missed.facts, missed.packet(direction=Direction.EGRESS))
+    assert heard.amiss == ("it is about pods and nodes with an address in 10.1.0.0/16, the peer has 10.2.0.1")
+
+
+def test_what_may_be_passed_says_so() -> None:
+    scene = Scene(
+        "",
+        sections=(networks(Action.HOLD), networks(Action.ALLOW)),
+        addresses={CLIENT.identity: frozenset({"10.1.0.1", "10.2.0.1"})},
+    )
+    side = scene.side(direction=Direction.EGRESS)
+    assert side.verdict == "allow" and side.deciding == ()
+    assert [(rule.action, "may pass on" in rule.why) for rule in side.losers] == [
+        ("pass", True),
+        ("allow", False),
+    ]
 
 
 def test_a_baseline_deny_is_overridden_by_a_policy_that_isolates_nobody() -> None:
