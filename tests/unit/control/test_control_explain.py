@@ -343,14 +343,12 @@ def networks(action: Action, *, whole: bool = False) -> Section:
 
 
 def test_networks_tell_the_addresses_of_the_peer() -> None:
-    def side(*addresses: str) -> Side:
-        scene = Scene(
-            "", sections=(networks(Action.DENY),), addresses={CLIENT.identity: frozenset(addresses)}
-        )
-        return scene.side(direction=Direction.EGRESS)
+    def scene(*addresses: str) -> Scene:
+        own = {CLIENT.identity: frozenset(addresses)}
+        return Scene("", sections=(networks(Action.DENY),), addresses=own)
 
-    assert side("10.2.0.1").verdict == "allow"
-    denied = side("10.2.0.1", "10.1.0.1")
+    assert scene("10.2.0.1").side(direction=Direction.EGRESS).verdict == "allow"
+    denied = scene("10.2.0.1", "10.1.0.1").side(direction=Direction.EGRESS)
     assert denied.verdict == "deny"
     assert denied.deciding[0].peer.selector == "pods and nodes with an address in 10.1.0.0/16"
     assert denied.remedy is not None and denied.remedy.verified
