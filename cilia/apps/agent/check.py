@@ -4,7 +4,8 @@
     tables ──► a snapshot, taken on the event loop ──► facts before ─────────────────────────┼─► differences
     Hubble's ring ──► distinct flows of the window ──────────────────────────────────────────┘
 
-Nothing is written anywhere. One check runs at a time; the event loop only takes the snapshot.
+Nothing is written anywhere. One check runs at a time; the event loop takes the snapshot and
+copies flows, no more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -35,6 +36,7 @@ from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, KIND_SOCKET, Mask, Words
 from cilia.hubble.convert import address
 from cilia.hubble.directory import Party as Seen
 from cilia.hubble.store import FlowStore, Rows
+from cilia.kit import threads
 from cilia.kit.clock import Clock
 from cilia.model.endpoint import Endpoint, RemoteEndpoint
 from cilia.model.explain import CheckReport, DocumentProblem
@@ -190,14 +192,19 @@ class Checker:
             )
         if self._busy:
             raise ApiError(429, "Another check is running; try again when it is done.")
+        taken = snapshot(self._inputs, self._desired, self._facts(), self._config)
+        since = int((self._clock.wall() - request.since) * 1e9)
+        found = asked(self._flows, since)
+        work = threads.start("policy-check", lambda: report(taken, request, recent(found)))
         self._busy = True
-        try:
-            taken = snapshot(self._inputs, self._desired, self._facts(), self._config)
-            now = int(self._clock.wall() * 1e9)
-            seen = recent(self._flows, now - int(request.since * 1e9))
-            return await asyncio.to_thread(report, taken, request, seen)
-        finally:
-            self._busy = False
+        work.add_done_callback(self._done)
+        # Whoever asked may have gone; the thread goes on all the same.
+        return await asyncio.shield(work)
+
+    def _done(self, work: asyncio.Future[CheckReport]) -> None:
+        self._busy = False
+        # Looked at, or asyncio would complain of a failure that nobody waits for.
+        work.exception()
 
 
 def report(taken: Snapshot, request: CheckRequest, seen: Sequence[SeenFlow]) -> CheckReport:
@@ -401,13 +408,27 @@ class SeenFlow(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds since the epoch."""
 
 
-def recent(store: FlowStore, since: int) -> list[SeenFlow]:
-    """The distinct flows seen since a moment, most frequent first, in vector steps."""
+class Asked(NamedTuple):
+    """Flows as the ring holds them, copied: who tells them apart may be another thread."""
+
+    rows: tuple[Rows, ...]
+    parties: list[Seen]
+
+
+def asked(store: FlowStore, since: int) -> Asked:
+    """The flows since a moment whose direction and verdict policy has a say in."""
+    spans = store.spans(store.oldest, store.head)
+    return Asked(
+        tuple(rows.where(_asked(rows) & (rows.wall >= since)) for rows in spans), list(store.parties.values)
+    )
+
+
+def recent(flows_asked: Asked) -> list[SeenFlow]:
+    """The distinct ones, most frequent first; a ring full of them takes a second."""
     found: dict[bytes, list[Any]] = {}
-    for rows in store.spans(store.oldest, store.head):
-        asked = rows.where(_asked(rows) & (rows.wall >= since))
-        if len(asked.wall):
-            _add(found, asked, store)
+    for rows in flows_asked.rows:
+        if len(rows.wall):
+            _add(found, rows, flows_asked.parties)
     flows = sorted(found.values(), key=lambda item: -item[1])[:FLOWS_LIMIT]
     return [msgspec.structs.replace(flow, count=count, last=last) for flow, count, last in flows]
 
@@ -420,7 +441,7 @@ def _asked(rows: Rows) -> Mask:
     return np.asarray(told, np.bool_)
 
 
-def _add(found: dict[bytes, list[Any]], rows: Rows, store: FlowStore) -> None:
+def _add(found: dict[bytes, list[Any]], rows: Rows, parties: Sequence[Seen]) -> None:
     events = rows.events
     icmp = np.isin(events["protocol"], (ICMP, ICMPV6))
     port = np.where(icmp, events["icmp_type"], events["destination_port"]).astype(np.uint64)
@@ -444,8 +465,8 @@ def _add(found: dict[bytes, list[Any]], rows: Rows, store: FlowStore) -> None:
             known[2] = max(known[2], seen)
             continue
         flow = SeenFlow(
-            source=store.parties.values[rows.source[at]],
-            destination=store.parties.values[rows.destination[at]],
+            source=parties[rows.source[at]],
+            destination=parties[rows.destination[at]],
             source_address=address(key[2:4].tobytes()),
             destination_address=address(key[4:6].tobytes()),
             protocol=int(events["protocol"][at]),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from cilia.api.backend import ApiError
 from cilia.api.types import CheckRequest, Document
 from cilia.apps.agent import check
-from cilia.apps.agent.check import Checker, Config, Snapshot, recent
+from cilia.apps.agent.check import Checker, Config, Snapshot, asked, recent
 from cilia.control.policy.facts import Facts
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import ManualClock
@@ -150,7 +151,7 @@ def test_flows_are_counted_by_ends_and_port() -> None:
         ],
         offset=WALL,
     )
-    found = recent(flows, 0)
+    found = recent(asked(flows, 0))
     assert (found[0].count, found[0].port) == (2, 8080)
     assert {(flow.destination_address, flow.port, flow.count, flow.last - WALL) for flow in found} == {
         ("", 8080, 2, 2),
@@ -158,7 +159,7 @@ def test_flows_are_counted_by_ends_and_port() -> None:
         ("", 22, 1, 6),
     }
     assert found[0].source.pod == "client-5f"
-    assert [flow.last - WALL for flow in recent(flows, WALL + 5)] == [6]
+    assert [flow.last - WALL for flow in recent(asked(flows, WALL + 5))] == [6]
 
 
 def checker(flows: FlowStore) -> Checker:
@@ -183,6 +184,55 @@ def test_one_check_at_a_time() -> None:
     assert isinstance(first, CheckReport)
     assert isinstance(second, ApiError)
     assert second.status == 429
+
+
+def test_a_check_that_nobody_waits_for_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gave up and asks again does not get a second thread."""
+    made, go_on = checker(store()), threading.Event()
+
+    def slow(*_: object) -> CheckReport:
+        go_on.wait(10)
+        raise ValueError("nobody is told")
+
+    async def story() -> None:
+        request = CheckRequest(documents=documents(GROUPED))
+        with monkeypatch.context() as patch:
+            patch.setattr(check, "report", slow)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await made.check(request)
+        with pytest.raises(ApiError, match="Another check"):
+            await made.check(request)
+        go_on.set()
+        while True:
+            try:
+                assert isinstance(await made.check(request), CheckReport)
+            except ApiError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_stops_waits_for_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, go_on, over = checker(store()), threading.Event(), threading.Event()
+
+    def slow(*_: object) -> CheckReport:
+        go_on.wait(10)
+        over.set()
+        return CheckReport()
+
+    async def story() -> None:
+        monkeypatch.setattr(check, "report", slow)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await made.check(CheckRequest())
+
+    asyncio.run(story())
+    assert not over.is_set()
+    go_on.set()
+    assert over.wait(10)
 
 
 def test_a_window_that_makes_no_sense_is_refused() -> None:
