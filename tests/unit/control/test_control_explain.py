@@ -350,7 +350,9 @@ def test_networks_tell_the_addresses_of_the_peer() -> None:
     assert scene("10.2.0.1").side(direction=Direction.EGRESS).verdict == "allow"
     denied = scene("10.2.0.1", "10.1.0.1").side(direction=Direction.EGRESS)
     assert denied.verdict == "deny"
-    assert denied.deciding[0].peer.selector == "pods and nodes with an address in 10.1.0.0/16"
+    (rule,) = denied.deciding
+    assert rule.peer is not None
+    assert rule.peer.selector == "pods and nodes with an address in 10.1.0.0/16"
     assert denied.remedy is not None and denied.remedy.verified
     missed = scene("10.2.0.1")
     (heard,) = explain.rules_of(missed.facts, missed.packet(direction=Direction.EGRESS))
