@@ -171,13 +171,13 @@ def reason(facts: Facts, packet: Packet, verdict: oracle.Verdict, subject: str) 
     way = DIRECTIONS[packet.direction]
     if facts.mode is PolicyMode.NEVER:
         return "Enforcement mode is never: everything passes."
-    said = _said(verdict, way, subject)
+    said = _said(facts, verdict, way, subject)
     if not verdict.audited:
         return said
     return f"{said} It passes all the same and is noted as AUDIT: {_why_audit(facts, packet)}."
 
 
-def _said(verdict: oracle.Verdict, way: str, subject: str) -> str:
+def _said(facts: Facts, verdict: oracle.Verdict, way: str, subject: str) -> str:
     passes = verdict.allow and not verdict.audited
     if not verdict.default:
         named = sorted(words.ref_text(ref) for ref in verdict.rules)
@@ -187,7 +187,9 @@ def _said(verdict: oracle.Verdict, way: str, subject: str) -> str:
         return f"Allowed: no rule is about this packet, and no policy isolates {subject} in {way}."
     who = ", ".join(sorted(words.ref_text(ref) for ref in verdict.rules)[:SHOWN_ISOLATING])
     if not who:
-        return f"Denied by default: enforcement mode is always, and no rule allows this packet in {way}."
+        always = facts.mode is PolicyMode.ALWAYS
+        why = "enforcement mode is always" if always else f"{subject} has no labels yet"
+        return f"Denied by default: {why}, and no rule allows this packet in {way}."
     more = f" and {len(verdict.rules) - SHOWN_ISOLATING} more" if len(verdict.rules) > SHOWN_ISOLATING else ""
     verb = "isolates" if len(verdict.rules) == 1 else "isolate"
     return f"Denied by default: {who}{more} {verb} {subject} in {way}, and no rule allows this packet."

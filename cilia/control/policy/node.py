@@ -438,7 +438,13 @@ class PolicyNode:
         serials = self._applying.of(subject.identity)
         names = self._applying.names(serials) if subject.named_ports else frozenset()
         ports = tuple(port for port in subject.named_ports if port.name in names)
-        return GroupKey(self.mode, self.audit or subject.audit, serials, ports)
+        return GroupKey(self._mode_of(subject.identity), self.audit or subject.audit, serials, ports)
+
+    def _mode_of(self, identity: IdentityId) -> PolicyMode:
+        """An endpoint that has no labels yet is isolated: it could be anybody."""
+        labels = self._selections.index.get(identity)
+        unlabelled = labels is not None and labels.has("reserved", "init")
+        return PolicyMode.ALWAYS if unlabelled and self.mode is PolicyMode.DEFAULT else self.mode
 
     def _build(self, key: GroupKey) -> Shared:
         if key == UNKNOWN:

@@ -73,13 +73,13 @@ def judge(
     """
     sections = selecting(facts, subject)
     heard = _about(sections, facts, subject, peer, direction, protocol, port)
-    full = _verdict(heard, isolation(facts, sections, direction), facts, direction, peer)
+    full = _verdict(heard, isolation(facts, subject, sections, direction), facts, direction, peer)
     if facts.audit or subject.audit:
         enforced = ALLOWED
     else:
         firm = [section for section in sections if not section.audit]
         binding = [item for item in heard if not item.section.audit]
-        enforced = _verdict(binding, isolation(facts, firm, direction), facts, direction, peer)
+        enforced = _verdict(binding, isolation(facts, subject, firm, direction), facts, direction, peer)
     if not enforced.allow:
         return enforced
     return Verdict(True, full.rules, full.default, not full.allow, full.tier)
@@ -104,13 +104,19 @@ def hearing(
 
 
 def isolation(
-    facts: Facts, sections: Sequence[Section], direction: Direction
+    facts: Facts, subject: Party, sections: Sequence[Section], direction: Direction
 ) -> tuple[bool, frozenset[RuleRef]]:
-    """Whether some sections isolate a direction, and which of them do."""
+    """Whether a subject is isolated in a direction, and which sections do so.
+
+    An endpoint that has no labels yet always is: it could be anybody.
+    """
     by = frozenset(
         section.ref for section in sections if section.tier is Tier.NORMAL and direction in section.isolates
     )
-    return facts.mode is PolicyMode.ALWAYS or bool(by), by
+    if facts.mode is PolicyMode.NEVER:
+        return False, by
+    always = facts.mode is PolicyMode.ALWAYS or subject.labels.has("reserved", "init")
+    return always or bool(by), by
 
 
 def _about(

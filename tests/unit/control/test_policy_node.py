@@ -9,7 +9,7 @@ import msgspec
 from cilia.control.policy.resolve import decide
 from cilia.control.policy.rules import TCP, Cidr, Cidrs
 from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
-from cilia.model.identity import HOST, Identity
+from cilia.model.identity import HOST, INIT, Identity
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.model.labels import Labels
 from cilia.model.policy import (
@@ -162,6 +162,28 @@ def test_an_endpoint_without_identity_has_no_subject() -> None:
     world = cluster()
     world.desired.endpoints.put(endpoint(1, 0))
     assert len(world.step().desired.subjects) == 0
+
+
+def test_an_endpoint_without_labels_is_isolated_until_a_policy_speaks_of_it() -> None:
+    world = cluster()
+    world.desired.endpoints.put(endpoint(1, INIT))
+    row = world.step().subject(INIT)
+    assert row.ingress_enforced and row.egress_enforced
+    assert named(world, row, 300) == (False, [])
+    assert named(world, row, HOST)[0], "its node reaches it"
+    spec = {"endpointSelector": {"matchLabels": {"reserved:init": ""}}}
+    rules = {"ingress": [{"fromEndpoints": [{"matchLabels": {"app": "web"}}]}]}
+    world.inputs.policies.put(policy("CiliumClusterwideNetworkPolicy", "init", spec | rules))
+    row = world.step().subject(INIT)
+    assert [named(world, row, number)[0] for number in (300, 301)] == [True, False]
+    init = Identity(INIT, row.labels)
+    for peer, identity in ((300, WEB), (301, DB), (INIT, init)):
+        for direction in Direction:
+            hit = decide(row.entries, peer, direction, TCP, 80)
+            assert hit is not None
+            assert hit[1].allow == world.judge(row, identity, direction, TCP, 80).allow
+    world.policies.mode = PolicyMode.NEVER
+    assert named(world, world.step().subject(INIT), 301)[0]
 
 
 def test_a_subject_whose_labels_are_unknown_is_cut_off() -> None:
