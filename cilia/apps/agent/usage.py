@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
@@ -11,10 +11,13 @@ from cilia.api.types import EndpointPolicy, EntryView, PolicyUsage, RuleUsage
 from cilia.api.views import rule_view
 from cilia.apps.agent.explain import moment
 from cilia.control.graph import ControlGraph
+from cilia.control.policy.expand import PolicyKey
+from cilia.control.policy.rules import Section
 from cilia.dataplane.maps.accounting import Account, Usage, Usages
 from cilia.dataplane.order import KernelState
 from cilia.kit.clock import Clock
 from cilia.model.ids import Cookie, SubjectId
+from cilia.model.labels import Labels
 from cilia.model.policy import EntryKey, RuleRef
 
 
@@ -39,7 +42,9 @@ class PolicyAccounts:
 
     async def of_rules(self) -> PolicyUsage:
         """Every rule in force here, the unused ones first."""
-        rules = self._rules()
+        policy = self._graph.policy
+        labels = [row.labels for row in self._graph.desired.subjects]
+        rules = await asyncio.to_thread(rules_here, policy.facts().sections, set(policy.concerns()), labels)
         cookies = self._graph.desired.cookies
         since, usages = await self._read()
         found = dict.fromkeys(rules, Usage())
@@ -62,16 +67,6 @@ class PolicyAccounts:
             ),
         )
 
-    def _rules(self) -> list[RuleRef]:
-        """The rules of every section that selects a subject of this node."""
-        labels = [row.labels for row in self._graph.desired.subjects]
-        return [
-            rule.ref
-            for section in self._graph.policy.facts().sections
-            if any(section.selects(mine) for mine in labels)
-            for rule in section.rules
-        ]
-
     async def _read(self) -> tuple[str, Usages]:
         began = self._kernel.account(int(self._clock.monotonic()))
         return self._when(began), await asyncio.to_thread(self._kernel.accounting.usage)
@@ -90,3 +85,19 @@ class PolicyAccounts:
         if not seconds:
             return ""
         return moment(int((self._clock.wall() - self._clock.monotonic() + seconds) * 1e9))
+
+
+def rules_here(
+    sections: Iterable[Section], concerned: Container[PolicyKey], labels: Sequence[Labels]
+) -> list[RuleRef]:
+    """The rules of every section that selects one of these subjects; `concerned`: policies that select any.
+
+    To look at all sections would take seconds where there are thousands.
+    """
+    return [
+        rule.ref
+        for section in sections
+        if any((rule.ref.kind, rule.ref.namespace, rule.ref.name) in concerned for rule in section.rules[:1])
+        and any(section.selects(mine) for mine in labels)
+        for rule in section.rules
+    ]
