@@ -118,11 +118,15 @@ class Entries(Mapping[EntryKey, Entry]):
 
     def layers(self) -> Iterator[tuple[Place, Layer]]:
         """Every place with its layer; alike ones are the same object."""
+        for direction, part in self.parts():
+            for peer, layer in part.items():
+                yield (direction, peer), layer
+
+    def parts(self) -> Iterator[tuple[int, Mapping[int, Layer]]]:
+        """All layers by peer, in parts of one direction each: for who takes thousands at once."""
         for number, bucket in enumerate(self._buckets):
             if bucket:
-                direction = _direction(number)
-                for peer, layer in bucket.items():
-                    yield (direction, peer), layer
+                yield _direction(number), bucket
 
     def since(self, before: Entries) -> Difference:
         """What is new, other or gone compared with `before`; what both share is not looked at."""

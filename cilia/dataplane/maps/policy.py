@@ -11,6 +11,7 @@ written only if all who share it want the same; whoever wants something else get
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from cilia import abi
 from cilia.dataplane.bpf import Array, BpfError, Map
 from cilia.dataplane.maps import packing
 from cilia.dataplane.pool import POLICY_ENTRIES, PolicyPool
-from cilia.model.entries import Difference, Entries, Layer
+from cilia.model.entries import Difference, Entries, Layer, Prefix
 from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
 
@@ -114,47 +115,47 @@ class Policies:
         """
         if len(entries) <= FEW:
             return self._few(_layered(entries))
-        places: list[tuple[int, int, int]] = []
-        distinct: dict[int, tuple[int, Layer]] = {}
-        for (direction, peer), layer in _layered(entries).layers():
-            number, _ = distinct.setdefault(id(layer), (len(distinct), layer))
-            places.append((direction, peer, number))
-        prefixes = [prefix for _, layer in distinct.values() for prefix in layer]
-        rows = [entry for _, layer in distinct.values() for entry in layer.values()]
-        lengths = np.array([len(layer) for _, layer in distinct.values()], np.int64)
-        where = np.array(places, np.int64).reshape(-1, 3)
-        counts = lengths[where[:, 2]]
-        at = np.repeat((np.cumsum(lengths) - lengths)[where[:, 2]] - (np.cumsum(counts) - counts), counts)
+        directions: list[int] = []
+        peers: list[int] = []
+        layers: list[Layer] = []
+        for direction, part in _layered(entries).parts():
+            directions += itertools.repeat(direction, len(part))
+            peers += part
+            layers += part.values()
+        names = np.fromiter(map(id, layers), np.uint64, len(layers))
+        _, first, number = np.unique(names, return_index=True, return_inverse=True)
+        distinct = [layers[at] for at in first.tolist()]
+        prefixes = [prefix for layer in distinct for prefix in layer]
+        rows = [entry for layer in distinct for entry in layer.values()]
+        lengths = np.array([len(layer) for layer in distinct], np.int64)
+        counts = lengths[number]
+        at = np.repeat((np.cumsum(lengths) - lengths)[number] - (np.cumsum(counts) - counts), counts)
         at += np.arange(len(at))
-        return self._keys(where, counts, prefixes, at), self._values(rows, prefixes)[at]
+        keys = self._keys(prefixes)[at]
+        keys["direction"] = np.repeat(np.array(directions, np.uint8), counts)
+        keys["peer"] = np.repeat(np.array(peers, np.uint32), counts)
+        return keys, self._values(rows, prefixes)[at]
 
     def _few(self, entries: Entries) -> tuple[Array, Array]:
         """The same for a handful, which is not worth the trouble: most subjects have no more."""
         found = [
             (place, prefix, entry) for place, layer in entries.layers() for prefix, entry in layer.items()
         ]
-        keys = np.zeros(len(found), self._key)
-        keys["prefixlen"] = [prefix[2] + self._fixed_bits for _, prefix, _ in found]
+        prefixes = [prefix for _, prefix, _ in found]
+        keys = self._keys(prefixes)
         keys["direction"] = [place[0] for place, _, _ in found]
         keys["peer"] = [place[1] for place, _, _ in found]
-        keys["protocol"] = [prefix[0] for _, prefix, _ in found]
-        keys["port"] = [prefix[1] for _, prefix, _ in found]
-        return keys, self._values([entry for _, _, entry in found], [prefix for _, prefix, _ in found])
+        return keys, self._values([entry for _, _, entry in found], prefixes)
 
-    def _keys(
-        self, where: Array, counts: Array, prefixes: Sequence[tuple[int, int, int]], at: Array
-    ) -> Array:
-        """Keys of places (direction, peer, layer) with `counts` prefixes each, found `at` which."""
-        parts = np.array(prefixes, np.int64).reshape(-1, 3)[at]
-        keys = np.zeros(len(at), self._key)
-        keys["prefixlen"] = parts[:, 2] + self._fixed_bits
-        keys["direction"] = np.repeat(where[:, 0], counts)
-        keys["peer"] = np.repeat(where[:, 1], counts)
-        keys["protocol"] = parts[:, 0]
-        keys["port"] = parts[:, 1]
+    def _keys(self, prefixes: Sequence[Prefix]) -> Array:
+        """Keys with these prefixes, and nobody's yet."""
+        keys = np.zeros(len(prefixes), self._key)
+        keys["prefixlen"] = [bits + self._fixed_bits for _, _, bits in prefixes]
+        keys["protocol"] = [protocol for protocol, _, _ in prefixes]
+        keys["port"] = [port for _, port, _ in prefixes]
         return keys
 
-    def _values(self, rows: Sequence[Entry], prefixes: Sequence[tuple[int, int, int]]) -> Array:
+    def _values(self, rows: Sequence[Entry], prefixes: Sequence[Prefix]) -> Array:
         values = np.zeros(len(rows), self._value)
         values["precedence"] = [row.precedence for row in rows]
         values["cookie"] = [row.cookie for row in rows]
@@ -303,12 +304,12 @@ class Policies:
             return {}
         pair = (id(live.entries), id(entries))
         if pair not in self._between:
-            known = {peer for (_, peer), _ in _layered(entries).layers()}
+            known = {0}.union(*(part for _, part in _layered(entries).parts()))
             found = {
-                EntryKey(*place, *prefix): entry
-                for place, layer in _layered(live.entries).layers()
-                if place[1] and place[1] not in known
-                for prefix, entry in layer.items()
+                EntryKey(direction, peer, *prefix): entry
+                for direction, part in _layered(live.entries).parts()
+                for peer in part.keys() - known
+                for prefix, entry in part[peer].items()
                 if not entry.allow
             }
             self._between[pair] = (live.entries, entries, found)
