@@ -28,11 +28,19 @@ def config(
     """Show the agent's settings and where each comes from, or change some.
 
     A change is in force for every endpoint when the command returns, and stays in force over restarts of the
-    agent until it is reset:
+    agent until it is reset.
 
-    cilia config PolicyEnforcement=always PolicyAuditMode=Enabled PolicyDenyResponse=icmp
+    \b
+    What may be changed:
+      PolicyEnforcement   default, always, never   who is isolated
+      PolicyAuditMode     Enabled, Disabled        denials pass, and are noted
+      PolicyDenyResponse  none, icmp               answers to pods that were denied
 
-    cilia config --reset PolicyAuditMode
+    \b
+    Examples:
+      cilia config
+      cilia config PolicyAuditMode=Enabled PolicyDenyResponse=icmp
+      cilia config --reset PolicyAuditMode
     """
     client = connect(socket)
     if not changes and not reset:

@@ -18,15 +18,15 @@ Reference = Annotated[
     str,
     typer.Argument(
         metavar="ENDPOINT",
-        help="Its number, container-id:ID, pod-name:NAMESPACE/NAME or NAMESPACE/NAME.",
+        help="NAMESPACE/POD, its number, or container-id:ID; 65535 is the node itself.",
         autocompletion=complete_endpoints,
     ),
 ]
 
 
-@app.command("list")
+@app.command("list", short_help="List all endpoints.")
 def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
-    """List all endpoints."""
+    """List all endpoints: pods of this node, and the node itself."""
     endpoints = connect(socket).endpoints()
     if output is Format.JSON:
         return print_json(endpoints)
@@ -46,6 +46,7 @@ def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) ->
             for e in endpoints
         ),
         empty="This node has no endpoints.",
+        below=("IPV4", "IPV6"),
     )
 
 
@@ -55,18 +56,32 @@ def _name(endpoint: EndpointView) -> str:
     return endpoint.status.external_identifiers.pod_name or next(reserved, "")
 
 
-@app.command("get")
+@app.command("get", short_help="Show one endpoint.")
 def get_endpoint(reference: Reference, output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
-    """Show one endpoint."""
+    """Show one endpoint: labels, identity, addresses, interface.
+
+    \b
+    Examples:
+      cilia endpoint get shop/web
+      cilia endpoint get 65535 -o json
+    """
     endpoint = connect(socket).endpoint(qualified(reference))
     if output is Format.JSON:
         return print_json(endpoint)
     return print_table(("FIELD", "VALUE"), _fields(endpoint))
 
 
-@app.command("policy")
+@app.command("policy", short_help="Show its policy, entry by entry.")
 def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
-    """Show the policy an endpoint enforces: each entry with the rules it comes from."""
+    """Show the policy an endpoint is held to: each entry with its rules, and how often it was used.
+
+    HITS are packets that the entry judged, PACKETS and BYTES those of the flows it let pass.
+
+    \b
+    Examples:
+      cilia endpoint policy shop/web
+      cilia endpoint policy 7 | grep deny
+    """
     policy = connect(socket).endpoint_policy(qualified(reference))
     if output is Format.JSON:
         return print_json(policy)
@@ -105,10 +120,11 @@ def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket:
             )
             for e in policy.entries
         ),
+        below=("LABELS", "RULE"),
     )
 
 
-@app.command("config")
+@app.command("config", short_help="Show or change its switches.")
 def endpoint_config(
     reference: Reference,
     changes: Changes = None,
@@ -118,7 +134,13 @@ def endpoint_config(
 ) -> None:
     """Show what can be changed of one endpoint, or change it.
 
-    cilia endpoint config 7 PolicyAuditMode=Enabled
+    In audit, what policies would deny passes, and flows say so (cilia observe --verdict AUDIT).
+
+    \b
+    Examples:
+      cilia endpoint config shop/web
+      cilia endpoint config shop/web PolicyAuditMode=Enabled
+      cilia endpoint config shop/web --reset
     """
     client, name = connect(socket), qualified(reference)
     settings = client.endpoint_settings(name)

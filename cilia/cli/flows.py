@@ -221,6 +221,7 @@ def block(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
         ("VERDICT", outcome(flow)),
         ("RULE", deciding_rules(flow) if style.rules else ""),
         ("SUMMARY", flow.Summary),
+        ("UUID", flow.uuid),
     ]
     return "\n".join(f"{name:>11}: {value}" for name, value in lines if value)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any, ClassVar, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.utils import get_params_from_function
 
 
 class LazyCommand(NamedTuple):
@@ -48,4 +50,18 @@ def load(name: str, entry: LazyCommand) -> Any:
         target = application
     command = typer.main.get_command(target)
     command.name = name
+    for each in (command, *getattr(command, "commands", {}).values()):
+        _tell_of_arguments(each)
     return command
+
+
+def _tell_of_arguments(command: Any) -> None:
+    """Give arguments the help they were declared with: Click 8.5 empties what Typer 0.24 has set before, and
+    would list them a second time."""
+    if command.callback is None:
+        return
+    command.format_arguments = lambda _context, _formatter: None
+    declared = get_params_from_function(inspect.unwrap(command.callback))
+    for parameter in command.params:
+        if isinstance(parameter, TyperArgument) and parameter.name in declared:
+            parameter.help = getattr(declared[parameter.name].default, "help", None)

@@ -2,7 +2,8 @@
 
 A table goes to the terminal's width; into a pipe or file it is as wide as its content, without colours,
 so that `grep` and `awk` find whole values: lists are joined by commas there, and stand on lines of their
-own in a terminal. A missing value is a dash.
+own in a terminal. Where a terminal is too narrow for all columns, the long ones go below their rows. A
+missing value is a dash.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import enum
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -65,21 +66,65 @@ def console() -> Any:
     return plain if plain.is_terminal else Console(highlight=False, emoji=False, width=PIPE_WIDTH)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
-    """Print rows under a header; without rows the sentence `empty`."""
-    from rich.table import Table
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "", below: Sequence[str] = ()
+) -> None:
+    """Print rows under a header; without rows the sentence `empty`. `below` are the columns that go below
+    their row in a narrow terminal."""
+    from rich.measure import Measurement
 
     out = console()
-    joiner = "\n" if out.is_terminal else ","
+    rows = list(rows)
+    if not rows and empty:
+        sys.stdout.write(empty + "\n")
+        return
+    table = _table(columns, rows, "\n" if out.is_terminal else ",")
+    if below and Measurement.get(out, out.options.update(max_width=PIPE_WIDTH), table).maximum > out.width:
+        _print_narrow(out, columns, rows, below)
+    else:
+        out.print(table)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], joiner: str) -> Any:
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(cell(value, joiner) for value in row))
-    if table.row_count == 0 and empty:
-        sys.stdout.write(empty + "\n")
+    return table
+
+
+def _print_narrow(
+    out: Any, columns: Sequence[str], rows: Sequence[Sequence[object]], below: Sequence[str]
+) -> None:
+    """Each row on one line, and under it what is long, by the name of its column."""
+    from rich.text import Text
+
+    beside = [number for number, column in enumerate(columns) if column not in below]
+    lines = [[Text(columns[number], "bold") for number in beside]]
+    lines += [[cell(row[number], ", ") for number in beside] for row in rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(beside))]
+    under = [[(column, row[columns.index(column)]) for column in below] for row in rows]
+    for line, details in zip(lines, [[], *under], strict=True):
+        for text, width in zip(line, widths, strict=True):
+            text.pad_right(width - len(text) + 2)
+        out.print(Text.assemble(*line), soft_wrap=True)
+        for column, value in details:
+            for text in _details(value, out.width):
+                out.print(Text.assemble((f"    {column.lower()}  ", "dim"), text), soft_wrap=True)
+
+
+def _details(value: object, width: int) -> Iterator[Any]:
+    """A value's lines: a list on one line where it fits."""
+    if value is None or value == "" or value == ():
         return
-    out.print(table)
+    whole = cell(value, ", ")
+    if isinstance(value, tuple) and len(whole) > width:
+        yield from map(cell, value)
+    else:
+        yield whole
 
 
 def cell(value: object, joiner: str = "\n") -> Any:

@@ -25,7 +25,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 SHOWN_USERS = 3
 
 
-@app.command("get")
+@app.command("get", short_help="List policies and what became of them.")
 def get_policies(
     unused: Annotated[
         bool,
@@ -37,7 +37,14 @@ def get_policies(
     socket: AgentSocket = None,
 ) -> None:
     """List all policies: whether each is enforced, how many endpoints here it selects, what is wrong with it
-    and what its rules hardly mean."""
+    and what its rules hardly mean.
+
+    \b
+    Examples:
+      cilia policy get
+      cilia policy get --unused
+      cilia policy get -o json
+    """
     client = connect(socket)
     if unused:
         return print_unused(client.policy_usage(), output)
@@ -59,6 +66,7 @@ def get_policies(
             for p in policies.policies
         ),
         empty="No policies.",
+        below=("PROBLEMS", "WARNINGS"),
     )
 
 
@@ -70,13 +78,15 @@ def print_unused(usage: PolicyUsage, output: Format) -> None:
     typer.echo(
         f"{len(rules)} of {len(usage.rules)} rules in force here were not used since {usage.counted_since}."
     )
-    return print_table(
-        ("KIND", "POLICY", "RULE"),
-        ((r.kind, f"{r.namespace}/{r.name}" if r.namespace else r.name, r.path) for r in rules),
-    )
+    if rules:
+        print_table(
+            ("KIND", "POLICY", "RULE"),
+            ((r.kind, f"{r.namespace}/{r.name}" if r.namespace else r.name, r.path) for r in rules),
+        )
+    return None
 
 
-@app.command("explain")
+@app.command("explain", short_help="Explain why a packet passes or not.")
 def explain_policy(
     flow: Annotated[
         str, typer.Argument(metavar="[FLOW-UUID]", help="A flow, as `cilia observe -o json` shows it.")
@@ -111,7 +121,14 @@ def explain_policy(
     """Explain why a packet passes or not: which rules decide and which don't, whom they mean, and
     for a denial the smallest change that would allow it.
 
-    cilia policy explain --from demo/client --to demo/web --port 80/TCP
+    The flow's UUID is in `cilia observe -o dict`. Without one, the question is about a packet that may never
+    have been sent.
+
+    \b
+    Examples:
+      cilia policy explain --from shop/front --to shop/web --port 8080
+      cilia policy explain --from 203.0.113.7 --to app=web --port icmp/8
+      cilia policy explain 5b6c0c0e-66a5-4f0c-9b1c-0e8b7a3c9f51
     """
     if flow and (source or destination):
         raise UserError("A flow has its ends already: leave out --from and --to, or the flow.")
@@ -136,7 +153,7 @@ class FailOn(enum.StrEnum):
     NONE = "none"
 
 
-@app.command("check")
+@app.command("check", short_help="Check what a change would do.")
 def check_policies(
     files: Annotated[
         list[str] | None,
@@ -159,7 +176,14 @@ def check_policies(
     """Check what proposed policies would change: against flows that were seen here, and against every pair
     of live workloads. Nothing is applied.
 
-    Exit status: 0 nothing found, 1 findings (see --fail-on), 2 not valid, or it could not be checked.
+    Other objects in the files are left out. Exit status: 0 nothing found, 1 findings (see --fail-on), 2 not
+    valid, or it could not be checked.
+
+    \b
+    Examples:
+      cilia policy check web.yaml
+      kubectl kustomize overlays/live | cilia policy check -
+      cilia policy check --delete NetworkPolicy/shop/web --fail-on any
     """
     try:
         if not files and not delete:
@@ -226,7 +250,7 @@ def seconds(text: str) -> float:
     return value
 
 
-@app.command("selectors")
+@app.command("selectors", short_help="List selectors and whom they mean.")
 def list_selectors(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List all identities and all rules.")
@@ -234,7 +258,13 @@ def list_selectors(
     output: Output = Format.TABLE,
     socket: AgentSocket = None,
 ) -> None:
-    """List the selectors and prefixes that rules in force speak of, and how many identities each means."""
+    """List the selectors and prefixes that rules in force speak of, and how many identities each means.
+
+    \b
+    Examples:
+      cilia policy selectors
+      cilia policy selectors -v
+    """
     found = connect(socket).selectors()
     if output is Format.JSON:
         return print_json(found)
@@ -249,6 +279,7 @@ def list_selectors(
             for view in found
         ),
         empty="No rule in force here speaks of anybody.",
+        below=("RULES",),
     )
 
 
@@ -259,15 +290,22 @@ def capped(items: list[str], limit: int | None) -> tuple[str, ...]:
     return (*items[:limit], f"{len(items) - limit} more")
 
 
-@app.command("wait")
+@app.command("wait", short_help="Wait until policies are enforced.")
 def wait_policy(
     revision: Annotated[
         int | None, typer.Argument(min=0, help="The revision; the newest computed when left out.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0, max=300, help="Seconds to wait at most.")] = 60.0,
+    output: Output = Format.TABLE,
     socket: AgentSocket = None,
 ) -> None:
-    """Wait until all endpoints of this node enforce a policy revision."""
+    """Wait until all endpoints of this node enforce a policy revision.
+
+    \b
+    Examples:
+      cilia policy wait
+      cilia policy wait 17 --timeout 10 -o json
+    """
     client = connect(socket)
     wanted = client.policies().revision if revision is None else revision
     answer = client.wait_policy(wanted, timeout)
@@ -276,16 +314,24 @@ def wait_policy(
             f"After {timeout:g} seconds revision {answer.realized} is enforced and {wanted} is not; "
             "`cilia status` shows what holds it up."
         )
+    if output is Format.JSON:
+        return print_json(answer)
     typer.echo(f"Revision {answer.realized} is enforced.")
+    return None
 
 
-@app.command("rule")
+@app.command("rule", short_help="Show the rules behind a cookie.")
 def show_rule(
     cookie: Annotated[int, typer.Argument(min=0, help="A rule cookie, as events carry it.")],
     output: Output = Format.TABLE,
     socket: AgentSocket = None,
 ) -> None:
-    """Show the rules a cookie stands for."""
+    """Show the rules a cookie stands for: the number by which events and entries name them.
+
+    \b
+    Example:
+      cilia policy rule 2886794313
+    """
     answer = connect(socket).cookie(cookie)
     if output is Format.JSON:
         return print_json(answer)
