@@ -19,7 +19,7 @@ from cilia.cli.moments import parse_moment
 from cilia.cli.options import UserError
 from cilia.cli.output import printable_json, printable_lines
 from cilia.hubble.client import Client
-from cilia.hubble.rpc.messages import RpcError
+from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.proto.observer import observer_pb2
 
 DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
@@ -166,7 +166,15 @@ def show_flows(
         typer.Option("--server", help=f"unix:///path or host:port ({DEFAULT_SERVER}).", show_default=False),
     ] = "",
 ) -> None:
-    """Show flows: who talked to whom, what became of it, and which rule decided."""
+    """Show flows: who talked to whom, what became of it, and which rule decided.
+
+    \b
+    Examples:
+      cilia observe --follow
+      cilia observe --verdict DROPPED --last 5
+      cilia observe --verdict DROPPED --last 1 -o dict      shows the UUID for cilia policy explain
+      cilia observe --verdict AUDIT --to-pod shop/web
+    """
     typed = {name: value for name, value in ctx.params.items() if is_filter(name)}
     now = datetime.now(UTC).astimezone()
     try:
@@ -202,7 +210,8 @@ def show_flows(
         with Client(server or server_of(os.environ)) as client:
             print_responses(client.get_flows(request), output, style)
     except RpcError as error:
-        raise UserError(error.sentence) from None
+        way = f" Name another server with --server or ${SERVER_VARIABLES[1]}."
+        raise UserError(error.sentence + (way if error.code is Code.UNAVAILABLE else "")) from None
 
 
 def is_filter(name: str) -> bool:

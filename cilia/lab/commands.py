@@ -92,7 +92,11 @@ def tell_access(plan: LabPlan) -> None:
     """Print how to use the lab."""
     if not plan.source_dir:
         console.print(f"export KUBECONFIG={plan.kubeconfig}", soft_wrap=True, highlight=False)
-    console.print(f"export CILIA_AGENT_SOCKET={plan.nodes[0].agent_socket}", soft_wrap=True, highlight=False)
+    for variable, path in (
+        ("CILIA_AGENT_SOCKET", plan.nodes[0].agent_socket),
+        ("CILIA_HUBBLE_SOCKET", plan.nodes[0].hubble_socket),
+    ):
+        console.print(f"export {variable}={path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
