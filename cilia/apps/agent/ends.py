@@ -33,11 +33,18 @@ ONE_ADDRESS = IdentityId(1 << 31)
 
 ENTITIES = {names[0]: number for number, names in RESERVED_NAMES.items() if number != UNKNOWN}
 SHOWN = 3
+LONGEST_NUMBER = 10
+"""Digits."""
 
 HINT = (
     "write NAMESPACE/POD, an endpoint's or identity's number, an address, labels such as app=web, "
     "or an entity such as world"
 )
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number: other scripts have digits as well, and `int` does not read any count."""
+    return text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +67,9 @@ class Ends:
         """The end a text names. Raises ApiError 400, 404 or 409."""
         text = text.strip()
         kind, colon, rest = text.partition(":")
-        if colon and kind in ("endpoint", "identity") and rest.isdigit():
+        if colon and kind in ("endpoint", "identity") and is_number(rest):
             return self._numbered(text, int(rest), kind)
-        if text.isdigit():
+        if is_number(text):
             return self._numbered(text, int(text), "")
         address = _address(text)
         if address is not None:

@@ -13,13 +13,13 @@ import msgspec
 import numpy as np
 
 from cilia.api.backend import ApiError, Question
-from cilia.apps.agent.ends import Ends, Known, pods_by_identity
+from cilia.apps.agent.ends import Ends, Known, is_number, pods_by_identity
 from cilia.control.policy import check, explain, remedy, words
 from cilia.control.policy.explain import Library, Packet
 from cilia.control.policy.facts import Facts
 from cilia.control.policy.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
-from cilia.hubble.columns import KIND_DROP, octets
+from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, octets
 from cilia.hubble.convert import VERDICT_AUDIT, VERDICT_DROPPED, address, summary
 from cilia.hubble.directory import Party as Side
 from cilia.hubble.store import FlowStore, Rules
@@ -33,6 +33,8 @@ PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "icmp": ICMP, "icmpv4": ICMP,
 """Names of protocols as one types them."""
 WITH_PORTS = (TCP, UDP, SCTP)
 ECHO = {ICMP: 8, ICMPV6: 128}
+QUESTIONS = {(ICMP, 0): 8, (ICMP, 14): 13, (ICMPV6, 129): 128}
+"""ICMP types that answer, and what they answer."""
 
 Port = tuple[int, int]
 """Protocol and port, or ICMP type."""
@@ -97,7 +99,12 @@ class Explainer:
         rows = store.take(np.array([row]))
         event = rows.events[0]
         protocol = int(event["protocol"])
-        port = int(event["icmp_type"] if protocol in ECHO else event["destination_port"])
+        # Rules are about who begins: what answers passes, or not, by what was said of the question.
+        answers = bool(int(event["flags"]) & FLAG_REPLY)
+        if protocol in ECHO:
+            port = QUESTIONS.get((protocol, int(event["icmp_type"])), int(event["icmp_type"]))
+        else:
+            port = int(event["source_port" if answers else "destination_port"])
         raw = {
             name: octets(rows.events, name)[0].tobytes()
             for name in ("source", "destination", "original_source")
@@ -115,11 +122,15 @@ class Explainer:
             time=moment(int(rows.wall[0])),
             verdict="denied" if dropped else "audit" if verdict == VERDICT_AUDIT else "forwarded",
             reason=reason_name(reason) if reason and (dropped or verdict == VERDICT_AUDIT) else "",
-            summary=summary(event),
+            summary=f"{summary(event)}, an answer: explained is what it answers"
+            if answers
+            else summary(event),
             egress=_rules_words(store.rules.values[int(rows.egress[0])]),
             ingress=_rules_words(store.rules.values[int(rows.ingress[0])]),
             revision=max(store.rules.values[int(refs[0])].revision for refs in (rows.egress, rows.ingress)),
         )
+        if answers:
+            known.reverse()
         return known[0], known[1], (protocol, port), then
 
     def _end(self, ends: Ends, party: Side, at: str) -> Known:
@@ -184,13 +195,13 @@ def parse_port(text: str, destination: Known) -> Port:
     if not slash and first.lower() in PROTOCOLS:
         protocol = PROTOCOLS[first.lower()]
         return protocol, ECHO.get(protocol, 0)
-    if second.lower() in ("ip", "protocol") and first.isdigit() and int(first) < 256:
+    if second.lower() in ("ip", "protocol") and is_number(first) and int(first) < 256:
         return int(first), 0
     if second and protocol is None:
         raise ApiError(
             400, f"{text[:40]!r} names no protocol that has ports; write 80/TCP, icmp/8, or 47/ip for others."
         )
-    if first.isdigit():
+    if is_number(first):
         limit = 256 if protocol in ECHO else 65536
         if int(first) < limit:
             return protocol or TCP, int(first)
