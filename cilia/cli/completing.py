@@ -8,6 +8,12 @@ from cilia.api.client import AgentClient, AgentError
 
 SECONDS = 2.0
 """A shell waits no longer for an answer."""
+SWITCHES = {
+    "PolicyEnforcement": ("default", "always", "never"),
+    "PolicyAuditMode": ("Enabled", "Disabled"),
+    "PolicyDenyResponse": ("none", "icmp"),
+}
+"""What may be changed while the agent runs, and the values to choose from."""
 
 
 def offered(names: Callable[[AgentClient], Iterable[str]], typed: str) -> list[str]:
@@ -50,3 +56,9 @@ def complete_policies(incomplete: str) -> list[str]:
             yield "/".join(part for part in (policy.kind, policy.namespace, policy.name) if part)
 
     return offered(names, incomplete)
+
+
+def complete_changes(incomplete: str) -> list[str]:
+    """OPTION=VALUE for each switch of the agent; OPTION alone, which --reset takes."""
+    whole = [f"{name}={value}" for name, values in SWITCHES.items() for value in values]
+    return [text for text in (*SWITCHES, *whole) if text.startswith(incomplete)]

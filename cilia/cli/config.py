@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from cilia.api.types import OptionChange, Setting
+from cilia.cli.completing import complete_changes
 from cilia.cli.options import AgentSocket, Output, UserError, connect
 from cilia.cli.output import Format, print_json, print_table
 
 Changes = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[OPTION=VALUE]...", help="What to change; nothing: show the settings."),
+    typer.Argument(
+        metavar="[OPTION=VALUE]...",
+        help="What to change; nothing: show the settings.",
+        autocompletion=complete_changes,
+    ),
 ]
 Reset = Annotated[bool, typer.Option("--reset", help="Undo live changes: of the options named, or of all.")]
 

@@ -40,6 +40,8 @@ def build(more: Mapping[str, LazyCommand] | None = None) -> typer.Typer:
         help="Look at what Cilia does on this node: connect, secure and observe containers.",
         no_args_is_help=True,
         add_completion=True,
+        # Click says it already.
+        suggest_commands=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

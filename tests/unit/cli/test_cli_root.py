@@ -24,6 +24,11 @@ def test_a_command_is_where_the_root_says(name: str) -> None:
 def test_completion_offers_commands_and_their_subcommands() -> None:
     assert complete("cilia sta", 1) == ["status"]
     assert complete("cilia endpoint po", 2) == ["policy"]
+    assert complete("cilia config PolicyDeny", 2) == [
+        "PolicyDenyResponse",
+        "PolicyDenyResponse=none",
+        "PolicyDenyResponse=icmp",
+    ]
 
 
 def complete(words: str, index: int) -> list[str]:
