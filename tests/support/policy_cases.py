@@ -264,9 +264,15 @@ def random_port(rng: random.Random, protocol: int) -> int:
 
 def random_policy(rng: random.Random, name: str) -> PolicyObject:
     """A policy of any kind, always enforceable."""
+    kind, spec = random_spec(rng)
+    return policy(kind, name, spec, rng.choice(NAMESPACES), audit=rng.random() < 0.15)
+
+
+def random_spec(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """The kind of a policy, and its spec as one writes it."""
     kind = rng.choice(tuple(KINDS))
     make = {"NetworkPolicy": _kubernetes, "ClusterNetworkPolicy": _tiered}.get(kind, _cilium)
-    return policy(kind, name, make(rng), rng.choice(NAMESPACES), audit=rng.random() < 0.15)
+    return kind, make(rng)
 
 
 def _some(rng: random.Random, make: Any, most: int = 3) -> list[Any]:

@@ -85,11 +85,18 @@ class Opinion:
 
 
 class Truth:
-    """Judges packets by policies, in a cluster with these labels of namespaces and these CIDR groups."""
+    """Judges packets by policies, in a cluster with these labels of namespaces, CIDR groups and Services."""
 
-    def __init__(self, namespaces: dict[str, dict[str, str]], groups: Iterable[Document] = ()) -> None:
+    def __init__(
+        self,
+        namespaces: dict[str, dict[str, str]],
+        groups: Iterable[Document] = (),
+        services: Iterable[Document] = (),
+    ) -> None:
+        """A Service without a selector has the addresses of its endpoints in a field `addresses`."""
         self._namespaces = namespaces
         self._groups = tuple(groups)
+        self._services = tuple(services)
 
     def allows(self, policies: Iterable[Document], packet: Packet) -> bool:
         """Whether the packet gets through: both ends must let it."""
@@ -220,6 +227,8 @@ class Truth:
         if not fields:
             return True
         (name,) = fields
+        if name == "toServices":
+            return any(self._service(one, home, side) for one in rule[name])
         return any(self._cilium_peer(name.removeprefix(word), peer, home, side) for peer in rule[name])
 
     def _cilium_peer(self, kind: str, peer: Any, home: str, side: Side) -> bool:
@@ -233,6 +242,21 @@ class Truth:
             case "Entities":
                 return _is_entity(peer, side.other)
         raise AssertionError(f"the judge does not know {kind}")
+
+    def _service(self, peer: Document, home: str, side: Side) -> bool:
+        """Pods that a named or selected Service selects, or the addresses of one that selects none."""
+        wanted: Document = peer.get("k8sService") or peer["k8sServiceSelector"]
+        namespace = wanted.get("namespace", home)
+        for one in self._services:
+            meta = one["metadata"]
+            is_meant = (
+                meta["name"] == wanted["serviceName"]
+                if "serviceName" in wanted
+                else selects(wanted["selector"], _labels_of(one))
+            )
+            if meta["namespace"] == namespace and is_meant and _is_behind(one, side):
+                return True
+        return False
 
     def _cidrs(self, peer: Document) -> list[str]:
         """The prefixes of one item of a set: its own, or those of the groups it names or selects."""
@@ -318,6 +342,14 @@ def _labels_of(group: Document) -> dict[str, str]:
     return dict(group["metadata"].get("labels", {}))
 
 
+def _is_behind(service: Document, side: Side) -> bool:
+    selector = service["spec"].get("selector")
+    if not selector:
+        return not side.other.is_pod and side.other_address in service["addresses"]
+    same = side.other.namespace == service["metadata"]["namespace"]
+    return same and selects({"matchLabels": selector}, side.other.labels)
+
+
 def _tiered_ports(rule: Document, packet: Packet) -> bool:
     return "protocols" not in rule or any(_tiered_port(one, packet) for one in rule["protocols"])
 
@@ -335,6 +367,7 @@ def _tiered_port(one: Document, packet: Packet) -> bool:
 
 
 def _is_entity(entity: str, peer: Peer) -> bool:
+    """Nobody here is a node, so that their entities mean nobody."""
     return entity == "all" or entity == ("cluster" if peer.is_pod else "world")
 
 
@@ -350,7 +383,7 @@ def _kubernetes_port(port: Document, packet: Packet) -> bool:
 
 
 def _cilium_ports(rule: Document, packet: Packet) -> bool:
-    if "icmps" in rule:
+    if rule.get("icmps"):
         return any(_icmp(field, packet) for icmp in rule["icmps"] for field in icmp["fields"])
     if "toPorts" not in rule:
         return True
