@@ -45,7 +45,9 @@ def policies(resource: Resource) -> Translation[Key, PolicyObject]:
         try:
             body = decode(raw, model)
         except Invalid as error:
-            problem = PolicyProblem(*explain(str(error), model, raw))
+            body = _without_status(raw, model)
+            if body is None:
+                problem = PolicyProblem(*explain(str(error), model, raw))
         return PolicyObject(
             kind=resource.kind,
             namespace=meta.namespace,
@@ -67,6 +69,17 @@ def policies(resource: Resource) -> Translation[Key, PolicyObject]:
         same=same,
         optional=resource in OPTIONAL,
     )
+
+
+def _without_status(raw: msgspec.Raw, model: type[Object]) -> Object | None:
+    """The object, if only its status makes no sense: whoever may write that could else disarm a policy."""
+    try:
+        fields = decode(raw, dict[str, msgspec.Raw])
+        if fields.pop("status", None) is None:
+            return None
+        return decode(msgspec.json.encode(fields), model)
+    except Invalid:
+        return None
 
 
 def _relevant(annotations: dict[str, str]) -> dict[str, str]:

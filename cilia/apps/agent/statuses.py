@@ -22,7 +22,7 @@ from cilia.cluster import store as cluster
 from cilia.cluster.store import Resource, Store
 from cilia.kit.clock import Clock
 from cilia.model.policy import PolicyProblem, PolicyState
-from cilia.model.resources.base import ObjectMeta
+from cilia.model.resources.base import AnyObject, ObjectMeta
 from cilia.model.resources.cilium_policy import NodeStatus
 from cilia.schema import Desired, Inputs
 
@@ -321,7 +321,7 @@ class StatusPublisher:
         for _ in range(WRITE_ATTEMPTS):
             try:
                 raw = await self._store.get(resource, state.name, **place)
-                present = cluster.decode(raw, Present)
+                present = present_of(raw)
                 if state.generation and present.metadata.generation > state.generation:
                     return False
                 patch = self._patch(present, conditions, word, nodes=state.kind in WITH_NODES)
@@ -399,6 +399,14 @@ class StatusPublisher:
         return datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def present_of(raw: msgspec.Raw | bytes) -> Present:
+    """The object as far as it makes sense: a status that makes none is written anew."""
+    try:
+        return cluster.decode(raw, Present)
+    except cluster.Invalid:
+        return Present(cluster.decode(raw, AnyObject).metadata)
+
+
 def condition_message(state: PolicyState) -> str:
     """One sentence for the author of the policy."""
     return "Policy validation succeeded" if state.valid else listed(state.problems)
@@ -427,7 +435,7 @@ def merge(
     Times change with the truth only; conditions of others stay. That all is plausible is worth saying only
     where something was not.
     """
-    found = {row.get("type"): row for row in present}
+    found = {kind: row for row in present if isinstance(kind := row.get("type"), str)}
     changed = False
     for condition in wanted:
         before = found.get(condition.type)

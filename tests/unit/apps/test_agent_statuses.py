@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
+import pytest
 
 from cilia.apps.agent import statuses
 from cilia.apps.agent.statuses import (
@@ -143,6 +144,37 @@ def test_conditions_of_others_and_their_times_stay() -> None:
         assert world.condition("Valid")["lastTransitionTime"] == before
         await node.tell(2, valid=True, problems=())
         assert world.condition("Valid")["lastTransitionTime"] != before
+
+    play(story())
+
+
+NONSENSE: list[Any] = [
+    "x",
+    [],
+    {"conditions": "x"},
+    {"conditions": [7]},
+    {"conditions": [{"type": ["Valid"]}, {"type": {}}, {}]},
+    {"nodes": "x"},
+    {"nodes": {"n1": 7}},
+    {"nodes": {"n2": {"ok": "yes"}}},
+]
+
+
+@pytest.mark.parametrize("status", NONSENSE, ids=map(str, NONSENSE))
+def test_a_status_that_makes_no_sense_is_written_over(status: Any) -> None:
+    """Another node may lie, but not keep this one from speaking, nor end it."""
+
+    async def story() -> None:
+        world = Cluster()
+        await world.begin()
+        node = Node(world)
+        node.words[KEY] = OK
+        fields = world.store.fields(cluster.CILIUM_NETWORK_POLICIES, "web", "demo")
+        await world.store.put(cluster.CILIUM_NETWORK_POLICIES, fields | {"status": status})
+        await node.tell(3)
+        assert world.condition("Valid")["status"] == "True"
+        assert world.status["nodes"]["n1"]["ok"] is True
+        assert not node.publisher.pending
 
     play(story())
 

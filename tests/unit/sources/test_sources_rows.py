@@ -170,6 +170,20 @@ def test_a_policy_nobody_understands_says_where() -> None:
     assert (row.problem.path, "Exactly one of" in row.problem.sentence) == ("spec", True)
 
 
+@pytest.mark.parametrize(
+    "status", ["x", [], {"conditions": 7}, {"conditions": [{"type": 7}]}, {"nodes": {"n": 7}}, {"nodes": []}]
+)
+def test_a_status_nobody_understands_takes_no_policy_out_of_force(status: Any) -> None:
+    translation = policies(CILIUM_NETWORK_POLICIES)
+    metadata = {"name": "p", "namespace": "n", "generation": 4}
+    spec = {"endpointSelector": {}}
+    row = policy(translation, metadata=metadata, spec=spec, status=status)
+    sound = policy(translation, metadata=metadata, spec=spec)
+    assert (row.body, row.problem) == (sound.body, None)
+    broken = policy(translation, metadata=metadata, spec={"fromMoon": 1}, status=status)
+    assert broken.body is None and broken.problem is not None
+
+
 def test_metadata_nobody_understands_is_refused() -> None:
     with pytest.raises(Invalid):
         policies(CILIUM_NETWORK_POLICIES).row(raw(metadata={"name": 7}))
