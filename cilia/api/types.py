@@ -276,6 +276,8 @@ class PolicyView(Answer, frozen=True, kw_only=True):
     """Rules in force that hardly mean what they say."""
     endpoints: int = 0
     """Endpoints of this node that it selects."""
+    audit: bool = False
+    """It selects some, and all of it is in audit: what it denies passes and is noted."""
 
 
 class PolicyList(Answer, frozen=True, kw_only=True):

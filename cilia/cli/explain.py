@@ -28,6 +28,8 @@ COLOURS = {
     "isolate": "magenta",
 }
 SHOWN_LABELS = 8
+SHOWN_ALIKE = 6
+"""Flows, or pairs, that the same rules decide."""
 NOISE = ("k8s:io.cilium.", "k8s:io.kubernetes.pod.namespace=")
 """Labels that say little beside a pod's name."""
 
@@ -185,7 +187,7 @@ def _short(labels: Iterable[str]) -> list[str]:
 # -- check ---------------------------------------------------------------------------------------------
 
 
-def print_report(report: CheckReport) -> None:
+def print_report(report: CheckReport, *, verbose: bool = False) -> None:
     """What a proposal would change."""
     paper = Paper()
     if report.problems:
@@ -204,8 +206,8 @@ def print_report(report: CheckReport) -> None:
             "dim",
         ),
     )
-    _print_differences(paper, "Flows that were seen", report.flows)
-    _print_differences(paper, "Pairs of live workloads", report.pairs)
+    _print_differences(paper, "Flows that were seen", report.flows, verbose=verbose)
+    _print_differences(paper, "Pairs of live workloads", report.pairs, verbose=verbose)
     for note in report.notes:
         paper.line(0, (f"Note: {note}", "yellow"))
     denied = sum(row.newly_denied for row in report.differences)
@@ -221,23 +223,38 @@ def print_report(report: CheckReport) -> None:
     )
 
 
-def _print_differences(paper: Paper, title: str, rows: Iterable[Difference]) -> None:
-    found = list(rows)
-    if not found:
+def _print_differences(paper: Paper, title: str, rows: Iterable[Difference], *, verbose: bool) -> None:
+    """Those that the same rules decide together, the rules once."""
+    alike: dict[tuple[object, ...], list[Difference]] = {}
+    for row in rows:
+        key = (row.before, row.after, row.direction, row.before_rules, row.after_rules)
+        alike.setdefault(key, []).append(row)
+    if not alike:
         return
     paper.gap()
     paper.line(0, (title, "bold"))
-    for row in found:
-        counted = f"  {row.flows} seen, last {row.last_seen}" if row.flows else ""
-        others = f"  and {row.others} more pairs alike" if row.others else ""
-        port = f" {row.port}" if row.port and row.port != row.protocol else ""
+    for found in alike.values():
+        first = found[0]
         paper.line(
             1,
-            (row.before, COLOURS.get(row.before, "")),
+            (first.before, COLOURS.get(first.before, "")),
             " → ",
-            (row.after, COLOURS.get(row.after, "")),
-            f"  {row.source} → {row.destination}  {row.protocol}{port}",
-            (counted + others, "dim"),
+            (first.after, COLOURS.get(first.after, "")),
+            f"  by {first.direction}",
         )
-        paper.line(2, (f"{row.direction} now ", "dim"), "; ".join(row.before_rules))
-        paper.line(2, (f"{row.direction} then ", "dim"), "; ".join(row.after_rules))
+        paper.line(2, ("now  ", "dim"), "; ".join(first.before_rules))
+        paper.line(2, ("then ", "dim"), "; ".join(first.after_rules))
+        shown = found if verbose else found[:SHOWN_ALIKE]
+        for row in shown:
+            _print_ends(paper, row)
+        if len(shown) < len(found):
+            paper.line(3, (f"and {len(found) - len(shown)} more: -v lists all", "dim"))
+
+
+def _print_ends(paper: Paper, row: Difference) -> None:
+    counted = f"  {row.flows} seen, last {row.last_seen}" if row.flows else ""
+    others = f"  and {row.others} more pairs alike" if row.others else ""
+    port = f" {row.port}" if row.port and row.port != row.protocol else ""
+    paper.line(
+        3, f"{row.source} → {row.destination}  {row.protocol}{port}", (counted + others, "dim"), mark="·"
+    )

@@ -58,7 +58,7 @@ def get_policies(
             (
                 p.kind,
                 f"{p.namespace}/{p.name}" if p.namespace else p.name,
-                p.state,
+                f"{p.state}, audit" if p.audit else p.state,
                 p.endpoints,
                 tuple(f"{problem.path}: {problem.sentence}" for problem in p.problems),
                 tuple(f"{warning.path}: {warning.sentence}" for warning in p.warnings),
@@ -170,6 +170,9 @@ def check_policies(
     ] = None,
     since: Annotated[str, typer.Option(help="How far back flows are compared: 90s, 5m, 1h, or 0.")] = "5m",
     fail_on: Annotated[FailOn, typer.Option(help="Which findings give exit status 1.")] = FailOn.NEWLY_DENIED,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List all flows and pairs that change.")
+    ] = False,
     output: Output = Format.TABLE,
     socket: AgentSocket = None,
 ) -> None:
@@ -199,7 +202,7 @@ def check_policies(
     else:
         from cilia.cli.explain import print_report
 
-        print_report(report)
+        print_report(report, verbose=verbose)
     raise typer.Exit(exit_code(report, fail_on))
 
 

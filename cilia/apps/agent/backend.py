@@ -275,7 +275,9 @@ class AgentBackend(TableBackend):
         return msgspec.structs.replace(
             found,
             policies=tuple(
-                msgspec.structs.replace(view, endpoints=sum(subjects[s] for s in concern.subjects))
+                msgspec.structs.replace(
+                    view, endpoints=sum(subjects[s] for s in concern.subjects), audit=concern.noted
+                )
                 if (concern := concerns.get((view.kind, view.namespace, view.name))) is not None
                 else view
                 for view in found.policies

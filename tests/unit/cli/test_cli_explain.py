@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from cilia.api.client import AgentError
@@ -279,8 +280,9 @@ def test_a_report_for_people(cilia: Run, tmp_path: Path) -> None:
     out = cilia(f"policy check {tmp_path}")[1]
     for words in (
         "would replace CiliumNetworkPolicy demo/web",
-        "allow → deny  demo/client-0 → demo/web-0  TCP 80  7 seen",
-        "ingress then default deny",
+        "allow → deny  by ingress",
+        "· demo/client-0 → demo/web-0  TCP 80  7 seen",
+        "then default deny",
         "Newly denied: 1, newly allowed: 0",
         "Note: Some was left out.",
     ):
@@ -303,3 +305,15 @@ def test_unused_rules_with_since_when(cilia: Run) -> None:
 def test_completion_offers_what_there_is(agent: type[FakeClient]) -> None:
     agent.answers["policies"] = AgentError("There is no agent.")
     assert completing.complete_policies("Net") == []
+
+
+def test_what_the_same_rules_decide_is_told_together(cilia: Run, agent: type[FakeClient]) -> None:
+    flow = REPORT.flows[0]
+    many = tuple(msgspec.structs.replace(flow, source=f"demo/client-{number}") for number in range(9))
+    agent.answers["check"] = msgspec.structs.replace(REPORT, flows=many)
+    out = cilia("policy check --delete NetworkPolicy/demo/web")[1]
+    assert out.count("default deny") == 1
+    assert out.count("→ demo/web-0  TCP 80  7 seen") == 6
+    assert "and 3 more: -v lists all" in out
+    out = cilia("policy check -v --delete NetworkPolicy/demo/web")[1]
+    assert out.count("→ demo/web-0  TCP 80  7 seen") == 9
