@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cilia.api.client import AgentClient, AgentError
+from cilia.api.types import OptionChange
 from cilia.lab import control, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 from cilia.lab.records import PodRecord
@@ -40,10 +41,14 @@ PATHS = {
     "CiliumClusterwideNetworkPolicy": "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
     "ClusterNetworkPolicy": "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
     "CiliumCIDRGroup": "/apis/cilium.io/v2/ciliumcidrgroups",
+    "Service": "/api/v1/namespaces/{}/services",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
 }
 API_VERSIONS = {
     "Namespace": "v1",
     "Pod": "v1",
+    "Service": "v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
 }
@@ -120,6 +125,17 @@ class PolicyLab:
             self.delete(policy(kind, name, {}, namespace))
         self.apply(*documents)
         self.settle()
+
+    @contextmanager
+    def mode(self, value: str) -> Iterator[None]:
+        """Enforcement (default, always, never) on every node, for the length of a block."""
+        for agent in self.agents:
+            agent.change_settings(OptionChange(options={"PolicyEnforcement": value}))
+        try:
+            yield
+        finally:
+            for agent in self.agents:
+                agent.change_settings(OptionChange(reset=("PolicyEnforcement",)))
 
     def settle(self) -> None:
         """Wait until every node enforces the policies as last written."""

@@ -41,7 +41,36 @@ GROUPS = (
     policy("CiliumCIDRGroup", "far", {"externalCIDRs": ["203.0.113.4/32"]}),
 )
 GROUPS[1]["metadata"]["labels"] = {"zone": "far"}
-TRUTH = Truth(NAMESPACES, GROUPS)
+FAR_AWAY = {"IPv4": "203.0.113.3", "IPv6": "2001:db8:203::4"}
+
+
+def service(namespace: str, name: str, **spec: Any) -> Document:
+    made = policy("Service", name, {"ports": [{"port": 80}], **spec}, namespace)
+    made["metadata"]["labels"] = {"service": name}
+    return made
+
+
+SERVICES = (
+    service("x", "back", selector={"app": "b"}),
+    service("y", "front", selector={"tier": "front"}),
+    # No selector: it stands for what its slices list.
+    {**service("x", "away"), "addresses": list(FAR_AWAY.values())},
+)
+SLICES: tuple[Document, ...] = tuple(
+    {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"away-{family.lower()}",
+            "namespace": "x",
+            "labels": {"kubernetes.io/service-name": "away"},
+        },
+        "addressType": family,
+        "endpoints": [{"addresses": [address]}],
+    }
+    for family, address in FAR_AWAY.items()
+)
+TRUTH = Truth(NAMESPACES, GROUPS, SERVICES)
 
 Case = tuple[Document, ...]
 
@@ -365,6 +394,41 @@ CILIUM |= {
     ),
 }
 
+
+def to_services(*services: Document, **more: Any) -> Document:
+    return cilium({"endpointSelector": {}, "egress": [{"toServices": list(services), **more}]})
+
+
+NAMED: dict[str, Document] = {
+    name: {"k8sService": {"serviceName": name, "namespace": space}}
+    for name, space in (("back", "x"), ("front", "y"), ("away", "x"), ("absent", "x"))
+}
+CILIUM |= {
+    "a Service of pods": (to_services(NAMED["back"]),),
+    "a Service of another namespace, ports": (to_services(NAMED["front"], toPorts=TCP_80),),
+    "a Service of addresses": (to_services(NAMED["away"]),),
+    "a Service there is not": (to_services(NAMED["absent"]),),
+    "Services by label": (
+        to_services(
+            {
+                "k8sServiceSelector": {
+                    "selector": expression("service", "In", "back", "away"),
+                    "namespace": "x",
+                }
+            }
+        ),
+    ),
+    "Services denied": (
+        cilium(
+            {
+                "endpointSelector": {},
+                "enableDefaultDeny": {"egress": False},
+                "egressDeny": [{"toServices": [NAMED["away"], NAMED["front"]]}],
+            }
+        ),
+    ),
+}
+
 # policy.networking.k8s.io/v1alpha2
 
 EVERYBODY: list[Document] = [{"namespaces": {}}]
@@ -463,7 +527,8 @@ def lab() -> Iterator[PolicyLab]:
         peers = [Peer(space, name, labels, (), ports) for space, name, _, labels, ports in PODS]
         made.start_pods([pod(peer, entry[2], SERVE) for peer, entry in zip(peers, PODS, strict=True)])
         made.route_from_outside()
-        made.apply(*GROUPS)
+        bare = ({key: value for key, value in one.items() if key != "addresses"} for one in SERVICES)
+        made.apply(*GROUPS, *bare, *SLICES)
         yield made
 
 
@@ -494,3 +559,44 @@ def test_packets_obey(lab: PolicyLab, packets: Sequence[Packet], name: str) -> N
     case = CASES[name]
     lab.replace_all(case)
     assert lab.wrong(packets, lambda packet: TRUTH.allows(case, packet)) == []
+
+
+MODES: dict[str, Case] = {
+    "no policy": (),
+    "allowed and denied": (
+        cilium(
+            {"endpointSelector": {}, "ingress": [{"fromEntities": ["all"]}], "egress": [{"toPorts": TCP_80}]}
+        ),
+        cilium({"endpointSelector": labels(app="c"), "egressDeny": [{"toEntities": ["all"]}]}, name="deny"),
+    ),
+    "in tiers": (
+        tiered(
+            "Admin",
+            10,
+            [rule("Accept", BACK), rule("Deny", TEAM_RED)],
+            [rule("Accept", EVERYBODY, word="to")],
+        ),
+    ),
+}
+ALL_ISOLATED = tuple(
+    kubernetes({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, space, "always")
+    for space in NAMESPACES
+)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_always_is_as_if_policies_isolated_everybody(
+    lab: PolicyLab, packets: Sequence[Packet], name: str
+) -> None:
+    case = MODES[name]
+    lab.replace_all(case)
+    with lab.mode("always"):
+        wrong = lab.wrong(packets, lambda packet: TRUTH.allows((*case, *ALL_ISOLATED), packet))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_never_is_as_if_there_were_no_policies(lab: PolicyLab, packets: Sequence[Packet], name: str) -> None:
+    lab.replace_all(MODES[name])
+    with lab.mode("never"):
+        assert lab.wrong(packets, lambda packet: True) == []
