@@ -256,7 +256,8 @@ def block(rng: random.Random) -> Cidr:
     family = rng.choice((PREFIXES, PREFIXES6))
     prefix = rng.choice(family)
     inside = [other for other in family if other != prefix and _within(other, prefix)]
-    return Cidr(prefix, tuple(sorted(rng.sample(inside, rng.randint(0, min(2, len(inside)))))))
+    excepts = tuple(sorted(rng.sample(inside, rng.randint(0, min(2, len(inside))))))
+    return Cidr(prefix, excepts, rng.random() < 0.3)
 
 
 def _within(inner: str, outer: str) -> bool:

@@ -232,6 +232,8 @@ def means(facts: Facts, meant: WrittenPeer, peer: Party | None) -> bool:
 
 def _is_within(block: Cidr, peer: Party, facts: Facts) -> bool:
     """Whether one of the addresses a peer stands for is in a block."""
+    if block.outside and _is_node(peer.labels):
+        return False
     return any(
         _within(network, block.prefix) and not any(_within(network, part) for part in block.excepts)
         for network in addresses(peer, facts)

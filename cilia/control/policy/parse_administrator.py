@@ -24,6 +24,7 @@ from cilia.control.policy.rules import (
     TCP,
     UDP,
     Action,
+    Cidr,
     Inside,
     Peer,
     PortName,
@@ -179,7 +180,7 @@ class _Rule:
             yield None, self._action
             return
         for block in blocks:
-            yield block, self._action
+            yield Cidr(block.prefix, outside=True), self._action
         if self._action is not Action.DENY and prefixes:
             yield Inside(prefixes, True), self._action
         if self._action is not Action.ALLOW and prefixes:

@@ -94,11 +94,13 @@ HAS_NAMESPACE = exists("k8s", NAMESPACE)
 class Cidr(msgspec.Struct, frozen=True, cache_hash=True):
     """Addresses outside the cluster within `prefix` and in none of `excepts` (canonical text, sorted).
 
-    Pods and nodes are never meant, whatever their addresses.
+    Pods are never meant, whatever their addresses; nodes only where the agents say that CIDR rules mean them.
     """
 
     prefix: str
     excepts: tuple[str, ...] = ()
+    outside: bool = False
+    """Nodes are not meant even then: `Inside` speaks of them."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class Block:
 
     def __init__(self, cidr: Cidr) -> None:
         self.span = Span(cidr.prefix)
+        self.outside = cidr.outside
         self._excepts = Prefixes(cidr.excepts) if cidr.excepts else _NOTHING
 
     def leaves_out(self, span: Span) -> bool:
@@ -170,6 +171,8 @@ class IdentityIndex:
             first, last, identity = line[place]
             if first > block.span.last:
                 break
+            if block.outside and is_node(self._labels[identity]):
+                continue
             if last <= block.span.last and not block.leaves_out(self._span(block, identity, first, last)):
                 yield identity
 
@@ -304,10 +307,11 @@ class Selections:
                     if askers is not None:
                         asking.update(askers)
         found = {held for held, selector in asking.items() if selector.matches(labels)}
+        node = is_node(labels)
         for span in self.index.spans(identity):
             for prefix in span.around(self._lengths.of(span.version)):
                 for cidr, block in self._blocks.get(prefix, {}).items():
-                    if not block.leaves_out(span):
+                    if not (node and block.outside) and not block.leaves_out(span):
                         found.update(self._speaking[cidr][1])
         return found
 

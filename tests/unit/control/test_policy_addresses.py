@@ -89,12 +89,14 @@ def test_users_are_counted() -> None:
 class Story:
     """A policy that denies a network, a local pod `web`, and peers that come and go."""
 
-    def __init__(self, action: str = "Deny") -> None:
+    def __init__(self, action: str = "Deny", *, cidr_nodes: bool = False) -> None:
         self.inputs, self.desired = Inputs(), Desired()
         own = Node(name="here", addresses=("172.18.0.2",), router_addresses=("10.9.0.1",))
         rules = RuleNode(self.inputs)
-        self.identities = IdentityNode(self.inputs, self.desired, rules, node="here", own=own)
-        self.policies = PolicyNode(self.inputs, self.desired, rules, own=own)
+        self.identities = IdentityNode(
+            self.inputs, self.desired, rules, node="here", own=own, cidr_nodes=cidr_nodes
+        )
+        self.policies = PolicyNode(self.inputs, self.desired, rules, own=own, cidr_nodes=cidr_nodes)
         self.rules = rules
         for identity in (WEB, DB):
             self.inputs.cluster_identities.put(identity)
@@ -178,3 +180,15 @@ def test_the_own_node_is_denied_by_any_of_its_addresses(network: str) -> None:
     assert not story.allows(HOST)
     story.networks("Deny", "::/0")
     assert story.allows(HOST)
+
+
+def test_where_cidr_rules_mean_nodes_one_address_of_the_own_node_is_still_not_all() -> None:
+    """A Pass that took one address for the node would skip the denial of its others."""
+    story = Story(cidr_nodes=True)
+    spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}
+    egress = [
+        {"action": "Pass", "to": [{"networks": ["172.18.0.2/32"]}]},
+        {"action": "Deny", "to": [{"networks": ["10.9.0.0/16"]}]},
+    ]
+    story.inputs.policies.put(policy("ClusterNetworkPolicy", "p", spec | {"egress": egress}))
+    assert not story.allows(HOST)

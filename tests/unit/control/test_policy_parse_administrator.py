@@ -132,7 +132,10 @@ def test_networks_are_blocks_outside_the_cluster() -> None:
     assert allows(parsed, WORLD4, direction=OUT)
     rules = egress("{action: Accept, to: [{networks: [10.9.9.9/8]}]}").sections[0].rules
     assert {rule.ref.path for rule in rules} == {"spec.egress[0].to[0]"}
-    assert [rule.peer for rule in rules] == [Cidr("10.0.0.0/8"), Inside(("10.0.0.0/8",), True)]
+    assert [rule.peer for rule in rules] == [
+        Cidr("10.0.0.0/8", outside=True),
+        Inside(("10.0.0.0/8",), True),
+    ]
 
 
 ALL_WITHIN, SOME_WITHIN, NONE_WITHIN = ("10.1.0.1", "10.1.0.2"), ("10.1.0.1", "10.2.0.1"), ("10.2.0.1",)
