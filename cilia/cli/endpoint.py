@@ -143,7 +143,8 @@ def endpoint_config(
       cilia endpoint config shop/web --reset
     """
     client, name = connect(socket), qualified(reference)
-    settings = client.endpoint_settings(name)
+    # Not asked before a change: an agent that is not ready yet may only take that.
+    settings = [] if changes else client.endpoint_settings(name)
     wanted = changes or (live_options(settings) if reset else [])
     if wanted:
         settings = client.change_endpoint(name, read_changes(wanted, reset))

@@ -264,6 +264,41 @@ def test_who_closed_too_much_opens_the_host_from_the_node_itself(lab: Lab) -> No
     assert lab.open_to("node-1", API_SERVER, 6443)
 
 
+def test_a_node_that_lost_its_agent_is_opened_from_itself_too(lab: Lab) -> None:
+    """A new agent hears nothing behind the closed door, so it is not ready; one word opens all the same."""
+    plan = lab.policies.plan
+    socket_path = plan.nodes[0].agent_socket
+    words = [
+        "endpoint",
+        "config",
+        str(HOST_ENDPOINT),
+        "PolicyAuditMode=Enabled",
+        "--agent-socket",
+        socket_path,
+    ]
+    lab.policies.replace_all([host_policy({"ingress": [{}], "egress": [{}]})])
+    try:
+        control.ask(plan.control_socket, {"kill_agent": "node-1"})
+        control.ask(plan.control_socket, {"start_agent": "node-1"})
+        until(lambda: "waiting for the API server" in state_of_agent(lab), "an agent that hears nothing")
+        assert not lab.open_to("node-1", API_SERVER, 6443)
+        run_cilia(*words)
+        assert lab.open_to("node-1", API_SERVER, 6443)
+        until(lambda: state_of_agent(lab) == "", "an agent that is ready")
+        assert lab.open_to("outside", lab.node(1)[0], OTHER)
+        lab.policies.replace_all([])
+    finally:
+        run_cilia("endpoint", "config", str(HOST_ENDPOINT), "--reset", "--agent-socket", socket_path)
+
+
+def state_of_agent(lab: Lab) -> str:
+    """Why node-1's agent is not ready; empty when it is."""
+    try:
+        return lab.policies.agents[0].status().agent.msg
+    except AgentError as error:
+        return str(error)
+
+
 def talk(ours: socket.socket, theirs: socket.socket) -> bool:
     """Whether words pass both ways."""
     for sender, receiver in ((ours, theirs), (theirs, ours)):

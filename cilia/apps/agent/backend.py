@@ -47,7 +47,7 @@ from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
-from cilia.model.endpoint import Endpoint, EndpointEntry
+from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, EndpointEntry
 from cilia.model.explain import CheckReport, Explanation
 from cilia.model.ids import EndpointId, SubjectId
 from cilia.wire import cni
@@ -356,8 +356,10 @@ class AgentBackend(TableBackend):
     async def change_endpoint(
         self, reference: EndpointReference, change: OptionChange, caller: Caller
     ) -> list[Setting]:
-        endpoint = self._endpoint(reference)
         wanted = read_change(change, ENDPOINT_OPTIONS)
+        if self._condition.doing and reference.id == HOST_ENDPOINT and wanted["audit"]:
+            return self._open_host(caller)
+        endpoint = self._endpoint(reference)
         self._require_ready()
         try:
             self._switches.change(endpoint, wanted, caller)
@@ -365,6 +367,16 @@ class AgentBackend(TableBackend):
             raise _not_saved(error) from error
         await self._enforced(lambda: [row.subject for row in self._entries(endpoint.id)])
         return await self.endpoint_settings(reference)
+
+    def _open_host(self, caller: Caller) -> list[Setting]:
+        """A host that a predecessor's policy closed too much keeps its agent from hearing of a better one: it
+        is opened at once, and in audit when the agent is ready. Raises ApiError 503."""
+        try:
+            opened = self._switches.open_host(caller)
+        except OSError as error:
+            raise _not_saved(error) from error
+        self._kernel.settings.host_policy = False
+        return opened
 
     def _entries(self, identifier: EndpointId) -> list[EndpointEntry]:
         row = self.desired.endpoint_entries.get(identifier)

@@ -11,7 +11,7 @@ from cilia.api.types import Setting
 from cilia.apps.agent.live import Value, who
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles
-from cilia.model.endpoint import Endpoint
+from cilia.model.endpoint import HOST_ENDPOINT, Endpoint
 from cilia.schema import EndpointOptions, Inputs
 
 log = structlog.get_logger(__name__)
@@ -55,6 +55,13 @@ class EndpointSwitches:
             after="as annotated" if audit is None else audit,
             **who(caller),
         )
+
+    def open_host(self, caller: Caller) -> list[Setting]:
+        """Put the host in audit, though nothing is known of it yet. Raises OSError; nothing changed then."""
+        self._files.save_audit(HOST_ENDPOINT, True)
+        self._inputs.endpoint_options.put(EndpointOptions(endpoint=HOST_ENDPOINT, audit=True))
+        log.warning("host opened before the agent is ready", setting="audit", after=True, **who(caller))
+        return [Setting(name="policy-audit-mode", value=True, source="live", option="PolicyAuditMode")]
 
     def forget_gone(self) -> None:
         """Drop the switches of endpoints that are no more: their numbers come again."""
