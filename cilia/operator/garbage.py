@@ -185,6 +185,12 @@ class GarbageCollector:
             )
         except cluster.NotFound:
             return
+        except cluster.Unavailable:
+            raise
+        except StoreError as error:
+            # One that the server refuses to change must not keep the others as they are.
+            log.warning("nodes that are gone stay in a status", name=meta.name, error=str(error))
+            return
         log.info("nodes that are gone taken out of a status", kind=resource.kind, name=meta.name, nodes=gone)
 
     async def collect_identities(self) -> None:

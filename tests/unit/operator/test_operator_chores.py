@@ -220,6 +220,32 @@ def test_what_a_node_that_is_gone_said_of_a_policy_goes_and_the_rest_stays() -> 
     run(story)
 
 
+def test_one_policy_that_may_not_be_written_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(memory: MemoryStore) -> None:
+        await memory.put(CILIUM_NODES, node("n1"))
+        for name in ("a-refused", "b"):
+            status = {"nodes": {"n2": {"ok": True}}}
+            await memory.put(
+                cluster.CILIUM_NETWORK_POLICIES,
+                {"metadata": {"name": name, "namespace": "demo"}, "status": status},
+            )
+        patch = memory.patch
+
+        async def refusing(resource: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+            if name == "a-refused":
+                raise cluster.Invalid("a webhook says no")
+            return await patch(resource, name, *args, **kwargs)
+
+        monkeypatch.setattr(memory, "patch", refusing)
+        await collector(memory).collect_words()
+        left = memory.fields(cluster.CILIUM_NETWORK_POLICIES, "b", "demo")["status"]["nodes"]
+        assert left == {}
+
+    run(story)
+
+
 def test_one_look_deletes_only_so_many() -> None:
     async def story(memory: MemoryStore) -> None:
         for index in range(5):
