@@ -434,6 +434,8 @@ CILIUM |= {
 EVERYBODY: list[Document] = [{"namespaces": {}}]
 TEAM_RED = [{"namespaces": labels(team="red")}]
 BACK = [{"pods": {"namespaceSelector": {}, "podSelector": labels(tier="back")}}]
+OF_PODS = ["10.244.0.0/16", "fd00:10:244::/48"]
+"""The addresses of all pods."""
 NOTHING_IN = tuple(kubernetes({"podSelector": {}}, space) for space in NAMESPACES)
 
 
@@ -501,6 +503,21 @@ TIERED: dict[str, Case] = {
             ],
             subject={"pods": {"namespaceSelector": labels(team="red"), "podSelector": {}}},
         ),
+    ),
+    "ways to the addresses of pods": (
+        tiered("Admin", 5, egress=[rule("Deny", [{"networks": OF_PODS}], word="to")]),
+    ),
+    "ways to other than the addresses of pods": (
+        tiered(
+            "Admin",
+            5,
+            egress=[
+                rule("Pass", [{"networks": OF_PODS}], every_port("tcp"), word="to"),
+                rule("Accept", [{"networks": OF_PODS}], every_port("udp"), word="to"),
+                rule("Deny", [{"networks": ["0.0.0.0/0", "::/0"]}], word="to"),
+            ],
+        ),
+        kubernetes({"podSelector": labels(app="a"), "egress": [{"ports": [{"port": 80}]}]}),
     ),
     "a name of a port": (
         tiered("Admin", 5, [rule("Accept", EVERYBODY, {"destinationNamedPort": "web"})]),
