@@ -21,7 +21,9 @@ STATE_STYLE = {"ready": "green", "valid": "green", "invalid": "bold red", "allow
 PIPE_WIDTH = 10_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal obeys, and what turns text around."""
-_CONTROL_BESIDE_COLOURS = re.compile(rf"(?P<ours>\x1b\[(?:[012]|3[1-6])m|\n)|{_CONTROL.pattern}")
+_COLOUR = r"\x1b\[(?:[012](?:;(?:0|3[1-6]))?|3[1-6])m"
+"""One of ours: plain, bold or dim, alone or with a colour."""
+_CONTROL_BESIDE_COLOURS = re.compile(rf"(?P<ours>{_COLOUR}|\n)|{_CONTROL.pattern}")
 
 
 class Format(enum.StrEnum):

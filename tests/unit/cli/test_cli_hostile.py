@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cilia.cli import main
+from cilia.cli import flows, main
 from cilia.cli.explain import print_explanation
 from cilia.cli.output import print_json, print_table, printable, printable_lines
 from cilia.model.explain import End, Explanation, RuleStory, Side
@@ -28,7 +28,10 @@ def harmless(text: str) -> bool:
 def test_what_a_terminal_obeys_is_spelt_out() -> None:
     assert printable(EVIL) == ("a\\x1b[2Jb\\x1b]0;title\\x07c\\x9b31md\\u202ee\\rf\\ng\\x1b[8mh\\x00")
     assert printable("demo/wéb 名前") == "demo/wéb 名前"
-    assert printable_lines("\x1b[31mred\x1b[0m\nnext") == "\x1b[31mred\x1b[0m\nnext"
+    for colour in (*flows.VERDICT_COLOURS.values(), "0", flows.CYAN, flows.MAGENTA):
+        for painted in (colour, f"{flows.BOLD};{colour}"):
+            line = f"\x1b[{painted}mcoloured\x1b[0m\nnext"
+            assert printable_lines(line) == line
     assert harmless(printable_lines(EVIL))
 
 
