@@ -1,13 +1,15 @@
 """Whose addresses lie where: the identities of pods and nodes that peers of kind `Inside` mean.
 
 Counted, not listed: of each identity how many addresses it has, and how many of these lie within each peer in
-use. An address that comes or goes costs one look at each of these peers.
+use. An address that comes or goes costs one look at each of these peers; a peer that comes costs what lies
+within it, since the addresses are kept in order from the first peer on.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 
 from cilia.control.policy.rules import Inside
 from cilia.control.policy.spans import Prefixes, Span
@@ -24,6 +26,7 @@ class _Held:
 
     def __init__(self, peer: Inside) -> None:
         self.prefixes = Prefixes(peer.prefixes)
+        """As written: they may nest."""
         self.inside: Counter[IdentityId] = Counter()
         self.members: set[IdentityId] = set()
         self.users = 1
@@ -36,6 +39,8 @@ class Addresses:
         self._claims: dict[Hashable, Claim] = {}
         self._totals: Counter[IdentityId] = Counter()
         self._held: dict[Inside, _Held] = {}
+        self._lines: dict[int, list[tuple[int, IdentityId]]] | None = None
+        """By family, every address with its identity, in order; None before anybody asks."""
 
     def __contains__(self, identity: object) -> bool:
         """Whether an identity has any address."""
@@ -69,8 +74,8 @@ class Addresses:
             held.users += 1
             return
         held = self._held[peer] = _Held(peer)
-        for identity, addresses in self._claims.values():
-            held.inside[identity] += _within(held.prefixes, addresses)
+        for span in _apart(peer.prefixes):
+            held.inside.update(self._between(span))
         for identity in list(held.inside):
             self._settle(peer, held, identity)
 
@@ -103,7 +108,33 @@ class Addresses:
             found.setdefault(identity, set()).update(addresses)
         return {identity: frozenset(addresses) for identity, addresses in found.items()}
 
+    def _between(self, span: Span) -> Iterator[IdentityId]:
+        """Of every address in a prefix its identity."""
+        if self._lines is None:
+            self._lines = {4: [], 6: []}
+            for identity, addresses in self._claims.values():
+                for one in map(Span, addresses):
+                    self._lines[one.version].append((one.first, identity))
+            for line in self._lines.values():
+                line.sort()
+        line = self._lines[span.version]
+        start = bisect.bisect_left(line, (span.first,))
+        stop = bisect.bisect_left(line, (span.last + 1,))
+        return (line[place][1] for place in range(start, stop))
+
+    def _file(self, identity: IdentityId, addresses: Iterable[str], sign: int) -> None:
+        """Keep the order of addresses, if anybody has asked for it."""
+        if self._lines is None:
+            return
+        for one in map(Span, addresses):
+            line, entry = self._lines[one.version], (one.first, identity)
+            if sign > 0:
+                bisect.insort(line, entry)
+            else:
+                del line[bisect.bisect_left(line, entry)]
+
     def _count(self, identity: IdentityId, addresses: tuple[str, ...], sign: int) -> None:
+        self._file(identity, addresses, sign)
         self._totals[identity] += sign * len(addresses)
         if not self._totals[identity]:
             del self._totals[identity]
@@ -120,6 +151,15 @@ class Addresses:
             return False
         (held.members.add if meant else held.members.discard)(identity)
         return True
+
+
+def _apart(prefixes: Iterable[str]) -> list[Span]:
+    """Prefixes without those that lie within another."""
+    found: list[Span] = []
+    for span in sorted(map(Span, prefixes), key=lambda span: span.bits):
+        if not any(span.within(wider) for wider in found):
+            found.append(span)
+    return found
 
 
 def _within(prefixes: Prefixes, addresses: Iterable[str]) -> int:

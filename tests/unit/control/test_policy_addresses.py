@@ -76,6 +76,17 @@ def test_counting_equals_listing() -> None:
             assert addresses.select(peer) == addresses.members(peer)
 
 
+def test_prefixes_that_nest_count_once() -> None:
+    nested = Inside(("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"), True)
+    addresses = Addresses()
+    addresses.claim(1, (IdentityId(300), ("10.1.2.3", "10.1.2.3", "10.200.0.1")))
+    addresses.claim(2, (IdentityId(301), ("10.1.2.3", "11.0.0.1")))
+    assert addresses.select(nested) == {300}
+    addresses.acquire(nested)
+    addresses.claim(2, (IdentityId(301), ("10.1.2.3",)))
+    assert addresses.members(nested) == addresses.select(nested) == {300, 301}
+
+
 def test_users_are_counted() -> None:
     addresses = Addresses()
     addresses.acquire(SOME)
