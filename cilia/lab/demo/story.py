@@ -1,4 +1,4 @@
-"""The eight steps. Every step ends in a check; what is not as expected raises Unexpected."""
+"""The nine steps. Every step ends in a check; what is not as expected raises Unexpected."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from cilia.lab.records import PodRecord
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "demo"
 POLICY_FILES = ("1-networkpolicy.yaml", "2-ciliumnetworkpolicy.yaml", "3-ciliumclusterwidenetworkpolicy.yaml")
+PROPOSAL = EXAMPLES.parent / "tour" / "visitors.yaml"
+PROGRAM = (sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()")
 PATIENCE = 20.0
 """Seconds a thing may take to come true before it counts as not coming."""
 STREAM_RATE = 4 << 20
@@ -50,6 +52,7 @@ class Story:
             self._apply_policies()
             self._second_matrix()
             self._show_flows()
+            self._ask_why()
             self._kill_agent()
         except BaseException:
             teardown.take_down(self._plan.name, Path(self._plan.state).parent)
@@ -207,10 +210,35 @@ class Story:
             self._stage.done(f"{kind} {name} decided {len(named)} flows, {dropped} of them dropped")
 
     def _observe(self, node: NodePlan, *arguments: str) -> list[str]:
-        program = [sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()"]
-        return [*program, "observe", "--server", f"unix://{node.hubble_socket}", *arguments]
+        return [*PROGRAM, "observe", "--server", f"unix://{node.hubble_socket}", *arguments]
 
-    # -- 7: the agent dies -----------------------------------------------------------------------------------
+    # -- 7: reasons ------------------------------------------------------------------------------------------
+
+    def _ask_why(self) -> None:
+        """Explain a flow that was dropped, then check a policy that nobody has applied."""
+        node = self._plan.nodes[0]
+        agent = ("--agent-socket", node.agent_socket)
+        with self._stage.step("why was one dropped, and what would another policy change?"):
+            dropped = ("--verdict", "DROPPED", "--protocol", "tcp", "--last", "1", "-o", "json")
+            flow = self._run(self._observe(node, "--to-pod", "shop/frontend-1", *dropped))
+            uuid = msgspec.json.decode(flow)["flow"]["uuid"]
+            told = self._run([*PROGRAM, "policy", "explain", uuid, *agent])
+            self._tell(
+                "policy explain FLOW-UUID", told, ("DENY ", "Denied by", "because it wants", "Add this rule")
+            )
+            told = self._run([*PROGRAM, "policy", "check", str(PROPOSAL), *agent])
+            self._tell("policy check visitors.yaml", told, ("would add", "allow → audit", "Newly denied: 0"))
+
+    def _tell(self, command: str, answer: str, beginnings: tuple[str, ...]) -> None:
+        """Show the first line of an answer that begins in each of these ways; all must be there."""
+        lines = [line.strip() for line in answer.splitlines()]
+        self._stage.done(f"cilia {command}")
+        for words in beginnings:
+            found = next((line for line in lines if line.startswith(words)), "")
+            self._expect(bool(found), f"a line `{words} ...` of `cilia {command}`", answer)
+            self._stage.note(found)
+
+    # -- 8: the agent dies -----------------------------------------------------------------------------------
 
     def _kill_agent(self) -> None:
         node = self._plan.nodes[0]
@@ -261,7 +289,7 @@ class Story:
             raise Unexpected(f"the endpoints of {node.name}", str(error)) from error
         return [view for view in views if view.status.external_identifiers.pod_name]
 
-    # -- 8: the end ------------------------------------------------------------------------------------------
+    # -- 9: the end ------------------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
         with self._stage.step("everything is torn down"):

@@ -16,7 +16,7 @@ from cilia.cli.output import print_json, print_table, printable, printable_lines
 from cilia.model.explain import End, Explanation, RuleStory, Side
 
 EVIL = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\rf\ng\x1b[8mh\x00"
-COLOURS = re.compile(r"\x1b\[(?:[012]|3[1-6])m")
+COLOURS = re.compile(r"\x1b\[(?:[012](?:;(?:0|3[1-6]))?|3[1-6])m")
 OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
 
 
