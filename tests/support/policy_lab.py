@@ -193,6 +193,31 @@ class PolicyLab:
             until(partial(self._reachable, agent, addresses), "a node to know all pods")
         self.settle()
 
+    def relabel(self, peer: Peer, labels: dict[str, str]) -> None:
+        """Give a pod other labels, and wait until every node knows it by them."""
+        path = PATHS["Pod"].format(peer.namespace)
+        answer = self.api.merge(f"{path}/{peer.name}", {"metadata": {"labels": labels}})
+        assert answer.code < 300, answer.body
+        wanted = {f"k8s:{key}={value}" for key, value in labels.items()}
+        addresses = set(self.record(peer).ips)
+
+        def known() -> bool:
+            ours = [
+                view.status.identity.id
+                for agent in self.agents
+                for view in agent.endpoints()
+                if view.status.external_identifiers.pod_name == f"{peer.namespace}/{peer.name}"
+                and wanted <= set(view.status.identity.labels)
+            ]
+            return bool(ours) and all(
+                entry.identity == ours[0]
+                for agent in self.agents
+                for entry in agent.addresses()
+                if entry.cidr.partition("/")[0] in addresses
+            )
+
+        until(known, f"every node to know {peer.name} by its labels")
+
     def _reachable(self, agent: AgentClient, addresses: set[str]) -> bool:
         known = {entry.cidr.partition("/")[0] for entry in agent.addresses() if entry.identity >= 256}
         states = {view.status.state for view in agent.endpoints()}

@@ -16,8 +16,8 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +44,8 @@ class Revision:
     """Policies, and from when to when they came into force (monotonic seconds)."""
 
     policies: tuple[Document, ...] = ()
+    apps: Mapping[str, str] = field(default_factory=dict)
+    """The label `app` of pods (by name) that have another one than at first."""
     written: float = float("-inf")
     enforced: float = float("-inf")
 
@@ -151,6 +153,9 @@ class Report:
     """Got through although no revision that could have judged them allows it."""
     lost: list[str] = field(default_factory=list)
     """Were dropped although each revision that could have judged them allows it."""
+    unknown: int = 0
+    """The same, while an end was being relabelled: until the receiving node hears of the new identity too, it
+    believes nobody who claims it."""
 
 
 def judge(traffic: Traffic, revisions: Sequence[Revision], truth: Truth) -> Report:
@@ -171,6 +176,9 @@ def judge(traffic: Traffic, revisions: Sequence[Revision], truth: Truth) -> Repo
         if came and not all(any(side) for side in sides):
             report.passed.append(_say(packet, moment, revisions[first : last + 1]))
         if not came and all(all(side) for side in sides):
+            if verdicts.are_relabelled(packet, first, last):
+                report.unknown += 1
+                continue
             report.lost.append(_say(packet, moment, revisions[first : last + 1]))
     return report
 
@@ -185,13 +193,26 @@ class _Verdicts:
 
     def of(self, revision: int, packet: Packet, ingress: bool) -> bool:
         """What one end says under a revision."""
-        ends = packet.source.labels["app"], packet.target.labels["app"]
-        key = (revision, *ends, packet.port, ingress)
+        source, target = self._app(revision, packet.source), self._app(revision, packet.target)
+        key = (revision, source, target, packet.port, ingress)
         found = self._known.get(key)
         if found is None:
+            called = replace(
+                packet,
+                source=replace(packet.source, labels={"app": source}),
+                target=replace(packet.target, labels={"app": target}),
+            )
             policies = self._revisions[revision].policies
-            found = self._known[key] = self._truth.side_allows(policies, Side(packet, ingress))
+            found = self._known[key] = self._truth.side_allows(policies, Side(called, ingress))
         return found
+
+    def are_relabelled(self, packet: Packet, first: int, last: int) -> bool:
+        """Whether revisions call an end of the packet differently."""
+        ends = (packet.source, packet.target)
+        return any(self._app(n, end) != self._app(first, end) for n in range(first, last + 1) for end in ends)
+
+    def _app(self, revision: int, peer: Peer) -> str:
+        return self._revisions[revision].apps.get(peer.name, peer.labels["app"])
 
 
 def _say(packet: Packet, moment: float, revisions: Sequence[Revision]) -> str:
