@@ -29,7 +29,7 @@ from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
 from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.resolve import Group, Meant
+from cilia.control.policy.resolve import Group
 from cilia.control.policy.rules import (
     ALL_PORTS,
     TCP,
@@ -44,6 +44,7 @@ from cilia.control.policy.rules import (
     exists,
 )
 from cilia.control.policy.selection import Selections, cidr_label
+from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import Attachment, Endpoint, NamedPort
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision

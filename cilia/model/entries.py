@@ -7,7 +7,7 @@ references; a changed copy shares all that did not change, so that one peer more
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from cilia.model.ids import IdentityId
@@ -65,23 +65,6 @@ class Entries(Mapping[EntryKey, Entry]):
                 self._own(_bucket(direction, peer))[peer] = layer
                 self._size += len(layer)
 
-    @classmethod
-    def of_sides(cls, sides: Mapping[int, Mapping[IdentityId, Layered]]) -> Entries:
-        """Who holds which layer, none of them empty, by direction."""
-        made = cls()
-        for direction, peers in sides.items():
-            if len(peers) < _PEERS:
-                for peer, holder in peers.items():
-                    made._own(_bucket(direction, peer))[peer] = holder.layer
-            else:
-                parts: list[Bucket] = [{} for _ in range(_PEERS)]
-                for peer, holder in peers.items():
-                    parts[peer % _PEERS][peer] = holder.layer
-                made._buckets[direction & 1 :: 2] = parts
-            counted = Counter(peers.values())
-            made._size += sum(count * len(holder.layer) for holder, count in counted.items())
-        return made
-
     def _own(self, number: int) -> Bucket:
         """A part to write into; only for who is being made."""
         if self._buckets[number] is _EMPTY:
@@ -96,6 +79,51 @@ class Entries(Mapping[EntryKey, Entry]):
             layer = layers.setdefault((key.direction, key.peer), {})
             layer[key.protocol, key.port, key.bits] = entry
         return cls(layers.items())
+
+    def with_side(self, direction: int, peers: Mapping[IdentityId, Layered]) -> Entries:
+        """A copy in which a direction has just these peers, each with the layer of its holder, none empty."""
+        copy = Entries.__new__(Entries)
+        copy._buckets = list(self._buckets)
+        before = (len(layer) for part in self._buckets[direction & 1 :: 2] for layer in part.values())
+        counted = Counter(peers.values())
+        now = sum(count * len(holder.layer) for holder, count in counted.items())
+        copy._size = self._size - sum(before) + now
+        copy._buckets[direction & 1 :: 2] = [_EMPTY] * _PEERS
+        if len(peers) < _PEERS:
+            for peer, holder in peers.items():
+                copy._own(_bucket(direction, peer))[peer] = holder.layer
+        else:
+            parts: list[Bucket] = [{} for _ in range(_PEERS)]
+            for peer, holder in peers.items():
+                parts[peer % _PEERS][peer] = holder.layer
+            copy._buckets[direction & 1 :: 2] = parts
+        return copy
+
+    def relaid(self, direction: int, layers: Sequence[tuple[Sequence[IdentityId], Layer]]) -> Entries:
+        """A copy in which some peers of a direction have other layers; an empty one removes them."""
+        if not layers:
+            return self
+        copy = Entries.__new__(Entries)
+        buckets = copy._buckets = list(self._buckets)
+        size = self._size
+        side = direction & 1
+        own: set[int] = set()
+        for peers, layer in layers:
+            for peer in peers:
+                number = peer % _PEERS << 1 | side
+                if number not in own:
+                    own.add(number)
+                    buckets[number] = dict(buckets[number])
+                bucket = buckets[number]
+                if peer in bucket:
+                    size -= len(bucket[peer])
+                bucket[peer] = layer
+            if not layer:
+                for peer in peers:
+                    del buckets[_bucket(direction, peer)][peer]
+            size += len(peers) * len(layer)
+        copy._size = size
+        return copy
 
     def replaced(self, layers: Mapping[Place, Layer | None]) -> Entries:
         """A copy with other layers at some places; None or an empty layer removes what stands there."""

@@ -16,7 +16,7 @@ import msgspec
 from cilia.control.policy import oracle
 from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.resolve import Group, Meant
+from cilia.control.policy.resolve import Group
 from cilia.control.policy.rules import (
     ALL_PORTS,
     ICMP,
@@ -43,6 +43,7 @@ from cilia.control.policy.rules import (
     reserved,
 )
 from cilia.control.policy.selection import cidr_label
+from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import RESERVED_NAMES, UNKNOWN
 from cilia.model.ids import IdentityId

@@ -25,10 +25,11 @@ from cilia.control.policy.cookies import CookieBook
 from cilia.control.policy.expand import PolicyKey, PolicyRules, Reference, RuleNode
 from cilia.control.policy.facts import Facts
 from cilia.control.policy.naming import PortNames
-from cilia.control.policy.resolve import Group, Meant
+from cilia.control.policy.resolve import Group
 from cilia.control.policy.review import Ground, review
 from cilia.control.policy.rules import Inside, PortName, Section, Selector
 from cilia.control.policy.selection import Selections, is_node, spans_of
+from cilia.control.policy.sides import Meant
 from cilia.control.policy.subjects import SubjectAllocator
 from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import HOST
@@ -163,9 +164,9 @@ class PolicyNode:
         if modes != self._stepped:
             dirty |= self._grouped.keys()
             self._stepped = modes
-        built, published = self._regroup(dirty)
-        published |= self._patch(patches, built, stayed)
-        for key in sorted(published):
+        # Groups are derived from others: these must be current.
+        published = self._patch(patches, stayed) | self._regroup(dirty)
+        for key in sorted(published & self._grouped.keys()):
             self._desired.subjects.put(self._row(key))
         if self._cookies_changed:
             self._settle_cookies()
@@ -404,9 +405,8 @@ class PolicyNode:
 
     # Groups.
 
-    def _regroup(self, dirty: Set[SubjectKey]) -> tuple[set[GroupKey], set[SubjectKey]]:
-        """Put subjects into their groups; returns the groups made and the subjects whose row may differ."""
-        built: set[GroupKey] = set()
+    def _regroup(self, dirty: Set[SubjectKey]) -> set[SubjectKey]:
+        """Put subjects into their groups; returns the subjects whose row may differ."""
         left: set[GroupKey] = set()
         for subject in self._grouped.keys() - self._endpoints_of.keys():
             left.add(self._leave(subject))
@@ -415,17 +415,18 @@ class PolicyNode:
             key = self._key(subject)
             if self._grouped.get(subject) == key:
                 continue
+            before = None
             if subject in self._grouped:
-                left.add(self._leave(subject))
+                before = self._leave(subject)
+                left.add(before)
             if key not in self._groups:
-                self._groups[key] = self._build(key)
-                built.add(key)
+                self._groups[key] = self._build(key, self._groups.get(before) if before else None)
             self._groups[key].users.add(subject)
             self._grouped[subject] = key
         for key in left:
             if not self._groups[key].users:
                 self._dissolve(key)
-        return built, set(present)
+        return set(present)
 
     def _leave(self, subject: SubjectKey) -> GroupKey:
         key = self._grouped.pop(subject)
@@ -446,7 +447,8 @@ class PolicyNode:
         unlabelled = labels is not None and labels.has("reserved", "init")
         return PolicyMode.ALWAYS if unlabelled and self.mode is PolicyMode.DEFAULT else self.mode
 
-    def _build(self, key: GroupKey) -> Shared:
+    def _build(self, key: GroupKey, before: Shared | None) -> Shared:
+        """Make a group; `before`: the one that some subject of it was in."""
         if key == UNKNOWN:
             group = Group((), key.mode, allow_localhost=False)
         else:
@@ -466,7 +468,7 @@ class PolicyNode:
             self._speaking.setdefault(peer, set()).add(key)
         for name in group.names:
             self._calling.setdefault(name, set()).add(key)
-        group.build(self, self._cookies)
+        group.build(self, self._cookies, before.group if before is not None else None)
         shared = Shared(group, set())
         self._name_cookies(shared, group.cookies())
         return shared
@@ -483,13 +485,11 @@ class PolicyNode:
             _discard(self._calling, name, key)
         self._name_cookies(shared, frozenset())
 
-    def _patch(self, patches: Patches, built: Set[GroupKey], stayed: Set[IdentityId]) -> set[SubjectKey]:
+    def _patch(self, patches: Patches, stayed: Set[IdentityId]) -> set[SubjectKey]:
         """Bring the entries about some identities up to date; returns the subjects whose entries changed."""
         changed: set[SubjectKey] = set()
         for key, identities in patches.items():
-            shared = self._groups.get(key)
-            if shared is None or key in built:
-                continue
+            shared = self._groups[key]
             before = shared.group.entries
             shared.group.patch(identities, self, self._cookies)
             if shared.group.entries is not before:
@@ -514,7 +514,9 @@ class PolicyNode:
 
     def _name_cookies(self, shared: Shared, used: Set[Cookie]) -> None:
         """Replace the cookies a group uses; those that nobody used or uses any more are told."""
-        before, shared.cookies = shared.cookies, frozenset(used)
+        before, shared.cookies = shared.cookies, used
+        if used is before:
+            return
         came, went = shared.cookies - before, before - shared.cookies
         self._cookie_users.update(came)
         self._cookie_users.subtract(went)

@@ -90,6 +90,44 @@ def test_patched_entries_equal_those_from_scratch(part: int) -> None:
 
 
 @LIMIT
+@pytest.mark.parametrize("part", range(4))
+def test_derived_entries_equal_those_from_scratch(part: int) -> None:
+    for seed in range(part, SETTINGS, 4):
+        facts, subjects = setting(seed)
+        rng = random.Random(seed)
+        cookies = CookieBook()
+        pool = [*facts.sections, *setting(seed + 1)[0].sections, *setting(seed + 2)[0].sections]
+        identities = list(facts.identities)
+        present = set(rng.sample(identities, rng.randint(0, len(identities))))
+        known = with_sections(facts, pool)
+        before = group(known, subjects[0])
+        before.build(FactWorld(known, present), cookies)
+        for _ in range(4):
+            present ^= set(rng.sample(identities, rng.randint(0, 3)))
+            before.patch(set(identities), FactWorld(known, present), cookies)
+            gone = set(map(id, rng.sample(pool, rng.randint(0, 3))))
+            known = with_sections(facts, [section for section in pool if id(section) not in gone])
+            world = FactWorld(known, present)
+            derived, fresh = group(known, subjects[0], shuffle=rng), group(known, subjects[0])
+            kept = before.entries
+            contents = dict(kept)
+            derived.build(world, cookies, before)
+            fresh.build(world, cookies)
+            assert derived.entries == fresh.entries
+            assert len(derived.entries) == len(dict(derived.entries))
+            assert derived.cookies() == fresh.cookies()
+            assert dict(kept) == contents
+            assert before.entries is kept
+            before = derived
+
+
+def with_sections(facts: Facts, sections: list[Section]) -> Facts:
+    """The facts with other sections in force."""
+    given = {name: getattr(facts, name) for name in Facts.__struct_fields__}
+    return Facts(**given | {"sections": tuple(sections)})
+
+
+@LIMIT
 def test_a_patch_follows_numbers_of_port_names() -> None:
     for seed in range(SETTINGS):
         facts, subjects = setting(seed)

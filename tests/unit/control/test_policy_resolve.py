@@ -7,9 +7,9 @@ from collections.abc import Mapping, Set
 import msgspec
 import pytest
 
-from cilia.control.policy import layers, resolve
+from cilia.control.policy import layers, sides
 from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.resolve import Group, Meant, decide, fingerprint
+from cilia.control.policy.resolve import Group, decide, fingerprint
 from cilia.control.policy.rules import (
     ALL_PORTS,
     TCP,
@@ -25,6 +25,7 @@ from cilia.control.policy.rules import (
     Selector,
     Tier,
 )
+from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import Cookie, IdentityId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, PolicyMode, RuleRef
@@ -171,7 +172,7 @@ class TestGroup:
         assert built(Group([baseline, isolating], PolicyMode.DEFAULT), Told({WEB: {A}})) == {}
 
     def test_more_rules_than_the_number_can_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (layers, resolve):
+        for module in (layers, sides):
             monkeypatch.setattr(module, "HIGHEST_PRIORITY", 2)
         ports = [PortRange(UDP, port, port) for port in range(1, 8)]
         deny = rule("deny", WEB, ports[4], action=Action.DENY)
