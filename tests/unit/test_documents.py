@@ -15,6 +15,7 @@ PICTURES = sorted((REPOSITORY / "docs" / "pictures").glob("*.svg"))
 _CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`[^`\n]*`")
 _LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:cilia|tests|bpf|docs|bench|examples|tools|deploy|proto|control)/[\w./*-]+)`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -42,6 +43,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / place).resolve() if place else page
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_are_those_of_files(page: Path) -> None:
+    dead = []
+    for path in _PATH.findall(page.read_text()):
+        places = (path, f"{path}.py", f"cilia/{path}", f"cilia/{path}.py")
+        if not any(list(REPOSITORY.glob(place.rstrip("/"))) for place in places):
+            dead.append(path)
     assert not dead
 
 
