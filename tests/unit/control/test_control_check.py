@@ -18,6 +18,7 @@ from cilia.control.policy.rules import (
     UDP,
     Action,
     Cidr,
+    Inside,
     Peer,
     PortName,
     PortRange,
@@ -62,13 +63,20 @@ ACTORS = [
 ]
 
 
+ADDRESSES = {
+    IdentityId(300): frozenset({"10.1.0.1", "10.2.0.1"}),
+    IdentityId(301): frozenset({"10.1.0.2"}),
+    IdentityId(302): frozenset({"10.2.0.2"}),
+}
+
+
 def facts(*sections: Section) -> Facts:
     names: dict[IdentityId, frozenset[NamedPort]] = {}
     for each in ACTORS:
         party = each.party
         names[party.identity] = names.get(party.identity, frozenset()) | frozenset(party.named_ports)
     identities = {each.party.identity: each.party.labels for each in ACTORS}
-    return Facts(sections=sections, identities=identities, port_names=names)
+    return Facts(sections=sections, identities=identities, port_names=names, addresses=ADDRESSES)
 
 
 def app(name: str) -> Selector:
@@ -154,6 +162,9 @@ def test_many_ports_are_cut_and_said() -> None:
     assert len(ports) == check.PORTS_LIMIT + 3
 
 
+INSIDE = [Inside(("10.1.0.0/16",), whole) for whole in (False, True)]
+
+
 def some_section(random: random.Random, number: int) -> Section:
     choices: list[tuple[Ports, ...]] = [
         ALL_PORTS,
@@ -164,7 +175,7 @@ def some_section(random: random.Random, number: int) -> Section:
 
     def rule() -> tuple[Direction, Peer, tuple[Ports, ...], Action]:
         peer: Peer = random.choice(
-            [None, *(app(name) for name in APPS), Cidr("192.0.2.0/24", ("192.0.2.7/32",))]
+            [None, *(app(name) for name in APPS), Cidr("192.0.2.0/24", ("192.0.2.7/32",)), *INSIDE]
         )
         actions = list(Action) if tier is not Tier.NORMAL else [Action.ALLOW, Action.DENY]
         return random.choice([IN, OUT]), peer, random.choice(choices), random.choice(actions)
