@@ -47,6 +47,13 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER
 
 
+def outside_labels(prefix: str, known: Labels = Labels()) -> Labels:
+    """An address or prefix of the world as itself. `known` are the labels of the identity that stands for it:
+    an API server outside the cluster is of the world and its own entity, too."""
+    reserved = (label for label in known.items if label.source == "reserved")
+    return Labels.of([cidr_label(prefix), Label("reserved", "world"), *reserved])
+
+
 class Known(msgspec.Struct, frozen=True, kw_only=True):
     """An end, for people and for the oracle."""
 
@@ -102,7 +109,7 @@ class Ends:
     def outside(self, address: str, given: str, number: IdentityId, prefix: str = "") -> Known:
         """An address of the world: judged as itself, which no rule tells from its identity."""
         own = f"{address}/128" if ":" in address else f"{address}/32"
-        labels = Labels.of([cidr_label(own), Label("reserved", "world")])
+        labels = outside_labels(own, self._labels(number))
         return Known(
             end=End(
                 given=given,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cilia.api.backend import ApiError, Question
+from cilia.apps.agent.ends import Ends
 from cilia.apps.agent.explain import Explainer
 from cilia.control.policy.facts import Facts
 from cilia.hubble.columns import FLAG_REPLY
@@ -106,3 +107,14 @@ def test_a_flow_that_is_overwritten_is_gone() -> None:
         asyncio.run(explainer(flows).explain(Question(flow=f"{flows.boot:016x}8000{39:012x}"))).verdict
         == "allow"
     )
+
+
+def test_an_api_server_outside_is_its_entity_and_the_world() -> None:
+    number = IdentityId((1 << 24) + 5)
+    labels = Labels.parse(["cidr:192.0.2.9/32", "reserved:kube-apiserver", "reserved:world"])
+    desired = Desired()
+    desired.ipcache.put(IpcacheEntry(prefix="192.0.2.9/32", identity=number))
+    facts = Facts(sections=(), identities=IDENTITIES | {number: labels})
+    found = Ends(Inputs(), desired, facts).at("192.0.2.9", "192.0.2.9")
+    assert found.party.labels == labels
+    assert found.end.identity == number
