@@ -11,6 +11,7 @@ copies flows, no more.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 
 from cilia.api.backend import ApiError
 from cilia.api.types import CheckRequest, Document
-from cilia.apps.agent.ends import ONE_ADDRESS
+from cilia.apps.agent.ends import ONE_ADDRESS, outside_labels
 from cilia.apps.agent.explain import moment
 from cilia.cluster import manifests
 from cilia.cluster.store import CILIUM_CIDR_GROUPS, Invalid
@@ -31,7 +32,6 @@ from cilia.control.policy.facts import Facts, Party
 from cilia.control.policy.parse import RuleBook
 from cilia.control.policy.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, Cidr, Cidrs, Section
-from cilia.control.policy.selection import cidr_label
 from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, KIND_SOCKET, Mask, Words, address_words, sender_words
 from cilia.hubble.convert import address
 from cilia.hubble.directory import Party as Seen
@@ -364,11 +364,29 @@ def actors(taken: Snapshot, after: Facts) -> list[Actor]:
             party = Party(identity=number, labels=labels)
             name = next((label.key for label in labels.items if label.source == "reserved"), str(number))
             found.setdefault(party, Actor(party=party, name=name))
-    for at, prefix in enumerate(_prefixes((*facts.sections, *after.sections))):
-        labels = Labels.of([cidr_label(prefix), Label("reserved", "world")])
+    known = _known_prefixes(facts)
+    prefixes = dict.fromkeys((*_prefixes((*facts.sections, *after.sections)), *_api_servers(known)))
+    for at, prefix in enumerate(prefixes):
+        labels = outside_labels(prefix, known.get(prefix, Labels()))
         party = Party(identity=IdentityId(ONE_ADDRESS + at), labels=labels)
         found.setdefault(party, Actor(party=party, name=prefix))
     return list(found.values())
+
+
+def _known_prefixes(facts: Facts) -> dict[str, Labels]:
+    """The prefixes of the world that have an identity, with its labels."""
+    found = {}
+    for labels in facts.identities.values():
+        for label in labels.items:
+            if label.source == "cidr" and Label("reserved", "world") in labels.items:
+                found[str(ipaddress.ip_network(label.key.replace("-", ":")))] = labels
+    return found
+
+
+def _api_servers(known: Mapping[str, Labels]) -> list[str]:
+    """The addresses of API servers outside the cluster."""
+    entity = Label("reserved", "kube-apiserver")
+    return [prefix for prefix, labels in known.items() if entity in labels.items]
 
 
 def local_party(facts: Facts, endpoint: Endpoint) -> Party:
@@ -491,10 +509,11 @@ def observe(taken: Snapshot, seen: Iterable[SeenFlow]) -> list[Observed]:
     facts = taken.facts
     local = {endpoint.id: endpoint for endpoint in taken.local}
     addresses: dict[str, Actor] = {}
+    known = _known_prefixes(facts)
     found = []
     for flow in seen:
-        source = _actor(facts, local, addresses, flow.source, flow.source_address)
-        destination = _actor(facts, local, addresses, flow.destination, flow.destination_address)
+        source = _actor(facts, local, addresses, known, flow.source, flow.source_address)
+        destination = _actor(facts, local, addresses, known, flow.destination, flow.destination_address)
         if source is not None and destination is not None:
             found.append(
                 Observed(
@@ -513,17 +532,18 @@ def _actor(
     facts: Facts,
     local: Mapping[EndpointId, Endpoint],
     addresses: dict[str, Actor],
+    known: Mapping[str, Labels],
     seen: Seen,
     at: str,
 ) -> Actor | None:
     if at:
-        known = addresses.get(at)
-        if known is None:
+        actor = addresses.get(at)
+        if actor is None:
             prefix = f"{at}/128" if ":" in at else f"{at}/32"
-            labels = Labels.of([cidr_label(prefix), Label("reserved", "world")])
+            labels = outside_labels(prefix, known.get(prefix, Labels()))
             number = IdentityId(ONE_ADDRESS + len(addresses))
-            known = addresses[at] = Actor(party=Party(identity=number, labels=labels), name=at)
-        return known
+            actor = addresses[at] = Actor(party=Party(identity=number, labels=labels), name=at)
+        return actor
     name = f"{seen.namespace}/{seen.pod}" if seen.pod else ""
     endpoint = local.get(EndpointId(seen.id)) if seen.id else None
     if endpoint is not None and endpoint.pod_name == name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import msgspec
 import pytest
 
 from cilia.api.backend import ApiError
@@ -104,6 +105,14 @@ def test_objects_that_stand_beside_policies_are_left_out_and_counted() -> None:
     assert found.problems == ()
     assert found.added == ("CiliumNetworkPolicy demo/more",)
     assert found.notes[-1] == "Left out, since they are no policies: 1 Deployment, 2 Pod."
+
+
+def test_an_api_server_outside_is_its_entity_and_the_world() -> None:
+    labels = Labels.parse(["cidr:2001-db8--9/128", "reserved:kube-apiserver", "reserved:world"])
+    facts = Facts(sections=(), identities=IDENTITIES | {IdentityId((1 << 24) + 5): labels})
+    taken = msgspec.structs.replace(snapshot(), facts=facts)
+    (actor,) = [actor for actor in check.actors(taken, facts) if actor.name == "2001:db8::9/128"]
+    assert actor.party.labels == labels
 
 
 def test_removals_open_what_was_closed() -> None:
