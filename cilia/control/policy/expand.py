@@ -72,12 +72,13 @@ class PolicyRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_about_some_nodes(peer: object) -> bool:
-    """Whether a peer means nodes by more than being one."""
-    if not isinstance(peer, Selector):
+    """Whether a peer means nodes by more than being one: it could select some and not others."""
+    if not isinstance(peer, Selector) or all(r.source == "reserved" for r in peer.requirements):
         return False
     wanted = [r for r in peer.requirements if r.operator in (Operator.IN, Operator.EXISTS)]
-    nodes = any(r.source == "reserved" and r.key in _NODES for r in wanted)
-    return nodes and any(r.source != "reserved" for r in peer.requirements)
+    return not any(
+        r.key not in _NODES if r.source == "reserved" else r.key in (NAMESPACE, CLUSTER) for r in wanted
+    )
 
 
 def references_of(parsed: Parsed) -> frozenset[Reference]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from cilia.control.policy.expand import RuleNode, is_about_some_nodes
-from cilia.control.policy.rules import Cidr, Cidrs, Selector, equals, exists, reserved
+from cilia.control.policy.rules import (
+    HAS_NAMESPACE,
+    Cidr,
+    Cidrs,
+    Operator,
+    Requirement,
+    Selector,
+    equals,
+    exists,
+    reserved,
+)
 from cilia.model.labels import CLUSTER, NAMESPACE
 from cilia.model.policy import PolicyObject
 from cilia.schema import CidrGroupRow, EndpointSliceRow, Inputs, ServiceRow
@@ -154,6 +164,13 @@ def test_peers_that_tell_nodes_apart() -> None:
     assert is_about_some_nodes(Selector.of([equals("reserved", "remote-node"), zone]))
     assert is_about_some_nodes(Selector.of([exists("reserved", "host"), zone]))
     assert not is_about_some_nodes(reserved("remote-node"))
-    assert not is_about_some_nodes(Selector.of([zone]))
+    # Nothing in it leaves nodes out.
+    assert is_about_some_nodes(Selector.of([zone]))
+    elsewhere = Requirement("reserved", "health", Operator.DOES_NOT_EXIST)
+    assert is_about_some_nodes(Selector.of([zone, elsewhere]))
+    assert not is_about_some_nodes(Selector.of([zone, HAS_NAMESPACE]))
+    assert not is_about_some_nodes(Selector.of([zone, equals("k8s", CLUSTER, "default")]))
+    assert not is_about_some_nodes(Selector.of([zone, exists("reserved", "health")]))
+    assert not is_about_some_nodes(Selector())
     assert not is_about_some_nodes(Cidr("10.0.0.0/8"))
     assert not is_about_some_nodes(None)
