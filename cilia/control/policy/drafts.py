@@ -27,6 +27,8 @@ class Draft(NamedTuple):
     own: tuple[PortName, ...]
     """Names of the subject's own ports: their numbers are still to be added to the matter's prefixes."""
     ref: RuleRef
+    alone: frozenset[RuleRef]
+    """Just `ref`: the name of a rule that no other says again, made once."""
 
     def settled(self, named_ports: tuple[NamedPort, ...]) -> Matter:
         """The matter for subjects with these named ports, where there are names to settle."""
@@ -93,11 +95,12 @@ def _drafts(rule: Rule) -> Iterator[Draft]:
         if isinstance(ports, PortRange):
             found.update(dict.fromkeys(prefixes(ports)))
     own = named if rule.direction is Direction.INGRESS else ()
+    alone = frozenset({rule.ref})
     if found or own:
-        yield Draft(_shared(Matter(peer, tuple(found), None, rule.action)), own, rule.ref)
+        yield Draft(_shared(Matter(peer, tuple(found), None, rule.action)), own, rule.ref, alone)
     if rule.direction is Direction.EGRESS:
         for name in named:
-            yield Draft(_shared(Matter(peer, (), name, rule.action)), (), rule.ref)
+            yield Draft(_shared(Matter(peer, (), name, rule.action)), (), rule.ref, alone)
 
 
 def _shared(matter: Matter) -> Matter:

@@ -52,6 +52,8 @@ _KINDS = {
     (True, True): MatchKind.L3_PROTOCOL,
 }
 
+_NO_FLAGS = EntryFlags.NONE
+
 Layer = dict[Prefix, Entry]
 
 
@@ -118,8 +120,8 @@ class Namer:
     def __init__(self, cookies: CookieBook, audit: bool) -> None:
         self._cookies = cookies
         self._denial = EntryFlags.AUDIT if audit else EntryFlags.NONE
-        self._together: dict[tuple[int, ...], Entry] = {}
-        """Entries of several cookies: rivals meet again and again while layers are made."""
+        self._together: dict[tuple[int, Cookie, Cookie], Entry] = {}
+        """Entries of two cookies: rivals meet again and again while layers are made."""
 
     def forget(self) -> None:
         """Layers are made: remembered names may fall out of use from now on."""
@@ -127,25 +129,20 @@ class Namer:
 
     def rule(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> Entry:
         """The entry of rules with a rank, which says what they match."""
-        kind = _MATCHES[rank & (DENY_BIT - 1)]
-        flags = EntryFlags.NONE if allow else self._denial
-        return Entry(rank, allow, self._cookies.name(refs), kind, flags)
+        flags = _NO_FLAGS if allow else self._denial
+        return Entry(rank, allow, self._cookies.name(refs), _MATCHES[rank & (DENY_BIT - 1)], flags)
 
-    def better(self, entries: Sequence[Entry]) -> Entry:
-        """The best of several entries for one prefix; equals are named together."""
-        best, named = entries[0], [entries[0].cookie]
-        for entry in entries[1:]:
-            if entry.precedence > best.precedence:
-                best, named = entry, [entry.cookie]
-            elif entry.precedence == best.precedence and entry.cookie not in named:
-                named.append(entry.cookie)
-        if len(named) == 1:
-            return best
-        key = (best.precedence, *named)
+    def better(self, one: Entry, other: Entry) -> Entry:
+        """The better of two entries for one prefix; equals are named together."""
+        rank = one.precedence
+        if rank != other.precedence:
+            return one if rank > other.precedence else other
+        key = (rank, one.cookie, other.cookie)
         known = self._together.get(key)
         if known is None:
-            refs = frozenset[RuleRef]().union(*(self._cookies.row(cookie).rules for cookie in named))
-            known = self._together[key] = self.rule(best.precedence, best.allow, refs)
+            row = self._cookies.row
+            refs = frozenset(row(one.cookie).rules + row(other.cookie).rules)
+            known = self._together[key] = self.rule(rank, one.allow, refs)
         return known
 
     def default(self, isolation: Isolation) -> Entry:
@@ -162,6 +159,13 @@ class Part(NamedTuple):
     entries: Layer
     wide: bool
     """Some prefix is no single port."""
+
+
+class Chain(NamedTuple):
+    """What some parts come to, and with one more after them."""
+
+    whole: Part
+    longer: dict[Hashable, Chain]
 
 
 def visible(layer: Layer) -> Layer:
@@ -182,7 +186,7 @@ class Ranked:
     def __init__(self, namer: Namer, isolation: Isolation) -> None:
         self._namer = namer
         self._isolation = isolation
-        self._chains: dict[tuple[Hashable, ...], Part] = {}
+        self._chains: dict[Hashable, Chain] = {}
 
     def forget(self) -> None:
         """No more layers are made for now."""
@@ -204,7 +208,7 @@ class Ranked:
                 bits = prefix[2]
                 wide = wide or bits < FULL_BITS
                 entry = namer.rule(least | bits, not deny, refs)
-                whole[prefix] = namer.better((whole[prefix], entry)) if prefix in whole else entry
+                whole[prefix] = namer.better(whole[prefix], entry) if prefix in whole else entry
         return Part(whole, wide)
 
     def of_peer(self, alike: Sequence[Hashable], parts: Sequence[Part]) -> Layer:
@@ -212,13 +216,12 @@ class Ranked:
 
         What the first parts come to is kept for others that begin alike, as prefixes within prefixes do.
         """
-        whole = parts[0]
-        for length in range(2, min(len(parts), CHAINED) + 1):
-            first = tuple(alike[:length])
-            known = self._chains.get(first)
+        whole, longer = parts[0], self._chains
+        for name, part in zip(alike[:CHAINED], parts, strict=False):
+            known = longer.get(name)
             if known is None:
-                known = self._chains[first] = self._both(whole, parts[length - 1])
-            whole = known
+                known = longer[name] = Chain(part if part is whole else self._both(whole, part), {})
+            whole, longer = known
         for part in parts[CHAINED:]:
             whole = self._both(whole, part)
         return visible(whole.entries) if whole.wide else whole.entries
@@ -228,7 +231,7 @@ class Ranked:
         whole = one.entries | other.entries
         if len(whole) < len(one.entries) + len(other.entries):
             for prefix in one.entries.keys() & other.entries.keys():
-                whole[prefix] = self._namer.better((one.entries[prefix], other.entries[prefix]))
+                whole[prefix] = self._namer.better(one.entries[prefix], other.entries[prefix])
         return Part(whole, one.wide or other.wide)
 
 

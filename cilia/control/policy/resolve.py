@@ -15,7 +15,7 @@ from itertools import accumulate
 import msgspec
 
 from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.drafts import Reading, reading
+from cilia.control.policy.drafts import Draft, Reading, reading
 from cilia.control.policy.facts import LOCALHOST
 from cilia.control.policy.layers import HIGHEST_PRIORITY, Isolation, Matter, Term, order
 from cilia.control.policy.ports import PortPrefix, whole
@@ -24,7 +24,7 @@ from cilia.control.policy.sides import Side, World
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries
 from cilia.model.ids import Cookie, IdentityId
-from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef
+from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode
 
 ROOM = 65
 """Rules of one priority of a tier that leave the precedence of other priorities' rules alone: 1,001
@@ -136,7 +136,7 @@ def _isolation(direction: Direction, normal: Iterable[Section], mode: PolicyMode
 
 def _terms(direction: Direction, tiers: Tiers, audit: bool, own_ports: tuple[NamedPort, ...]) -> list[Term]:
     """The rules of one direction, those alike together."""
-    alike: dict[tuple[Matter, int, bool], list[RuleRef]] = {}
+    alike: dict[tuple[Matter, int, bool], list[Draft]] = {}
     for tier, sections in tiers.items():
         for each, first in zip(sections, _places(tier, sections, direction), strict=True):
             heard = audit or each.section.audit
@@ -144,12 +144,16 @@ def _terms(direction: Direction, tiers: Tiers, audit: bool, own_ports: tuple[Nam
             for place, draft in enumerate(each.drafts[direction], first):
                 matter = draft.settled(own_ports) if draft.own else draft.matter
                 key = (matter, place_of_all if tier is Tier.NORMAL else order(tier, place), heard)
-                refs = alike.get(key)
-                if refs is None:
-                    alike[key] = [draft.ref]
+                drafts = alike.get(key)
+                if drafts is None:
+                    alike[key] = [draft]
                 else:
-                    refs.append(draft.ref)
-    return [Term(*key, frozenset(refs)) for key, refs in alike.items() if key[0].prefixes or key[0].name]
+                    drafts.append(draft)
+    return [
+        Term(*key, drafts[0].alone if len(drafts) == 1 else frozenset([draft.ref for draft in drafts]))
+        for key, drafts in alike.items()
+        if key[0].prefixes or key[0].name
+    ]
 
 
 def _places(tier: Tier, sections: Sequence[Reading], direction: Direction) -> list[int]:
