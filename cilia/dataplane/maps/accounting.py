@@ -10,6 +10,7 @@ they began. Keys of entries that are gone are removed by `prune`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -76,14 +77,19 @@ class Accounting:
         self._closed: Usages = {}
 
     def began(self, now: int) -> int:
-        """When the counters began, in coarse monotonic seconds; noted as `now` if nobody did so before."""
+        """When the counters began, in coarse monotonic seconds; noted as `now` if nobody did so before, and
+        taken for `now` while the map is too full to note it."""
         mark = self._counters.keys(1)
         found = self._counters.lookup(mark)
         if found is not None:
             return int(found["last"].max())
         values = np.zeros(possible_cpus(), self._counters.value)
         values["last"] = now
-        self._counters.update(mark, values, Update.ANY)
+        try:
+            self._counters.update(mark, values, Update.ANY)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
         return now
 
     def follow(self, subjects: Iterable[tuple[int, int]]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cilia.abi import layout
 from cilia.dataplane.bpf import Array, possible_cpus
@@ -148,6 +150,21 @@ def test_the_beginning_is_noted_once_and_survives() -> None:
     assert made.usage() == {}
     list(made.prune(lambda account: False))
     assert made.began(300) == 100
+
+
+def test_full_counters_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever fills them before the beginning is noted must not end the sweeps, and with them the agent."""
+    counted, flows = counters(), FakeMap("ct_key", "ct_entry")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.E2BIG, "full")
+
+    made = accounting(counted, flows)
+    with monkeypatch.context() as patch:
+        patch.setattr(counted, "update", full)
+        assert made.began(100) == 100
+    assert made.began(200) == 200
+    assert made.began(300) == 200
 
 
 def test_accounts_of_entries_that_are_gone_are_forgotten() -> None:
