@@ -110,7 +110,9 @@ def explain_policy(
     ] = "",
     port: Annotated[
         str,
-        typer.Option(help="80, 80/TCP, a port's name, icmp/8, sctp/7, 47/ip for protocols without ports."),
+        typer.Option(
+            help="80, 80/TCP, a port's name, icmp or icmpv6 for a ping, icmp/13, 47/ip without ports."
+        ),
     ] = "80/TCP",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the text of rules that did not decide, too.")
