@@ -148,11 +148,9 @@ class KernelState:
         return entry is not None and entry.cookie == account.cookie
 
     def map_uses(self) -> list[listing.MapUse]:
-        """All maps with their sizes and use; conntrack's as of the last sweep, it is too large to walk."""
-        return [
-            listing.use(found, self.conntrack.entries if name == "conntrack" else None)
-            for name, found in self._maps.items()
-        ]
+        """All maps with their sizes and use; of those too large to walk, as of the last sweep."""
+        swept = {"conntrack": self.conntrack.entries, "policy_counters": self.accounting.entries}
+        return [listing.use(found, swept.get(name)) for name, found in self._maps.items()]
 
     def dump(self, name: str, limit: int = 1 << 20) -> list[dict[str, Any]]:
         """The elements of a map. Raises KeyError for a name that is none."""

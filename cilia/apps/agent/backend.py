@@ -312,7 +312,7 @@ class AgentBackend(TableBackend):
 
     async def map(self, name: str, limit: int) -> MapDump:
         try:
-            rows: list[dict[str, Any]] = self._kernel.dump(name, limit + 1)
+            rows: list[dict[str, Any]] = await asyncio.to_thread(self._kernel.dump, name, limit + 1)
         except KeyError:
             raise not_found("map", name, "`cilia map list`") from None
         return MapDump(

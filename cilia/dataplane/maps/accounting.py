@@ -75,6 +75,8 @@ class Accounting:
         self._type_mask = layout.value("CT_ICMP_TYPE_MASK")
         self._subjects = np.zeros(ENDPOINTS, np.uint16)
         self._closed: Usages = {}
+        self.entries = 0
+        """How many counters there were at the last `prune`."""
 
     def began(self, now: int) -> int:
         """When the counters began, in coarse monotonic seconds; noted as `now` if nobody did so before, and
@@ -124,8 +126,9 @@ class Accounting:
     def prune(self, stands: Callable[[Account], bool]) -> Iterator[int | None]:
         """Forget accounts that do not stand any more; yields None after each bounded step, the count at the
         end."""
-        removed = 0
+        found = removed = 0
         for keys, _ in self._counters.batches(CHUNK):
+            found += len(keys)
             gone = [
                 at
                 for at, account in enumerate(self._accounts(keys))
@@ -135,6 +138,7 @@ class Accounting:
             yield None
         for account in [account for account in self._closed if not stands(account)]:
             del self._closed[account]
+        self.entries = found - removed
         yield removed
 
     def _counted(self) -> Iterator[tuple[Account, Usage]]:

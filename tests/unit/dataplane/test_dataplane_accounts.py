@@ -150,6 +150,7 @@ def test_the_beginning_is_noted_once_and_survives() -> None:
     assert made.usage() == {}
     list(made.prune(lambda account: False))
     assert made.began(300) == 100
+    assert made.entries == 1
 
 
 def test_full_counters_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
