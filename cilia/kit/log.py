@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Literal
 
@@ -10,6 +11,18 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 SECRET_WORDS = ("token", "password", "secret", "authorization", "private_key", "client_key")
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, and what turns text around."""
+
+
+def spell_out(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Spell out what a terminal would obey: some of what is logged was written by others."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return event
 
 
 def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -22,11 +35,11 @@ def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 def configure(level: str = "info", style: Literal["text", "json"] = "text") -> None:
     """Set up structlog for a process. `level`: debug, info, warning or error."""
-    renderer: structlog.typing.Processor
+    rendering: list[structlog.typing.Processor]
     if style == "json":
-        renderer = structlog.processors.JSONRenderer()
+        rendering = [structlog.processors.JSONRenderer()]
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        rendering = [spell_out, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -34,7 +47,7 @@ def configure(level: str = "info", style: Literal["text", "json"] = "text") -> N
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             hide_secrets,
             structlog.processors.format_exc_info,
-            renderer,
+            *rendering,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
