@@ -95,16 +95,13 @@ class EndpointNode:
             )
         )
 
-    def _audit(self, identifier: EndpointId, namespace: str = "", pod: PodRow | None = None) -> bool:
-        """The live switch says it, else the pod, else its namespace."""
+    def _audit(self, identifier: EndpointId, namespace: str = "") -> bool:
+        """The live switch says it, else the namespace; a pod must not disarm what others decide about it."""
         options = self._inputs.endpoint_options.get(identifier)
         if options is not None and options.audit is not None:
             return options.audit
         row = self._inputs.namespaces.get(namespace)
-        said = (pod.annotations if pod is not None else {}).get(AUDIT)
-        if said is None and row is not None:
-            said = row.annotations.get(AUDIT)
-        return said == "true"
+        return row is not None and row.annotations.get(AUDIT) == "true"
 
     def _touched(self, now: float) -> Iterable[EndpointId]:
         touched: dict[EndpointId, None] = {}
@@ -136,7 +133,7 @@ class EndpointNode:
         identity = self._lookup(labels)
         before = self._desired.endpoints.get(attachment.id)
         ports = tuple(sorted(pod.named_ports))
-        audit = self._audit(attachment.id, attachment.namespace, pod)
+        audit = self._audit(attachment.id, attachment.namespace)
         if identity is None:
             return self._without_identity(attachment, labels, ports, audit, before)
         identity = self._after_grace(attachment.id, before, identity, now)

@@ -143,13 +143,14 @@ def reader(taken: Snapshot) -> Read:
 
     def read(policy: PolicyObject) -> tuple[Section, ...]:
         copy = msgspec.structs.replace(taken, policies=(policy,))
-        return sections_of(copy.inputs(), taken.config)
+        found = sections_of(copy.inputs(), taken.config)
+        return () if any(section.refused for section in found) else found
 
     return read
 
 
 def sections_of(inputs: Inputs, config: Config) -> tuple[Section, ...]:
-    """The sections of all policies in some tables; refused policies have none."""
+    """The sections of all policies in some tables."""
     node = RuleNode(
         inputs,
         RuleBook(config.cluster, host_firewall=config.host_firewall),

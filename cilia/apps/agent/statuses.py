@@ -260,9 +260,6 @@ class StatusPublisher:
                 self._recall(record, getattr(policy.body, "status", None) if policy is not None else None)
             record.take(state, now)
             self._open[state.key] = None
-            if not state.valid:
-                record.word = refusal(state) if record.said_word is not None else None
-                record.settled = True
         return bool(rows)
 
     def _look_due(self, now: float) -> bool:
@@ -276,12 +273,14 @@ class StatusPublisher:
         found = self._words()
         self._waiting = False
         for key, record in self._records.items():
-            if not record.state.valid or record.state.kind not in WITH_NODES:
+            if record.state.kind not in WITH_NODES:
                 continue
             if key in found and found[key] is None:
                 self._waiting = True
                 continue
             record.word, record.settled = found.get(key), True
+            if record.word is None and record.said_word is not None and not record.state.valid:
+                record.word = refusal(record.state)
             if record.word_differs():
                 self._open[key] = None
 
@@ -423,7 +422,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def refusal(state: PolicyState) -> NodeWord:
-    """Of a policy that was enforced here until it said something that can't be."""
+    """Of a policy that was enforced here until nobody could say any more whom it is about."""
     return NodeWord(ok=False, error=f"refused: {condition_message(state)}")
 
 

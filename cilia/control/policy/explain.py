@@ -2,7 +2,8 @@
 
     Facts, both ends, protocol, port ──► oracle: the verdict and every rule about the packet, as heard
                                     ├──► deciding · losers, each with the reason it lost
-                                    ├──► misses: rules that would have allowed, each with what is amiss
+                                    ├──► misses: rules that would have allowed, each with what is amiss;
+                                    │    those that are refused among them
                                     └──► remedy (`remedy.py`): a change, judged again before it is told
 
 The oracle decides; nothing here does. All is pure and may run in any thread.
@@ -10,7 +11,7 @@ The oracle decides; nothing here does. All is pure and may run in any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -103,7 +104,7 @@ def explain(facts: Facts, packet: Packet, library: Library, subject: str) -> Sid
             for section in sections_of(facts, packet)
             if section.ref in verdict.rules
         ]
-    misses = _misses(heard, packet, verdict)
+    misses = _misses([*heard, *_refused(facts, packet)], packet, verdict)
     return Side(
         direction=DIRECTIONS[packet.direction],
         subject=subject,
@@ -205,6 +206,11 @@ def _why_audit(facts: Facts, packet: Packet) -> str:
 
 def decides(each: Heard, facts: Facts, packet: Packet, verdict: oracle.Verdict) -> str:
     """Why a rule decides."""
+    problem = next(
+        (refused.problem for refused in each.section.refused if refused.ref == each.rule.ref), None
+    )
+    if problem is not None:
+        return f"it can't be enforced as written, so it closes ({problem.path}: {problem.sentence})"
     tier = words.TIERS[each.section.tier]
     if each.section.tier is Tier.NORMAL:
         if each.rule.action is Action.DENY:
@@ -247,6 +253,16 @@ def _misses(heard: Iterable[Heard], packet: Packet, verdict: oracle.Verdict) -> 
         return []
     would = [each for each in heard if each.amiss and each.rule.action is not Action.DENY]
     return sorted(would, key=lambda each: (each.amiss.count(";"), each.rule.ref))
+
+
+def _refused(facts: Facts, packet: Packet) -> Iterator[Heard]:
+    """Allowances that can't be enforced as written, as rules about no packet."""
+    for section in sections_of(facts, packet):
+        for refused in section.refused:
+            if refused.direction is packet.direction and refused.action is Action.ALLOW:
+                rule = Rule(refused.direction, None, (), refused.action, refused.ref)
+                problem = refused.problem
+                yield Heard(section, rule, f"it is refused ({problem.path}: {problem.sentence})")
 
 
 # -- why a rule is not about a packet -------------------------------------------------------------------
@@ -333,7 +349,8 @@ def story(section: Section, rule: Rule, library: Library, facts: Facts, why: str
         ports=words.ports_text(rule.ports),
         why=why,
         yaml=words.to_yaml(words.rule_as_written(library.written(ref), ref.path)),
-        peer=expansion(rule.peer, facts, library),
+        # One that is refused is about nobody.
+        peer=expansion(rule.peer, facts, library) if rule.ports else None,
     )
 
 

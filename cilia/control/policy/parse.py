@@ -1,7 +1,7 @@
 """From a policy object to rules, whatever its kind, and the memory of objects already read.
 
-An object that says anything this version can't enforce is refused as a whole: it has no effect, as if the
-API server had not taken it, and its state says which part and what to write instead.
+What an object says that this version can't enforce closes: its rule allows nothing or denies everybody, the
+rest is in force, and its state says which part it is and what to write instead (`reading.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def parse(policy: PolicyObject, cluster: str = "default", *, host_firewall: bool
     reader = Reader(policy, cluster, host_firewall=host_firewall)
     body = policy.body
     if policy.problem is not None:
-        reader.refuse(policy.problem.path, policy.problem.sentence)
+        reader.refuse_whole(policy.problem.path, policy.problem.sentence)
     elif isinstance(body, NetworkPolicy):
         parse_kubernetes.read(reader, body)
     elif isinstance(body, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
@@ -29,7 +29,7 @@ def parse(policy: PolicyObject, cluster: str = "default", *, host_firewall: bool
     elif isinstance(body, ClusterNetworkPolicy):
         parse_administrator.read(reader, body)
     else:
-        reader.refuse("", f"A {policy.kind} can't be enforced here: apply one of the supported kinds.")
+        reader.refuse_whole("", f"A {policy.kind} can't be enforced here: apply one of the supported kinds.")
     return reader.result()
 
 

@@ -71,20 +71,24 @@ def read(reader: Reader, body: ClusterNetworkPolicy) -> None:
     """Add the one section a ClusterNetworkPolicy makes."""
     reader.check_scope(clusterwide=True)
     spec = body.spec
+    subject = reader.subject(lambda: _subject(reader, spec.subject, "spec.subject"))
     rules: list[Rule] = []
     for number, ingress in enumerate(spec.ingress or ()):
         rules += _Rule(reader, Direction.INGRESS, ingress, f"spec.ingress[{number}]").read()
     for number, egress in enumerate(spec.egress or ()):
         rules += _Rule(reader, Direction.EGRESS, egress, f"spec.egress[{number}]").read()
+    if subject is None:
+        return
     reader.sections.append(
         Section(
-            subject=_subject(reader, spec.subject, "spec.subject"),
+            subject=subject,
             ref=reader.ref("spec"),
             isolates=(),
             rules=tuple(rules),
             tier=TIERS[spec.tier],
             priority=spec.priority,
             audit=reader.audit,
+            refused=reader.refused(),
         )
     )
 
@@ -134,8 +138,13 @@ class _Rule:
 
     def read(self) -> list[Rule]:
         """One rule for each peer; its name is what flows say."""
+        self._reader.log = self._name
+        rules = self._reader.entry(self._direction, self._path, self._rules, self._action)
+        self._reader.log = ""
+        return rules
+
+    def _rules(self) -> list[Rule]:
         reader = self._reader
-        reader.log = self._name
         ports = ALL_PORTS if self._protocols is None else tuple(self._ports(self._protocols))
         rules = [
             reader.rule(self._direction, peer, where, ports, action)
@@ -143,8 +152,7 @@ class _Rule:
             if ports
         ]
         if self._closed and self._action is not Action.ALLOW:
-            rules = [reader.rule(self._direction, None, self._path, action=Action.DENY)]
-        reader.log = ""
+            return [reader.rule(self._direction, None, self._path, action=Action.DENY)]
         return rules
 
     def _all_peers(self) -> Iterator[tuple[str, Peer, Action]]:

@@ -12,6 +12,7 @@ Source: the Cilium policy language reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from cilia.control.policy import layer7
@@ -93,22 +94,17 @@ def read(reader: Reader, body: CiliumNetworkPolicy | CiliumClusterwideNetworkPol
     """Add a section for `spec` and for each of `specs`."""
     reader.check_scope(clusterwide=isinstance(body, CiliumClusterwideNetworkPolicy))
     if body.spec is None and not body.specs:
-        reader.refuse("spec", "The policy has no rules: give spec, or specs.")
+        reader.refuse_whole("spec", "The policy has no rules: give spec, or specs.")
     if body.spec is not None:
-        _read_spec(reader, body.spec, "spec")
+        _read_spec(reader, body.spec, "spec", alone=not body.specs)
     for number, spec in enumerate(body.specs or ()):
-        _read_spec(reader, spec, f"specs[{number}]")
+        _read_spec(reader, spec, f"specs[{number}]", alone=body.spec is None and len(body.specs or ()) == 1)
 
 
-def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
-    nodes = spec.endpoint_selector is None
-    subject = (
-        _node_subject(reader, spec.node_selector or LabelSelector(), f"{path}.nodeSelector")
-        if spec.endpoint_selector is None
-        else _subject(reader, spec.endpoint_selector, f"{path}.endpointSelector")
-    )
+def _read_spec(reader: Reader, spec: Spec, path: str, *, alone: bool) -> None:
+    subject = reader.subject(lambda: _subject(reader, spec, path), "the policy" if alone else path)
     reader.log = _log(reader, spec, f"{path}.log.value")
-    scope = _Scope(reader, about_init=_has_key(subject, "reserved", "init"))
+    scope = _Scope(reader, about_init=subject is not None and _has_key(subject, "reserved", "init"))
     rules: list[Rule] = []
     for number, ingress in enumerate(spec.ingress or ()):
         rules += scope.rules(Direction.INGRESS, ingress, f"{path}.ingress[{number}]")
@@ -121,6 +117,9 @@ def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
         where = f"{path}.egressDeny[{number}]"
         rules += scope.rules(Direction.EGRESS, egress_deny, where, Action.DENY)
     reader.log = ""
+    refused = reader.refused()
+    if subject is None:
+        return
     reader.sections.append(
         Section(
             subject=subject,
@@ -128,17 +127,27 @@ def _read_spec(reader: Reader, spec: Spec, path: str) -> None:
             isolates=_isolates(spec),
             rules=tuple(rules),
             audit=reader.audit or bool(spec.audit),
-            nodes=nodes,
+            nodes=spec.endpoint_selector is None,
+            refused=refused,
         )
     )
 
 
 def _log(reader: Reader, spec: Spec, path: str) -> str:
-    """The text that flows carry."""
+    """The text that flows carry; none where it does not fit into them."""
     text = (spec.log.value if spec.log is not None else None) or ""
     if len(text) > MAX_LOG or not text.isprintable():
+        mark = reader.mark()
         reader.refuse(path, f"This text does not fit into flows: write up to {MAX_LOG} printable characters.")
+        reader.tell(mark, "flows don't carry it")
+        return ""
     return text
+
+
+def _subject(reader: Reader, spec: Spec, path: str) -> Selector:
+    if spec.endpoint_selector is None:
+        return _node_subject(reader, spec.node_selector or LabelSelector(), f"{path}.nodeSelector")
+    return _pod_subject(reader, spec.endpoint_selector, f"{path}.endpointSelector")
 
 
 def _node_subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
@@ -162,7 +171,7 @@ def _isolates(spec: Spec) -> tuple[Direction, ...]:
     return (Direction.INGRESS,) * ingress + (Direction.EGRESS,) * egress
 
 
-def _subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
+def _pod_subject(reader: Reader, selector: LabelSelector, path: str) -> Selector:
     found = _requirements(reader, selector, path)
     namespace = reader.policy.namespace
     if not namespace:
@@ -212,8 +221,11 @@ class _Scope:
 
     def rules(
         self, direction: Direction, rule: AnyRule, path: str, action: Action = Action.ALLOW
-    ) -> Iterator[Rule]:
-        """One rule for each peer that `rule` names."""
+    ) -> list[Rule]:
+        """One rule for each peer that `rule` names; what closes in their place if it has a problem."""
+        return self._reader.entry(direction, path, partial(self._read, direction, rule, path, action), action)
+
+    def _read(self, direction: Direction, rule: AnyRule, path: str, action: Action) -> Iterator[Rule]:
         reader = self._reader
         self._refuse_unsupported(rule, path)
         ports = self._ports(rule, path, direction)

@@ -9,6 +9,7 @@ by ipBlock. A port's name means the numbers that the receiving pod gives it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from cilia.control.policy.ports import PROTOCOLS
 from cilia.control.policy.reading import Reader
@@ -39,20 +40,27 @@ def read(reader: Reader, body: NetworkPolicy) -> None:
     reader.check_scope(clusterwide=False)
     spec = body.spec
     types: tuple[str, ...] = spec.policy_types or (("Ingress", "Egress") if spec.egress else ("Ingress",))
+    subject = reader.subject(
+        lambda: Selector.of(
+            [_own_namespace(reader), *reader.requirements(spec.pod_selector, "spec.podSelector")]
+        )
+    )
     isolates: list[Direction] = []
     rules: list[Rule] = []
     if "Ingress" in types:
         isolates.append(Direction.INGRESS)
         for number, ingress in enumerate(spec.ingress or ()):
             path = f"spec.ingress[{number}]"
-            rules += _rules(reader, Direction.INGRESS, ingress.from_, "from", ingress.ports, path)
+            read_it = partial(_rules, reader, Direction.INGRESS, ingress.from_, "from", ingress.ports, path)
+            rules += reader.entry(Direction.INGRESS, path, read_it)
     if "Egress" in types:
         isolates.append(Direction.EGRESS)
         for number, egress in enumerate(spec.egress or ()):
             path = f"spec.egress[{number}]"
-            rules += _rules(reader, Direction.EGRESS, egress.to, "to", egress.ports, path)
-    own = _own_namespace(reader)
-    subject = Selector.of([own, *reader.requirements(spec.pod_selector, "spec.podSelector")])
+            read_it = partial(_rules, reader, Direction.EGRESS, egress.to, "to", egress.ports, path)
+            rules += reader.entry(Direction.EGRESS, path, read_it)
+    if subject is None:
+        return
     reader.sections.append(
         Section(
             subject=subject,
@@ -60,6 +68,7 @@ def read(reader: Reader, body: NetworkPolicy) -> None:
             isolates=tuple(isolates),
             rules=tuple(rules),
             audit=reader.audit,
+            refused=reader.refused(),
         )
     )
 

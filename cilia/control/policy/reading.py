@@ -1,10 +1,16 @@
-"""What the readers of all dialects share: collecting refusals, selectors, prefixes, ranges of ports."""
+"""What the readers of all dialects share: collecting refusals, selectors, prefixes, ranges of ports.
+
+What can't be enforced closes, rule by rule. A section isolates as written as soon as its subject can be read;
+a rule with a problem allows nothing, or denies everybody (`Reader.entry`). Only where nobody can say whom it
+is about has an object no effect at all (`Reader.refuse_whole`, `Reader.subject`).
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from cilia.control.policy.rules import (
     ALL_PORTS,
@@ -16,6 +22,7 @@ from cilia.control.policy.rules import (
     Parsed,
     PortRange,
     Ports,
+    Refused,
     Requirement,
     Rule,
     Section,
@@ -47,8 +54,15 @@ _KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?")
 """What a label's key consists of; nobody carries another."""
 
 
+class Mark(NamedTuple):
+    """How much had been noted at some moment."""
+
+    problems: int
+    unsupported: int
+
+
 class Reader:
-    """Reads one object: every complaint is noted with its path, and one complaint refuses the object."""
+    """Reads one object: every complaint is noted with its path and with what holds until it is mended."""
 
     def __init__(
         self, policy: PolicyObject, cluster: str = "default", *, host_firewall: bool = False
@@ -63,12 +77,22 @@ class Reader:
         self._problems: list[PolicyProblem] = []
         self._unsupported: list[PolicyProblem] = []
         self._warnings: list[PolicyProblem] = []
+        self._refused: list[Refused] = []
+        self._void = False
+        """The object has no effect at all."""
+        self._aimless = False
+        """The section read now has no effect, since its subject can't be read."""
         self.audit = self._audited()
         """Whether the object as a whole is in audit."""
 
     def refuse(self, path: str, sentence: str) -> None:
-        """Note why the object can't be enforced by anybody."""
+        """Note why this part can't be enforced by anybody."""
         self._problems.append(PolicyProblem(path, sentence))
+
+    def refuse_whole(self, path: str, sentence: str) -> None:
+        """Note why the object has no effect: nobody can say whom it is about."""
+        self._void = True
+        self.refuse(path, f"{sentence} {_until('the policy has no effect')}")
 
     def warn(self, path: str, sentence: str) -> None:
         """Note where the object may not mean what its author had in mind."""
@@ -85,16 +109,60 @@ class Reader:
     def check_scope(self, *, clusterwide: bool) -> None:
         """Refuse a namespaced policy without a namespace, which would mean every pod, and the reverse."""
         if clusterwide and self.policy.namespace:
-            self.refuse("metadata.namespace", f"A {self.policy.kind} is in no namespace: remove it.")
+            self.refuse_whole("metadata.namespace", f"A {self.policy.kind} is in no namespace: remove it.")
         if not clusterwide and not self.policy.namespace:
-            self.refuse("metadata.namespace", f"A {self.policy.kind} needs a namespace: give one.")
+            self.refuse_whole("metadata.namespace", f"A {self.policy.kind} needs a namespace: give one.")
 
     def result(self) -> Parsed:
-        """The sections, or the problems: first what is wrong, then what is only not enforced here."""
+        """What is in force, and the problems: first what is wrong, then what is only not enforced here."""
         problems = tuple(dict.fromkeys([*self._problems, *self._unsupported]))
-        if problems:
-            return Parsed((), problems)
-        return Parsed(tuple(self.sections), warnings=tuple(dict.fromkeys(self._warnings)))
+        sections = () if self._void else tuple(self.sections)
+        return Parsed(sections, problems, tuple(dict.fromkeys(self._warnings)) if sections else ())
+
+    # -- what holds until a problem is mended --------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """To tell later what was noted since."""
+        return Mark(len(self._problems), len(self._unsupported))
+
+    def tell(self, mark: Mark, effect: str) -> PolicyProblem | None:
+        """Add to everything noted since `mark` what holds until then; returns the first of it, as noted."""
+        since = [*self._problems[mark.problems :], *self._unsupported[mark.unsupported :]]
+        if effect:
+            self._problems[mark.problems :] = _told(self._problems[mark.problems :], effect)
+            self._unsupported[mark.unsupported :] = _told(self._unsupported[mark.unsupported :], effect)
+        return since[0] if since else None
+
+    def subject(self, read: Callable[[], Selector], whole: str = "the policy") -> Selector | None:
+        """Whom the section read now is about; None where that is unclear, and `whole` has no effect."""
+        mark = self.mark()
+        found = read()
+        self._aimless = self.tell(mark, "" if self._void else f"{whole} has no effect") is not None
+        return None if self._aimless else found
+
+    def entry(
+        self,
+        direction: Direction,
+        path: str,
+        read: Callable[[], Iterable[Rule]],
+        action: Action = Action.ALLOW,
+    ) -> list[Rule]:
+        """The rules of one entry of a list; if `read` notes a problem, what closes in their place."""
+        mark = self.mark()
+        rules = list(read())
+        closed = "denies everybody" if action is not Action.ALLOW else "allows nothing"
+        effect = "" if self._void or self._aimless else f"the rule {closed}"
+        problem = self.tell(mark, effect)
+        if problem is None:
+            return rules
+        stand_in = self.rule(direction, None, path, action=Action.DENY)
+        self._refused.append(Refused(direction, action, stand_in.ref, problem))
+        return [stand_in] if action is not Action.ALLOW else []
+
+    def refused(self) -> tuple[Refused, ...]:
+        """What was refused since this was last asked."""
+        found, self._refused = tuple(self._refused), []
+        return found
 
     def _audited(self) -> bool:
         text = self.policy.annotations.get(AUDIT_ANNOTATION, "false")
@@ -229,3 +297,11 @@ class Reader:
                 "letters, digits and single dashes, at least one letter.",
             )
         return text
+
+
+def _until(effect: str) -> str:
+    return f"Until then {effect}."
+
+
+def _told(problems: Iterable[PolicyProblem], effect: str) -> list[PolicyProblem]:
+    return [PolicyProblem(problem.path, f"{problem.sentence} {_until(effect)}") for problem in problems]

@@ -221,6 +221,17 @@ class Rule(msgspec.Struct, frozen=True):
     ref: RuleRef
 
 
+class Refused(msgspec.Struct, frozen=True):
+    """A rule that can't be enforced as written: an allowance allows nothing, others deny everybody."""
+
+    direction: Direction
+    action: Action
+    """As written."""
+    ref: RuleRef
+    problem: PolicyProblem
+    """The first that was found."""
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, weakref=True, cache_hash=True):
     """One spec of an object: whom it is for, the directions it isolates, its rules.
 
@@ -240,6 +251,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, weakref=True, cache_has
     """The section decides nothing; what it would have denied is noted."""
     nodes: bool = False
     """It is about nodes (their host endpoint), not about pods."""
+    refused: tuple[Refused, ...] = ()
+    """What of it can't be enforced; `rules` say what holds in its place."""
 
     def selects(self, labels: Labels) -> bool:
         """Whether it is for endpoints with these labels."""
@@ -247,9 +260,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, weakref=True, cache_has
 
 
 class Parsed(msgspec.Struct, frozen=True):
-    """A policy object read. With problems it is refused as a whole: no section of it is in force."""
+    """A policy object read. It may have both sections and problems: what has none is in force."""
 
     sections: tuple[Section, ...] = ()
+    """All in force; a rule with a problem stands for what `Refused` says."""
     problems: tuple[PolicyProblem, ...] = ()
     warnings: tuple[PolicyProblem, ...] = ()
     """Parts in force whose meaning here is not quite, or may not be, what the author had in mind."""

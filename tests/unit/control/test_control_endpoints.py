@@ -204,21 +204,21 @@ def test_endpoints_of_one_identity_find_their_policy_by_ports_and_audit() -> Non
 AUDITED: dict[str, tuple[bool | None, dict[str, str], dict[str, str], bool]] = {
     "nobody says anything": (None, {}, {}, False),
     "the namespace": (None, {}, {"policy.cilia.io/audit": "true"}, True),
-    "the pod": (None, {"policy.cilia.io/audit": "true"}, {}, True),
+    "the pod, which has no say": (None, {"policy.cilia.io/audit": "true"}, {}, False),
     "the pod against its namespace": (
         None,
         {"policy.cilia.io/audit": "false"},
         {"policy.cilia.io/audit": "true"},
-        False,
+        True,
     ),
-    "the switch against all": (False, {"policy.cilia.io/audit": "true"}, {}, False),
+    "the switch against the namespace": (False, {}, {"policy.cilia.io/audit": "true"}, False),
     "the switch alone": (True, {}, {}, True),
-    "something that is no answer": (None, {"policy.cilia.io/audit": "maybe"}, {}, False),
+    "something that is no answer": (None, {}, {"policy.cilia.io/audit": "maybe"}, False),
 }
 
 
 @pytest.mark.parametrize("case", AUDITED.values(), ids=list(AUDITED))
-def test_whoever_stands_closest_says_whether_an_endpoint_is_in_audit(
+def test_the_switch_or_the_namespace_says_whether_an_endpoint_is_in_audit(
     case: tuple[bool | None, dict[str, str], dict[str, str], bool],
 ) -> None:
     switch, of_pod, of_namespace, expected = case

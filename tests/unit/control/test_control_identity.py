@@ -69,9 +69,9 @@ def test_a_prefix_lives_as_long_as_somebody_speaks_of_it() -> None:
     assert set(desired.identities) == set(reserved_identities())
 
 
-def test_a_refused_policy_speaks_of_nothing() -> None:
+def test_a_refused_rule_speaks_of_nothing() -> None:
     inputs, _, node = world()
-    spec = {"endpointSelector": {}, "egress": [{"toCIDR": ["10.0.0.0/8"]}, {"toFQDNs": []}]}
+    spec = {"endpointSelector": {}, "egress": [{"toCIDR": ["10.0.0.0/8"], "toFQDNs": []}]}
     inputs.policies.put(policy("CiliumNetworkPolicy", "one", spec))
     node.step()
     assert len(node.cidrs) == 0

@@ -92,9 +92,25 @@ def test_the_node_reaches_its_pods_unless_denied() -> None:
 
 def test_a_refused_policy_has_no_effect_and_says_why() -> None:
     world = cluster(WEB)
-    world.inputs.policies.put(cnp("p", ingress=[{}], egress=[{"toFQDNs": [{"matchName": "a.org"}]}]))
+    world.inputs.policies.put(cnp("p", endpointSelector={"matchLabels": {"a b": "c"}}, ingress=[{}]))
     row = world.step().subject(300)
     assert not row.ingress_enforced
+    (state,) = world.desired.policy_states
+    assert not state.valid
+    assert state.problems[0].path == "spec.endpointSelector.matchLabels[a b]"
+    assert state.problems[0].sentence.endswith("Until then the policy has no effect.")
+
+
+def test_a_refused_rule_leaves_its_policy_in_force_and_says_why() -> None:
+    world = cluster(WEB)
+    database = {"fromEndpoints": [{"matchLabels": {"app": "db"}}]}
+    world.inputs.policies.put(cnp("p", ingress=[database]))
+    assert not world.step().subject(300).egress_enforced
+    world.inputs.policies.put(cnp("p", ingress=[database], egress=[{"toFQDNs": [{"matchName": "a.org"}]}]))
+    row = world.step().subject(300)
+    assert (row.ingress_enforced, row.egress_enforced) == (True, True)
+    assert named(world, row, 301) == (True, ["p spec.ingress[0].fromEndpoints[0]"])
+    assert named(world, row, 302) == (False, ["p spec"])
     (state,) = world.desired.policy_states
     assert not state.valid
     assert state.problems[0].path == "spec.egress[0].toFQDNs"

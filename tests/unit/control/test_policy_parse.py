@@ -155,7 +155,8 @@ class TestNetworkPolicy:
     )
     def test_refusals(self, spec: str, path: str, sentence: str) -> None:
         parsed = netpol(f"{{podSelector: {{}}, {spec}}}")
-        assert parsed.sections == ()
+        (section,) = parsed.sections
+        assert (section.rules, len(section.refused)) == ((), 1)
         (problem,) = parsed.problems
         assert problem.path == path
         assert sentence in problem.sentence
@@ -554,7 +555,8 @@ class TestLogAndAudit:
 def test_what_could_not_be_decoded_is_refused_with_its_problem() -> None:
     problem = PolicyProblem("spec.ingress[0]", "unknown field")
     row = PolicyObject(kind="CiliumNetworkPolicy", namespace="red", name="p", problem=problem)
-    assert parse(row) == Parsed((), (problem,))
+    whole = PolicyProblem(problem.path, f"{problem.sentence} Until then the policy has no effect.")
+    assert parse(row) == Parsed((), (whole,))
 
 
 def test_a_namespaced_policy_without_namespace_is_not_read_as_clusterwide() -> None:

@@ -48,7 +48,6 @@ def denied_to(peer: str) -> list[Identity]:
 
 
 def paths(parsed: Parsed) -> list[str]:
-    assert parsed.sections == ()
     assert all(problem.sentence.endswith(".") for problem in parsed.problems)
     return [problem.path for problem in parsed.problems]
 
@@ -278,7 +277,11 @@ def test_what_nobody_knows_accepts_nothing() -> None:
     ],
 )
 def test_refusals(rule: str, path: str) -> None:
-    assert paths(egress(f"{{{rule}}}")) == [f"spec.egress[0].{path}"]
+    parsed = egress(f"{{{rule}}}")
+    assert paths(parsed) == [f"spec.egress[0].{path}"]
+    (section,) = parsed.sections
+    denials = [(Action.DENY, None)] if "Deny" in rule else []
+    assert [(each.action, each.peer) for each in section.rules] == denials
 
 
 def test_names_are_not_enforced_yet_but_only_where_they_could_be() -> None:

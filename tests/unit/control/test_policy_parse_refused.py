@@ -1,27 +1,49 @@
-"""What no policy can say, and what is not enforced yet: refused with the path of the part at fault."""
+"""What no policy can say, and what is not enforced yet: told with its path, and closed."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from cilia.control.policy.layer7 import PROXIED
 from cilia.control.policy.parse import parse
 from cilia.control.policy.parse_cilium import UNSUPPORTED
+from cilia.control.policy.rules import Parsed, Section, Tier
 from cilia.model.resources import cilium_policy as resource
-from tests.support.policy_reading import ccnp, cnp, written
+from tests.support.policy_reading import DB, IN, JOB, OUT, admin, allows, ccnp, cnp, netpol, written
 
 HTTP = "egress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{%s}]}}]}]"
 RULES = "egress: [{toPorts: [{ports: [{port: '53', protocol: %s}], rules: {%s}}]}]"
 PORTS = "egress[0].toPorts[0]"
 
 
+NOTHING = "Until then the rule allows nothing."
+EVERYBODY = "Until then the rule denies everybody."
+NO_EFFECT = "Until then the policy has no effect."
+
+
 def faults(text: str) -> list[tuple[str, str]]:
+    """Paths and sentences of a policy's problems; its one rule closes."""
     parsed = cnp(f"{{endpointSelector: {{}}, {text}}}")
-    assert parsed.sections == ()
+    (section,) = parsed.sections
+    assert section.isolates
+    assert closes(section, "Deny: " in text)
     assert all(problem.sentence.endswith(".") for problem in parsed.problems)
     return [(problem.path.removeprefix("spec."), problem.sentence) for problem in parsed.problems]
+
+
+def closes(section: Section, denies: bool) -> bool:
+    """Whether of the rules nothing is left but denials of everybody."""
+    stand_ins = [(str(rule.action), rule.peer) for rule in section.rules]
+    return stand_ins == [("deny", None)] * len(section.refused) if denies else not stand_ins
+
+
+def in_force(parsed: Parsed) -> Parsed:
+    """What of a policy with problems holds."""
+    assert parsed.problems
+    return Parsed(parsed.sections)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +178,6 @@ def test_what_is_right_but_not_enforced_says_so(part: str, path: str) -> None:
             "egress[0].toEndpoints[0].matchExpressions[0]",
             "no values",
         ),
-        ('log: {value: "a\\tb"}, ingress: [{}]', "log.value", "printable"),
         # Of applications: the fault itself, and not that nothing of the kind is enforced.
         (HTTP % "path: '/(a'", f"{PORTS}.rules.http[0].path", "no regular expression"),
         (HTTP % "method: '(?=G)'", f"{PORTS}.rules.http[0].method", "RE2"),
@@ -241,6 +262,111 @@ def test_policies_for_nodes_need_the_host_firewall() -> None:
     assert (problem.path, "--host-firewall" in problem.sentence) == ("spec.nodeSelector", True)
     (problem,) = cnp("{nodeSelector: {}, ingress: [{}]}").problems
     assert (problem.path, "Clusterwide" in problem.sentence) == ("spec.nodeSelector", True)
+
+
+HTTP_RULE = "{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}"
+
+
+def test_an_allowance_with_a_problem_allows_nothing_and_the_others_stand() -> None:
+    rules = f"[{HTTP_RULE}, {{fromEndpoints: [{{matchLabels: {{app: db}}}}]}}]"
+    parsed = cnp(f"{{endpointSelector: {{}}, ingress: {rules}, egress: [{{toFQDNs: []}}]}}")
+    assert [problem.sentence.endswith(NOTHING) for problem in parsed.problems] == [True, True]
+    assert [refused.ref.path for section in parsed.sections for refused in section.refused] == [
+        "spec.ingress[0]",
+        "spec.egress[0]",
+    ]
+    assert [allows(in_force(parsed), peer, direction=IN) for peer in (DB, JOB)] == [True, False]
+    assert not allows(in_force(parsed), DB, direction=OUT)
+
+
+def test_a_denial_with_a_problem_denies_everybody() -> None:
+    rules = (
+        "egressDeny: [{toCIDR: [moon]}], egress: [{toEntities: [all]}], ingress: [{}, {fromEntities: [all]}]"
+    )
+    parsed = cnp(f"{{endpointSelector: {{}}, {rules}}}")
+    (problem,) = parsed.problems
+    assert problem.sentence.endswith(EVERYBODY)
+    assert not allows(in_force(parsed), DB, direction=OUT)
+    assert allows(in_force(parsed), DB, direction=IN)
+
+
+@pytest.mark.parametrize(("wish", "isolated"), [("", True), ("enableDefaultDeny: {ingress: false},", False)])
+def test_isolation_is_as_written(wish: str, isolated: bool) -> None:
+    parsed = cnp(f"{{endpointSelector: {{}}, {wish} ingress: [{HTTP_RULE}]}}")
+    assert allows(in_force(parsed), DB) is not isolated
+
+
+def test_a_network_policy_with_a_problem_closes_too() -> None:
+    parsed = netpol(
+        "{podSelector: {}, policyTypes: [Ingress, Egress], egress: [{}], ingress: "
+        "[{from: [{}, {podSelector: {}}]}, {ports: [{port: 90}]}]}"
+    )
+    (problem,) = parsed.problems
+    assert problem.sentence.endswith(NOTHING)
+    assert [allows(in_force(parsed), DB, port) for port in (80, 90)] == [False, True]
+    assert allows(in_force(parsed), DB, direction=OUT)
+
+
+@pytest.mark.parametrize(
+    ("action", "closed"), [("Accept", False), ("Deny", True), ("Pass", True)], ids=["accept", "deny", "pass"]
+)
+@pytest.mark.parametrize("tier", ["Admin", "Baseline"])
+def test_an_administrators_rule_with_a_problem_closes_in_its_place(
+    tier: str, action: str, closed: bool
+) -> None:
+    faulty = f"{{action: {action}, from: [{{namespaces: {{}}, pods: {{podSelector: {{}}}}}}]}}"
+    first = "{action: Accept, from: [{pods: {podSelector: {matchLabels: {app: db}}}}]}"
+    parsed = admin(
+        f"{{tier: {tier}, priority: 5, subject: {{namespaces: {{}}}}, ingress: [{first}, {faulty}]}}"
+    )
+    (problem,) = parsed.problems
+    assert problem.sentence.endswith(EVERYBODY if closed else NOTHING)
+    (section,) = parsed.sections
+    assert section.tier == Tier[tier.upper()]
+    assert allows(in_force(parsed), DB)
+    assert allows(in_force(parsed), JOB) is not closed
+
+
+OTHERS = "ingress: [{fromCIDR: [moon]}]"
+
+
+@pytest.mark.parametrize(
+    "parsed",
+    [
+        cnp(f"{{endpointSelector: {{matchLabels: {{'a b': c}}}}, {OTHERS}}}"),
+        cnp(f"{{endpointSelector: {{matchLabels: {{'k8s:io.kubernetes.pod.namespace': x}}}}, {OTHERS}}}"),
+        cnp(f"{{nodeSelector: {{}}, {OTHERS}}}"),
+        ccnp(f"{{nodeSelector: {{}}, {OTHERS}}}", host_firewall=False),
+        netpol("{podSelector: {matchExpressions: [{key: a, operator: In}]}, ingress: [{from: [{}]}]}"),
+        admin("{tier: Admin, priority: 1, subject: {}, ingress: [{action: Deny, from: [{}]}]}"),
+    ],
+)
+def test_a_policy_about_nobody_knows_whom_has_no_effect(parsed: Parsed) -> None:
+    assert parsed.sections == ()
+    whole = [problem for problem in parsed.problems if NO_EFFECT in problem.sentence]
+    assert len(whole) == 1
+    assert not any(said in p.sentence for p in parsed.problems for said in (NOTHING, EVERYBODY))
+
+
+def test_of_several_specs_only_those_without_a_subject_have_no_effect() -> None:
+    policy = written("CiliumNetworkPolicy", None)
+    specs = [{"endpointSelector": {"matchLabels": {"a b": "c"}}, "ingress": [{}]}, {"endpointSelector": {}}]
+    body = resource.CiliumNetworkPolicy(
+        metadata=policy.body.metadata, specs=msgspec.convert(specs, tuple[resource.Rule, ...])
+    )
+    parsed = parse(msgspec.structs.replace(policy, body=body))
+    assert [section.ref.path for section in parsed.sections] == ["specs[1]"]
+    assert parsed.problems[0].sentence.endswith("Until then specs[0] has no effect.")
+
+
+def test_a_text_that_does_not_fit_is_left_out() -> None:
+    parsed = cnp('{endpointSelector: {}, log: {value: "a\\tb"}, ingress: [{fromEntities: [all]}]}')
+    (problem,) = parsed.problems
+    assert problem.path == "spec.log.value"
+    assert problem.sentence.endswith("Until then flows don't carry it.")
+    (section,) = parsed.sections
+    assert [rule.ref.log for rule in section.rules] == [""]
+    assert allows(in_force(parsed), DB)
 
 
 def test_no_field_of_the_language_is_overlooked() -> None:
