@@ -371,12 +371,15 @@ class AgentBackend(TableBackend):
     def _open_host(self, caller: Caller) -> list[Setting]:
         """A host that a predecessor's policy closed too much keeps its agent from hearing of a better one: it
         is opened at once, and in audit when the agent is ready. Raises ApiError 503."""
-        try:
-            opened = self._switches.open_host(caller)
-        except OSError as error:
-            raise _not_saved(error) from error
         self._kernel.settings.host_policy = False
-        return opened
+        try:
+            return self._switches.open_host(caller)
+        except OSError as error:
+            raise ApiError(
+                503,
+                f"The host is open, but that can't be saved ({error.strerror or error}): until the agent "
+                "ends; make room in its state directory and say so again.",
+            ) from error
 
     def _entries(self, identifier: EndpointId) -> list[EndpointEntry]:
         row = self.desired.endpoint_entries.get(identifier)

@@ -57,10 +57,10 @@ class EndpointSwitches:
         )
 
     def open_host(self, caller: Caller) -> list[Setting]:
-        """Put the host in audit, though nothing is known of it yet. Raises OSError; nothing changed then."""
-        self._files.save_audit(HOST_ENDPOINT, True)
+        """Put the host in audit, though nothing is known of it yet. Raises OSError: it is so, unsaved."""
         self._inputs.endpoint_options.put(EndpointOptions(endpoint=HOST_ENDPOINT, audit=True))
         log.warning("host opened before the agent is ready", setting="audit", after=True, **who(caller))
+        self._files.save_audit(HOST_ENDPOINT, True)
         return [Setting(name="policy-audit-mode", value=True, source="live", option="PolicyAuditMode")]
 
     def forget_gone(self) -> None:

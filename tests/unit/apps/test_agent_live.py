@@ -159,6 +159,20 @@ def test_an_endpoints_switch_is_in_the_table_and_in_its_file(tmp_path: Path) -> 
     assert len(inputs.endpoint_options) == 0
 
 
+def test_a_host_is_opened_though_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is locked out can't make room from afar."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    inputs, files = Inputs(), EndpointFiles(tmp_path)
+    monkeypatch.setattr("cilia.apps.agent.state.write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        EndpointSwitches(inputs, files).open_host(ME)
+    opened = inputs.endpoint_options.get(HOST_ENDPOINT)
+    assert opened is not None and opened.audit is True
+
+
 def test_the_host_has_a_switch_too(tmp_path: Path) -> None:
     inputs, files = Inputs(), EndpointFiles(tmp_path)
     assert files.host_audit() is None
