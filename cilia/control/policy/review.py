@@ -224,12 +224,17 @@ def _of_blocks(rule: Rule, blocks: Iterable[Cidr], ground: Ground) -> Iterator[P
 
 
 def _of_names(rule: Rule, known: Known) -> Iterator[PolicyProblem]:
+    """A name without a protocol stands for all of them: one is enough."""
+    meant: dict[str, list[PortName]] = {}
     for ports in rule.ports:
-        if isinstance(ports, PortName) and not known.naming(ports):
-            protocol = _PROTOCOLS[ports.protocol]
+        if isinstance(ports, PortName):
+            meant.setdefault(ports.name, []).append(ports)
+    for name, variants in meant.items():
+        if not any(known.naming(each) for each in variants):
+            protocols = " or ".join(_PROTOCOLS[each.protocol] for each in variants)
             yield PolicyProblem(
                 rule.ref.path,
-                f"No pod calls a {protocol} port {ports.name!r}: name the port in the pods' "
+                f"No pod calls a {protocols} port {name!r}: name the port in the pods' "
                 "spec.containers[].ports, or write its number.",
             )
 

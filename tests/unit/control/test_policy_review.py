@@ -95,6 +95,11 @@ def test_networks_that_hold_a_part_of_pods_alike(action: str, words: str) -> Non
             "spec.egress[0]",
             "No pod calls a TCP port 'metrics'",
         ),
+        (
+            to(toPorts=[{"ports": [{"port": "metrics"}]}]),
+            "spec.egress[0]",
+            "No pod calls a TCP or UDP or SCTP port 'metrics'",
+        ),
     ],
 )
 def test_a_warning(written: Any, path: str, words: str) -> None:
@@ -117,6 +122,7 @@ def test_a_warning(written: Any, path: str, words: str) -> None:
             ]
         ),
         to(toPorts=[{"ports": [{"port": "http", "protocol": "TCP"}]}]),
+        to(toPorts=[{"ports": [{"port": "http"}]}]),
         to(toEntities=["world", "host", "remote-node"]),
     ],
 )
