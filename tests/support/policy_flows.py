@@ -10,13 +10,11 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Self
 
 from cilia.lab import kernel
+from tests.support.background import Background
 
 MESSAGE = struct.Struct("!Qd")
 """Number and time of sending (monotonic, seconds)."""
@@ -112,26 +110,17 @@ class Conversation:
         """Named after what arrives there."""
 
 
-class Conversations:
+class Conversations(Background):
     """Keeps conversations going in a thread until closed."""
 
     def __init__(self, conversations: Iterable[Conversation]) -> None:
+        super().__init__()
         self._conversations = tuple(conversations)
         self.ends = tuple(end for one in self._conversations for end in one.ends)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self.failure: OSError | None = None
         """What ended a stream: policies must not."""
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join(10)
+    def _close(self) -> None:
         for end in self.ends:
             end.socket.close()
 

@@ -13,15 +13,14 @@ import resource
 import selectors
 import socket
 import struct
-import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cilia.lab import kernel
+from tests.support.background import Background
 from tests.support.policy_lab import address_of, policy
 from tests.support.policy_truth import Document, Packet, Peer, Side, Truth
 
@@ -50,11 +49,12 @@ class Revision:
     enforced: float = float("-inf")
 
 
-class Traffic:
+class Traffic(Background):
     """Sends datagrams between pods in a thread until closed."""
 
     def __init__(self, peers: Sequence[Peer], netns: Sequence[str], rate: int, seed: int) -> None:
         """`rate` is in packets a second; `netns` are the peers' namespaces."""
+        super().__init__()
         _raise_limit()
         self.peers = peers
         self.times = array("d")
@@ -64,8 +64,6 @@ class Traffic:
         self._netns = netns
         self._random = random.Random(seed)
         self._per_tick = max(1, round(rate * TICK))
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self._senders = [[self._open(pod) for _ in range(SENDERS)] for pod in range(len(peers))]
         self._receivers = [self._listen(pod, port) for pod in range(len(peers)) for port in PORTS]
         self._targets = [
@@ -73,15 +71,7 @@ class Traffic:
             for peer in peers
         ]
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopping.set()
-        self._thread.join(10)
+    def _close(self) -> None:
         for opened in (*self._receivers, *(one for row in self._senders for one in row)):
             opened.close()
 

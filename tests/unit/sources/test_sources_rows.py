@@ -176,7 +176,7 @@ def test_a_policy_nobody_understands_says_where() -> None:
 def test_a_status_nobody_understands_takes_no_policy_out_of_force(status: Any) -> None:
     translation = policies(CILIUM_NETWORK_POLICIES)
     metadata = {"name": "p", "namespace": "n", "generation": 4}
-    spec = {"endpointSelector": {}}
+    spec: dict[str, Any] = {"endpointSelector": {}}
     row = policy(translation, metadata=metadata, spec=spec, status=status)
     sound = policy(translation, metadata=metadata, spec=spec)
     assert (row.body, row.problem) == (sound.body, None)
