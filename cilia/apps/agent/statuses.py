@@ -413,7 +413,7 @@ def condition_message(state: PolicyState) -> str:
 
 def listed(problems: tuple[PolicyProblem, ...]) -> str:
     """Path and sentence of each, as many as a message holds."""
-    return shortened("; ".join(f"{p.path}: {p.sentence}" for p in problems), MESSAGE_LIMIT)
+    return shortened(" ".join(f"{p.path}: {p.sentence}" for p in problems), MESSAGE_LIMIT)
 
 
 def shortened(text: str, limit: int) -> str:

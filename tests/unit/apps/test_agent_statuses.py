@@ -106,7 +106,7 @@ def test_a_policy_condition_names_the_fields_at_fault() -> None:
     state = msgspec.structs.replace(
         STATE, valid=False, problems=(FAULT, PolicyProblem("spec.egress[1]", "Neither."))
     )
-    assert condition_message(state) == "spec.ingress[0]: Write a port.; spec.egress[1]: Neither."
+    assert condition_message(state) == "spec.ingress[0]: Write a port. spec.egress[1]: Neither."
 
 
 def test_a_message_has_a_limit() -> None:
