@@ -90,11 +90,11 @@ class Explainer:
         """A flow's ends as they are now, its port, and what was decided."""
         store = self._flows
         row = store.row_of(uuid)
-        if row is None:
+        if row is None or row >= store.head:
             raise ApiError(
                 404, f"{uuid[:40]!r} is no flow of this agent; `cilia observe -o json` shows UUIDs of flows."
             )
-        if not store.oldest <= row < store.head:
+        if row < store.oldest:
             raise ApiError(410, "The flow has been overwritten by newer ones; explain a younger one.")
         rows = store.take(np.array([row]))
         event = rows.events[0]
