@@ -313,7 +313,7 @@ class Story:
         beside = Path(sys.executable).with_name("kubectl")
         program = str(beside) if beside.exists() else shutil.which("kubectl")
         if program is None:
-            raise Unexpected("kubectl in the virtual environment or on PATH", "none: run `make venv`")
+            raise Unexpected("kubectl in the virtual environment or on PATH", "none: run `make install`")
         return self._run([program, *arguments])
 
     def _run(self, command: list[str]) -> str:
