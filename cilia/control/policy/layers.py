@@ -17,7 +17,7 @@ bit for certain peers, which that layer never has.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -53,6 +53,7 @@ _KINDS = {
 }
 
 _NO_FLAGS = EntryFlags.NONE
+_TIERS = tuple(Tier)
 
 Layer = dict[Prefix, Entry]
 
@@ -242,6 +243,18 @@ class Hit(NamedTuple):
     term: Term
 
 
+Pieces = dict[PortPrefix, list[Hit]]
+
+
+class Judged(NamedTuple):
+    """What some terms about a peer come to, and with some more."""
+
+    own: Pieces
+    answers: dict[PortPrefix, Entry]
+    """At each prefix of theirs, and at those of terms about everybody within."""
+    longer: dict[Hashable, Judged]
+
+
 class Weighed:
     """Complete layers: at each prefix the answer over all rules, also those about everybody."""
 
@@ -254,35 +267,51 @@ class Weighed:
         self._anybody = _pieces(everybody, False)
         self._enforced = enforced
         self._full = full
+        self._nothing = Judged({}, {}, {})
+
+    def forget(self) -> None:
+        """No more layers are made for now."""
+        self._namer.forget()
+        self._noting.forget()
+        self._nothing.longer.clear()
 
     def of_anybody(self) -> Layer:
         """The layer of any peer, with the default verdict."""
         places = dict.fromkeys((PortPrefix(), *self._anybody))
-        return self._layer(places, ({}, self._anybody), False)
+        return _stored({prefix: self._weigh(prefix, {}, False) for prefix in places}, False)
 
-    def of_peer(self, own: Sequence[Term]) -> Layer:
-        """The layer of peers that these terms mean."""
-        pieces = _pieces(own, True)
-        places = dict.fromkeys(pieces)
-        for prefix in self._anybody:
-            if any(wider in pieces for wider in prefix.parents()):
-                places[prefix] = None
-        return self._layer(places, (pieces, self._anybody), True)
+    def of_peer(self, alike: Sequence[Hashable], parts: Sequence[Iterable[Term]]) -> Layer:
+        """The layer of peers that all these terms mean; equal names in `alike` stand for equal terms.
 
-    def _layer(self, places: Iterable[PortPrefix], pieces: tuple[Pieces, Pieces], specific: bool) -> Layer:
-        layer: Layer = {}
-        for prefix in sorted(places, key=lambda place: place.bits):
-            hits = [
-                hit for part in pieces for wider in (prefix, *prefix.parents()) for hit in part.get(wider, ())
-            ]
-            entry = self._weigh(hits, specific)
-            found_instead = next((layer[wider] for wider in prefix.parents() if wider in layer), None)
-            if found_instead is None or not _says_as(found_instead, entry, specific):
-                layer[prefix] = entry
-        return layer
+        As with ranks, what the first parts come to is kept for others that begin alike.
+        """
+        judged = self._nothing
+        for length, (name, terms) in enumerate(zip(alike, parts, strict=True), 1):
+            known = judged.longer.get(name)
+            if known is None:
+                known = self._with(judged, _pieces(terms, True))
+                if length <= CHAINED:
+                    judged.longer[name] = known
+            judged = known
+        return _stored(judged.answers, True)
 
-    def _weigh(self, hits: Sequence[Hit], specific: bool) -> Entry:
-        """The entry for packets that just these terms are about."""
+    def _with(self, before: Judged, more: Pieces) -> Judged:
+        """Judge anew what some more terms are about."""
+        own = before.own.copy()
+        for prefix, hits in more.items():
+            own[prefix] = [*own.get(prefix, ()), *hits]
+        touched = dict.fromkeys(more)
+        if any(prefix.bits < FULL_BITS for prefix in more):
+            for prefix in (*before.answers, *self._anybody):
+                if any(wider in more for wider in prefix.parents()):
+                    touched[prefix] = None
+        again = {prefix: self._weigh(prefix, own, True) for prefix in touched}
+        return Judged(own, before.answers | again, {})
+
+    def _weigh(self, prefix: PortPrefix, own: Pieces, specific: bool) -> Entry:
+        """The entry for packets that just the terms at a prefix and at wider ones are about."""
+        around = (prefix, *prefix.parents())
+        hits = [hit for part in (own, self._anybody) for place in around for hit in part.get(place, ())]
         enforced = _answer(self._namer, [hit for hit in hits if not hit.term.audit], self._enforced)
         full = _answer(self._noting, hits, self._full)
         given = full if enforced.allow else enforced
@@ -291,13 +320,23 @@ class Weighed:
         return Entry(rank, given.allow, given.cookie, given.match, given.flags)
 
 
+def _stored(answers: Mapping[PortPrefix, Entry], specific: bool) -> Layer:
+    """Without the prefixes of which the next wider stored one says the same."""
+    if all(prefix.bits == FULL_BITS for prefix in answers):
+        return dict(zip(answers, answers.values(), strict=True))
+    layer: Layer = {}
+    for prefix in sorted(answers, key=lambda place: place.bits):
+        entry = answers[prefix]
+        found_instead = next((layer[wider] for wider in prefix.parents() if wider in layer), None)
+        if found_instead is None or not _says_as(found_instead, entry, specific):
+            layer[prefix] = entry
+    return layer
+
+
 def _says_as(wider: Entry, entry: Entry, specific: bool) -> bool:
     """Whether a wider prefix's entry can stand for one: a peer's must not lose rank, that of any peer may."""
     rank = entry.precedence if specific else wider.precedence
     return wider == Entry(rank, entry.allow, entry.cookie, entry.match, entry.flags)
-
-
-Pieces = dict[PortPrefix, list[Hit]]
 
 
 def _pieces(terms: Iterable[Term], specific: bool) -> Pieces:
@@ -311,7 +350,7 @@ def _pieces(terms: Iterable[Term], specific: bool) -> Pieces:
 
 def _answer(namer: Namer, hits: Sequence[Hit], isolation: Isolation) -> Entry:
     """The verdict of the first tier that has one."""
-    for tier in Tier:
+    for tier in _TIERS:
         heard = _ruling(hits, tier)
         if heard:
             refs = frozenset[RuleRef]().union(*(hit.term.refs for hit in heard))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import chain
 from typing import NamedTuple, Protocol, TypeVar
 
 from cilia.control.policy.cookies import CookieBook
@@ -239,8 +238,8 @@ class Side:
             self._maker, self._base = ranked, ranked.of_anybody(self._everybody)
 
     def _forget(self) -> None:
-        if isinstance(self._maker, Ranked):
-            self._maker.forget()
+        assert self._maker is not None, "build comes first"
+        self._maker.forget()
 
     def _judges_as(self, before: Side) -> bool:
         """Whether what is alike about topics makes layers alike."""
@@ -405,7 +404,7 @@ class Side:
         assert maker is not None, "build comes first"
         if isinstance(maker, Weighed):
             terms = [self._terms[part] if isinstance(part, int) else [self._numbered(part)] for part in parts]
-            return maker.of_peer(list(chain.from_iterable(terms)))
+            return maker.of_peer(parts, terms)
         return maker.of_peer(
             parts,
             [

@@ -150,18 +150,18 @@ class TestWeighed(Layers):
 
     def test_a_pass_leaves_it_to_the_next_tier(self) -> None:
         weighed = self.weighed(deny("d", TCP_80), term("b", ALL, tier=Tier.BASELINE))
-        layer = weighed.of_peer([term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)])
+        layer = weighed.of_peer("p", [[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]])
         assert self.words(layer) == {TCP_ALL: ("allow", "b"), TCP_80: ("deny", "d")}
 
     def test_a_pass_hides_later_rules_of_its_tier(self) -> None:
         weighed = self.weighed(term("x", TCP_80, action=Action.DENY, tier=Tier.ADMIN, place=1))
-        layer = weighed.of_peer([term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)])
+        layer = weighed.of_peer("p", [[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]])
         assert self.words(layer)[TCP_ALL] == ("allow",)
         assert layer[TCP_ALL].flags == EntryFlags.DEFAULT
 
     def test_a_pass_in_the_baseline_tier_ends_in_the_default(self) -> None:
         weighed = self.weighed(term("x", TCP_80, action=Action.DENY, tier=Tier.BASELINE, place=1))
-        layer = weighed.of_peer([term("p", TCP_80, action=Action.PASS, tier=Tier.BASELINE)])
+        layer = weighed.of_peer("p", [[term("p", TCP_80, action=Action.PASS, tier=Tier.BASELINE)]])
         assert self.words(layer) == {TCP_80: ("allow",)}
 
     def test_isolation_ends_the_normal_tier(self) -> None:
@@ -173,7 +173,7 @@ class TestWeighed(Layers):
         admin = term("x", TCP_80, action=Action.DENY, tier=Tier.ADMIN)
         weighed = self.weighed(admin, enforced=CLOSED)
         anybody = weighed.of_anybody()
-        peer = weighed.of_peer([term("y", TCP_ALL, action=action, tier=Tier.ADMIN, place=1)])
+        peer = weighed.of_peer("p", [[term("y", TCP_ALL, action=action, tier=Tier.ADMIN, place=1)]])
         assert all(entry.precedence & PEER_BIT for entry in peer.values())
         assert not any(entry.precedence & PEER_BIT for entry in anybody.values())
         assert peer[TCP_80].precedence > anybody[TCP_80].precedence
@@ -198,12 +198,25 @@ class TestWeighed(Layers):
             Matter(None, (TCP_80,), None, Action.DENY), order(Tier.ADMIN), True, frozenset({ref("x")})
         )
         weighed = self.weighed(loud)
-        anybody, peer = weighed.of_anybody(), weighed.of_peer([deny("d", ALL)])
+        anybody, peer = weighed.of_anybody(), weighed.of_peer("p", [[deny("d", ALL)]])
         assert self.words(anybody) == {ALL: ("allow",), TCP_80: ("audit deny", "x")}
         assert self.words(peer) == {ALL: ("deny", "d"), TCP_80: ("deny", "d")}
         assert peer[TCP_80].precedence > anybody[TCP_80].precedence
 
+    def test_what_more_terms_are_about_is_judged_again(self) -> None:
+        weighed = self.weighed(term("x", TCP_80, tier=Tier.ADMIN, place=1), deny("y", TCP_LOW))
+        one, other = [deny("d", TCP_80)], [term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]
+        for _ in range(2):
+            assert self.words(weighed.of_peer("d", [one])) == {TCP_80: ("allow", "x")}
+            assert self.words(weighed.of_peer("dp", [one, other])) == {
+                TCP_ALL: ("allow",),
+                TCP_LOW: ("deny", "y"),
+                TCP_80: ("deny", "d"),
+            }
+            assert self.words(weighed.of_peer("p", [other])) == {TCP_ALL: ("allow",), TCP_LOW: ("deny", "y")}
+            weighed.forget()
+
     def test_what_the_next_wider_prefix_says_already_is_left_out(self) -> None:
         weighed = self.weighed(deny("d", TCP_ALL))
-        layer = weighed.of_peer([deny("e", ALL), term("a", TCP_80)])
+        layer = weighed.of_peer("ea", [[deny("e", ALL)], [term("a", TCP_80)]])
         assert self.words(layer) == {ALL: ("deny", "e")}
