@@ -3,9 +3,10 @@
     # allowed: shop/front, tools/probe -> shop/web 8000/TCP 8010/TCP
     # denied: 203.0.113.2 -> shop/web ping
     # audited: shop/guest -> shop/db 5432/TCP
+    # refused: spec.ingress[1].toPorts[0].rules
 
-Ends are pods, addresses, `host` (the node the pods are on) and `node-2`; every end on the left is about every
-end and every port on the right.
+The last names a part that can't be enforced. Ends are pods, addresses, `host` (the node the pods are on) and
+`node-2`; every end on the left is about every end and every port on the right.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CLUSTER = REPOSITORY / "examples" / "policies" / "cluster.yaml"
 """The pods that the examples are about."""
 
 _BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_REFUSED = re.compile(r"^# refused: (.*)$", re.MULTILINE)
 _STATEMENT = re.compile(r"^# (allowed|denied|audited): (.*) -> (.*)$", re.MULTILINE)
 _PORT = re.compile(r"^(\d+/(TCP|UDP|SCTP|ip)|ping)$")
 
@@ -44,6 +46,8 @@ class Example(NamedTuple):
 
     documents: list[dict[str, Any]]
     statements: list[Statement]
+    refused: list[str]
+    """Paths of what can't be enforced."""
 
     @property
     def name(self) -> str:
@@ -55,12 +59,15 @@ class Example(NamedTuple):
 def blocks() -> list[Example]:
     """Every example, page by page."""
     found = [block for page in PAGES for block in _BLOCK.findall(page.read_text())]
-    return [Example(list(yaml.safe_load_all(block)), list(_statements(block))) for block in found]
+    return [
+        Example(list(yaml.safe_load_all(block)), list(_statements(block)), _REFUSED.findall(block))
+        for block in found
+    ]
 
 
 def examples() -> list[dict[str, Any]]:
-    """Every object of every example."""
-    return [document for block in blocks() for document in block.documents]
+    """Every object of every example that can be enforced as a whole."""
+    return [document for block in blocks() if not block.refused for document in block.documents]
 
 
 def _statements(block: str) -> Iterator[Statement]:

@@ -32,7 +32,7 @@ def between_pods(example: Example) -> list[Statement]:
     ]
 
 
-EXAMPLES = [example for example in blocks() if between_pods(example)]
+EXAMPLES = [example for example in blocks() if between_pods(example) and not example.refused]
 
 
 def serving(name: str) -> dict[str, Any]:

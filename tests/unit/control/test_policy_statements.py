@@ -15,8 +15,8 @@ def name(value: object) -> str:
 @pytest.mark.parametrize("example", blocks(), ids=name)
 def test_who_reaches_whom_is_as_the_example_says(example: Example) -> None:
     cluster = Cluster(example.documents)
-    states = [row for row in cluster.desired.policy_states if not row.valid]
-    assert not states
+    problems = [problem.path for row in cluster.desired.policy_states for problem in row.problems]
+    assert problems == example.refused
     found = [statement._replace(outcome=cluster.outcome(statement)) for statement in example.statements]
     assert found == example.statements
 
