@@ -118,13 +118,13 @@ class PolicyLab:
             assert answer.code < 300, answer.body
             self._applied.pop(_key(document), None)
 
-    def replace_all(self, documents: Sequence[Document]) -> None:
-        """Make these policies the only ones, and wait until every node enforces them."""
+    def replace_all(self, documents: Sequence[Document], state: str = "valid") -> None:
+        """Make these policies, all in one state, the only ones, and wait until every node enforces them."""
         wanted = {_key(document) for document in documents}
         for kind, namespace, name in set(self._applied) - wanted:
             self.delete(policy(kind, name, {}, namespace))
         self.apply(*documents)
-        self.settle()
+        self.settle(state)
 
     @contextmanager
     def mode(self, value: str) -> Iterator[None]:
@@ -137,10 +137,10 @@ class PolicyLab:
             for agent in self.agents:
                 agent.change_settings(OptionChange(reset=("PolicyEnforcement",)))
 
-    def settle(self) -> None:
+    def settle(self, state: str = "valid") -> None:
         """Wait until every node enforces the policies as last written."""
         for agent in self.agents:
-            until(partial(self._knows, agent), "an agent to know the policies")
+            until(partial(self._knows, agent, state), "an agent to know the policies")
             revision = agent.policies().revision
             answer = agent.wait_policy(revision, PATIENCE)
             assert answer.reached, f"revision {revision} is not enforced: {answer}"
@@ -158,12 +158,13 @@ class PolicyLab:
             metadata = answer.json["metadata"]
             self._applied[_key(document)] = (metadata["uid"], metadata["generation"])
 
-    def _knows(self, agent: AgentClient) -> bool:
+    def _knows(self, agent: AgentClient, state: str) -> bool:
         listed = agent.policies().policies
         for one in listed:
-            assert one.state != "invalid", f"{one.kind} {one.name} is refused: {one.problems}"
+            refused = one.state == "invalid" and state == "valid"
+            assert not refused, f"{one.kind} {one.name} is refused: {one.problems}"
         known = {(one.kind, one.namespace, one.name): (one.uid, one.generation) for one in listed}
-        return known == self._applied and all(one.state == "valid" for one in listed)
+        return known == self._applied and all(one.state == state for one in listed)
 
     # pods
 

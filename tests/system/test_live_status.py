@@ -84,9 +84,14 @@ def test_an_edit_that_is_refused_shows_at_the_field_and_at_the_node(lab: PolicyL
     until(lambda: status(lab, "edited").get("nodes"), "a node's word")
     ports = [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]
     lab.apply(isolating("edited", "web", toPorts=ports))
+    until(lambda: condition(lab, "edited", "Valid")["status"] == "False", "the field to be told")
+    assert "spec.ingress[0].toPorts[0].rules: " in condition(lab, "edited", "Valid")["message"]
+    # What of it can be enforced is.
+    until(lambda: status(lab, "edited")["nodes"]["node-1"]["enforcing"], "the node to enforce the rest")
+    aimless = {"endpointSelector": {"matchLabels": {"app": "web", "k8s:": ""}}, "ingress": [{}]}
+    lab.apply(policy(CNP, "edited", aimless, "default"))
     until(lambda: not status(lab, "edited")["nodes"]["node-1"]["ok"], "the node to take its word back")
-    assert condition(lab, "edited", "Valid")["status"] == "False"
-    assert "spec.ingress[0].toPorts[0].rules" in status(lab, "edited")["nodes"]["node-1"]["error"]
+    assert "spec.endpointSelector" in status(lab, "edited")["nodes"]["node-1"]["error"]
 
 
 def test_a_node_without_pods_of_the_policy_any_more_says_nothing(lab: PolicyLab) -> None:
@@ -104,10 +109,17 @@ def test_the_api_server_is_an_entity(lab: PolicyLab) -> None:
 
     assert reaches()
     rules = {"endpointSelector": {"matchLabels": {"app": "web"}}}
-    lab.apply(policy(CNP, "to-api", {**rules, "egress": [{"toEntities": ["world"]}]}, "default"))
-    until(lambda: not reaches(), "the world to be all there is")
-    lab.apply(policy(CNP, "to-api", {**rules, "egress": [{"toEntities": ["kube-apiserver"]}]}, "default"))
-    until(reaches, "the API server to be reached")
+    nodes: list[Document] = [{"toEntities": ["remote-node"]}]
+    for egress in (
+        [{"toEntities": ["kube-apiserver"]}],
+        # It is no node here, but outside the cluster.
+        [{"toEntities": ["world"]}],
+        [{"toCIDR": [f"{lab.plan.api_address}/32"]}],
+    ):
+        lab.apply(policy(CNP, "to-api", {**rules, "egress": nodes}, "default"))
+        until(lambda: not reaches(), "nodes to be all there is")
+        lab.apply(policy(CNP, "to-api", {**rules, "egress": egress}, "default"))
+        until(reaches, "the API server to be reached")
 
 
 def test_a_nodes_labels_are_those_of_its_kubernetes_node(lab: PolicyLab) -> None:

@@ -578,6 +578,48 @@ def test_packets_obey(lab: PolicyLab, packets: Sequence[Packet], name: str) -> N
     assert lab.wrong(packets, lambda packet: TRUTH.allows(case, packet)) == []
 
 
+FRONT_IN = {"fromEndpoints": [labels(tier="front")], "toPorts": TCP_80}
+HTTP_RULE = [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]
+ACCEPT_BACK = rule("Accept", BACK, word="to")
+NAMELESS = rule("Deny", [{"nodes": {}}], {"destinationNamedPort": "web"}, word="to")
+ANYWHERE = ["0.0.0.0/0", "::/0"]
+REFUSED: dict[str, tuple[Case, Case]] = {
+    "an allowance": (
+        (cilium({"endpointSelector": {}, "ingress": [FRONT_IN, {"toPorts": HTTP_RULE}]}),),
+        (cilium({"endpointSelector": {}, "ingress": [FRONT_IN]}),),
+    ),
+    "the one allowance of a direction": (
+        (cilium({"endpointSelector": {}, "ingress": [FRONT_IN], "egress": [{"toPorts": HTTP_RULE}]}),),
+        (cilium({"endpointSelector": {}, "ingress": [FRONT_IN], "egress": [{}]}),),
+    ),
+    "a denial": (
+        (
+            cilium(
+                {
+                    "endpointSelector": labels(app="a"),
+                    "ingress": [FRONT_IN],
+                    "ingressDeny": [{"toPorts": [{"ports": [{"port": "9", "endPort": 8}]}]}],
+                }
+            ),
+        ),
+        (cilium({"endpointSelector": labels(app="a"), "ingressDeny": [{"fromEntities": ["all"]}]}),),
+    ),
+    "an administrator's denial": (
+        (tiered("Admin", 5, egress=[ACCEPT_BACK, NAMELESS]),),
+        (tiered("Admin", 5, egress=[ACCEPT_BACK, rule("Deny", [{"networks": ANYWHERE}], word="to")]),),
+    ),
+}
+"""Policies with a rule that can't be enforced, and others that mean what then holds."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_enforced_closes(lab: PolicyLab, packets: Sequence[Packet], name: str) -> None:
+    written, meant = REFUSED[name]
+    lab.replace_all((cilium({"endpointSelector": {}, "ingress": [FRONT_IN]}),))
+    lab.replace_all(written, "invalid")
+    assert lab.wrong(packets, lambda packet: TRUTH.allows(meant, packet)) == []
+
+
 MODES: dict[str, Case] = {
     "no policy": (),
     "allowed and denied": (

@@ -337,6 +337,22 @@ def test_a_refusal_shows_where_the_policy_was_enforced() -> None:
     play(story())
 
 
+def test_a_node_says_that_it_enforces_what_it_can_of_a_refused_policy() -> None:
+    async def story() -> None:
+        world = Cluster()
+        await world.begin()
+        node = Node(world)
+        node.words = {KEY: OK}
+        await node.tell(2)
+        node.words = {KEY: msgspec.structs.replace(OK, revision=4)}
+        await node.tell(2, valid=False, problems=(FAULT,), generation=2, resource_version="2")
+        assert world.condition("Valid")["status"] == "False"
+        found = world.status["nodes"]["n1"]
+        assert (found["ok"], found["enforcing"], found["localPolicyRevision"]) == (True, True, 4)
+
+    play(story())
+
+
 def test_two_nodes_of_different_minds_do_not_write_for_ever() -> None:
     async def story() -> None:
         world = Cluster()

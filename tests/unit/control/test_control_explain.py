@@ -79,6 +79,7 @@ def objects(text: str) -> list[PolicyObject]:
 
 
 def read(policy: PolicyObject) -> tuple[Section, ...]:
+    """What a proposal says, which is to have no problems."""
     parsed = parse(policy)
     assert not parsed.problems, parsed.problems
     return parsed.sections
@@ -89,7 +90,7 @@ class Scene:
 
     def __init__(self, text: str, **more: Any) -> None:
         policies = objects(text) if text else []
-        sections = tuple(section for policy in policies for section in read(policy))
+        sections = tuple(section for policy in policies for section in parse(policy).sections)
         more["sections"] = sections + tuple(more.get("sections", ()))
         identities = RESERVED | {party.identity: party.labels for party in PARTIES}
         names = {party.identity: frozenset(party.named_ports) for party in PARTIES}
@@ -168,6 +169,43 @@ def test_a_default_deny_names_who_isolates_and_what_nearly_matched() -> None:
     assert near.path == "spec.ingress[0].fromEndpoints[1]"
     assert near.why == "it is about TCP 80, not TCP 81"
     assert far.why.startswith("it wants app=admin, the peer has k8s:app=client; ")
+
+
+REFUSED = """
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: demo}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: admin}}]
+  - toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{}]}}]
+  egress:
+  - authentication: {mode: required}
+"""
+
+
+def test_a_refused_rule_is_a_near_miss_with_its_problem() -> None:
+    side = Scene(REFUSED).side()
+    assert (side.verdict, side.default) == ("deny", True)
+    _, refused = side.misses
+    assert (refused.path, refused.action, refused.peer) == ("spec.ingress[1]", "allow", None)
+    assert refused.why.startswith("it is refused (spec.ingress[1].toPorts[0].rules: Application-layer rules")
+    assert "http" in refused.yaml
+    assert side.remedy is not None
+    assert side.remedy.verified
+
+
+def test_a_refused_denial_says_why_it_denies_everybody() -> None:
+    rule = (
+        'ingressDeny: [{fromEndpoints: [{}], toPorts: [{ports: [{port: "9", endPort: 8, protocol: TCP}]}]}]'
+    )
+    scene = Scene(
+        f"{{kind: CiliumNetworkPolicy, metadata: {{name: wall, namespace: demo}},"
+        f" spec: {{endpointSelector: {{}}, {rule}}}}}"
+    )
+    (decides,) = scene.side(peer=OUTSIDE, port=443).deciding
+    assert decides.path == "spec.ingressDeny[0]"
+    assert "so it closes (spec.ingressDeny[0].toPorts[0].ports[0].endPort: " in decides.why
 
 
 def test_the_remedy_of_a_default_deny_is_a_rule_that_holds() -> None:
