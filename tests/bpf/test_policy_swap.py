@@ -19,7 +19,7 @@ from scapy.layers.l2 import Ether
 
 from cilia.dataplane import bpf, loader
 from cilia.dataplane.maps.policy import Policies
-from cilia.dataplane.pool import INNER_ENTRIES, PolicyPool
+from cilia.dataplane.pool import POLICY_ENTRIES, PolicyPool
 from cilia.model.entries import Entries, Layer
 from cilia.model.ids import Cookie, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels
@@ -70,7 +70,7 @@ def rules_of(name: str, room: int) -> Entries:
         entries[key[0 if old else 1001]] = loses
     mixed = Entries.of(entries)
     other: Layer = {(TCP_NUMBER, ALLOWED_PORT, 24): entry(7, not old, 77)}
-    count = INNER_ENTRIES - (0 if old else room) - len(entries)
+    count = POLICY_ENTRIES - (0 if old else room) - len(entries)
     return mixed.replaced({(INGRESS, 2000 + number): other for number in range(count)})
 
 
@@ -154,7 +154,7 @@ def limit_flows(world: World) -> None:
 def switch_to_filled(policies: Policies, sender: SubjectPolicy) -> Iterator[None]:
     """Each revision is written into a map of its own first; identities come and go in the new one."""
     revisions = {name: rules_of(name, room=64) for name in COOKIES}
-    assert len(revisions["old"]) == INNER_ENTRIES
+    assert len(revisions["old"]) == POLICY_ENTRIES
     while True:
         for name, entries in revisions.items():
             assert policies.update([sender, row(2, name, entries)]) == {}

@@ -92,9 +92,11 @@ class Lab(NamedTuple):
         return [line["flow"] for line in map(json.loads, run_cilia(*words).splitlines()) if "flow" in line]
 
 
+TO_NODE_1: Document = {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "node-1"}}}
+
+
 def host_policy(spec: Document, name: str = "host") -> Document:
-    selector = {"matchLabels": {"kubernetes.io/hostname": "node-1"}}
-    return policy("CiliumClusterwideNetworkPolicy", name, {"nodeSelector": selector, **spec})
+    return policy("CiliumClusterwideNetworkPolicy", name, {**TO_NODE_1, **spec})
 
 
 def to_port(port: int, protocol: str = "TCP") -> Document:
@@ -344,10 +346,10 @@ def test_a_session_that_the_policy_allows_lives_on(
 
 
 def test_the_documented_policy_does_what_it_says(lab: Lab) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
-    section = page[page.index("## Host policies") :]
+    page = (Path(__file__).parents[2] / "docs" / "policy-language.md").read_text()
+    section = page[page.index("## Policies for nodes") :]
     (example,) = [part.split("```")[0] for part in section.split("```yaml")[1:2]]
-    lab.policies.replace_all([yaml.safe_load(example)])
+    lab.policies.replace_all([host_policy(yaml.safe_load(example)["spec"] | TO_NODE_1)])
     reached = {way for way, asked in ways_in(lab).items() if asked(OTHER)}
     assert reached == set(ways_in(lab)) - {"outside, IPv4", "outside, IPv6"}
     assert {way for way, asked in ways_in(lab).items() if not asked(SSH)} == set()
