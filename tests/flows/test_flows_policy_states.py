@@ -163,7 +163,7 @@ STATES: dict[str, tuple[Rows, dict[str, str]]] = {
     "web prints nothing": (cluster(LAN), OPEN | {"web": "lan"}),
     "nobody goes out": (cluster(NO_WORLD), OPEN | {"web": "db job", "db": "web job"}),
     "out to the lan or not at all": (cluster(LAN, NO_WORLD), OPEN | {"web": "", "db": "web job"}),
-    "a refused policy": (cluster(REFUSED), OPEN),
+    "a rule that can't be enforced allows nothing": (cluster(REFUSED), OPEN | {"web": "", "db": ""}),
 }
 
 
