@@ -96,7 +96,7 @@ class EndpointNode:
         )
 
     def _audit(self, identifier: EndpointId, namespace: str = "") -> bool:
-        """The live switch says it, else the namespace; a pod must not disarm what others decide about it."""
+        """The live switch says it, else the namespace; never the pod, which must not disarm what binds it."""
         options = self._inputs.endpoint_options.get(identifier)
         if options is not None and options.audit is not None:
             return options.audit

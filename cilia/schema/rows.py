@@ -16,7 +16,6 @@ class PodRow(msgspec.Struct, frozen=True, kw_only=True):
     uid: str = ""
     node: str = ""
     labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
     service_account: str = "default"
     named_ports: tuple[NamedPort, ...] = ()
     host_network: bool = False
@@ -58,7 +57,7 @@ class EndpointOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: EndpointId
     audit: bool | None = None
-    """None: as its pod's and namespace's annotations say."""
+    """None: as the annotation of its namespace says."""
 
 
 class NamespaceRow(msgspec.Struct, frozen=True, kw_only=True):

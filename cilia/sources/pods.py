@@ -34,7 +34,6 @@ def row(raw: msgspec.Raw) -> PodRow:
         uid=meta.uid,
         node=pod.spec.node_name,
         labels=meta.labels or {},
-        annotations=meta.annotations or {},
         service_account=pod.spec.service_account_name or "default",
         named_ports=named_ports(pod.spec),
         host_network=pod.spec.host_network,

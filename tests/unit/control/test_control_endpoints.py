@@ -201,34 +201,26 @@ def test_endpoints_of_one_identity_find_their_policy_by_ports_and_audit() -> Non
     assert entry is not None and entry.subject == 5
 
 
-AUDITED: dict[str, tuple[bool | None, dict[str, str], dict[str, str], bool]] = {
-    "nobody says anything": (None, {}, {}, False),
-    "the namespace": (None, {}, {"policy.cilia.io/audit": "true"}, True),
-    "the pod, which has no say": (None, {"policy.cilia.io/audit": "true"}, {}, False),
-    "the pod against its namespace": (
-        None,
-        {"policy.cilia.io/audit": "false"},
-        {"policy.cilia.io/audit": "true"},
-        True,
-    ),
-    "the switch against the namespace": (False, {}, {"policy.cilia.io/audit": "true"}, False),
-    "the switch alone": (True, {}, {}, True),
-    "something that is no answer": (None, {}, {"policy.cilia.io/audit": "maybe"}, False),
+AUDITED: dict[str, tuple[bool | None, dict[str, str], bool]] = {
+    "nobody says anything": (None, {}, False),
+    "the namespace": (None, {"policy.cilia.io/audit": "true"}, True),
+    "the switch against the namespace": (False, {"policy.cilia.io/audit": "true"}, False),
+    "the switch alone": (True, {}, True),
+    "something that is no answer": (None, {"policy.cilia.io/audit": "maybe"}, False),
 }
 
 
 @pytest.mark.parametrize("case", AUDITED.values(), ids=list(AUDITED))
 def test_the_switch_or_the_namespace_says_whether_an_endpoint_is_in_audit(
-    case: tuple[bool | None, dict[str, str], dict[str, str], bool],
+    case: tuple[bool | None, dict[str, str], bool],
 ) -> None:
-    switch, of_pod, of_namespace, expected = case
+    switch, of_namespace, expected = case
     inputs, desired, node = build()
     inputs.attachments.put(attachment())
     inputs.cluster_identities.put(Identity(IdentityId(300), labels("web")))
     inputs.pods.put(pod("web"))
     node.step(0.0)
     inputs.namespaces.put(NamespaceRow(name="demo", labels={"team": "blue"}, annotations=of_namespace))
-    inputs.pods.put(PodRow(namespace="demo", name="web", labels={"role": "web"}, annotations=of_pod))
     inputs.endpoint_options.put(EndpointOptions(endpoint=EndpointId(1), audit=switch))
     node.step(0.0)
     row = desired.endpoints.get(EndpointId(1))
