@@ -137,7 +137,6 @@ def state(rng: random.Random) -> Rows:
             name=f"{app}-{copy}",
             node="one",
             labels={"app": rng.choice(APPS)},
-            annotations=audited(rng),
             named_ports=ports(rng),
         )
         for namespace, app, copy in itertools.product(NAMESPACES, APPS[:2], (1, 2))
