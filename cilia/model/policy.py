@@ -182,6 +182,7 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     resource_version: str
     generation: int
     valid: bool
+    """All of it can be enforced; of one that is not valid, the parts without a problem still are."""
     problems: tuple[PolicyProblem, ...] = ()
     warnings: tuple[PolicyProblem, ...] = ()
     """Rules in force that can't match what their author probably meant."""
