@@ -102,7 +102,9 @@ def read(reader: Reader, body: CiliumNetworkPolicy | CiliumClusterwideNetworkPol
 
 
 def _read_spec(reader: Reader, spec: Spec, path: str, *, alone: bool) -> None:
-    subject = reader.subject(lambda: _subject(reader, spec, path), "the policy" if alone else path)
+    whole, nodes = "the policy" if alone else path, spec.endpoint_selector is None
+    subject = reader.subject(lambda: _subject(reader, spec, path), whole)
+    reader.spared = whole if nodes else ""
     reader.log = _log(reader, spec, f"{path}.log.value")
     scope = _Scope(reader, about_init=subject is not None and _has_key(subject, "reserved", "init"))
     rules: list[Rule] = []
@@ -117,8 +119,9 @@ def _read_spec(reader: Reader, spec: Spec, path: str, *, alone: bool) -> None:
         where = f"{path}.egressDeny[{number}]"
         rules += scope.rules(Direction.EGRESS, egress_deny, where, Action.DENY)
     reader.log = ""
+    reader.spared = ""
     refused = reader.refused()
-    if subject is None:
+    if subject is None or (nodes and refused):
         return
     reader.sections.append(
         Section(
@@ -127,7 +130,7 @@ def _read_spec(reader: Reader, spec: Spec, path: str, *, alone: bool) -> None:
             isolates=_isolates(spec),
             rules=tuple(rules),
             audit=reader.audit or bool(spec.audit),
-            nodes=spec.endpoint_selector is None,
+            nodes=nodes,
             refused=refused,
         )
     )

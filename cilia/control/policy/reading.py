@@ -74,6 +74,9 @@ class Reader:
         self.sections: list[Section] = []
         self.log = ""
         """What the flows say that the rules read now decide about."""
+        self.spared = ""
+        """What has no effect as soon as one rule of it has a problem: the policy of a node, which might shut
+        out the word that it was mended. Empty: rules close one by one."""
         self._problems: list[PolicyProblem] = []
         self._unsupported: list[PolicyProblem] = []
         self._warnings: list[PolicyProblem] = []
@@ -151,7 +154,8 @@ class Reader:
         mark = self.mark()
         rules = list(read())
         closed = "denies everybody" if action is not Action.ALLOW else "allows nothing"
-        effect = "" if self._void or self._aimless else f"the rule {closed}"
+        closing = f"{self.spared} has no effect" if self.spared else f"the rule {closed}"
+        effect = "" if self._void or self._aimless else closing
         problem = self.tell(mark, effect)
         if problem is None:
             return rules

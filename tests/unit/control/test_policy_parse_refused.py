@@ -267,6 +267,14 @@ def test_policies_for_nodes_need_the_host_firewall() -> None:
 HTTP_RULE = "{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}"
 
 
+@pytest.mark.parametrize("side", [f"ingress: [{HTTP_RULE}]", "egressDeny: [{toCIDR: [moon]}]"])
+def test_a_node_is_not_shut_by_what_cannot_be_enforced(side: str) -> None:
+    """Shut out of its cluster, it would never hear that the policy was mended."""
+    parsed = ccnp(f"{{nodeSelector: {{}}, {side}, ingressDeny: [{{fromCIDR: [192.0.2.0/24]}}]}}")
+    assert parsed.problems and not parsed.sections
+    assert all(problem.sentence.endswith("the policy has no effect.") for problem in parsed.problems)
+
+
 def test_an_allowance_with_a_problem_allows_nothing_and_the_others_stand() -> None:
     rules = f"[{HTTP_RULE}, {{fromEndpoints: [{{matchLabels: {{app: db}}}}]}}]"
     parsed = cnp(f"{{endpointSelector: {{}}, ingress: {rules}, egress: [{{toFQDNs: []}}]}}")
