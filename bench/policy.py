@@ -29,17 +29,19 @@ from typing import Any
 import msgspec
 
 from cilia.control.identity import IdentityNode
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.dialects.parse import RuleBook
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.resolve import Group
+from cilia.control.policy.meaning.expand import RuleNode
+from cilia.control.policy.meaning.selection import Selections, cidr_label
 from cilia.control.policy.node import PolicyNode
-from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.resolve import Group
 from cilia.control.policy.rules import (
     ALL_PORTS,
     TCP,
     Action,
     Cidr,
     Inside,
+    Meant,
     PortName,
     PortRange,
     Rule,
@@ -48,8 +50,6 @@ from cilia.control.policy.rules import (
     Tier,
     exists,
 )
-from cilia.control.policy.selection import Selections, cidr_label
-from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import Attachment, Endpoint, NamedPort
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision

@@ -25,10 +25,9 @@ from cilia.api.types import (
     RuleView,
     SelectorView,
 )
-from cilia.control.policy import words
 from cilia.control.policy.facts import LOCALHOST
-from cilia.control.policy.rules import Cidr, Cidrs, Inside, Section, Selector
-from cilia.control.policy.sides import Meant
+from cilia.control.policy.reasons import words
+from cilia.control.policy.rules import Cidr, Cidrs, Inside, Meant, Section, Selector
 from cilia.model.endpoint import Endpoint
 from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, IdentityId

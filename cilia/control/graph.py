@@ -38,9 +38,9 @@ from cilia.control.endpoints import EndpointNode, EntryNode
 from cilia.control.identity import IdentityNode
 from cilia.control.ipcache import IpcacheNode
 from cilia.control.nodes import NodesNode
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.dialects.parse import RuleBook
+from cilia.control.policy.meaning.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
-from cilia.control.policy.parse import RuleBook
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.node import Node
 from cilia.model.policy import PolicyMode

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from cilia.control.apiserver import ApiServerAddress, addresses_table
 from cilia.control.nodes import known_nodes
-from cilia.control.policy.expand import PolicyKey, PolicyRules, RuleNode
-from cilia.control.policy.selection import cidr_label
-from cilia.control.policy.spans import Prefixes, Span
+from cilia.control.policy.meaning.expand import PolicyKey, PolicyRules, RuleNode
+from cilia.control.policy.meaning.selection import cidr_label
+from cilia.control.policy.meaning.spans import Prefixes, Span
 from cilia.model.identity import (
     HOST,
     LOCAL_CIDR_FIRST,

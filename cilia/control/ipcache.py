@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from cilia.control.apiserver import ApiServerAddress, addresses_table
 from cilia.control.identity import host_prefix
 from cilia.control.nodes import known_nodes, usable_pod_cidrs
-from cilia.control.policy.spans import Prefixes, Span
+from cilia.control.policy.meaning.spans import Prefixes, Span
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, RemoteEndpoint
 from cilia.model.identity import (
     HOST,

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cilia.control.policy import oracle
-from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.resolve import Group, decide
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.resolve import Group, decide
+from cilia.control.policy.reasons import oracle
 from cilia.dataplane import bpf, loader
 from cilia.dataplane.maps.policy import Policies
 from cilia.dataplane.pool import PolicyPool

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from cilia.control.graph import ControlGraph, GraphConfig
-from cilia.control.policy import oracle
+from cilia.control.policy.entries.resolve import decide
 from cilia.control.policy.facts import Party
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.reasons import oracle
 from cilia.control.policy.rules import ICMP, TCP
 from cilia.model.endpoint import RemoteEndpoint
 from cilia.model.identity import UNKNOWN, Identity

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from cilia.control.identity import IdentityNode
-from cilia.control.policy import oracle
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.dialects.parse import RuleBook
 from cilia.control.policy.facts import Facts, Party
+from cilia.control.policy.meaning.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
-from cilia.control.policy.parse import RuleBook
+from cilia.control.policy.reasons import oracle
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.model.endpoint import Attachment, Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import Identity

@@ -15,9 +15,9 @@ import yaml
 
 from cilia.cluster import store
 from cilia.control.graph import ControlGraph, GraphConfig
-from cilia.control.policy import oracle
+from cilia.control.policy.entries.resolve import decide
 from cilia.control.policy.facts import Party
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.reasons import oracle
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.model.endpoint import Attachment, Endpoint, RemoteEndpoint
 from cilia.model.identity import HOST, WORLD_IPV4, WORLD_IPV6, Identity

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Set
 
 import msgspec
 
-from cilia.control.policy import oracle
-from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.resolve import Group
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.resolve import Group
+from cilia.control.policy.meaning.selection import cidr_label
+from cilia.control.policy.reasons import oracle
 from cilia.control.policy.rules import (
     ALL_PORTS,
     ICMP,
@@ -28,6 +29,7 @@ from cilia.control.policy.rules import (
     Cidr,
     Cidrs,
     Inside,
+    Meant,
     Operator,
     Peer,
     PortName,
@@ -42,8 +44,6 @@ from cilia.control.policy.rules import (
     exists,
     reserved,
 )
-from cilia.control.policy.selection import cidr_label
-from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import RESERVED_NAMES, UNKNOWN
 from cilia.model.ids import IdentityId

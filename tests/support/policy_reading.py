@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import yaml
 
+from cilia.control.policy.dialects.parse import parse
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.oracle import judge
-from cilia.control.policy.parse import parse
+from cilia.control.policy.reasons.oracle import judge
 from cilia.control.policy.rules import TCP, Parsed
 from cilia.model import identity as ids
 from cilia.model.endpoint import NamedPort

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.entries.resolve import decide
 from cilia.control.policy.rules import TCP
 from cilia.model.policy import Direction
 from cilia.schema import Desired

@@ -25,12 +25,12 @@ from cilia.apps.agent.ends import ONE_ADDRESS, outside_labels
 from cilia.apps.agent.explain import moment
 from cilia.cluster import manifests
 from cilia.cluster.store import CILIUM_CIDR_GROUPS, Invalid
-from cilia.control.policy import check
-from cilia.control.policy.check import Actor, Observed
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.dialects.parse import RuleBook
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.parse import RuleBook
-from cilia.control.policy.remedy import Read
+from cilia.control.policy.meaning.expand import RuleNode
+from cilia.control.policy.reasons import check
+from cilia.control.policy.reasons.check import Actor, Observed
+from cilia.control.policy.reasons.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, Cidr, Cidrs, Section
 from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, KIND_SOCKET, Mask, Words, address_words, sender_words
 from cilia.hubble.convert import address

@@ -9,9 +9,9 @@ import msgspec
 
 from cilia.api.backend import ApiError
 from cilia.control.policy.facts import Facts, Party
+from cilia.control.policy.meaning.selection import cidr_label
+from cilia.control.policy.reasons.words import ref_text
 from cilia.control.policy.rules import Cidr, Cidrs
-from cilia.control.policy.selection import cidr_label
-from cilia.control.policy.words import ref_text
 from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.explain import End
 from cilia.model.identity import (

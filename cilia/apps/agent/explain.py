@@ -14,10 +14,10 @@ import numpy as np
 
 from cilia.api.backend import ApiError, Question
 from cilia.apps.agent.ends import Ends, Known, is_number, pods_by_identity
-from cilia.control.policy import check, explain, remedy, words
-from cilia.control.policy.explain import Library, Packet
 from cilia.control.policy.facts import Facts
-from cilia.control.policy.remedy import Read
+from cilia.control.policy.reasons import check, explain, remedy, words
+from cilia.control.policy.reasons.explain import Library, Packet
+from cilia.control.policy.reasons.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, octets
 from cilia.hubble.convert import VERDICT_AUDIT, VERDICT_DROPPED, address, summary

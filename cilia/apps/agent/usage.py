@@ -11,7 +11,7 @@ from cilia.api.types import EndpointPolicy, EntryView, PolicyUsage, RuleUsage
 from cilia.api.views import rule_view
 from cilia.apps.agent.explain import moment
 from cilia.control.graph import ControlGraph
-from cilia.control.policy.expand import PolicyKey
+from cilia.control.policy.meaning.expand import PolicyKey
 from cilia.control.policy.rules import Section
 from cilia.dataplane.maps.accounting import Account, Usage, Usages
 from cilia.dataplane.order import KernelState

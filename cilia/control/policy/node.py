@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from cilia.control.policy.applying import Applying
-from cilia.control.policy.everybody import Everybody
-from cilia.control.policy.expand import PolicyKey, RuleNode
+from cilia.control.policy.entries.groups import UNKNOWN, GroupKey, Groups
+from cilia.control.policy.entries.subjects import SubjectAllocator
 from cilia.control.policy.facts import Facts
-from cilia.control.policy.groups import UNKNOWN, GroupKey, Groups
-from cilia.control.policy.rules import Inside, Section, Selector
-from cilia.control.policy.sides import Meant
-from cilia.control.policy.states import PolicyStates
-from cilia.control.policy.subjects import SubjectAllocator
+from cilia.control.policy.meaning.applying import Applying
+from cilia.control.policy.meaning.everybody import Everybody
+from cilia.control.policy.meaning.expand import PolicyKey, RuleNode
+from cilia.control.policy.meaning.states import PolicyStates
+from cilia.control.policy.rules import Inside, Meant, Section, Selector
 from cilia.model.endpoint import Endpoint, RemoteEndpoint
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.labels import Labels

@@ -157,7 +157,10 @@ class Inside(msgspec.Struct, frozen=True, cache_hash=True):
     """Identities all of whose addresses are within some prefix; else those that have any within."""
 
 
-Peer = Selector | Cidr | Cidrs | Inside | None
+Meant = Selector | Cidr | Cidrs | Inside
+"""A peer that means some identities and not others."""
+
+Peer = Meant | None
 """Whom a rule is about; None is everybody, also those nobody knows."""
 
 WrittenPeer = Peer | CidrGroup | ServicePeer

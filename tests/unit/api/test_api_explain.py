@@ -15,8 +15,17 @@ from cilia.api.server import ApiServer, ApiSettings
 from cilia.api.types import CheckRequest, Document, PolicyUsage, RuleUsage, RuleView, SelectorView
 from cilia.api.views import selectors
 from cilia.control.policy.facts import LOCALHOST
-from cilia.control.policy.rules import ALL_PORTS, Action, Cidr, Rule, Section, Selector, equals, reserved
-from cilia.control.policy.sides import Meant
+from cilia.control.policy.rules import (
+    ALL_PORTS,
+    Action,
+    Cidr,
+    Meant,
+    Rule,
+    Section,
+    Selector,
+    equals,
+    reserved,
+)
 from cilia.model.explain import CheckReport, End, Explanation
 from cilia.model.identity import HOST
 from cilia.model.ids import IdentityId

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cilia.apps.agent.usage import rules_here
-from cilia.control.policy.parse import parse
+from cilia.control.policy.dialects.parse import parse
 from cilia.control.policy.rules import Section
 from cilia.model.labels import Labels
 from tests.support.policy_reading import decoded

@@ -8,10 +8,10 @@ from itertools import product
 import msgspec
 import pytest
 
-from cilia.control.policy import check, explain, oracle
-from cilia.control.policy.check import Actor, Observed, together
-from cilia.control.policy.explain import Packet
 from cilia.control.policy.facts import Facts, Party
+from cilia.control.policy.reasons import check, explain, oracle
+from cilia.control.policy.reasons.check import Actor, Observed, together
+from cilia.control.policy.reasons.explain import Packet
 from cilia.control.policy.rules import (
     ALL_PORTS,
     TCP,

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 import yaml
 
-from cilia.control.policy import explain, oracle, remedy, words
-from cilia.control.policy.explain import Library, Packet
+from cilia.control.policy.dialects.parse import parse
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.parse import parse
+from cilia.control.policy.reasons import explain, oracle, remedy, words
+from cilia.control.policy.reasons.explain import Library, Packet
 from cilia.control.policy.rules import (
     ALL_PORTS,
     SCTP,

@@ -8,7 +8,7 @@ import pytest
 from cilia.control import identity as module
 from cilia.control.apiserver import ApiServerNode
 from cilia.control.identity import IdentityNode, LocalAllocator, cidr_labels, first_choice
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.meaning.expand import RuleNode
 from cilia.model.identity import HOST, LOCAL_CIDR_FIRST, LOCAL_NODE_FIRST, WORLD_IPV4, reserved_identities
 from cilia.model.ids import IdentityId
 from cilia.model.labels import CLUSTER, NAMESPACE

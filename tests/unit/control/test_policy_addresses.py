@@ -7,11 +7,11 @@ import random
 import pytest
 
 from cilia.control.identity import IdentityNode
-from cilia.control.policy.addresses import Addresses
-from cilia.control.policy.expand import RuleNode
+from cilia.control.policy.entries.resolve import decide
+from cilia.control.policy.meaning.addresses import Addresses
+from cilia.control.policy.meaning.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
-from cilia.control.policy.oracle import is_inside
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.reasons.oracle import is_inside
 from cilia.control.policy.rules import TCP, Inside
 from cilia.model.endpoint import RemoteEndpoint
 from cilia.model.identity import HOST, REMOTE_NODE

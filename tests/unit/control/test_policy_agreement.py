@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from cilia.control.policy import oracle
-from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.layers import PEER_BIT
+from cilia.control.policy.entries.resolve import Group, decide
 from cilia.control.policy.facts import Facts, Party
-from cilia.control.policy.layers import PEER_BIT
-from cilia.control.policy.resolve import Group, decide
+from cilia.control.policy.reasons import oracle
 from cilia.control.policy.rules import ALL_PORTS, Action, Peer, Rule, Section, Selector, Tier
 from cilia.model.ids import IdentityId
 from cilia.model.policy import Direction, EntryFlags, PolicyMode, RuleRef

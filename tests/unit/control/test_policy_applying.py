@@ -6,7 +6,7 @@ import random
 
 import msgspec
 
-from cilia.control.policy.applying import Applying
+from cilia.control.policy.meaning.applying import Applying
 from cilia.control.policy.rules import Section, Selector, equals
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Label, Labels

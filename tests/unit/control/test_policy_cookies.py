@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cilia.control.policy import cookies
-from cilia.control.policy.cookies import CookieBook, first_choice
+from cilia.control.policy.entries import cookies
+from cilia.control.policy.entries.cookies import CookieBook, first_choice
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
 

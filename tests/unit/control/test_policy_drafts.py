@@ -6,8 +6,8 @@ import gc
 
 import msgspec
 
-from cilia.control.policy import drafts
-from cilia.control.policy.drafts import reading
+from cilia.control.policy.entries import drafts
+from cilia.control.policy.entries.drafts import reading
 from cilia.control.policy.ports import PortPrefix
 from cilia.control.policy.rules import (
     TCP,

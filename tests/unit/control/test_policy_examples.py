@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from cilia.cluster import store
-from cilia.control.policy.layer7 import PROXIED
-from cilia.control.policy.parse import parse
-from cilia.control.policy.parse_cilium import UNSUPPORTED
+from cilia.control.policy.dialects.cilium import UNSUPPORTED
+from cilia.control.policy.dialects.layer7 import PROXIED
+from cilia.control.policy.dialects.parse import parse
 from cilia.model.policy import PolicyObject
 from cilia.model.resources import cilium_policy, cluster_network_policy, network_policy
 from cilia.model.resources.base import camel_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cilia.control.policy.expand import RuleNode, is_about_some_nodes
+from cilia.control.policy.meaning.expand import RuleNode, is_about_some_nodes
 from cilia.control.policy.rules import (
     HAS_NAMESPACE,
     Cidr,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.layers import (
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.layers import (
     DEFAULT_DENY,
     HIGHEST_PRIORITY,
     PEER_BIT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cilia.control.policy.naming import PortNames
+from cilia.control.policy.meaning.naming import PortNames
 from cilia.control.policy.rules import TCP, UDP, PortName
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import IdentityId

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.entries.resolve import decide
 from cilia.control.policy.rules import TCP, Cidr, Cidrs
 from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import HOST, INIT, Identity

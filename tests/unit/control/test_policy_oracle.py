@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.entries.resolve import decide
 from cilia.model.policy import CookieRow, EntryFlags, PolicyMode
 from tests.support.policy_cases import Case, World, cases, change, scenario
 

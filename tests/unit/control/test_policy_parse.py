@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cilia.control.policy.parse import RuleBook, parse
+from cilia.control.policy.dialects.parse import RuleBook, parse
 from cilia.control.policy.rules import (
     ICMP,
     ICMPV6,

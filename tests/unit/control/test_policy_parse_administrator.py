@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cilia.control.policy.parse import parse
+from cilia.control.policy.dialects.parse import parse
 from cilia.control.policy.rules import SCTP, TCP, UDP, Action, Cidr, Inside, Parsed, Tier
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import Identity

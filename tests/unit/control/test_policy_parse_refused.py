@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from cilia.control.policy.layer7 import PROXIED
-from cilia.control.policy.parse import parse
-from cilia.control.policy.parse_cilium import UNSUPPORTED
+from cilia.control.policy.dialects.cilium import UNSUPPORTED
+from cilia.control.policy.dialects.layer7 import PROXIED
+from cilia.control.policy.dialects.parse import parse
 from cilia.control.policy.rules import Parsed, Section, Tier
 from cilia.model.resources import cilium_policy as resource
 from tests.support.policy_reading import DB, IN, JOB, OUT, admin, allows, ccnp, cnp, netpol, written

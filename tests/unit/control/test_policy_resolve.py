@@ -7,15 +7,16 @@ from collections.abc import Mapping, Set
 import msgspec
 import pytest
 
-from cilia.control.policy import layers, sides
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.resolve import Group, decide, fingerprint
+from cilia.control.policy.entries import layers, sides
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.resolve import Group, decide, fingerprint
 from cilia.control.policy.rules import (
     ALL_PORTS,
     TCP,
     UDP,
     Action,
     Cidr,
+    Meant,
     Peer,
     PortName,
     PortRange,
@@ -25,7 +26,6 @@ from cilia.control.policy.rules import (
     Selector,
     Tier,
 )
-from cilia.control.policy.sides import Meant
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import Cookie, IdentityId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, PolicyMode, RuleRef

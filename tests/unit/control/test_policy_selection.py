@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.control.identity import cidr_labels
+from cilia.control.policy.meaning.selection import Selections, cidr_label, network_of
+from cilia.control.policy.meaning.spans import Prefixes, Span
 from cilia.control.policy.rules import Cidr, Cidrs, Operator, Requirement, Selector, reserved
-from cilia.control.policy.selection import Selections, cidr_label, network_of
-from cilia.control.policy.spans import Prefixes, Span
 from cilia.model.identity import (
     LOCAL_CIDR_FIRST,
     LOCAL_NODE_FIRST,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cilia.control.policy.subjects import SubjectAllocator
+from cilia.control.policy.entries.subjects import SubjectAllocator
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import EndpointId, IdentityId, SubjectId
 from cilia.model.policy import SubjectKey

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cilia.control.policy.resolve import decide
+from cilia.control.policy.entries.resolve import decide
 from cilia.model.endpoint import NamedPort
 from cilia.model.identity import WORLD_IPV4, WORLD_IPV6, Identity
 from cilia.model.ids import EndpointId, IdentityId

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol, TypeVar
 
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.layers import (
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.layers import (
     HIGHEST_PRIORITY,
     Isolation,
     Layer,
@@ -24,12 +24,9 @@ from cilia.control.policy.layers import (
     Weighed,
     with_numbers,
 )
-from cilia.control.policy.rules import Action, Cidr, Cidrs, Inside, PortName, Selector, Tier
+from cilia.control.policy.rules import Action, Meant, PortName, Tier
 from cilia.model.ids import Cookie, IdentityId
 from cilia.model.policy import Direction
-
-Meant = Selector | Cidr | Cidrs | Inside
-"""A peer that means some identities and not others."""
 
 
 class World(Protocol):

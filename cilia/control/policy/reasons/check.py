@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from cilia.control.policy import explain, oracle, words
 from cilia.control.policy.facts import Facts, Party
+from cilia.control.policy.meaning.selection import IdentityIndex
+from cilia.control.policy.reasons import explain, oracle, words
 from cilia.control.policy.rules import (
     ICMP,
     ICMPV6,
@@ -32,7 +33,6 @@ from cilia.control.policy.rules import (
     Rule,
     Selector,
 )
-from cilia.control.policy.selection import IdentityIndex
 from cilia.model.endpoint import NamedPort
 from cilia.model.explain import Difference
 from cilia.model.ids import IdentityId

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from cilia.control.policy import oracle, words
 from cilia.control.policy.facts import LOCALHOST, Facts, Party
+from cilia.control.policy.reasons import oracle, words
 from cilia.control.policy.rules import (
     Action,
     Inside,

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple, Protocol
 
 from cilia.control.identity import node_labels
-from cilia.control.policy.expand import PolicyRules, Reference
+from cilia.control.policy.meaning.expand import PolicyRules, Reference
+from cilia.control.policy.meaning.selection import Block, blocks_of
+from cilia.control.policy.meaning.spans import Lengths, Span
 from cilia.control.policy.rules import (
     SCTP,
     TCP,
@@ -28,8 +30,6 @@ from cilia.control.policy.rules import (
     ServicePeer,
     Tier,
 )
-from cilia.control.policy.selection import Block, blocks_of
-from cilia.control.policy.spans import Lengths, Span
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Label, Labels
 from cilia.model.node import Node

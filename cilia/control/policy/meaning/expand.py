@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from cilia.control.policy.parse import RuleBook
+from cilia.control.policy.dialects.parse import RuleBook
+from cilia.control.policy.meaning.spans import Span
 from cilia.control.policy.rules import (
     Cidr,
     CidrGroup,
@@ -29,7 +30,6 @@ from cilia.control.policy.rules import (
     ServicePeer,
     equals,
 )
-from cilia.control.policy.spans import Span
 from cilia.model.labels import CLUSTER, NAMESPACE, Label, Labels
 from cilia.model.policy import PolicyObject
 from cilia.schema import Inputs, ServiceRow

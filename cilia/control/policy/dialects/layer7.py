@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from cilia.control.policy.reading import Reader
+from cilia.control.policy.dialects.reading import Reader
 from cilia.model.policy import Direction
 from cilia.model.resources.base import camel_name
 from cilia.model.resources.cilium_policy import (

@@ -6,8 +6,8 @@ rest is in force, and its state says which part it is and what to write instead 
 
 from __future__ import annotations
 
-from cilia.control.policy import parse_administrator, parse_cilium, parse_kubernetes
-from cilia.control.policy.reading import Reader
+from cilia.control.policy.dialects import administrator, cilium, kubernetes
+from cilia.control.policy.dialects.reading import Reader
 from cilia.control.policy.rules import Parsed
 from cilia.model.policy import PolicyObject
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
@@ -23,11 +23,11 @@ def parse(policy: PolicyObject, cluster: str = "default", *, host_firewall: bool
     if policy.problem is not None:
         reader.refuse_whole(policy.problem.path, policy.problem.sentence)
     elif isinstance(body, NetworkPolicy):
-        parse_kubernetes.read(reader, body)
+        kubernetes.read(reader, body)
     elif isinstance(body, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
-        parse_cilium.read(reader, body)
+        cilium.read(reader, body)
     elif isinstance(body, ClusterNetworkPolicy):
-        parse_administrator.read(reader, body)
+        administrator.read(reader, body)
     else:
         reader.refuse_whole("", f"A {policy.kind} can't be enforced here: apply one of the supported kinds.")
     return reader.result()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from cilia.control.policy import layer7
+from cilia.control.policy.dialects import layer7
+from cilia.control.policy.dialects.reading import Reader
 from cilia.control.policy.ports import ICMP_PROTOCOL, PROTOCOLS, icmp_type
-from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import (
     ALL_PORTS,
     ANY_SOURCE,

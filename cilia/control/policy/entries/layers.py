@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cilia.control.policy.cookies import CookieBook
+from cilia.control.policy.entries.cookies import CookieBook
 from cilia.control.policy.ports import FULL_BITS, PROTOCOL_BITS, PortPrefix, whole
 from cilia.control.policy.rules import Action, Peer, PortName, Tier
 from cilia.model.entries import Prefix

@@ -14,13 +14,13 @@ from itertools import accumulate
 
 import msgspec
 
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.drafts import Draft, Reading, reading
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.drafts import Draft, Reading, reading
+from cilia.control.policy.entries.layers import HIGHEST_PRIORITY, Isolation, Matter, Term, order
+from cilia.control.policy.entries.sides import Side, World
 from cilia.control.policy.facts import LOCALHOST
-from cilia.control.policy.layers import HIGHEST_PRIORITY, Isolation, Matter, Term, order
 from cilia.control.policy.ports import PortPrefix, whole
 from cilia.control.policy.rules import Action, Section, Tier, reserved
-from cilia.control.policy.sides import Side, World
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries
 from cilia.model.ids import Cookie, IdentityId

@@ -17,9 +17,10 @@ from typing import Any
 
 import msgspec
 
-from cilia.control.policy import explain, oracle, words
-from cilia.control.policy.explain import Heard, Library, Packet
 from cilia.control.policy.facts import Facts, Party
+from cilia.control.policy.meaning.selection import network_of
+from cilia.control.policy.reasons import explain, oracle, words
+from cilia.control.policy.reasons.explain import Heard, Library, Packet
 from cilia.control.policy.rules import (
     ICMP,
     ICMPV6,
@@ -35,7 +36,6 @@ from cilia.control.policy.rules import (
     Tier,
     equals,
 )
-from cilia.control.policy.selection import network_of
 from cilia.model.explain import Change, Remedy
 from cilia.model.labels import CLUSTER, NAMESPACE, NAMESPACE_LABELS, Label
 from cilia.model.policy import Direction, PolicyObject, RuleRef

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cilia.control.policy.dialects.reading import Reader
 from cilia.control.policy.ports import PROTOCOLS
-from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import (
     ALL_PORTS,
     HAS_NAMESPACE,

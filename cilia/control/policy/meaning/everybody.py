@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Set
 
-from cilia.control.policy.addresses import Addresses
-from cilia.control.policy.naming import PortNames
-from cilia.control.policy.rules import Inside, PortName
-from cilia.control.policy.selection import Selections, is_node, spans_of
-from cilia.control.policy.sides import Meant
+from cilia.control.policy.meaning.addresses import Addresses
+from cilia.control.policy.meaning.naming import PortNames
+from cilia.control.policy.meaning.selection import Selections, is_node, spans_of
+from cilia.control.policy.rules import Inside, Meant, PortName
 from cilia.model.endpoint import Endpoint, NamedPort, RemoteEndpoint
 from cilia.model.identity import HOST, Identity
 from cilia.model.ids import IdentityId

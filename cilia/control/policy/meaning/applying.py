@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cilia.control.policy.meaning.selection import Selections
 from cilia.control.policy.rules import PortName, Section, Selector
-from cilia.control.policy.selection import Selections
 from cilia.model.ids import IdentityId
 from cilia.model.labels import Labels
 from cilia.model.policy import Direction

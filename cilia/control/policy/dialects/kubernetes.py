@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from cilia.control.policy.dialects.reading import Reader
 from cilia.control.policy.ports import PROTOCOLS
-from cilia.control.policy.reading import Reader
 from cilia.control.policy.rules import (
     ALL_PORTS,
     Peer,

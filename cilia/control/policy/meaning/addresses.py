@@ -11,8 +11,8 @@ import bisect
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 
+from cilia.control.policy.meaning.spans import Prefixes, Span
 from cilia.control.policy.rules import Inside
-from cilia.control.policy.spans import Prefixes, Span
 from cilia.model.ids import IdentityId
 
 Claim = tuple[IdentityId, tuple[str, ...]]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Iterator, Set
 
+from cilia.control.policy.meaning.spans import Lengths, Prefixes, Span
 from cilia.control.policy.rules import ANY_SOURCE, Cidr, Cidrs, Operator, Requirement, Selector
-from cilia.control.policy.spans import Lengths, Prefixes, Span
 from cilia.model.address import IPNetwork
 from cilia.model.identity import WORLD_IPV4, WORLD_IPV6
 from cilia.model.ids import IdentityId

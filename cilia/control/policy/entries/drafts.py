@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, ref
 
 import msgspec
 
-from cilia.control.policy.layers import Matter
+from cilia.control.policy.entries.layers import Matter
 from cilia.control.policy.ports import PortPrefix, numbers, prefixes, whole
 from cilia.control.policy.rules import CidrGroup, PortName, PortRange, Rule, Section, ServicePeer
 from cilia.model.endpoint import NamedPort

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from cilia.control.nodes import known_nodes
-from cilia.control.policy.everybody import Everybody
-from cilia.control.policy.expand import PolicyKey, PolicyRules, Reference, RuleNode
-from cilia.control.policy.review import Ground, review
-from cilia.control.policy.rules import PortName
-from cilia.control.policy.sides import Meant
+from cilia.control.policy.meaning.everybody import Everybody
+from cilia.control.policy.meaning.expand import PolicyKey, PolicyRules, Reference, RuleNode
+from cilia.control.policy.meaning.review import Ground, review
+from cilia.control.policy.rules import Meant, PortName
 from cilia.model.ids import IdentityId
 from cilia.model.node import Node
 from cilia.model.policy import PolicyProblem, PolicyState

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from cilia.control.policy.cookies import CookieBook
-from cilia.control.policy.everybody import Changed, Everybody, What
-from cilia.control.policy.resolve import Group
-from cilia.control.policy.rules import PortName, Section
-from cilia.control.policy.sides import Meant
+from cilia.control.policy.entries.cookies import CookieBook
+from cilia.control.policy.entries.resolve import Group
+from cilia.control.policy.meaning.everybody import Changed, Everybody, What
+from cilia.control.policy.rules import Meant, PortName, Section
 from cilia.model.endpoint import NamedPort
 from cilia.model.ids import Cookie, IdentityId
 from cilia.model.policy import CookieRow, PolicyMode, SubjectKey
