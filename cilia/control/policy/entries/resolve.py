@@ -138,10 +138,13 @@ def _terms(direction: Direction, tiers: Tiers, audit: bool, own_ports: tuple[Nam
     """The rules of one direction, those alike together."""
     alike: dict[tuple[Matter, int, bool], list[Draft]] = {}
     for tier, sections in tiers.items():
+        place_of_all = order(tier)
         for each, first in zip(sections, _places(tier, sections, direction), strict=True):
+            mine = each.drafts[direction]
+            if not mine:
+                continue
             heard = audit or each.section.audit
-            place_of_all = order(tier, first)
-            for place, draft in enumerate(each.drafts[direction], first):
+            for place, draft in enumerate(mine, first):
                 matter = draft.settled(own_ports) if draft.own else draft.matter
                 key = (matter, place_of_all if tier is Tier.NORMAL else order(tier, place), heard)
                 drafts = alike.get(key)
