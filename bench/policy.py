@@ -49,6 +49,7 @@ from cilia.control.policy.rules import (
     Tier,
     exists,
 )
+from cilia.kit import startup
 from cilia.model.endpoint import Attachment, Endpoint, NamedPort
 from cilia.model.identity import Identity
 from cilia.model.ids import EndpointId, IdentityId, Revision
@@ -390,8 +391,7 @@ def _measure(identities: int, changes: int) -> dict[str, list[float]]:
     if refused:
         raise SystemExit(f"The engine refused {refused[0]}: change the benchmark's policies.")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # As the agent does when it is ready.
-    gc.freeze()
+    startup.started()
     return {
         "scratch": [scratch],
         "memory": [peak],

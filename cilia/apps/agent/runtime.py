@@ -10,7 +10,6 @@ Until the inputs are complete the kernel goes on with what a predecessor left in
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
 import os
 import signal
@@ -59,6 +58,7 @@ from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.server import Server as HubbleServer
 from cilia.hubble.store import FlowStore, LossSource
+from cilia.kit import startup
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
 from cilia.kit.files import private_directory
@@ -260,8 +260,7 @@ class Runtime:
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         tasks.spawn("review policies", self._review(engine, graph))
         await self._admit_pods(cni_server)
-        # What stands now stands as long as the agent: no collection need look at it again.
-        gc.freeze()
+        startup.started()
         self.condition.doing = ""
         log.info("ready", node=settings.node_name, endpoints=len(self.desired.endpoints))
         await self._until_stopped(engine, tasks)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cilia.kit import startup
 from cilia.kit.startup import importing
 
 
@@ -42,3 +43,15 @@ def test_a_failing_import_leaves_all_as_it_was() -> None:
         assert "this" not in sys.modules
     finally:
         gc.unfreeze()
+
+
+def test_a_started_process_collects_seldom() -> None:
+    before = gc.get_threshold()
+    try:
+        frozen = gc.get_freeze_count()
+        startup.started()
+        assert gc.get_threshold() == startup.SELDOM
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
