@@ -32,12 +32,7 @@ def address(text: str) -> str:
 
 def prefix(text: str) -> str:
     """Return a prefix in its one spelling, without host bits."""
-    try:
-        found = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        found = None
-    if found is None or not _PREFIX.fullmatch(text):
-        raise Invalid(f"{text[:60]!r} is no address prefix")
+    found = _network(text)
     if found.prefixlen == 0:
         raise Invalid(f"{text!r} is everybody's address, not a range of pods")
     address(str(found.network_address))
@@ -46,12 +41,7 @@ def prefix(text: str) -> str:
 
 def block(text: str) -> str:
     """Return a rule's block of addresses in its one spelling, without host bits; /0 is one, too."""
-    try:
-        found = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        found = None
-    if found is None or not _PREFIX.fullmatch(text):
-        raise Invalid(f"{text[:60]!r} is no address prefix")
+    found = _network(text)
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
         raise Invalid(f"{text!r} is IPv4 in disguise: write it as IPv4")
     return str(found)
@@ -64,3 +54,14 @@ def named_ports(ports: Iterable[tuple[str | None, int | None, str | None]]) -> t
         for name, number, protocol in ports
         if name and number and 0 < number < 65536 and (protocol or "TCP") in PROTOCOLS
     )
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Read an address, a slash and a length: no masks, no zones."""
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        found = None
+    if found is None or not _PREFIX.fullmatch(text):
+        raise Invalid(f"{text[:60]!r} is no address prefix")
+    return found
