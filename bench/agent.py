@@ -8,14 +8,13 @@ times better than it the measurement is: at least 1 is wanted.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import msgspec
 import numpy as np
 
 from bench import netbench
+from bench.limits import p99, row
 from bench.node import NAMESPACE, BenchError, Node, running
 from cilia import abi
 from cilia.api.client import AgentClient
@@ -87,9 +87,9 @@ async def _attach(quick: bool) -> list[dict[str, Any]]:
             for kind, fresh in (("known labels", False), ("new identity", True)):
                 times = await _adds(node, 10 if quick else 60, fresh)
                 name = f"CNI ADD, {standing} pods, {kind}"
-                rows.append(_row(f"{name}, p50", "ms", 30.0, times, statistics.median))
-                rows.append(_row(f"{name}, p99", "ms", 80.0, times, _p99))
-    return [*rows, _row(f"{PODS} pods at once", "s", 3.0, bursts, statistics.median)]
+                rows.append(row(GROUP, f"{name}, p50", "ms", 30.0, times, statistics.median))
+                rows.append(row(GROUP, f"{name}, p99", "ms", 80.0, times, p99))
+    return [*rows, row(GROUP, f"{PODS} pods at once", "s", 3.0, bursts, statistics.median)]
 
 
 async def _adds(node: Node, count: int, fresh: bool) -> list[float]:
@@ -124,10 +124,11 @@ async def _change(quick: bool) -> list[dict[str, Any]]:
             on, off = await _deny_all(node, labels, 3 if quick else 20)
         for word, samples in (("on", on), ("off", off)):
             name = f"default deny {word} for {ISOLATED} endpoints, {kind}, until the last"
-            waves.append(_row(f"{name}, p50", "ms", 50.0, samples, statistics.median))
-            waves.append(_row(f"{name}, worst", "ms", 50.0, samples, max))
+            waves.append(row(GROUP, f"{name}, p50", "ms", 50.0, samples, statistics.median))
+            waves.append(row(GROUP, f"{name}, worst", "ms", 50.0, samples, max))
     return [
-        _row(
+        row(
+            GROUP,
             "policy change to enforcement, p50",
             "ms",
             7.0,
@@ -135,8 +136,8 @@ async def _change(quick: bool) -> list[dict[str, Any]]:
             statistics.median,
             from_request=round(statistics.median(whole), 3),
         ),
-        _row("policy change that denies, p50", "ms", 7.0, denied, statistics.median),
-        _row("policy change that allows, p50", "ms", 7.0, allowed, statistics.median),
+        row(GROUP, "policy change that denies, p50", "ms", 7.0, denied, statistics.median),
+        row(GROUP, "policy change that allows, p50", "ms", 7.0, allowed, statistics.median),
         *waves,
     ]
 
@@ -332,7 +333,15 @@ async def _restart(quick: bool) -> list[dict[str, Any]]:
                 times.append(await node.start_agent())
                 lost += not _alive(left, right)
     return [
-        _row(f"restart with {PODS} endpoints, until ready", "s", 2.0, times, statistics.median, lost=lost)
+        row(
+            GROUP,
+            f"restart with {PODS} endpoints, until ready",
+            "s",
+            2.0,
+            times,
+            statistics.median,
+            lost=lost,
+        )
     ]
 
 
@@ -376,8 +385,8 @@ async def _rest(quick: bool) -> list[dict[str, Any]]:
             loads.append((_cpu_seconds(node.agent_pid) - used) / (time.monotonic() - start) * 100)
             memory.append(_resident(node.agent_pid))
     return [
-        _row("memory (VmRSS), 12 pods", "MiB", 110.0, memory, statistics.median),
-        _row("idle CPU, 12 pods", "% of a core", 0.5, loads, statistics.median),
+        row(GROUP, "memory (VmRSS), 12 pods", "MiB", 110.0, memory, statistics.median),
+        row(GROUP, "idle CPU, 12 pods", "% of a core", 0.5, loads, statistics.median),
     ]
 
 
@@ -392,43 +401,6 @@ def _cpu_seconds(pid: int) -> float:
     """CPU time of all threads, to the nanosecond (proc(5), schedstat)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-# what comes out
-
-
-def _row(
-    test: str,
-    unit: str,
-    limit: float,
-    samples: Sequence[float],
-    summary: Callable[[Sequence[float]], float],
-    **extra: Any,
-) -> dict[str, Any]:
-    """A row of the table. `limit` is the most the design allows; the spread is in parts of it. A hundred
-    times better than it is as much as is said, also of what is there before it was asked for."""
-    value = summary(samples)
-    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
-    spread = (quartiles[2] - quartiles[0]) / 2 / limit
-    return {
-        "group": GROUP,
-        "test": f"{test} ({unit})",
-        "path": "cilia",
-        "against": "limit",
-        "ratio": round(limit / max(value, limit / 100), 2),
-        "spread": round(spread, 2),
-        "reach": 1.0,
-        "baseline": limit,
-        "measured": round(value, 3),
-        "samples": len(samples),
-        "load": round(os.getloadavg()[0], 1),
-        **extra,
-    }
-
-
-def _p99(samples: Sequence[float]) -> float:
-    """The 99th percentile: the largest of fewer than a hundred."""
-    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
 
 
 def _inside(pod: PodRecord) -> list[str]:

@@ -15,7 +15,6 @@ import gc
 import ipaddress
 import itertools
 import json
-import os
 import random
 import resource
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from bench.limits import p99, row
 from cilia.control.identity import IdentityNode
 from cilia.control.policy.dialects.parse import RuleBook
 from cilia.control.policy.entries.cookies import CookieBook
@@ -239,8 +239,16 @@ def _shape(name: str, make: Make, limit: float, rounds: int) -> dict[str, Any]:
         times.append((time.process_time() - start) * 1e3)
         entries = len(group.entries)
     title = f"one endpoint, {POLICIES} rules: {name}"
-    return _row(
-        title, "ms", limit, times, statistics.median, against="Cilium", entries=entries, whole=round(whole, 1)
+    return row(
+        GROUP,
+        title,
+        "ms",
+        limit,
+        times,
+        statistics.median,
+        against="Cilium",
+        entries=entries,
+        whole=round(whole, 1),
     )
 
 
@@ -360,17 +368,30 @@ def _cluster(quick: bool) -> list[dict[str, Any]]:
     entries = {"entries": int(of["entries"][0]), "subjects": LOCAL}
     ratio = large["scratch"][0] / statistics.median(of["scratch"])
     return [
-        _row(f"{size}: from scratch", "s", 2.0, of["scratch"], statistics.median, **entries),
-        _row(f"{size}: peak memory", "MiB", 400.0, of["memory"], max),
-        _row(f"{size}: one identity, p50", "ms", 5.0, of["identity"], statistics.median),
-        _row(f"{size}: one identity, p99", "ms", 20.0, of["identity"], _p99),
-        _row(f"{size}: one policy, p50", "ms", 50.0, of["policy"], statistics.median),
-        _row(f"{size}: one policy, p99", "ms", 50.0, of["policy"], _p99),
-        _row(
-            "ten times the identities: from scratch", "times", 10.0, [ratio], max, seconds=large["scratch"][0]
+        row(GROUP, f"{size}: from scratch", "s", 2.0, of["scratch"], statistics.median, **entries),
+        row(GROUP, f"{size}: peak memory", "MiB", 400.0, of["memory"], max),
+        row(GROUP, f"{size}: one identity, p50", "ms", 5.0, of["identity"], statistics.median),
+        row(GROUP, f"{size}: one identity, p99", "ms", 20.0, of["identity"], p99),
+        row(GROUP, f"{size}: one policy, p50", "ms", 50.0, of["policy"], statistics.median),
+        row(GROUP, f"{size}: one policy, p99", "ms", 50.0, of["policy"], p99),
+        row(
+            GROUP,
+            "ten times the identities: from scratch",
+            "times",
+            10.0,
+            [ratio],
+            max,
+            seconds=large["scratch"][0],
         ),
-        _row("ten times the identities: peak memory", "MiB", 4000.0, large["memory"], max),
-        _row("ten times the identities: one identity, p50", "ms", 5.0, large["identity"], statistics.median),
+        row(GROUP, "ten times the identities: peak memory", "MiB", 4000.0, large["memory"], max),
+        row(
+            GROUP,
+            "ten times the identities: one identity, p50",
+            "ms",
+            5.0,
+            large["identity"],
+            statistics.median,
+        ),
     ]
 
 
@@ -430,38 +451,6 @@ def _policies(cluster: Cluster, count: int) -> Iterator[None]:
             yield
         table.delete(row.key)
         yield
-
-
-def _row(
-    test: str,
-    unit: str,
-    limit: float,
-    samples: Sequence[float],
-    summary: Callable[[Sequence[float]], float],
-    **extra: Any,
-) -> dict[str, Any]:
-    value = summary(samples)
-    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
-    return {
-        "group": GROUP,
-        "test": f"{test} ({unit})",
-        "path": "cilia",
-        "against": "limit",
-        "ratio": round(limit / max(value, limit / 100), 2),
-        "spread": round((quartiles[2] - quartiles[0]) / 2 / limit, 2),
-        "reach": 1.0,
-        "baseline": limit,
-        "measured": round(value, 3),
-        "best": round(min(samples), 3),
-        "samples": len(samples),
-        "load": round(os.getloadavg()[0], 1),
-        **extra,
-    }
-
-
-def _p99(samples: Sequence[float]) -> float:
-    """The 99th percentile: the largest of fewer than a hundred."""
-    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
 
 
 def main() -> None:
