@@ -101,9 +101,11 @@ class NodeKernel:
         except OSError as error:
             raise BpfError(f"the node's devices can't be set up: {error.strerror or error}") from error
 
-    def follow(self, desired: Desired) -> KernelState:
-        """The reconcilers of the desired tables, and the node's settings in force."""
+    def follow(self, desired: Desired, now: float) -> KernelState:
+        """The reconcilers of the desired tables, and the node's settings in force. `now`: monotonic
+        seconds; new counters count from then."""
         state = KernelState(self._dataplane, desired, Routes(self._links))
+        state.account(int(now))
         self._hosts = self._host_addresses()
         state.set_node(self._node_settings(), self._hosts)
         self._state = state

@@ -172,7 +172,7 @@ class Runtime:
         files = EndpointFiles(settings.state_dir)
         self._restore(files, kernel, addresses)
         graph = self._graph(live.settings, kernel, own)
-        state = kernel.follow(self.desired)
+        state = kernel.follow(self.desired, self.clock.monotonic())
         kernel.update_settings(live.settings)
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
 
@@ -32,13 +32,14 @@ class PolicyAccounts:
 
     async def add_to(self, policy: EndpointPolicy, keys: Iterable[EntryKey]) -> EndpointPolicy:
         """The policy with the numbers of its entries; `keys` of them, in their order."""
-        since, usages = await self._read()
+        began, usages = await self._read()
+        calendar = self._calendar()
         subject = SubjectId(policy.subject)
         entries = tuple(
-            self._with(view, usages.get(Account(subject, key, Cookie(view.cookie)), Usage()))
+            _with(view, usages.get(Account(subject, key, Cookie(view.cookie)), Usage()), calendar)
             for key, view in zip(keys, policy.entries, strict=True)
         )
-        return msgspec.structs.replace(policy, entries=entries, counted_since=since)
+        return msgspec.structs.replace(policy, entries=entries, counted_since=calendar(began))
 
     async def of_rules(self) -> PolicyUsage:
         """Every rule in force here, the unused ones first."""
@@ -46,7 +47,8 @@ class PolicyAccounts:
         labels = [row.labels for row in self._graph.desired.subjects]
         rules = await asyncio.to_thread(rules_here, policy.facts().sections, set(policy.concerns()), labels)
         cookies = self._graph.desired.cookies
-        since, usages = await self._read()
+        began, usages = await self._read()
+        calendar = self._calendar()
         found = dict.fromkeys(rules, Usage())
         for account, usage in usages.items():
             row = cookies.get(account.cookie)
@@ -54,37 +56,39 @@ class PolicyAccounts:
                 if ref in found:
                     found[ref] += usage
         return PolicyUsage(
-            counted_since=since,
+            counted_since=calendar(began),
             rules=tuple(
                 RuleUsage(
                     rule=rule_view(ref),
                     hits=usage.hits,
                     packets=usage.packets,
                     bytes=usage.bytes,
-                    last_hit=self._when(usage.last),
+                    last_hit=calendar(usage.last),
                 )
                 for ref, usage in sorted(found.items(), key=lambda item: (item[1].hits, item[0]))
             ),
         )
 
-    async def _read(self) -> tuple[str, Usages]:
+    async def _read(self) -> tuple[int, Usages]:
+        """When the counters began, in monotonic seconds, and what they say."""
         began = self._kernel.account(int(self._clock.monotonic()))
-        return self._when(began), await asyncio.to_thread(self._kernel.accounting.usage)
+        return began, await asyncio.to_thread(self._kernel.accounting.usage)
 
-    def _with(self, view: EntryView, usage: Usage) -> EntryView:
-        return msgspec.structs.replace(
-            view,
-            hits=usage.hits,
-            packets=usage.packets,
-            bytes=usage.bytes,
-            last_hit=self._when(usage.last),
-        )
+    def _calendar(self) -> Callable[[int], str]:
+        """Turns seconds of the monotonic clock into moments of the calendar; one for a whole answer, whose
+        moments then keep their order."""
+        offset = self._clock.wall() - self._clock.monotonic()
+        return lambda seconds: moment(int((offset + seconds) * 1e9)) if seconds else ""
 
-    def _when(self, seconds: int) -> str:
-        """A moment of the monotonic clock as one of the calendar."""
-        if not seconds:
-            return ""
-        return moment(int((self._clock.wall() - self._clock.monotonic() + seconds) * 1e9))
+
+def _with(view: EntryView, usage: Usage, calendar: Callable[[int], str]) -> EntryView:
+    return msgspec.structs.replace(
+        view,
+        hits=usage.hits,
+        packets=usage.packets,
+        bytes=usage.bytes,
+        last_hit=calendar(usage.last),
+    )
 
 
 def rules_here(
