@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,11 +20,21 @@ pytestmark = needs_kernel
 
 PACKET = bytes.fromhex("02000000000102000000000288b5") + bytes(50)
 """An Ethernet frame of a protocol nobody forwards: each one is a drop event."""
+LOOKS = 4000
 
 
 def drop(dataplane: Dataplane, count: int) -> None:
     for _ in range(count):
         bpf.test_run(dataplane.programs["from_container"], PACKET, repeat=1)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for something to come true."""
+    for _ in range(LOOKS):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("waited in vain")
 
 
 def unlimited(dataplane: Dataplane) -> Settings:
@@ -68,11 +79,14 @@ def test_a_full_ring_is_counted_exactly(dataplane: Dataplane) -> None:
         reader = RingReader(maps, settings, dataplane.layout, batches.append)
         reader.start()
         bpf.test_run(dataplane.programs["from_container"], PACKET, repeat=12000)
-        await asyncio.sleep(0.1)
-        drop(dataplane, 3)
-        await asyncio.sleep(0.1)
-        drop(dataplane, 3)
-        await asyncio.sleep(0.1)
+        await until(lambda: reader.received)
+        for _ in range(2):
+            # A reader sleeps only when it has taken all there is, and looked again for what may be late.
+            await until(lambda: settings.reader_asleep)
+            before = reader.received
+            drop(dataplane, 3)
+            await until(lambda: reader.received >= before + 3)  # noqa: B023
+        await until(lambda: settings.reader_asleep)
         reader.stop()
         return reader
 
@@ -93,13 +107,13 @@ def test_the_reader_sleeps_and_is_woken(dataplane: Dataplane) -> None:
         reader = RingReader(maps, settings, dataplane.layout, batches.append)
         reader.start()
         for _ in range(3):
-            await asyncio.sleep(0.3)
-            assert settings.reader_asleep and reader._timer is None
+            await until(lambda: settings.reader_asleep)
+            assert reader._timer is None
             settings.write(NodeSettings(drop_rate=0, mtu=1400))
             assert settings.reader_asleep, "other settings leave the flag alone"
             before = reader.received
             drop(dataplane, 2)
-            await asyncio.sleep(0.06)
+            await until(lambda: reader.received != before)  # noqa: B023
             assert reader.received == before + 2
         reader.stop()
         assert not settings.reader_asleep
