@@ -119,6 +119,8 @@ class Conversations(Background):
         self.ends = tuple(end for one in self._conversations for end in one.ends)
         self.failure: OSError | None = None
         """What ended a stream: policies must not."""
+        self._idle = 0
+        """How often there was nothing left to read."""
 
     def _close(self) -> None:
         for end in self.ends:
@@ -131,6 +133,12 @@ class Conversations(Background):
     def heard_after(self, moment: float) -> list[str]:
         """Directions in which anything arrived after a moment, whenever it was sent."""
         return [end.name for end in self.ends if end.arrived > moment]
+
+    def catch_up(self) -> None:
+        """Return when everything that has been delivered by now has been read."""
+        wanted = self._idle + 2
+        while self._idle < wanted and self._thread.is_alive():
+            time.sleep(PAUSE)
 
     def missing(self) -> int:
         """Messages that are lost."""
@@ -148,8 +156,10 @@ class Conversations(Background):
     def _pump(self, selector: selectors.BaseSelector) -> None:
         due = time.monotonic()
         while not self._stopping.is_set():
-            for key, _ in selector.select(max(0.0, due - time.monotonic())):
+            readable = selector.select(max(0.0, due - time.monotonic()))
+            for key, _ in readable:
                 key.data.receive()
+            self._idle += not readable
             if time.monotonic() >= due:
                 due = time.monotonic() + PAUSE
                 for end in self.ends:

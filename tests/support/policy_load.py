@@ -33,8 +33,8 @@ SENDERS = 4
 RENEWED = 50
 """One packet of so many leaves by a socket that was opened for it: a flow nobody has seen."""
 TICK = 0.002
-MARGIN = 0.02
-"""Seconds between the call that sends a packet and its verdict, at the most."""
+MARGIN = 0.05
+"""Seconds between the return of the call that sends a packet and its verdict, at the most."""
 NUMBER = struct.Struct("!I")
 
 
@@ -58,6 +58,9 @@ class Traffic(Background):
         _raise_limit()
         self.peers = peers
         self.times = array("d")
+        """Of each packet: before the call that sent it. On a busy machine the call itself may wait."""
+        self.sent = array("d")
+        """Of each packet: after that call."""
         self.routes: list[tuple[int, int, int, int]] = []
         """Of each packet: source, target, index of its port and of its family."""
         self.arrived = bytearray()
@@ -119,6 +122,7 @@ class Traffic(Background):
         self.times.append(time.monotonic())
         address = (self._targets[target][family], PORTS[port])
         self._senders[source][slot].sendto(NUMBER.pack(number), address)
+        self.sent.append(time.monotonic())
 
     def _receive(self, selector: selectors.BaseSelector, patience: float) -> None:
         for key, _ in selector.select(patience):
@@ -154,9 +158,9 @@ def judge(traffic: Traffic, revisions: Sequence[Revision], truth: Truth) -> Repo
     verdicts = _Verdicts(revisions, truth)
     written = [one.written for one in revisions]
     enforced = [one.enforced for one in revisions]
-    for number, moment in enumerate(traffic.times):
+    for number, (moment, sent) in enumerate(zip(traffic.times, traffic.sent, strict=True)):
         first = bisect.bisect_left(enforced, moment) - 1
-        last = bisect.bisect_right(written, moment + MARGIN) - 1
+        last = bisect.bisect_right(written, sent + MARGIN) - 1
         packet, came = traffic.packet(number), traffic.arrived[number]
         report.arrived += came
         report.crossing += last > first

@@ -28,8 +28,10 @@ SERVE = [("TCP", 80), ("UDP", 80)]
 MANY = ("198.18.0.0/16", "2001:db8:f00::/48")
 """Prefixes of the host outside: it answers on each of their addresses."""
 PORT = 8080
-MARGIN = 0.02
+MARGIN = 0.05
 """Seconds between a send and the packet's verdict, at the most."""
+ENOUGH = 5
+"""Packets to each address that show what is in force."""
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,8 @@ class Stream:
 
     def __init__(self, lab: PolicyLab, source: Peer, addresses: Sequence[str]) -> None:
         self.addresses = addresses
-        self.sent: list[tuple[float, int]] = []
+        self.sent: list[tuple[float, float, int]] = []
+        """Of each packet: when the call that sent it began and ended, and the index of its address."""
         self.arrived: set[int] = set()
         with kernel.inside_network(lab.record(source).netns):
             self._senders = [socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) for _ in range(8)]
@@ -208,9 +211,9 @@ class Stream:
         targets = [address if ":" in address else f"::ffff:{address}" for address in self.addresses]
         while not self._stopping.is_set():
             for index, target in enumerate(targets):
-                number = len(self.sent)
-                self.sent.append((time.monotonic(), index))
+                number, began = len(self.sent), time.monotonic()
                 self._senders[number % 8].sendto(struct.pack("!I", number), (target, 7100))
+                self.sent.append((began, time.monotonic(), index))
             self._read()
             time.sleep(0.001)
         time.sleep(2 * MARGIN)
@@ -226,10 +229,15 @@ class Stream:
     def fates(self, since: float, until: float) -> list[Counter[bool]]:
         """Of each address, how many packets sent in between arrived (True) and how many did not."""
         found: list[Counter[bool]] = [Counter() for _ in self.addresses]
-        for number, (moment, index) in enumerate(self.sent):
-            if since < moment < until:
+        for number, (began, ended, index) in enumerate(self.sent):
+            if since < began and ended < until:
                 found[index][number in self.arrived] += 1
         return found
+
+    def go_on(self) -> None:
+        """Wait until each address has been sent enough packets from now on."""
+        wanted = len(self.sent) + (ENOUGH + 1) * len(self.addresses)
+        until(lambda: len(self.sent) >= wanted, "packets to be sent")
 
     def start(self) -> None:
         """Begin to send."""
@@ -290,8 +298,10 @@ def test_a_cidr_group_swapped_for_another_under_traffic(
         for name in ("two", "one") * 10:
             lab.replace_all([by_group(name)])
             enforced = time.monotonic()
-            time.sleep(0.05)
-            windows.append((name, enforced, time.monotonic() - MARGIN))
+            stream.go_on()
+            until_then = time.monotonic()
+            time.sleep(MARGIN)
+            windows.append((name, enforced, until_then))
     whole = stream.fates(begun, float("inf"))
     assert only(whole[0], True) and only(whole[3], False), whole
     for name, since, till in windows:
