@@ -4,6 +4,7 @@
 #include "programs/lxc.c"
 #include "programs/host.c"
 #include "programs/overlay.c"
+#include "programs/sock.c"
 #include "programs/netdev.c"
 #include "programs/batch.c"
 

@@ -13,6 +13,7 @@
 #include "nat.h"
 #include "node.h"
 #include "policy.h"
+#include "service.h"
 #include "types.h"
 
 union abi_types {
@@ -39,6 +40,7 @@ union abi_types {
 	enum observation_point observation_point;
 	enum event_verdict event_verdict;
 	enum connection_state connection_state;
+	enum translation_point translation_point;
 	enum source_file source_file;
 	enum event_flags event_flags;
 	struct event event;
@@ -73,6 +75,22 @@ union abi_types {
 	struct policy_entry policy_entry;
 	struct policy_counter_key policy_counter_key;
 	struct policy_counter policy_counter;
+	struct service_key service_key;
+	enum service_scope service_scope;
+	enum service_flags service_flags;
+	struct service_range service_range;
+	struct service service;
+	struct frontend frontend;
+	enum backend_flags backend_flags;
+	struct backend backend;
+	struct affinity_key affinity_key;
+	struct affinity_entry affinity_entry;
+	struct source_range_key source_range_key;
+	struct socket_service_key socket_service_key;
+	struct socket_service socket_service;
+	struct skip_redirect_key skip_redirect_key;
+	enum service_flow_flags service_flow_flags;
+	struct service_flow service_flow;
 };
 
 const volatile union abi_types abi_types = {};

@@ -53,6 +53,10 @@ enum ct_flags {
 	CT_CLOSED = 1 << 4,	      /* RST or ABORT, or both closed */
 	CT_NODE_PORT = 1 << 5,
 	CT_PROXY = 1 << 6,
+	CT_TRANSLATED =
+	    1 << 7, /* replies leave with the frontend's address in place of the backend's */
+	CT_SERVICE_DSR =
+	    1 << 8, /* the same, for a frontend of another node: frontend_* of nat_entry */
 };
 
 /* Index 0 of the pairs is the original direction, 1 the reply. Times are seconds of
@@ -68,11 +72,11 @@ struct ct_entry {
 	__u32 source_identity;	/* of the initiator, for reports */
 	__u8 flags_reported[2]; /* TCP flags reported so far, per direction */
 	__u16 owner;		/* endpoint whose quota pays */
-	__u16 reverse_service;
 	__be16 proxy_port;
+	__u16 padding;
 	__u8 prefix[2];	  /* per side: bits of protocol and port in the key of the deciding entry */
 	__u8 any_peer[2]; /* per side: the entry for any peer decided */
-	__u32 reserved;
+	__u32 service;	  /* frontend the initiator asked for, by what it knows or told; 0: none */
 };
 
 /* ct_quota[endpoint id]: live entries an endpoint has opened. */

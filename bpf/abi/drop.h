@@ -23,6 +23,7 @@
 	X(155, CT_MAP_INSERTION_FAILED, "the connection table is full")                            \
 	X(156, INVALID_IPV6_EXTENSION_HEADER, "IPv6 extension headers out of order or too many")   \
 	X(157, IP_FRAGMENTATION_NOT_SUPPORTED, "a fragment of an ICMP error")                      \
+	X(158, SERVICE_BACKEND_NOT_FOUND, "the service has no backend")                            \
 	X(160, NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT, "no node is known for the destination")        \
 	X(163, UNKNOWN_CONNECTION_TRACKING_STATE, "a reply to a flow that was never opened")       \
 	X(165, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION, "no policy is known yet")    \
@@ -32,12 +33,16 @@
 	X(170, ENCAPSULATION_TRAFFIC_IS_PROHIBITED, "tunnel traffic that no node may have sent")   \
 	X(171, INVALID_IDENTITY, "the identity in the tunnel key is not the source's")             \
 	X(172, UNKNOWN_SENDER, "the sending interface belongs to no endpoint")                     \
+	X(173, NAT_NOT_NEEDED, "the same ports are in use towards the backend by another way")     \
+	X(174, IS_A_CLUSTERIP, "a cluster address, asked for from outside")                        \
 	X(175, FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND, "a fragment without its first")          \
 	X(176, FORBIDDEN_ICMPV6_MESSAGE, "a neighbour-discovery message pods may not send")        \
+	X(177, DENIED_BY_LB_SRC_RANGE_CHECK, "the service's source ranges keep the client out")    \
 	X(181, POLICY_DENY, "a deny rule matched")                                                 \
 	X(182, VLAN_FILTERED, "VLAN tags are not allowed here")                                    \
 	X(183, INVALID_VNI, "the tunnel key is not a valid identity")                              \
 	X(192, INVALID_CLUSTER_ID, "the cluster id in the tunnel key is not known")                \
+	X(193, UNSUPPORTED_PROTOCOL_FOR_DSR_ENCAP, "a packet that can't tell its service")         \
 	X(196, TTL_EXCEEDED, "the packet's time to live ran out")                                  \
 	X(198, DROP_RATE_LIMITED, "the endpoint's connection quota is used up")                    \
 	X(202, DROP_HOST_NOT_READY, "the node is not ready yet")                                   \

@@ -44,6 +44,15 @@ enum connection_state {
 	CONNECTION_RELATED = 4,
 };
 
+/* Hubble's SocketTranslationPoint numbers: point of an event of kind EVENT_SOCKET. */
+enum translation_point {
+	TRANSLATION_UNKNOWN = 0,
+	TRANSLATION_PRE_FORWARD = 1,
+	TRANSLATION_POST_FORWARD = 2,
+	TRANSLATION_PRE_REVERSE = 3,
+	TRANSLATION_POST_REVERSE = 4,
+};
+
 /* Source files that may appear in an event, for "file and line of a drop". */
 enum source_file {
 	FILE_UNKNOWN = 0,
@@ -61,6 +70,11 @@ enum source_file {
 	FILE_IDENTITY = 12,
 	FILE_FRAGMENT = 13,
 	FILE_DELIVER = 14,
+	FILE_SERVICE = 15,
+	FILE_BALANCE = 16,
+	FILE_NODEPORT = 17,
+	FILE_SOCKET = 18,
+	FILE_XDP = 19,
 };
 
 enum event_flags {
@@ -118,8 +132,8 @@ struct event {
 	__u8 egress_match; /* enum policy_match */
 	__u8 ingress_match;
 	__u8 auth;
-	__u8 ring; /* enum event_ring */
-	__u32 reserved;
+	__u8 ring;     /* enum event_ring */
+	__u32 service; /* frontend the flow's initiator asked for; 0: none */
 };
 
 /* Drops and verdicts travel in their own ring, which traces can't fill. */

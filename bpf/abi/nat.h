@@ -7,6 +7,8 @@
 enum nat_way {
 	NAT_FORWARD = 1,
 	NAT_REVERSE = 2,
+	NAT_DSR =
+	    3, /* what the replies of a backend here leave as: told by the node the client asked */
 };
 
 struct nat_key {
@@ -26,7 +28,7 @@ struct nat_entry {
 	__u16 endpoint; /* owner: for quotas and the list of heaviest users */
 	__u32 created;	/* coarse seconds */
 	__u32 seen;
-	__u32 reserved;
+	__u32 service; /* of a client's flow towards a backend of another node; 0: masquerade */
 };
 
 /* fragments: what only the first fragment says, for those that follow. */

@@ -9,6 +9,9 @@ enum node_flags {
 	NODE_READER_ASLEEP = 1 << 3,
 	NODE_HOST_POLICY = 1 << 4,   /* the host is an endpoint with a policy, which is asked */
 	NODE_DENY_RESPONSE = 1 << 5, /* a local pod is told by ICMP that its packet was denied */
+	NODE_SERVICES = 1 << 6,	     /* there are services: packets are looked up */
+	NODE_HOST_BACKENDS = 1 << 7, /* some service has the node itself for a backend */
+	NODE_TRACE_SOCKETS = 1 << 8, /* translations of sockets are reported */
 };
 
 enum aggregation {
@@ -40,7 +43,11 @@ struct node_settings {
 	__u16 nat_last_port;
 	__u16 tunnel_port; /* host byte order */
 	__u16 cluster;
-	__u32 ct_quota; /* conntrack entries one endpoint may open; 0: unlimited */
+	__u32 ct_quota;	       /* conntrack entries one endpoint may open; 0: unlimited */
+	__u16 node_port_first; /* host byte order */
+	__u16 node_port_last;
+	__u32 hash_seed; /* of Maglev: the same on every node of the cluster */
+	__u64 netns;	 /* cookie of the node's own network namespace; 0: not known */
 };
 
 /* nodes: every underlay address of the cluster's nodes. */

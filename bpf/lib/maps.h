@@ -89,13 +89,92 @@ struct {
 	__type(value, struct ct_quota);
 } ct_quota SEC(".maps");
 
-/* Masqueraded flows, both ways. */
+/* Masqueraded flows and those of outside clients, both ways. Not an LRU, for the same reason. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
 	__type(key, struct nat_key);
 	__type(value, struct nat_entry);
 } snat SEC(".maps");
+
+/* Addresses and ports that stand for others. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct service_key);
+	__type(value, struct service);
+} services SEC(".maps");
+
+/* What flows of a service are given back as, by the number of the frontend. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 131072);
+	__type(key, __u32);
+	__type(value, struct frontend);
+} frontends SEC(".maps");
+
+/* Who serves, by number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 131072);
+	__type(key, __u32);
+	__type(value, struct backend);
+} backends SEC(".maps");
+
+/* Numbers of backends, in ranges: lists of the services, and tables of those with Maglev. A change
+ * writes a free range and then the one service entry, so that no packet sees half of it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1 << 20);
+	__type(key, __u32);
+	__type(value, __u32);
+} slots SEC(".maps");
+
+/* Which backend each client of a sticky service has. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity_entry);
+} affinity SEC(".maps");
+
+/* Clients a service is open to, or closed to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct source_range_key);
+	__type(value, __u32);
+} source_ranges SEC(".maps");
+
+/* What translated sockets believe to talk to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct socket_service_key);
+	__type(value, struct socket_service);
+} socket_services SEC(".maps");
+
+/* Pods that no local redirect catches. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct skip_redirect_key);
+	__type(value, __u32);
+} skip_redirect SEC(".maps");
+
+/* Flows that are translated packet by packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct ct_key);
+	__type(value, struct service_flow);
+} service_flows SEC(".maps");
 
 /* Ports and the like of datagrams that arrive in pieces. */
 struct {

@@ -94,3 +94,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     cluster: int = 0
     ct_quota: int = 0
     """Conntrack entries one endpoint may open; 0: unlimited."""
+    node_port_first: int = 30000
+    node_port_last: int = 32767
+    hash_seed: int = 0x4B3F_91C7
+    """Of Maglev: the same on every node, or one flow would find two backends."""
+    netns: int = 0
+    """Cookie of the node's own network namespace (SO_NETNS_COOKIE)."""

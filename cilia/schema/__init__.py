@@ -17,10 +17,13 @@ from cilia.model.identity import Identity
 from cilia.model.ids import Cookie, EndpointId, IdentityId, SubjectId
 from cilia.model.node import IpcacheEntry, Node, NodeAddress, Route
 from cilia.model.policy import CookieRow, PolicyObject, PolicyState, SubjectPolicy
+from cilia.model.service import Frontend, HealthCheck, ServiceEntry, ServiceState
 from cilia.schema.rows import (
     CidrGroupRow,
     EndpointOptions,
     EndpointSliceRow,
+    LocalRedirectRow,
+    LocalServiceRow,
     NamespaceRow,
     PodRow,
     ServiceRow,
@@ -33,6 +36,8 @@ __all__ = [
     "EndpointOptions",
     "EndpointSliceRow",
     "Inputs",
+    "LocalRedirectRow",
+    "LocalServiceRow",
     "NamedPort",
     "NamespaceRow",
     "PodRow",
@@ -72,14 +77,24 @@ class Inputs:
         self.services: Table[tuple[str, str], ServiceRow] = Table(
             "services", lambda row: (row.namespace, row.name)
         )
-        """Services. Writer: sources.services. Reader: control.policy."""
+        """Services. Writer: sources.services. Readers: control.policy, control.services."""
 
         self.endpoint_slices: Table[tuple[str, str], EndpointSliceRow] = Table(
             "endpoint_slices",
             lambda row: (row.namespace, row.name),
             {"service": lambda row: ((row.namespace, row.service),)},
         )
-        """EndpointSlices. Writer: sources.services. Reader: control.policy."""
+        """EndpointSlices. Writer: sources.services. Readers: control.policy, control.services."""
+
+        self.redirects: Table[tuple[str, str], LocalRedirectRow] = Table(
+            "redirects", lambda row: (row.namespace, row.name)
+        )
+        """CiliumLocalRedirectPolicies. Writer: sources.redirects. Reader: control.services."""
+
+        self.local_services: Table[Frontend, LocalServiceRow] = Table(
+            "local_services", lambda row: row.frontend
+        )
+        """Services written by hand on this node. Writer: api. Reader: control.services."""
 
         self.endpoint_options: Table[EndpointId, EndpointOptions] = Table(
             "endpoint_options", lambda row: row.endpoint
@@ -141,6 +156,23 @@ class Desired:
             "policy_states", lambda row: row.key
         )
         """Valid or not, and why. Writer: control.policy. Readers: api, the writer of statuses."""
+
+        self.service_entries: Table[Frontend, ServiceEntry] = Table(
+            "service_entries",
+            lambda row: row.frontend,
+            {"service": lambda row: ((row.namespace, row.name),)},
+        )
+        """Frontends and their backends. Writer: control.services. Readers: dataplane, hubble, api."""
+
+        self.service_states: Table[tuple[str, str, str], ServiceState] = Table(
+            "service_states", lambda row: row.key
+        )
+        """Objects that ask for frontends, and what is wrong with them. Writer: control.services. Readers:
+        api, the writer of events."""
+
+        self.health_checks: Table[int, HealthCheck] = Table("health_checks", lambda row: row.port)
+        """Health-check node ports of this node. Writer: control.services. Reader: the agent's health
+        server."""
 
     def tables(self) -> list[Table]:  # type: ignore[type-arg]
         """All of them, in the order of this page."""

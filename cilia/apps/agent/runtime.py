@@ -292,6 +292,8 @@ class Runtime:
         self._restore_audit(HOST_ENDPOINT, files.host_audit())
         self.inputs.attachments.synced = True
         self.inputs.endpoint_options.synced = True
+        self.inputs.local_services.synced = True
+        self.inputs.redirects.synced = True
 
     def _restore_audit(self, endpoint: EndpointId, audit: bool | None) -> None:
         if audit is not None:

@@ -28,6 +28,10 @@ NUMBER_SETTINGS = (
     "tunnel_port",
     "cluster",
     "ct_quota",
+    "node_port_first",
+    "node_port_last",
+    "hash_seed",
+    "netns",
 )
 
 
