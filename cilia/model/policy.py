@@ -76,7 +76,7 @@ class PolicyObject(msgspec.Struct, frozen=True, kw_only=True):
         return (self.kind, self.namespace, self.name)
 
 
-class RuleRef(msgspec.Struct, frozen=True, order=True, cache_hash=True):
+class RuleRef(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False):
     """Where a rule stands: enough to open the YAML at the right line."""
 
     kind: str
@@ -93,7 +93,7 @@ class RuleRef(msgspec.Struct, frozen=True, order=True, cache_hash=True):
         return f"{self.kind} {where}@{self.resource_version} {self.path}"
 
 
-class EntryKey(msgspec.Struct, frozen=True, order=True):
+class EntryKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """Key of an entry: as struct policy_key of bpf/abi/policy.h."""
 
     direction: int
@@ -105,7 +105,7 @@ class EntryKey(msgspec.Struct, frozen=True, order=True):
     """How many of the 24 bits of protocol and port count: 0, 8, or 8 + leading port bits."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """Value of an entry: as struct policy_entry of bpf/abi/policy.h."""
 
     precedence: int

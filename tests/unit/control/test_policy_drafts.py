@@ -43,7 +43,7 @@ def test_a_section_is_read_once() -> None:
 
 def test_rules_that_say_the_same_share_a_matter() -> None:
     one, other = (section(name, IN, WEB, PortRange(TCP, 80, 80)) for name in "pq")
-    assert reading(one).drafts[IN][0].matter is reading(other).drafts[IN][0].matter
+    assert reading(one).drafts[IN][0].term.matter is reading(other).drafts[IN][0].term.matter
     assert reading(one).digest != reading(other).digest
 
 
@@ -62,11 +62,11 @@ def test_nothing_is_remembered_of_sections_that_are_gone() -> None:
 def test_names_of_own_ports_become_numbers_later() -> None:
     (draft,) = reading(section("p", IN, None, PortName(TCP, "http"), PortRange(TCP, 1, 1))).drafts[IN]
     assert draft.own == (PortName(TCP, "http"),)
-    assert draft.settled((NamedPort("http", 80),)).prefixes == (PortPrefix(TCP, 1, 24), TCP_80)
-    assert draft.settled(()).prefixes == (PortPrefix(TCP, 1, 24),)
+    assert draft.settled((NamedPort("http", 80),)).matter.prefixes == (PortPrefix(TCP, 1, 24), TCP_80)
+    assert draft.settled(()).matter.prefixes == (PortPrefix(TCP, 1, 24),)
 
 
 def test_names_of_peers_ports_stand_apart_from_ranges() -> None:
     ranges, named = reading(section("p", OUT, WEB, PortName(TCP, "http"), PortRange(TCP, 80, 80))).drafts[OUT]
-    assert (ranges.matter.prefixes, ranges.matter.name) == ((TCP_80,), None)
-    assert (named.matter.prefixes, named.matter.name) == ((), PortName(TCP, "http"))
+    assert (ranges.term.matter.prefixes, ranges.term.matter.name) == ((TCP_80,), None)
+    assert (named.term.matter.prefixes, named.term.matter.name) == ((), PortName(TCP, "http"))

@@ -49,6 +49,11 @@ def deny(path: str, *prefixes: PortPrefix, audit: bool = False) -> Term:
     return term(path, *prefixes, action=Action.DENY, audit=audit)
 
 
+def of_peer(weighed: Weighed[str], **terms: list[Term]) -> Layer:
+    """The layer of peers that all these mean, by name."""
+    return weighed.of_peer(tuple(terms), terms.__getitem__)
+
+
 class TestPrecedence:
     def test_the_fields_of_the_number(self) -> None:
         assert precedence(order(Tier.NORMAL), False, False, 0) == Tier.NORMAL << 24
@@ -101,8 +106,9 @@ class Layers:
 
 class TestRanked(Layers):
     def layer(self, *terms: Term) -> dict[PortPrefix, tuple[str, ...]]:
-        ranked = Ranked(self.namer, OPEN)
-        return self.words(ranked.of_peer(range(len(terms)), [ranked.part([each], True) for each in terms]))
+        ranked: Ranked[int] = Ranked(self.namer, OPEN)
+        names = tuple(range(len(terms)))
+        return self.words(ranked.of_peer(names, lambda name: ranked.part([terms[name]], True)))
 
     def test_a_narrower_allow_is_named_apart(self) -> None:
         assert self.layer(term("a", ALL), term("b", TCP_80)) == {ALL: ("allow", "a"), TCP_80: ("allow", "b")}
@@ -128,13 +134,13 @@ class TestRanked(Layers):
         assert held == {TCP_LOW: ("allow", "a")}
 
     def test_the_default_stands_for_any_peer(self) -> None:
-        ranked = Ranked(self.namer, CLOSED)
+        ranked: Ranked[int] = Ranked(self.namer, CLOSED)
         assert self.words(ranked.of_anybody([])) == {ALL: ("deny", "spec")}
         assert ranked.of_anybody([])[ALL].precedence == DEFAULT_DENY
         assert self.words(ranked.of_anybody([term("a", ALL)])) == {ALL: ("allow", "a")}
 
     def test_where_all_is_in_audit_denials_are_noted(self) -> None:
-        ranked = Ranked(Namer(self.book, True), CLOSED)
+        ranked: Ranked[int] = Ranked(Namer(self.book, True), CLOSED)
         layer = ranked.of_anybody([deny("d", TCP_80), term("a", TCP_ALL)])
         assert self.words(layer) == {
             ALL: ("audit deny", "spec"),
@@ -144,24 +150,26 @@ class TestRanked(Layers):
 
 
 class TestWeighed(Layers):
-    def weighed(self, *anybody: Term, enforced: Isolation = OPEN, full: Isolation | None = None) -> Weighed:
+    def weighed(
+        self, *anybody: Term, enforced: Isolation = OPEN, full: Isolation | None = None
+    ) -> Weighed[str]:
         noting = Namer(self.book, True)
         return Weighed(self.namer, noting, anybody, enforced, full if full is not None else enforced)
 
     def test_a_pass_leaves_it_to_the_next_tier(self) -> None:
         weighed = self.weighed(deny("d", TCP_80), term("b", ALL, tier=Tier.BASELINE))
-        layer = weighed.of_peer("p", [[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]])
+        layer = of_peer(weighed, p=[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)])
         assert self.words(layer) == {TCP_ALL: ("allow", "b"), TCP_80: ("deny", "d")}
 
     def test_a_pass_hides_later_rules_of_its_tier(self) -> None:
         weighed = self.weighed(term("x", TCP_80, action=Action.DENY, tier=Tier.ADMIN, place=1))
-        layer = weighed.of_peer("p", [[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]])
+        layer = of_peer(weighed, p=[term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)])
         assert self.words(layer)[TCP_ALL] == ("allow",)
         assert layer[TCP_ALL].flags == EntryFlags.DEFAULT
 
     def test_a_pass_in_the_baseline_tier_ends_in_the_default(self) -> None:
         weighed = self.weighed(term("x", TCP_80, action=Action.DENY, tier=Tier.BASELINE, place=1))
-        layer = weighed.of_peer("p", [[term("p", TCP_80, action=Action.PASS, tier=Tier.BASELINE)]])
+        layer = of_peer(weighed, p=[term("p", TCP_80, action=Action.PASS, tier=Tier.BASELINE)])
         assert self.words(layer) == {TCP_80: ("allow",)}
 
     def test_isolation_ends_the_normal_tier(self) -> None:
@@ -173,7 +181,7 @@ class TestWeighed(Layers):
         admin = term("x", TCP_80, action=Action.DENY, tier=Tier.ADMIN)
         weighed = self.weighed(admin, enforced=CLOSED)
         anybody = weighed.of_anybody()
-        peer = weighed.of_peer("p", [[term("y", TCP_ALL, action=action, tier=Tier.ADMIN, place=1)]])
+        peer = of_peer(weighed, p=[term("y", TCP_ALL, action=action, tier=Tier.ADMIN, place=1)])
         assert all(entry.precedence & PEER_BIT for entry in peer.values())
         assert not any(entry.precedence & PEER_BIT for entry in anybody.values())
         assert peer[TCP_80].precedence > anybody[TCP_80].precedence
@@ -198,7 +206,7 @@ class TestWeighed(Layers):
             Matter(None, (TCP_80,), None, Action.DENY), order(Tier.ADMIN), True, frozenset({ref("x")})
         )
         weighed = self.weighed(loud)
-        anybody, peer = weighed.of_anybody(), weighed.of_peer("p", [[deny("d", ALL)]])
+        anybody, peer = weighed.of_anybody(), of_peer(weighed, p=[deny("d", ALL)])
         assert self.words(anybody) == {ALL: ("allow",), TCP_80: ("audit deny", "x")}
         assert self.words(peer) == {ALL: ("deny", "d"), TCP_80: ("deny", "d")}
         assert peer[TCP_80].precedence > anybody[TCP_80].precedence
@@ -207,16 +215,16 @@ class TestWeighed(Layers):
         weighed = self.weighed(term("x", TCP_80, tier=Tier.ADMIN, place=1), deny("y", TCP_LOW))
         one, other = [deny("d", TCP_80)], [term("p", TCP_ALL, action=Action.PASS, tier=Tier.ADMIN)]
         for _ in range(2):
-            assert self.words(weighed.of_peer("d", [one])) == {TCP_80: ("allow", "x")}
-            assert self.words(weighed.of_peer("dp", [one, other])) == {
+            assert self.words(of_peer(weighed, d=one)) == {TCP_80: ("allow", "x")}
+            assert self.words(of_peer(weighed, d=one, p=other)) == {
                 TCP_ALL: ("allow",),
                 TCP_LOW: ("deny", "y"),
                 TCP_80: ("deny", "d"),
             }
-            assert self.words(weighed.of_peer("p", [other])) == {TCP_ALL: ("allow",), TCP_LOW: ("deny", "y")}
+            assert self.words(of_peer(weighed, p=other)) == {TCP_ALL: ("allow",), TCP_LOW: ("deny", "y")}
             weighed.forget()
 
     def test_what_the_next_wider_prefix_says_already_is_left_out(self) -> None:
         weighed = self.weighed(deny("d", TCP_ALL))
-        layer = weighed.of_peer("ea", [[deny("e", ALL)], [term("a", TCP_80)]])
+        layer = of_peer(weighed, e=[deny("e", ALL)], a=[term("a", TCP_80)])
         assert self.words(layer) == {ALL: ("deny", "e")}

@@ -24,6 +24,8 @@ class CookieBook:
     def __init__(self) -> None:
         self._rows: dict[Cookie, CookieRow] = {}
         self._by_content: dict[Content, Cookie] = {}
+        self._together: dict[tuple[Cookie, Cookie], Cookie] = {}
+        """Of pairs that were named together: the same rules meet again at many peers."""
         self._named: set[Cookie] = set()
         """Given out since the last `settle`."""
         self._unused: dict[Cookie, None] = {}
@@ -43,6 +45,14 @@ class CookieBook:
         self._by_content[rules, default] = cookie
         self._named.add(cookie)
         return cookie
+
+    def together(self, one: Cookie, other: Cookie) -> Cookie:
+        """The cookie of the rules of two."""
+        known = self._together.get((one, other))
+        if known is None:
+            rules = frozenset(self._rows[one].rules + self._rows[other].rules)
+            known = self._together[one, other] = self.name(rules)
+        return known
 
     def row(self, cookie: Cookie) -> CookieRow:
         """What a cookie stands for."""
@@ -70,6 +80,7 @@ class CookieBook:
 
     def _forget(self, cookie: Cookie) -> None:
         row = self._rows.pop(cookie)
+        self._together.clear()
         del self._by_content[frozenset(row.rules), row.default]
 
 

@@ -13,34 +13,27 @@ from weakref import WeakKeyDictionary, ref
 
 import msgspec
 
-from cilia.control.policy.entries.layers import Matter
-from cilia.control.policy.ports import PortPrefix, numbers, prefixes, whole
+from cilia.control.policy.entries.layers import Matter, Term, order
+from cilia.control.policy.ports import numbers, prefixes, whole
 from cilia.control.policy.rules import CidrGroup, PortName, PortRange, Rule, Section, ServicePeer
 from cilia.model.endpoint import NamedPort
-from cilia.model.policy import Direction, RuleRef
+from cilia.model.policy import Direction
 
 
 class Draft(NamedTuple):
     """A rule of a section."""
 
-    matter: Matter
+    term: Term
+    """As the first of its tier."""
     own: tuple[PortName, ...]
     """Names of the subject's own ports: their numbers are still to be added to the matter's prefixes."""
-    ref: RuleRef
-    alone: frozenset[RuleRef]
-    """Just `ref`: the name of a rule that no other says again, made once."""
 
-    def settled(self, named_ports: tuple[NamedPort, ...]) -> Matter:
-        """The matter for subjects with these named ports, where there are names to settle."""
+    def settled(self, named_ports: tuple[NamedPort, ...]) -> Term:
+        """The term for subjects with these named ports, where there are names to settle."""
+        matter = self.term.matter
         added = (whole(name.protocol, n) for name in self.own for n in sorted(numbers(named_ports, name)))
-        return _shared(
-            Matter(
-                self.matter.peer,
-                tuple(dict.fromkeys((*self.matter.prefixes, *added))),
-                None,
-                self.matter.action,
-            )
-        )
+        prefixes = tuple(dict.fromkeys((*matter.prefixes, *added)))
+        return self.term._replace(matter=_shared(Matter(matter.peer, prefixes, None, matter.action)))
 
 
 class Reading(NamedTuple):
@@ -75,9 +68,13 @@ def reading(section: Section) -> Reading:
 
 
 def _read(section: Section) -> Reading:
+    place, audit = order(section.tier), section.audit
     drafts = {
         direction: tuple(
-            draft for rule in section.rules if rule.direction is direction for draft in _drafts(rule)
+            draft
+            for rule in section.rules
+            if rule.direction is direction
+            for draft in _drafts(rule, place, audit)
         )
         for direction in Direction
     }
@@ -86,21 +83,21 @@ def _read(section: Section) -> Reading:
     return Reading(section, digest, names, drafts)
 
 
-def _drafts(rule: Rule) -> Iterator[Draft]:
-    peer = rule.peer
+def _drafts(rule: Rule, place: int, audit: bool) -> Iterator[Draft]:
+    peer, refs = rule.peer, frozenset((rule.ref,))
     assert not isinstance(peer, CidrGroup | ServicePeer), "references are followed before"
-    found: dict[PortPrefix, None] = {}
     named = tuple(dict.fromkeys(ports for ports in rule.ports if isinstance(ports, PortName)))
-    for ports in rule.ports:
-        if isinstance(ports, PortRange):
-            found.update(dict.fromkeys(prefixes(ports)))
+    found = dict.fromkeys(
+        prefix for ports in rule.ports if isinstance(ports, PortRange) for prefix in prefixes(ports)
+    )
     own = named if rule.direction is Direction.INGRESS else ()
-    alone = frozenset({rule.ref})
     if found or own:
-        yield Draft(_shared(Matter(peer, tuple(found), None, rule.action)), own, rule.ref, alone)
+        matter = _shared(Matter(peer, tuple(found), None, rule.action))
+        yield Draft(Term(matter, place, audit, refs), own)
     if rule.direction is Direction.EGRESS:
         for name in named:
-            yield Draft(_shared(Matter(peer, (), name, rule.action)), (), rule.ref, alone)
+            matter = _shared(Matter(peer, (), name, rule.action))
+            yield Draft(Term(matter, place, audit, refs), ())
 
 
 def _shared(matter: Matter) -> Matter:

@@ -17,8 +17,8 @@ bit for certain peers, which that layer never has.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -42,7 +42,7 @@ DEFAULT_DENY = Tier.NORMAL << 24
 DEFAULT_ALLOW = 0
 """Precedence of a default allow: it yields to every rule."""
 
-CHAINED = 12
+KEPT = 12
 """Of so many parts what the first ones come to is kept while layers are made."""
 
 _KINDS = {
@@ -56,6 +56,11 @@ _NO_FLAGS = EntryFlags.NONE
 _TIERS = tuple(Tier)
 
 Layer = dict[Prefix, Entry]
+
+Name = TypeVar("Name", bound=Hashable)
+"""What tells parts apart: equal names stand for equal parts."""
+
+Whole = TypeVar("Whole")
 
 
 class Matter(msgspec.Struct, frozen=True, cache_hash=True, weakref=True):
@@ -121,12 +126,6 @@ class Namer:
     def __init__(self, cookies: CookieBook, audit: bool) -> None:
         self._cookies = cookies
         self._denial = EntryFlags.AUDIT if audit else EntryFlags.NONE
-        self._together: dict[tuple[int, Cookie, Cookie], Entry] = {}
-        """Entries of two cookies: rivals meet again and again while layers are made."""
-
-    def forget(self) -> None:
-        """Layers are made: remembered names may fall out of use from now on."""
-        self._together.clear()
 
     def rule(self, rank: int, allow: bool, refs: frozenset[RuleRef]) -> Entry:
         """The entry of rules with a rank, which says what they match."""
@@ -138,13 +137,7 @@ class Namer:
         rank = one.precedence
         if rank != other.precedence:
             return one if rank > other.precedence else other
-        key = (rank, one.cookie, other.cookie)
-        known = self._together.get(key)
-        if known is None:
-            row = self._cookies.row
-            refs = frozenset(row(one.cookie).rules + row(other.cookie).rules)
-            known = self._together[key] = self.rule(rank, one.allow, refs)
-        return known
+        return Entry(rank, one.allow, self._cookies.together(one.cookie, other.cookie), one.match, one.flags)
 
     def default(self, isolation: Isolation) -> Entry:
         """The entry of the verdict when no rule matches."""
@@ -154,7 +147,7 @@ class Namer:
         return Entry(DEFAULT_DENY, False, cookie, MatchKind.NONE, EntryFlags.DEFAULT | self._denial)
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True):
     """What some terms say of one peer, at each of their prefixes."""
 
     entries: Layer
@@ -162,11 +155,30 @@ class Part(NamedTuple):
     """Some prefix is no single port."""
 
 
-class Chain(NamedTuple):
-    """What some parts come to, and with one more after them."""
+_NOTHING = Part({}, False)
 
-    whole: Part
-    longer: dict[Hashable, Chain]
+
+class Beginnings(Generic[Name, Whole]):
+    """What parts come to one after the other; of the first ones it is kept for others that begin alike, as
+    prefixes within prefixes do."""
+
+    def __init__(self, nothing: Whole) -> None:
+        self._nothing = nothing
+        self._known: dict[tuple[Name, ...], Whole] = {(): nothing}
+
+    def forget(self) -> None:
+        """Others come to something else from now on."""
+        self._known = {(): self._nothing}
+
+    def whole(self, names: tuple[Name, ...], more: Callable[[Whole, Name], Whole]) -> Whole:
+        """What the parts of these names come to; `more` adds the part of one name."""
+        first = names[:KEPT]
+        found = self._known.get(first)
+        if found is None:
+            found = self._known[first] = more(self.whole(first[:-1], more), first[-1])
+        for name in names[KEPT:]:
+            found = more(found, name)
+        return found
 
 
 def visible(layer: Layer) -> Layer:
@@ -181,18 +193,17 @@ def visible(layer: Layer) -> Layer:
     }
 
 
-class Ranked:
+class Ranked(Generic[Name]):
     """Layers apart from each other: the highest rank wins."""
 
     def __init__(self, namer: Namer, isolation: Isolation) -> None:
         self._namer = namer
         self._isolation = isolation
-        self._chains: dict[Hashable, Chain] = {}
+        self._beginnings: Beginnings[Name, Part] = Beginnings(_NOTHING)
 
     def forget(self) -> None:
         """No more layers are made for now."""
-        self._namer.forget()
-        self._chains.clear()
+        self._beginnings.forget()
 
     def of_anybody(self, everybody: Iterable[Term]) -> Layer:
         """The layer of any peer, with the default verdict."""
@@ -201,34 +212,30 @@ class Ranked:
 
     def part(self, terms: Iterable[Term], specific: bool) -> Part:
         """The best of some terms at each of their prefixes."""
-        namer, whole, wide = self._namer, Layer(), False
+        rule, whole, wide = self._namer.rule, Layer(), False
         for matter, place, _, refs in terms:
-            deny = matter.action is Action.DENY
-            least = precedence(place, deny, specific, 0)
+            allow = matter.action is not Action.DENY
+            least, last = precedence(place, not allow, specific, 0), 0
             for prefix in matter.prefixes:
-                bits = prefix[2]
-                wide = wide or bits < FULL_BITS
-                entry = namer.rule(least | bits, not deny, refs)
-                whole[prefix] = namer.better(whole[prefix], entry) if prefix in whole else entry
+                rank = least | prefix[2]
+                if rank != last:
+                    entry, last = rule(rank, allow, refs), rank
+                    wide = wide or prefix[2] < FULL_BITS
+                if prefix in whole:
+                    whole[prefix] = self._namer.better(whole[prefix], entry)
+                else:
+                    whole[prefix] = entry
         return Part(whole, wide)
 
-    def of_peer(self, alike: Sequence[Hashable], parts: Sequence[Part]) -> Layer:
-        """The layer of peers that all these parts are about; equal names in `alike` stand for equal parts.
-
-        What the first parts come to is kept for others that begin alike, as prefixes within prefixes do.
-        """
-        whole, longer = parts[0], self._chains
-        for name, part in zip(alike[:CHAINED], parts, strict=False):
-            known = longer.get(name)
-            if known is None:
-                known = longer[name] = Chain(part if part is whole else self._both(whole, part), {})
-            whole, longer = known
-        for part in parts[CHAINED:]:
-            whole = self._both(whole, part)
+    def of_peer(self, names: tuple[Name, ...], part: Callable[[Name], Part]) -> Layer:
+        """The layer of peers that all the parts of these names are about; `part` finds one."""
+        whole = self._beginnings.whole(names, lambda one, name: self._both(one, part(name)))
         return visible(whole.entries) if whole.wide else whole.entries
 
     def _both(self, one: Part, other: Part) -> Part:
         """The better of two at each prefix."""
+        if not one.entries:
+            return other
         whole = one.entries | other.entries
         if len(whole) < len(one.entries) + len(other.entries):
             for prefix in one.entries.keys() & other.entries.keys():
@@ -247,15 +254,14 @@ Pieces = dict[PortPrefix, list[Hit]]
 
 
 class Judged(NamedTuple):
-    """What some terms about a peer come to, and with some more."""
+    """What some terms about a peer come to."""
 
     own: Pieces
     answers: dict[PortPrefix, Entry]
     """At each prefix of theirs, and at those of terms about everybody within."""
-    longer: dict[Hashable, Judged]
 
 
-class Weighed:
+class Weighed(Generic[Name]):
     """Complete layers: at each prefix the answer over all rules, also those about everybody."""
 
     def __init__(
@@ -267,32 +273,22 @@ class Weighed:
         self._anybody = _pieces(everybody, False)
         self._enforced = enforced
         self._full = full
-        self._nothing = Judged({}, {}, {})
+        self._beginnings: Beginnings[Name, Judged] = Beginnings(Judged({}, {}))
 
     def forget(self) -> None:
         """No more layers are made for now."""
-        self._namer.forget()
-        self._noting.forget()
-        self._nothing.longer.clear()
+        self._beginnings.forget()
 
     def of_anybody(self) -> Layer:
         """The layer of any peer, with the default verdict."""
         places = dict.fromkeys((PortPrefix(), *self._anybody))
         return _stored({prefix: self._weigh(prefix, {}, False) for prefix in places}, False)
 
-    def of_peer(self, alike: Sequence[Hashable], parts: Sequence[Iterable[Term]]) -> Layer:
-        """The layer of peers that all these terms mean; equal names in `alike` stand for equal terms.
-
-        As with ranks, what the first parts come to is kept for others that begin alike.
-        """
-        judged = self._nothing
-        for length, (name, terms) in enumerate(zip(alike, parts, strict=True), 1):
-            known = judged.longer.get(name)
-            if known is None:
-                known = self._with(judged, _pieces(terms, True))
-                if length <= CHAINED:
-                    judged.longer[name] = known
-            judged = known
+    def of_peer(self, names: tuple[Name, ...], terms: Callable[[Name], Iterable[Term]]) -> Layer:
+        """The layer of peers that the terms of all these names mean; `terms` finds those of one."""
+        judged = self._beginnings.whole(
+            names, lambda before, name: self._with(before, _pieces(terms(name), True))
+        )
         return _stored(judged.answers, True)
 
     def _with(self, before: Judged, more: Pieces) -> Judged:
@@ -306,7 +302,7 @@ class Weighed:
                 if any(wider in more for wider in prefix.parents()):
                     touched[prefix] = None
         again = {prefix: self._weigh(prefix, own, True) for prefix in touched}
-        return Judged(own, before.answers | again, {})
+        return Judged(own, before.answers | again)
 
     def _weigh(self, prefix: PortPrefix, own: Pieces, specific: bool) -> Entry:
         """The entry for packets that just the terms at a prefix and at wider ones are about."""

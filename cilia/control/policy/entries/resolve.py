@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from itertools import accumulate
 
 import msgspec
 
 from cilia.control.policy.entries.cookies import CookieBook
-from cilia.control.policy.entries.drafts import Draft, Reading, reading
+from cilia.control.policy.entries.drafts import Reading, reading
 from cilia.control.policy.entries.layers import HIGHEST_PRIORITY, Isolation, Matter, Term, order
 from cilia.control.policy.entries.sides import Side, World
 from cilia.control.policy.facts import LOCALHOST
@@ -24,7 +23,7 @@ from cilia.control.policy.rules import Action, Section, Tier, reserved
 from cilia.model.endpoint import NamedPort
 from cilia.model.entries import Entries
 from cilia.model.ids import Cookie, IdentityId
-from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode
+from cilia.model.policy import Direction, Entry, EntryKey, PolicyMode, RuleRef
 
 ROOM = 65
 """Rules of one priority of a tier that leave the precedence of other priorities' rules alone: 1,001
@@ -136,46 +135,49 @@ def _isolation(direction: Direction, normal: Iterable[Section], mode: PolicyMode
 
 def _terms(direction: Direction, tiers: Tiers, audit: bool, own_ports: tuple[NamedPort, ...]) -> list[Term]:
     """The rules of one direction, those alike together."""
-    alike: dict[tuple[Matter, int, bool], list[Draft]] = {}
+    spoken: list[Term] = []
     for tier, sections in tiers.items():
-        place_of_all = order(tier)
-        for each, first in zip(sections, _places(tier, sections, direction), strict=True):
-            mine = each.drafts[direction]
-            if not mine:
-                continue
-            heard = audit or each.section.audit
-            for place, draft in enumerate(mine, first):
-                matter = draft.settled(own_ports) if draft.own else draft.matter
-                key = (matter, place_of_all if tier is Tier.NORMAL else order(tier, place), heard)
-                drafts = alike.get(key)
-                if drafts is None:
-                    alike[key] = [draft]
-                else:
-                    drafts.append(draft)
-    return [
-        Term(*key, drafts[0].alone if len(drafts) == 1 else frozenset([draft.ref for draft in drafts]))
-        for key, drafts in alike.items()
-        if key[0].prefixes or key[0].name
-    ]
+        drafts = [draft for each in sections for draft in each.drafts[direction]]
+        terms = [draft.settled(own_ports) if draft.own else draft.term for draft in drafts]
+        if tier is not Tier.NORMAL:
+            places = _places(sections, direction)
+            terms = [term._replace(order=order(tier, n)) for term, n in zip(terms, places, strict=True)]
+        spoken += terms
+    if audit:
+        spoken = [term._replace(audit=True) for term in spoken]
+    return _together(spoken)
 
 
-def _places(tier: Tier, sections: Sequence[Reading], direction: Direction) -> list[int]:
-    """How many rules are counted before the first one of each section.
+def _together(spoken: Iterable[Term]) -> list[Term]:
+    """Terms alike put together; those that are about no port at all are left out."""
+    found: dict[tuple[Matter, int, bool], Term] = {}
+    alike: dict[tuple[Matter, int, bool], list[Term]] = {}
+    for term in spoken:
+        matter, place, audit, _ = term
+        key = (matter, place, audit)
+        first = found.setdefault(key, term)
+        if first is not term:
+            alike.setdefault(key, [first]).append(term)
+    for key, terms in alike.items():
+        found[key] = Term(*key, frozenset[RuleRef]().union(*[term.refs for term in terms]))
+    return [term for term in found.values() if term.matter.prefixes or term.matter.name]
+
+
+def _places(sections: Sequence[Reading], direction: Direction) -> Sequence[int]:
+    """How many rules of a tier with an order are counted before each one.
 
     Each priority has room for `ROOM` rules, so that a section more or less leaves the precedence of others
     alone; where the room does not do, the rules are counted without gaps.
     """
-    if tier is Tier.NORMAL:
-        return [0] * len(sections)
     ends: dict[int, int] = {}
     places: list[int] = []
     for each in sections:
-        priority = each.section.priority
-        places.append(ends.get(priority, priority * ROOM))
-        ends[priority] = places[-1] + len(each.drafts[direction])
+        first = ends.get(each.section.priority, each.section.priority * ROOM)
+        end = ends[each.section.priority] = first + len(each.drafts[direction])
+        places += range(first, end)
     if all(end <= min((priority + 1) * ROOM, HIGHEST_PRIORITY) for priority, end in ends.items()):
         return places
-    return list(accumulate((len(each.drafts[direction]) for each in sections[:-1]), initial=0))
+    return range(len(places))
 
 
 def _in_order(sections: Sequence[Reading]) -> Tiers:

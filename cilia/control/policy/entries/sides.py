@@ -48,7 +48,9 @@ Topic = Meant | Term
 Numbered = tuple[int, frozenset[int]]
 """A topic about a port's name, by its number, and the ports that somebody gives the name."""
 
-Class = tuple[int | Numbered, ...]
+Member = int | Numbered
+
+Class = tuple[Member, ...]
 """What tells identities apart: the topics that mean them, by number and in its order."""
 
 
@@ -139,7 +141,7 @@ class Side:
         self._used: frozenset[Cookie] | None = None
         """The cookies, once asked for."""
         self._world: World | None = None
-        self._maker: Ranked | Weighed | None = None
+        self._maker: Ranked[Member] | Weighed[Member] | None = None
         self._base: Layer = {}
 
     def peers(self) -> Iterator[Meant]:
@@ -228,10 +230,10 @@ class Side:
         namer = Namer(cookies, self._audit and not self._weighed)
         if self._weighed:
             noting = Namer(cookies, True)
-            weighed = Weighed(namer, noting, self._everybody, self._enforced, self.isolation)
+            weighed: Weighed[Member] = Weighed(namer, noting, self._everybody, self._enforced, self.isolation)
             self._maker, self._base = weighed, weighed.of_anybody()
         else:
-            ranked = Ranked(namer, self.isolation)
+            ranked: Ranked[Member] = Ranked(namer, self.isolation)
             self._maker, self._base = ranked, ranked.of_anybody(self._everybody)
 
     def _forget(self) -> None:
@@ -298,7 +300,7 @@ class Side:
             if not isinstance(topic, Term):
                 self._members[number] = world.members(topic)
 
-    def _everyone(self, topics: Iterable[int]) -> Iterator[tuple[int | Numbered, Iterable[IdentityId]]]:
+    def _everyone(self, topics: Iterable[int]) -> Iterator[tuple[Member, Iterable[IdentityId]]]:
         """Whom topics mean: what stands in the class of whom."""
         for number in topics:
             term = self._named.get(number)
@@ -312,9 +314,7 @@ class Side:
                 yield (number, ports), naming
 
     def _class(self, identity: IdentityId, world: World) -> Class:
-        meant: list[int | Numbered] = [
-            number for number, members in self._members.items() if identity in members
-        ]
+        meant: list[Member] = [number for number, members in self._members.items() if identity in members]
         if not self._named:
             return tuple(meant)
         for number, term in self._named.items():
@@ -400,15 +400,17 @@ class Side:
         maker = self._maker
         assert maker is not None, "build comes first"
         if isinstance(maker, Weighed):
-            terms = [self._terms[part] if isinstance(part, int) else [self._numbered(part)] for part in parts]
-            return maker.of_peer(parts, terms)
-        return maker.of_peer(
-            parts,
-            [
-                self._parts[part] if isinstance(part, int) else maker.part([self._numbered(part)], True)
-                for part in parts
-            ],
-        )
+            return maker.of_peer(parts, self._terms_of)
+        return maker.of_peer(parts, self._part_of)
+
+    def _terms_of(self, part: Member) -> Sequence[Term]:
+        return self._terms[part] if isinstance(part, int) else [self._numbered(part)]
+
+    def _part_of(self, part: Member) -> Part:
+        if isinstance(part, int):
+            return self._parts[part]
+        assert isinstance(self._maker, Ranked)
+        return self._maker.part([self._numbered(part)], True)
 
     def _make_parts(self) -> None:
         """What the terms of each topic come to that is a peer, where the ranks alone decide."""
@@ -422,7 +424,7 @@ class Side:
         return with_numbers(self._named[number], ports)
 
 
-def _number_of(part: int | Numbered) -> int:
+def _number_of(part: Member) -> int:
     return part if isinstance(part, int) else part[0]
 
 
@@ -437,13 +439,13 @@ def _inverted(of: Mapping[IdentityId, _Key]) -> dict[_Key, list[IdentityId]]:
     return found
 
 
-def _joined(was: Move | Alike | None, part: int | Numbered) -> Move:
+def _joined(was: Move | Alike | None, part: Member) -> Move:
     if was is None:
         return Move(None, (part,))
     return Move(was.left if isinstance(was, Move) else was, (*was.parts, part))
 
 
-def _join(found: dict[IdentityId, Alike], members: Iterable[IdentityId], part: int | Numbered) -> None:
+def _join(found: dict[IdentityId, Alike], members: Iterable[IdentityId], part: Member) -> None:
     """Note that a topic means some more identities: they leave those they were alike and join others."""
     joined: dict[Alike | None, Alike] = {}
     for identity in members:
