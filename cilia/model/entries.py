@@ -156,6 +156,17 @@ class Entries(Mapping[EntryKey, Entry]):
             if bucket:
                 yield _direction(number), bucket
 
+    def beside(self, known: Entries) -> Iterator[tuple[Place, Layer]]:
+        """What stands here about peers of whom `known` says nothing in either direction; not what stands
+        about peer 0, which is any."""
+        egress, ingress = known._buckets[::2], known._buckets[1::2]
+        for number, bucket in enumerate(self._buckets):
+            if not bucket:
+                continue
+            for peer in bucket.keys() - egress[number >> 1].keys() - ingress[number >> 1].keys():
+                if peer:
+                    yield (_direction(number), peer), bucket[peer]
+
     def since(self, before: Entries) -> Difference:
         """What is new, other or gone compared with `before`; what both share is not looked at."""
         difference = Difference({}, {}, [])

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cilia.dataplane.loader import Dataplane
+from cilia.dataplane.maps.policy import RUN
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.pool import OPEN_LIMIT, POLICY_ENTRIES, PolicyPool
 from cilia.model.entries import Entries
@@ -211,6 +212,28 @@ def test_alike_subjects_and_others_of_one_batch_get_each_their_entries(dataplane
     for number in range(1, 9):
         found = {row["peer"]: row["cookie"] for row in state.policies.entries(SubjectId(number))}
         assert found == ({256: 1} if number % 2 else {257: number, 0: 9})
+
+
+def test_one_that_cannot_be_written_denies_and_the_others_switch(dataplane: Dataplane) -> None:
+    """Also where so many are switched at once that it takes several runs."""
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    numbers, bad = range(1, 2 * RUN + 10), RUN // 2
+    for number in numbers:
+        bits = 25 if number == bad else 24
+        desired.subjects.put(subject(number, "r1", {EntryKey(1, 256, 6, number, bits): allow(number)}))
+    state.apply(1.0)
+    state.pool.settle()
+    assert [int(error.key) for error in state.errors()] == [bad]
+    assert {row["verdict"] for row in state.policies.entries(SubjectId(bad))} == {0}
+    for number in numbers:
+        if number != bad:
+            assert [row["cookie"] for row in state.policies.entries(SubjectId(number))] == [number]
+    in_force = len(numbers)
+    assert state.pool.size - state.pool.idle == in_force, "no map is lost"
+    desired.subjects.put(subject(bad, "r1", {EntryKey(1, 256, 6, bad, 24): allow(bad)}))
+    state.apply(2.0)
+    assert state.errors() == []
 
 
 def descriptors() -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cilia import abi
+from cilia.dataplane import bpf
 from cilia.dataplane.bpf import Array, BpfError, Map
 from cilia.dataplane.maps import packing
 from cilia.dataplane.pool import POLICY_ENTRIES, PolicyPool
@@ -27,7 +28,9 @@ from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
 
 FEW = 32
-"""So many entries are encoded one by one."""
+"""So many entries are encoded one by one, and written so for many subjects together."""
+RUN = 64
+"""So many subjects are switched together: each has an open map meanwhile."""
 HIGHEST_REVISION = (1 << 31) - 1
 
 DENY_ALL: Mapping[EntryKey, Entry] = {
@@ -107,6 +110,8 @@ class Policies:
         self._between: dict[tuple[int, int], tuple[object, object, dict[EntryKey, Entry]]] = {}
         """During an update: what a switch from and to certain entries, by their `id`, carries; alike
         subjects ask the same."""
+        self._ahead: dict[int, tuple[int, Map]] = {}
+        """During an update: slots that were idle and now hold certain entries, by their `id`."""
 
     def desired(self, entries: Mapping[EntryKey, Entry]) -> tuple[Array, Array]:
         """Keys and values of an inner map, in the order of the entries.
@@ -114,7 +119,7 @@ class Policies:
         Peers alike share a layer, so that each distinct layer is looked at once, if there are many.
         """
         if len(entries) <= FEW:
-            return self._few(_layered(entries))
+            return self._few([_layered(entries)])
         directions: list[int] = []
         peers: list[int] = []
         layers: list[Layer] = []
@@ -136,10 +141,13 @@ class Policies:
         keys["peer"] = np.repeat(np.array(peers, np.uint32), counts)
         return keys, self._values(rows, prefixes)[at]
 
-    def _few(self, entries: Entries) -> tuple[Array, Array]:
-        """The same for a handful, which is not worth the trouble: most subjects have no more."""
+    def _few(self, many: Iterable[Entries]) -> tuple[Array, Array]:
+        """The same for a handful each, which is not worth the trouble: most subjects have no more."""
         found = [
-            (place, prefix, entry) for place, layer in entries.layers() for prefix, entry in layer.items()
+            (place, prefix, entry)
+            for entries in many
+            for place, layer in entries.layers()
+            for prefix, entry in layer.items()
         ]
         prefixes = [prefix for _, prefix, _ in found]
         keys = self._keys(prefixes)
@@ -174,12 +182,16 @@ class Policies:
         failures: dict[SubjectId, str] = {}
         wanted = {row.subject: row for row in rows}
         staying: list[SubjectPolicy] = []
+        switching: list[SubjectPolicy] = []
         for row in rows:
             live = self._live.get(row.subject)
-            if live is not None and live.stands_for(row):
-                staying.append(row)
-            else:
+            (staying if live is not None and live.stands_for(row) else switching).append(row)
+        for first in range(0, len(switching), RUN):
+            run = switching[first : first + RUN]
+            self._fill_ahead(run)
+            for row in run:
                 self._attempt(row, wanted, failures)
+            self._give_back()
         for row in staying:
             self._attempt(row, wanted, failures)
         self._between.clear()
@@ -304,12 +316,10 @@ class Policies:
             return {}
         pair = (id(live.entries), id(entries))
         if pair not in self._between:
-            known = {0}.union(*(part for _, part in _layered(entries).parts()))
             found = {
-                EntryKey(direction, peer, *prefix): entry
-                for direction, part in _layered(live.entries).parts()
-                for peer in part.keys() - known
-                for prefix, entry in part[peer].items()
+                EntryKey(*place, *prefix): entry
+                for place, layer in _layered(live.entries).beside(_layered(entries))
+                for prefix, entry in layer.items()
                 if not entry.allow
             }
             self._between[pair] = (live.entries, entries, found)
@@ -334,7 +344,7 @@ class Policies:
         revision = self._revisions.next()
         slot = self._shareable(entries, rules, epoch, carried)
         if slot is None:
-            number = self._filled({**carried, **entries} if carried else entries)
+            number = self._filled(entries, carried)
             slot = Slot(number, rules, epoch, entries, carried)
             if carried:
                 self._changing[number] = slot
@@ -363,19 +373,64 @@ class Policies:
     def _store(self, subject: SubjectId, slot: Slot, revision: int) -> None:
         self._words[subject] = np.uint64(slot.number | revision << 32)
 
-    def _filled(self, entries: Mapping[EntryKey, Entry]) -> int:
-        """A slot that was idle, with these entries."""
-        number = self._pool.take()
-        try:
-            inner = self._pool.open(number)
+    def _fill_ahead(self, rows: Iterable[SubjectPolicy]) -> None:
+        """Fill maps for those subjects among `rows` that will need one, and few entries in it, in one go.
+        What fails here is tried again in its turn, and then says why."""
+        small = {id(row.entries): row.entries for row in rows if self._needs_map(row)}
+        filling: list[tuple[int, Entries, int, Map]] = []
+        for name, entries in small.items():
             try:
-                self._put(inner, entries)
-            finally:
+                filling.append((name, _layered(entries), *self._idle()))
+            except (OSError, BpfError):
+                break
+        owners = [at for at, (_, entries, _, _) in enumerate(filling) for _ in range(len(entries))]
+        maps = np.array([filling[at][3].fd for at in owners], np.uint32)
+        failures = bpf.spread(maps, *self._few(entries for _, entries, _, _ in filling))
+        failed = {owners[at] for at in failures}
+        for at, (name, _, number, inner) in enumerate(filling):
+            if at in failed:
                 inner.close()
+                self._pool.retire(number)
+            else:
+                self._ahead[name] = number, inner
+
+    def _needs_map(self, row: SubjectPolicy) -> bool:
+        """Whether a subject that is to be switched has few entries, which no map holds. One that an earlier
+        agent left in force may be just right."""
+        left_in_force = row.subject not in self._live and self._word(row.subject)[1]
+        return len(row.entries) <= FEW and id(row.entries) not in self._by_entries and not left_in_force
+
+    def _give_back(self) -> None:
+        """Retire the maps that were filled ahead in vain."""
+        for number, inner in self._ahead.values():
+            inner.close()
+            self._pool.retire(number)
+        self._ahead.clear()
+
+    def _filled(self, entries: Mapping[EntryKey, Entry], carried: Mapping[EntryKey, Entry]) -> int:
+        """A slot that was idle, with these entries."""
+        ahead = self._ahead.pop(id(entries), None)
+        number, inner = ahead or self._idle()
+        try:
+            if ahead is None:
+                self._put(inner, entries)
+            if carried:
+                self._put(inner, carried)
         except BaseException:
             self._pool.retire(number)
             raise
+        finally:
+            inner.close()
         return number
+
+    def _idle(self) -> tuple[int, Map]:
+        """A slot that was idle, and its map. Raises BpfError, OSError."""
+        number = self._pool.take()
+        try:
+            return number, self._pool.open(number)
+        except BaseException:
+            self._pool.retire(number)
+            raise
 
     def _join(self, subject: SubjectId, slot: Slot) -> None:
         slot.users.add(subject)

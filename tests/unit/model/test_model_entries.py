@@ -43,6 +43,11 @@ def test_versions_equal_dictionaries() -> None:
         assert changed == {key: new[key] for key in new.keys() & old.keys() if new[key] != old[key]}
         assert set(removed) == old.keys() - new.keys()
         assert (one == two) == (old == new)
+        known = {key.peer for key in old} | {0}
+        found = {
+            EntryKey(*place, *at): entry for place, layer in two.beside(one) for at, entry in layer.items()
+        }
+        assert found == {key: entry for key, entry in new.items() if key.peer not in known}
 
 
 def test_a_version_shares_what_it_does_not_change() -> None:
