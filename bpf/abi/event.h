@@ -33,6 +33,8 @@ enum event_verdict {
 	VERDICT_DROPPED = 2,
 	VERDICT_AUDIT = 4,
 	VERDICT_REDIRECTED = 5,
+	VERDICT_TRACED = 6,	/* a socket's address, before it is translated */
+	VERDICT_TRANSLATED = 7, /* the same, after */
 };
 
 /* Hubble's TraceReason numbers. */

@@ -2,7 +2,7 @@
 #pragma once
 /* Floor 5: services. Which frontend an address is, and which backend a new flow gets. Knows neither
  * packets nor sockets: all hooks that translate ask here. */
-#include "flow.h"
+#include "identity.h"
 #include "../config/service.h"
 
 #undef SOURCE_FILE
@@ -47,6 +47,63 @@ static __always_inline struct service *lookup_node_port(__u8 family, __be16 port
 	if (family == FAMILY_IPV4)
 		map_ipv4(&any, 0);
 	return lookup_service(&any, port, protocol);
+}
+
+static __always_inline __u8 family_of(const struct address *address)
+{
+	return is_mapped_ipv4(address) ? FAMILY_IPV4 : FAMILY_IPV6;
+}
+
+/* An address of this node itself. */
+static __always_inline bool is_own_address(const struct address *address)
+{
+	struct endpoint *local = lookup_endpoint(address);
+
+	return local && !is_pod(local);
+}
+
+static __always_inline bool is_node_address(const struct address *address)
+{
+	struct ipcache_entry *known = lookup_ipcache(family_of(address), address);
+
+	return known && known->flags & IPCACHE_HOST_ADDRESS;
+}
+
+/* What somebody of the cluster asks for: a frontend, or a node port at any address of any node. */
+static __always_inline struct service *find_service(const struct node_settings *settings,
+						    const struct address *address, __be16 port,
+						    __u8 protocol)
+{
+	struct service *service = lookup_service(address, port, protocol);
+
+	if (service || !is_node_port(settings, port) || !is_node_address(address))
+		return service;
+	return lookup_node_port(family_of(address), port, protocol);
+}
+
+/* Whoever may write a Service could take any address of the world away from the cluster by naming
+ * it (CVE-2020-8554): such an address counts only where it is this node's. */
+static __always_inline bool is_usurped(const struct service *service, const struct address *address)
+{
+	return external_ip_mitigation &&
+	       service->flags & (SERVICE_EXTERNAL_IP | SERVICE_HOST_PORT) &&
+	       !is_own_address(address);
+}
+
+/* A local redirect that leaves this client alone: named by its network namespace or its endpoint,
+ * whichever the caller knows. */
+static __always_inline bool is_skipped(const struct service *service, const struct address *address,
+				       __be16 port, __u8 protocol, __u64 netns, __u16 endpoint)
+{
+	struct skip_redirect_key key = {
+	    .address = *address,
+	    .netns = netns,
+	    .port = port,
+	    .endpoint = endpoint,
+	    .protocol = protocol,
+	};
+
+	return service->flags & SERVICE_REDIRECT && bpf_map_lookup_elem(&skip_redirect, &key);
 }
 
 static __always_inline struct frontend *frontend_of(__u32 id)

@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+/* Floor 11: services of sockets. A socket names its destination once; what it is given instead is
+ * remembered, so that it sees the frontend whenever it asks who it talks to. Whom a socket talks to
+ * is a struct service_key: it may be one. */
+#include "events.h"
+#include "service.h"
+#include <linux/errno.h>
+
+#undef SOURCE_FILE
+#define SOURCE_FILE FILE_SOCKET
+
+/* What is said of a socket. */
+struct socket_report {
+	struct service_key peer;
+	struct service_key original; /* what stood there before; zero: nothing else */
+	__u32 service;
+	__u8 point; /* enum translation_point */
+	__u8 verdict;
+	__u8 reverse; /* the peer speaks to the socket */
+};
+
+static __always_inline void describe_peer(struct event *event, const struct socket_report *report)
+{
+	event->protocol = report->peer.protocol;
+	if (report->reverse) {
+		event->source = report->peer.address;
+		event->source_port = report->peer.port;
+		event->original_source = report->original.address;
+		event->original_source_port = report->original.port;
+	} else {
+		event->destination = report->peer.address;
+		event->destination_port = report->peer.port;
+		event->original_destination = report->original.address;
+		event->original_destination_port = report->original.port;
+	}
+	if (!is_mapped_ipv4(&report->peer.address))
+		event->flags |= EVENT_IS_IPV6;
+}
+
+static __noinline int report_socket(__u64 cookie, const struct socket_report *report)
+{
+	struct node_settings *settings = node_settings();
+	struct event_state *state = event_counters();
+	struct event *event;
+	__u64 sequence;
+
+	if (!settings || !state || !events_enabled)
+		return 0;
+	sequence = __sync_fetch_and_add(&state->sequence[RING_NORMAL], 1);
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__sync_fetch_and_add(&state->lost[RING_NORMAL], 1);
+		return 0;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->sequence = sequence;
+	event->cpu = bpf_get_smp_processor_id();
+	event->kind = EVENT_SOCKET;
+	event->ring = RING_NORMAL;
+	event->point = report->point;
+	event->verdict = report->verdict;
+	event->service = report->service;
+	event->socket_cookie = cookie;
+	event->cgroup = bpf_get_current_cgroup_id();
+	describe_peer(event, report);
+	submit(event, settings);
+	return 0;
+}
+
+/* Before and after, as two events. */
+static __always_inline void trace_translation(__u64 cookie, const struct service_key *before,
+					      const struct service_key *after, __u32 service,
+					      bool reverse)
+{
+	struct node_settings *settings = node_settings();
+	struct socket_report report = {
+	    .peer = *before,
+	    .service = service,
+	    .point = reverse ? TRANSLATION_PRE_REVERSE : TRANSLATION_PRE_FORWARD,
+	    .verdict = VERDICT_TRACED,
+	    .reverse = reverse,
+	};
+
+	if (likely(!settings || !(settings->flags & NODE_TRACE_SOCKETS)))
+		return;
+	report_socket(cookie, &report);
+	report.original = *before;
+	report.peer = *after;
+	report.point = reverse ? TRANSLATION_POST_REVERSE : TRANSLATION_POST_FORWARD;
+	report.verdict = VERDICT_TRANSLATED;
+	report_socket(cookie, &report);
+}
+
+static __always_inline struct socket_service_key memory_of(__u64 cookie,
+							   const struct service_key *peer)
+{
+	struct socket_service_key key = {
+	    .cookie = cookie,
+	    .address = peer->address,
+	    .port = peer->port,
+	    .protocol = peer->protocol,
+	};
+
+	return key;
+}
+
+/* Written only when it is new: a socket that sends datagrams comes by with each. */
+static __always_inline void remember(__u64 cookie, const struct service_key *asked,
+				     const struct service_key *given, __u32 service)
+{
+	struct socket_service_key key = memory_of(cookie, given);
+	struct socket_service *known = bpf_map_lookup_elem(&socket_services, &key);
+	struct socket_service fresh = {
+	    .address = asked->address,
+	    .port = asked->port,
+	    .service = service,
+	};
+
+	if (known && known->service == service && known->port == asked->port &&
+	    same_address(&known->address, &asked->address))
+		return;
+	bpf_map_update_elem(&socket_services, &key, &fresh, BPF_ANY);
+}
+
+static __always_inline void forget(__u64 cookie, const struct service_key *peer)
+{
+	struct socket_service_key key = memory_of(cookie, peer);
+
+	bpf_map_delete_elem(&socket_services, &key);
+}
+
+/* The node itself asks: its loopback is where its node ports and host ports are, too. */
+static __always_inline struct service *find_service_of_host(const struct service_key *asked)
+{
+	if (!is_host_internal(&asked->address))
+		return NULL;
+	return lookup_node_port(family_of(&asked->address), asked->port, asked->protocol);
+}
+
+/* Who asks, at a socket. */
+struct asker {
+	__u64 cookie; /* of the socket */
+	__u64 netns;
+	bool is_host;
+};
+
+/* The service a socket asks for, or NULL when it is to be left alone. */
+static __always_inline struct service *service_of_socket(const struct node_settings *settings,
+							 const struct asker *asker,
+							 const struct service_key *asked)
+{
+	const struct address *address = &asked->address;
+	struct service *service = find_service(settings, address, asked->port, asked->protocol);
+
+	if (!service)
+		return asker->is_host ? find_service_of_host(asked) : NULL;
+	if (is_usurped(service, address) ||
+	    is_skipped(service, address, asked->port, asked->protocol, asker->netns, 0))
+		return NULL;
+	return service;
+}
+
+/* A connection goes anywhere; the datagrams of one socket go to one backend while there are the
+ * same. */
+static __always_inline struct service_client client_of_socket(const struct asker *asker,
+							      __u8 protocol)
+{
+	struct service_client client = client_of_netns(asker->netns);
+
+	if (protocol == IPPROTO_UDP)
+		client.hash = mix(0, asker->cookie);
+	return client;
+}
+
+/* Whom the socket is given for whom it asked. Returns 1: given is filled, 0: it is left alone, or a
+ * negative errno. */
+static __noinline int translate_peer(const struct asker *asker, const struct service_key *asked,
+				     struct service_key *given)
+{
+	struct node_settings *settings = node_settings();
+	struct service_client client;
+	struct service *service;
+	struct backend *backend;
+	__u32 number = 0;
+
+	if (!settings || !(settings->flags & NODE_SERVICES))
+		return 0;
+	service = service_of_socket(settings, asker, asked);
+	if (!service) {
+		forget(asker->cookie, asked);
+		return 0;
+	}
+	client = client_of_socket(asker, asked->protocol);
+	backend = choose_backend(service, &client, &number);
+	if (!backend)
+		return service->flags & SERVICE_LOOSE ? 0 : -ECONNREFUSED;
+	if (family_of(&backend->address) != family_of(&asked->address))
+		return 0;
+	given->address = backend->address;
+	given->port = backend->port;
+	given->protocol = asked->protocol;
+	remember(asker->cookie, asked, given, service->id);
+	trace_translation(asker->cookie, asked, given, service->id, false);
+	return 1;
+}
+
+/* Whom the socket asked for when it was given this peer. Returns whether it did. */
+static __noinline int recall_peer(__u64 cookie, const struct service_key *given,
+				  struct service_key *asked)
+{
+	struct socket_service_key key = memory_of(cookie, given);
+	struct socket_service *known = bpf_map_lookup_elem(&socket_services, &key);
+
+	if (!known)
+		return false;
+	asked->address = known->address;
+	asked->port = known->port;
+	asked->protocol = given->protocol;
+	trace_translation(cookie, given, asked, known->service, true);
+	return true;
+}
+
+/* What clients outside reach a service by, on addresses that sockets of the node may want, too. A
+ * host port is shared with the host knowingly. */
+static __always_inline bool is_taken(const struct service *service)
+{
+	return service &&
+	       service->flags & (SERVICE_NODE_PORT | SERVICE_EXTERNAL_IP | SERVICE_OUTSIDE) &&
+	       !(service->flags & SERVICE_HOST_PORT);
+}
+
+/* A node port at every address of a family; those that only serve outside clients are known at the
+ * node's own address only. */
+static __always_inline bool is_node_port_taken(const struct node_settings *settings, __u8 family,
+					       __be16 port, __u8 protocol)
+{
+	const struct address *own = family == FAMILY_IPV4 ? &settings->ipv4 : &settings->ipv6;
+
+	return is_taken(lookup_node_port(family, port, protocol)) ||
+	       is_taken(lookup_service(own, port, protocol));
+}
+
+/* Whether a service has what a socket of the host was bound to. One of IPv6's that is bound to all
+ * addresses hears IPv4 as well, as a rule. */
+static __always_inline bool is_bind_taken(const struct node_settings *settings,
+					  const struct service_key *bound)
+{
+	__u8 family = family_of(&bound->address);
+
+	if (is_taken(lookup_service(&bound->address, bound->port, bound->protocol)))
+		return true;
+	if (!is_node_port(settings, bound->port) || !is_host_internal(&bound->address))
+		return false;
+	return is_node_port_taken(settings, family, bound->port, bound->protocol) ||
+	       (is_zero_address(&bound->address) &&
+		is_node_port_taken(settings, FAMILY_IPV4, bound->port, bound->protocol));
+}
+
+static __noinline int check_bind(__u64 cookie, __u64 netns, const struct service_key *bound)
+{
+	struct node_settings *settings = node_settings();
+	struct socket_report report = {.peer = *bound, .verdict = VERDICT_DROPPED};
+
+	if (!settings || !(settings->flags & NODE_SERVICES) || netns != settings->netns)
+		return 0;
+	if (likely(!is_bind_taken(settings, bound)))
+		return 0;
+	report_socket(cookie, &report);
+	return -EADDRINUSE;
+}
