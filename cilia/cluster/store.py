@@ -60,6 +60,9 @@ CILIUM_CLUSTERWIDE_NETWORK_POLICIES = Resource(
 CILIUM_CIDR_GROUPS = Resource(
     "cilium.io", "v2alpha1", "ciliumcidrgroups", "CiliumCIDRGroup", False, also=("v2",)
 )
+CILIUM_LOCAL_REDIRECT_POLICIES = Resource(
+    "cilium.io", "v2", "ciliumlocalredirectpolicies", "CiliumLocalRedirectPolicy", True
+)
 CLUSTER_NETWORK_POLICIES = Resource(
     "policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", "ClusterNetworkPolicy", False
 )
@@ -80,6 +83,7 @@ RESOURCES = (
     CILIUM_NETWORK_POLICIES,
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
     CILIUM_CIDR_GROUPS,
+    CILIUM_LOCAL_REDIRECT_POLICIES,
     CLUSTER_NETWORK_POLICIES,
     CILIUM_ENDPOINTS,
     CILIUM_IDENTITIES,

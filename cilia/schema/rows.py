@@ -82,9 +82,12 @@ class ServiceRow(msgspec.Struct, frozen=True, kw_only=True):
     affinity: int = 0
     """Seconds of sessionAffinity: ClientIP; 0: none."""
     source_ranges: tuple[str, ...] = ()
+    """Canonical, sorted; what is no prefix stands as it was written, and lets nobody in."""
     health_check_port: int = 0
     traffic_distribution: str = ""
     """PreferClose, PreferSameZone, PreferSameNode or empty."""
+    problems: tuple[str, ...] = ()
+    """Sentences about what could not be read, each with its field; it is left out of the row."""
 
 
 class SlicePort(msgspec.Struct, frozen=True):
@@ -121,6 +124,8 @@ class EndpointSliceRow(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: bool = False
     endpoints: tuple[SliceEndpoint, ...] = ()
     ports: tuple[SlicePort, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Sentences about what could not be read, each with its field; it is left out of the row."""
 
 
 class RedirectPort(msgspec.Struct, frozen=True, order=True):

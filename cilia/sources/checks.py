@@ -6,6 +6,7 @@ hold. Everything raises Invalid with a sentence.
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 
 from cilia.cluster.store import Invalid
@@ -19,6 +20,22 @@ PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 
 def address(text: str) -> str:
     """Return a unicast address in its one spelling."""
+    return _common(text) or _any(text)
+
+
+def _common(text: str) -> str:
+    """The same for the addresses that nearly all objects have, in a tenth of the time; empty for others.
+
+    A slice may hold a thousand, and come a thousand times a second.
+    """
+    try:
+        packed = socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return ""
+    return text if 0 < packed[0] < 224 and packed[0] != 127 else ""
+
+
+def _any(text: str) -> str:
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

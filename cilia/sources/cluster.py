@@ -15,6 +15,7 @@ from cilia.sources.namespaces import namespaces
 from cilia.sources.nodes import nodes
 from cilia.sources.pods import pods
 from cilia.sources.policies import policies
+from cilia.sources.redirects import redirects
 from cilia.sources.reflector import Reflector
 from cilia.sources.services import endpoint_slices, services
 from cilia.tables.table import Table
@@ -44,6 +45,7 @@ class Sources:
             (inputs.cidr_groups, [Reflector(store, inputs.cidr_groups, cidr_groups())]),
             (inputs.services, [Reflector(store, inputs.services, services())]),
             (inputs.endpoint_slices, [Reflector(store, inputs.endpoint_slices, endpoint_slices())]),
+            (inputs.redirects, [Reflector(store, inputs.redirects, redirects())]),
             (
                 inputs.policies,
                 [Reflector(store, inputs.policies, policies(resource)) for resource in POLICY_KINDS],

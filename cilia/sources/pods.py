@@ -1,16 +1,22 @@
 """Pods of one node into `pods`."""
 
+import ipaddress
+
 import msgspec
 
-from cilia.cluster.store import PODS, decode
+from cilia.cluster.store import PODS, Invalid, decode
 from cilia.model.endpoint import NamedPort
 from cilia.model.resources.base import AnyObject, ObjectMeta
-from cilia.model.resources.core import Pod, PodSpec
-from cilia.schema.rows import PodRow
+from cilia.model.resources.core import Container, ContainerPort, Pod, PodSpec, PodStatus
+from cilia.model.service import Protocol
+from cilia.schema.rows import HostPort, PodRow
 from cilia.sources import checks
 from cilia.sources.reflector import Translation
 
 TEMPLATE_HASH = "pod-template-hash"
+
+FINAL = ("Succeeded", "Failed")
+"""Phases of a pod that runs no more: its addresses may be another's."""
 
 
 def pods(node: str) -> Translation[tuple[str, str], PodRow]:
@@ -28,6 +34,8 @@ def row(raw: msgspec.Raw) -> PodRow:
     pod = decode(raw, Pod)
     meta = pod.metadata
     owner_kind, owner_name = workload(meta)
+    over = pod.status.phase in FINAL
+    conditions = pod.status.conditions or ()
     return PodRow(
         namespace=meta.namespace,
         name=meta.name,
@@ -39,17 +47,58 @@ def row(raw: msgspec.Raw) -> PodRow:
         host_network=pod.spec.host_network,
         owner_kind=owner_kind,
         owner_name=owner_name,
+        addresses=() if over else addresses(pod.status),
+        host_ports=() if over or pod.spec.host_network else host_ports(pod.spec),
+        ready=not over and any(item.type == "Ready" and item.status == "True" for item in conditions),
+        terminating=meta.deletion_timestamp is not None,
     )
+
+
+def addresses(status: PodStatus) -> tuple[str, ...]:
+    """Return a pod's addresses; what is none is left out."""
+    texts = [entry.ip for entry in status.pod_ips or ()] or [status.pod_ip]
+    found: dict[str, None] = {}
+    for text in texts:
+        try:
+            found[checks.address(text)] = None
+        except Invalid:
+            continue
+    return tuple(found)
+
+
+def host_ports(spec: PodSpec) -> tuple[HostPort, ...]:
+    """Return the ports of the node that containers want; what is no port, address or known protocol wants
+    nothing."""
+    ports = (port for container in running_containers(spec) for port in container.ports or ())
+    return tuple(found for port in ports if (found := _host_port(port)) is not None)
+
+
+def _host_port(port: ContainerPort) -> HostPort | None:
+    """What a container's port wants of the node, at loopback perhaps; the zero address is any."""
+    protocol = Protocol.__members__.get(port.protocol)
+    wanted = port.host_port or 0
+    try:
+        address = ipaddress.ip_address(port.host_ip or "0.0.0.0")
+    except ValueError:
+        return None
+    if protocol is None or not (0 < wanted < 65536 and 0 < port.container_port < 65536):
+        return None
+    return HostPort(wanted, port.container_port, protocol, "" if address.is_unspecified else str(address))
 
 
 def named_ports(spec: PodSpec) -> tuple[NamedPort, ...]:
-    """Return the ports that have names; init containers count when they keep running beside the others."""
-    sidecars = [part for part in spec.init_containers or () if part.restart_policy == "Always"]
+    """Return the ports that have names."""
     return checks.named_ports(
         (port.name, port.container_port, port.protocol)
-        for container in (*spec.containers, *sidecars)
+        for container in running_containers(spec)
         for port in container.ports or ()
     )
+
+
+def running_containers(spec: PodSpec) -> tuple[Container, ...]:
+    """Return the containers, and the init containers that keep running beside them."""
+    sidecars = [part for part in spec.init_containers or () if part.restart_policy == "Always"]
+    return (*spec.containers, *sidecars)
 
 
 def workload(meta: ObjectMeta) -> tuple[str, str]:

@@ -293,7 +293,6 @@ class Runtime:
         self.inputs.attachments.synced = True
         self.inputs.endpoint_options.synced = True
         self.inputs.local_services.synced = True
-        self.inputs.redirects.synced = True
 
     def _restore_audit(self, endpoint: EndpointId, audit: bool | None) -> None:
         if audit is not None:

@@ -45,25 +45,25 @@ class Dashed(msgspec.Struct, frozen=True, omit_defaults=True, rename=kebab_name)
 
 
 class Strict(msgspec.Struct, frozen=True, omit_defaults=True, rename=camel_name, forbid_unknown_fields=True):
-    """A part of a policy: unknown fields are errors.
-
-    `one_of` names API fields of which exactly one must be present; the schema says the same with `oneOf`.
-    """
+    """A part of a policy: unknown fields are errors."""
 
     one_of: ClassVar[tuple[str, ...]] = ()
+    """API fields of which exactly one must be present (OneOf); the schema says the same with `oneOf`."""
     property_bounds: ClassVar[tuple[int, int | None]] = (0, None)
     """How many fields may be set, at least and at most: of the schema only."""
 
+
+class OneOf(Strict, frozen=True):
+    """A part of a policy that checks its `one_of`: there may be thousands of others, which need no check."""
+
     def __post_init__(self) -> None:
-        if not self.one_of:
-            return
         given = [name for name in self.one_of if _by_wire_name(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise ValueError(f"exactly one of {', '.join(self.one_of)} must be set, found {found}")
 
 
-def _by_wire_name(part: Strict, name: str) -> Any:
+def _by_wire_name(part: OneOf, name: str) -> Any:
     fields = type(part).__struct_encode_fields__
     return getattr(part, type(part).__struct_fields__[fields.index(name)])
 

@@ -19,6 +19,7 @@ from cilia.model.resources.base import (
     LabelSelector,
     Object,
     ObjectMeta,
+    OneOf,
     Strict,
     Time,
     pattern,
@@ -116,7 +117,7 @@ GroupName = Annotated[
 ]
 
 
-class CIDRRule(Strict, frozen=True, kw_only=True):
+class CIDRRule(OneOf, frozen=True, kw_only=True):
     """A prefix, or CiliumCIDRGroups by name or by label, less the prefixes in `except`."""
 
     one_of: ClassVar[tuple[str, ...]] = ("cidr", "cidrGroupRef", "cidrGroupSelector")
@@ -127,7 +128,7 @@ class CIDRRule(Strict, frozen=True, kw_only=True):
     except_: tuple[Cidr, ...] | None = None
 
 
-class FQDNSelector(Strict, frozen=True, kw_only=True):
+class FQDNSelector(OneOf, frozen=True, kw_only=True):
     """A DNS name, exact or with wildcards."""
 
     one_of: ClassVar[tuple[str, ...]] = ("matchName", "matchPattern")
@@ -266,7 +267,7 @@ class KafkaRule(Strict, frozen=True, kw_only=True):
     topic: Annotated[str, Meta(max_length=255)] | None = None
 
 
-class L7Rules(Strict, frozen=True, kw_only=True):
+class L7Rules(OneOf, frozen=True, kw_only=True):
     """Application-layer rules of one port; exactly one protocol."""
 
     one_of: ClassVar[tuple[str, ...]] = ("http", "kafka", "dns", "l7proto")
@@ -372,7 +373,7 @@ class LogConfig(Strict, frozen=True, kw_only=True):
     value: Annotated[str, Meta(max_length=32)] | None = None
 
 
-class Rule(Strict, frozen=True, kw_only=True):
+class Rule(OneOf, frozen=True, kw_only=True):
     """One rule: the subjects it selects and what they may do."""
 
     one_of: ClassVar[tuple[str, ...]] = ("endpointSelector", "nodeSelector")

@@ -20,6 +20,7 @@ class ContainerPort(Object, frozen=True, kw_only=True):
     name: str = ""
     protocol: str = "TCP"
     host_port: int | None = None
+    host_ip: str | None = None
 
 
 class Container(Object, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class PodStatus(Object, frozen=True, kw_only=True):
     pod_ip: str = ""
     pod_ips: tuple[PodIP, ...] | None = None
     host_ip: str = ""
+    conditions: tuple[Condition, ...] | None = None
 
 
 class Pod(Object, frozen=True, kw_only=True):
@@ -93,11 +95,62 @@ class Node(Object, frozen=True, kw_only=True):
     status: NodeStatus = NodeStatus()
 
 
+class ServicePort(Object, frozen=True, kw_only=True):
+    """A port of a Service. `node_port`: None or 0 is none."""
+
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+    node_port: int | None = None
+
+
+class ClientIPConfig(Object, frozen=True, kw_only=True):
+    """How long a client stays with its backend: 1 to 86,400 seconds."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Object, frozen=True, kw_only=True):
+    """Settings of session affinity; there is one kind."""
+
+    client_ip: ClientIPConfig | None = None
+
+
 class ServiceSpec(Object, frozen=True, kw_only=True):
-    """core/v1 ServiceSpec as far as policies go: which pods stand behind it."""
+    """core/v1 ServiceSpec, without what only its controllers need."""
 
     selector: dict[str, str] | None = None
     type: str = "ClusterIP"
+    cluster_ip: str = ""
+    cluster_ips: tuple[str, ...] | None = None
+    external_ips: tuple[str, ...] | None = None
+    ports: tuple[ServicePort, ...] | None = None
+    external_traffic_policy: str = ""
+    internal_traffic_policy: str | None = None
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+    health_check_node_port: int = 0
+    traffic_distribution: str | None = None
+
+
+class LoadBalancerIngress(Object, frozen=True, kw_only=True):
+    """An address of a load balancer; with ip_mode Proxy, packets for it do not come to nodes."""
+
+    ip: str = ""
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Object, frozen=True, kw_only=True):
+    """What a load balancer's controller reports."""
+
+    ingress: tuple[LoadBalancerIngress, ...] | None = None
+
+
+class ServiceStatus(Object, frozen=True, kw_only=True):
+    """core/v1 ServiceStatus."""
+
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
 class Service(Object, frozen=True, kw_only=True):
@@ -105,12 +158,46 @@ class Service(Object, frozen=True, kw_only=True):
 
     metadata: ObjectMeta = ObjectMeta()
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
+
+
+class EndpointConditions(Object, frozen=True, kw_only=True):
+    """What is known of an endpoint; None: not told."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class NamedHint(Object, frozen=True, kw_only=True):
+    """A zone or a node for whose clients an endpoint is meant."""
+
+    name: str = ""
+
+
+class EndpointHints(Object, frozen=True, kw_only=True):
+    """For whose clients an endpoint is meant."""
+
+    for_zones: tuple[NamedHint, ...] | None = None
+    for_nodes: tuple[NamedHint, ...] | None = None
 
 
 class SliceEndpoint(Object, frozen=True, kw_only=True):
     """One backend of an EndpointSlice."""
 
     addresses: tuple[str, ...] = ()
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+    zone: str | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointPort(Object, frozen=True, kw_only=True):
+    """A port of all endpoints of a slice; without a number it means no particular one."""
+
+    name: str | None = None
+    port: int | None = None
+    protocol: str | None = None
 
 
 class EndpointSlice(Object, frozen=True, kw_only=True):
@@ -119,6 +206,7 @@ class EndpointSlice(Object, frozen=True, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
     address_type: str = "IPv4"
     endpoints: tuple[SliceEndpoint, ...] | None = None
+    ports: tuple[EndpointPort, ...] | None = None
 
 
 class LeaseSpec(Object, frozen=True, kw_only=True):

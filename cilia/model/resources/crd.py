@@ -18,6 +18,7 @@ from cilia.model.resources.base import ObjectMeta, Strict
 from cilia.model.resources.cilium_cidr_group import CiliumCIDRGroup
 from cilia.model.resources.cilium_endpoint import CiliumEndpoint
 from cilia.model.resources.cilium_identity import CiliumIdentity
+from cilia.model.resources.cilium_local_redirect import CiliumLocalRedirectPolicy
 from cilia.model.resources.cilium_node import CiliumNode
 from cilia.model.resources.cilium_policy import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
@@ -25,7 +26,7 @@ from cilia.model.resources.cluster_network_policy import ClusterNetworkPolicy
 Schema = dict[str, Any]
 
 SCHEMA_VERSION_LABEL = "io.cilium.k8s.crd.schema.version"
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 """Raise it with every release that changes a schema: a definition is never replaced by an older one."""
 
 DIGEST_ANNOTATION = "cilia.io/schema-digest"
@@ -139,6 +140,15 @@ DEFINITIONS = (
         status_subresource=False,
         version="v2alpha1",
         also_served=("v2",),
+    ),
+    Definition(
+        model=CiliumLocalRedirectPolicy,
+        plural="ciliumlocalredirectpolicies",
+        short_names=("clrp",),
+        categories=("cilium", "ciliumpolicy"),
+        scope="Namespaced",
+        status_subresource=False,
+        columns=(_AGE,),
     ),
     Definition(
         model=ClusterNetworkPolicy,

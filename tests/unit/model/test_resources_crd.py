@@ -14,7 +14,7 @@ from tools import crdgen
 FACTS = os.environ.get("CILIA_WIRE_FACTS")
 
 # Stricter or equivalent on purpose: anchored as a whole, and free of exponential backtracking.
-OTHER_PATTERN = {"port", "matchName", "matchPattern", "type"}
+OTHER_PATTERN = {"port", "matchName", "matchPattern", "type", "ip", "name"}
 
 WELL_KNOWN = [definition for definition in crd.DEFINITIONS if definition.group == crd.OWN_GROUP]
 

@@ -19,6 +19,7 @@ from cilia.cluster.store import (
     CILIUM_CLUSTERWIDE_NETWORK_POLICIES,
     CILIUM_ENDPOINTS,
     CILIUM_IDENTITIES,
+    CILIUM_LOCAL_REDIRECT_POLICIES,
     CILIUM_NETWORK_POLICIES,
     CILIUM_NODES,
     CLUSTER_NETWORK_POLICIES,
@@ -134,7 +135,18 @@ OBJECTS: dict[Resource, dict[str, Any]] = {
     },
     SERVICES: {
         "metadata": {"name": "db", "namespace": "shop", "labels": {"tier": "back"}},
-        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+        "spec": {
+            "selector": {"app": "web"},
+            "type": "LoadBalancer",
+            "clusterIPs": ["10.96.0.1", "fd00:10:96::1"],
+            "externalIPs": ["192.0.2.1"],
+            "ports": [{"name": "web", "port": 80, "nodePort": 30080, "targetPort": "web"}],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+            "healthCheckNodePort": 32000,
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.4", "ipMode": "VIP"}]}},
     },
     ENDPOINT_SLICES: {
         "metadata": {
@@ -143,8 +155,28 @@ OBJECTS: dict[Resource, dict[str, Any]] = {
             "labels": {"kubernetes.io/service-name": "outside"},
         },
         "addressType": "IPv4",
-        "endpoints": [{"addresses": ["203.0.113.9"]}],
-        "ports": [{"port": 80}],
+        "endpoints": [
+            {
+                "addresses": ["203.0.113.9"],
+                "conditions": {"ready": True, "serving": True, "terminating": False},
+                "nodeName": "n1",
+                "zone": "a",
+                "hints": {"forZones": [{"name": "a"}]},
+            }
+        ],
+        "ports": [{"name": "web", "port": 80, "protocol": "TCP"}],
+    },
+    CILIUM_LOCAL_REDIRECT_POLICIES: {
+        "metadata": {"name": "dns", "namespace": "shop"},
+        "spec": {
+            "redirectFrontend": {
+                "addressMatcher": {"ip": "169.254.20.10", "toPorts": [{"port": "53", "protocol": "UDP"}]}
+            },
+            "redirectBackend": {
+                "localEndpointSelector": {"matchLabels": {"app": "web"}},
+                "toPorts": [{"port": "53", "protocol": "UDP"}],
+            },
+        },
     },
     CLUSTER_NETWORK_POLICIES: {
         "metadata": {"name": "admin", "generation": 1},

@@ -185,7 +185,7 @@ def test_tables_are_synced_when_all_their_kinds_are() -> None:
         sources = Sources(memory, inputs, node="n1", own_addresses=frozenset())
         async with TaskGroup() as tasks:
             sources.start(tasks)
-            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 12)
+            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 13)
             assert not any(table.synced for table in (inputs.pods, inputs.nodes, inputs.policies))
             memory.down = None
             async with asyncio.timeout(5):
@@ -194,7 +194,6 @@ def test_tables_are_synced_when_all_their_kinds_are() -> None:
                 "attachments",
                 "endpoint_options",
                 "local_services",
-                "redirects",
             }
 
     asyncio.run(main())

@@ -20,8 +20,8 @@ from cilia.model.node import Node
 from cilia.model.policy import PolicyObject, PolicyProblem
 from cilia.model.resources.base import AnyObject, ObjectMeta
 from cilia.model.resources.cilium_policy import CiliumNetworkPolicy
-from cilia.schema.rows import CidrGroupRow, EndpointSliceRow, ServiceRow
-from cilia.sources import cidr_groups, identities, nodes, pods, services
+from cilia.schema.rows import CidrGroupRow
+from cilia.sources import cidr_groups, identities, nodes, pods
 from cilia.sources.endpoints import endpoints
 from cilia.sources.policies import policies
 from cilia.sources.reflector import Translation
@@ -225,23 +225,3 @@ def test_a_group_of_prefixes() -> None:
     assert row == CidrGroupRow(name="g", labels={"a": "b"}, prefixes=("10.0.0.0/8", "10.1.0.0/16", "::/0"))
     with pytest.raises(Invalid, match="externalCIDRs"):
         cidr_groups.row(raw(metadata={"name": "g"}, spec={}))
-
-
-def test_a_service_and_its_slices() -> None:
-    metadata = {"name": "db", "namespace": "shop", "labels": {"a": "b"}}
-    row = services.service(raw(metadata=metadata, spec={"selector": {"app": "db"}, "ports": [{"port": 1}]}))
-    assert row == ServiceRow(namespace="shop", name="db", labels={"a": "b"}, selector={"app": "db"})
-    assert services.service(raw(metadata=metadata, spec={"clusterIP": "None"})) == ServiceRow(
-        namespace="shop", name="db", labels={"a": "b"}
-    )
-    assert services.service(raw(metadata=metadata, spec={"type": "ExternalName"})) is None
-    metadata = {"name": "db-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}}
-    endpoints = [
-        {"addresses": ["192.0.2.9", "2001:DB8::1"], "conditions": {"ready": False}},
-        {"addresses": ["192.0.2.10", "192.0.2.9", "127.0.0.1", "db.example"]},
-    ]
-    found = services.endpoint_slice(raw(metadata=metadata, addressType="IPv4", endpoints=endpoints))
-    assert found == EndpointSliceRow(
-        namespace="shop", name="db-1", service="db", addresses=("192.0.2.10", "192.0.2.9", "2001:db8::1")
-    )
-    assert services.endpoint_slice(raw(metadata={"name": "x", "namespace": "shop"}, endpoints=None)) is None
