@@ -46,7 +46,7 @@ def mask(bits: int) -> int:
     return (0xFFFF << (FULL_BITS - bits)) & 0xFFFF
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def prefixes(ports: PortRange) -> tuple[PortPrefix, ...]:
     """The fewest prefixes that cover exactly a range (at most 30 of them)."""
     if not ports.protocol:

@@ -12,7 +12,7 @@ Source: the Cilium policy language reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any, TypeAlias
 
 from cilia.control.policy.dialects import layer7
@@ -77,6 +77,9 @@ UNSUPPORTED = {
     "to_fqdns": "DNS names are not enforced yet: use toCIDR.",
 }
 """Fields of rules that can't be enforced, and what to write instead."""
+
+PEERS = ("endpoints", "entities", "cidr", "cidr_set", "nodes", "services", "fqdns", "groups")
+"""Kinds of peers: in the names of fields after `from_` or `to_`."""
 
 PORTLESS = {"VRRP": 112, "IGMP": 2}
 """Protocols without ports that toPorts takes, by number (IANA)."""
@@ -221,6 +224,15 @@ class _Scope:
     def __init__(self, reader: Reader, *, about_init: bool) -> None:
         self._reader = reader
         self._about_init = about_init
+        self._readers: dict[str, Callable[[Any, str], Iterator[tuple[str, WrittenPeer]]]] = {
+            "endpoints": self._endpoints,
+            "entities": self._entities,
+            "cidr": self._cidrs,
+            "cidr_set": self._cidr_sets,
+            "nodes": self._nodes,
+            "services": self._services,
+        }
+        """Of the kinds of peers that can be enforced."""
 
     def rules(
         self, direction: Direction, rule: AnyRule, path: str, action: Action = Action.ALLOW
@@ -242,12 +254,12 @@ class _Scope:
 
     def _refuse_unsupported(self, rule: AnyRule, path: str) -> None:
         reader = self._reader
-        for field, sentence in UNSUPPORTED.items():
-            value = getattr(rule, field, None)
+        for field in _unsupported_fields(type(rule)):
+            value = getattr(rule, field)
             if value is not None:
                 # An empty list of something unknown has a meaning, too.
                 where = f"{path}.{camel_name(field)}"
-                reader.unsupported(where, sentence, layer7.checks(reader, field, value, where))
+                reader.unsupported(where, UNSUPPORTED[field], layer7.checks(reader, field, value, where))
         authentication = getattr(rule, "authentication", None)
         if authentication is not None and authentication.mode != "disabled":
             reader.unsupported(
@@ -259,31 +271,23 @@ class _Scope:
 
     def _peers(self, rule: AnyRule, path: str) -> list[tuple[str, WrittenPeer]] | None:
         """Paths and peers of a rule; None when it names no kind of peer at all."""
-        side = "from" if isinstance(rule, IngressRule | IngressDenyRule) else "to"
-        readers: dict[str, Callable[[Any, str], Iterator[tuple[str, WrittenPeer]]] | None] = {
-            "endpoints": self._endpoints,
-            "entities": self._entities,
-            "cidr": self._cidrs,
-            "cidr_set": self._cidr_sets,
-            "nodes": self._nodes,
-            "services": self._services,
-            "fqdns": None,
-            "groups": None,
-        }
-        given = {
-            camel_name(f"{side}_{kind}"): (peers, read)
-            for kind, read in readers.items()
-            if (peers := getattr(rule, f"{side}_{kind}", None)) is not None
-        }
+        given = [
+            (field, kind, peers)
+            for field, kind in _peer_fields(type(rule))
+            if (peers := getattr(rule, field)) is not None
+        ]
         if not given:
             return None
-        full = [name for name, (peers, _) in given.items() if peers]
+        full = [camel_name(field) for field, _, peers in given if peers]
         if len(full) > 1:
             self._reader.refuse(path, f"{full[0]} and {full[1]} can't be in one rule: write two rules.")
         if len(full) < len(given):
             return []
         return [
-            pair for name, (peers, read) in given.items() if read for pair in read(peers, f"{path}.{name}")
+            pair
+            for field, kind, peers in given
+            if kind in self._readers
+            for pair in self._readers[kind](peers, f"{path}.{camel_name(field)}")
         ]
 
     def _endpoints(self, selectors: Sequence[LabelSelector], path: str) -> Iterator[tuple[str, WrittenPeer]]:
@@ -413,7 +417,8 @@ class _Scope:
                     f"{where}.ports", "The list names no port: give ports, or leave toPorts out for all."
                 )
             for index, port in enumerate(group.ports or ()):
-                found += self._port(port, f"{where}.ports[{index}]")
+                plain = () if port.end_port else _single(port.port, port.protocol or "ANY")
+                found += plain or self._port(port, f"{where}.ports[{index}]")
             if isinstance(group, PortRule):
                 layer7.read(self._reader, group, where, direction)
         return tuple(found)
@@ -452,6 +457,31 @@ class _Scope:
                     )
                 else:
                     yield PortRange(ICMP_PROTOCOL[field.family], kind, kind)
+
+
+@cache
+def _peer_fields(rule: type[AnyRule]) -> tuple[tuple[str, str], ...]:
+    """The fields of a kind of rule that name peers, each with the kind of peers."""
+    return tuple(
+        (field, kind)
+        for kind in PEERS
+        for field in (f"from_{kind}", f"to_{kind}")
+        if field in rule.__struct_fields__
+    )
+
+
+@cache
+def _unsupported_fields(rule: type[AnyRule]) -> tuple[str, ...]:
+    return tuple(field for field in UNSUPPORTED if field in rule.__struct_fields__)
+
+
+@lru_cache(maxsize=16384)
+def _single(text: str, protocol: str) -> tuple[PortRange, ...]:
+    """A port as nearly all are written, a number without a range; nothing where there is more to it."""
+    if not text.isdecimal():
+        return ()
+    number = int(text)
+    return tuple(PortRange(each, number, number or 65535) for each in PROTOCOLS.get(protocol, ()))
 
 
 def _group_by_label(found: list[Requirement]) -> CidrGroup:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from cilia.control.policy.rules import (
@@ -130,11 +131,13 @@ class Reader:
 
     def tell(self, mark: Mark, effect: str) -> PolicyProblem | None:
         """Add to everything noted since `mark` what holds until then; returns the first of it, as noted."""
+        if self.mark() == mark:
+            return None
         since = [*self._problems[mark.problems :], *self._unsupported[mark.unsupported :]]
         if effect:
             self._problems[mark.problems :] = _told(self._problems[mark.problems :], effect)
             self._unsupported[mark.unsupported :] = _told(self._unsupported[mark.unsupported :], effect)
-        return since[0] if since else None
+        return since[0]
 
     def subject(self, read: Callable[[], Selector], whole: str = "the policy") -> Selector | None:
         """Whom the section read now is about; None where that is unclear, and `whole` has no effect."""
@@ -205,7 +208,8 @@ class Reader:
         """The requirements of a selector whose keys are all of one source; `prefix` goes before each key."""
         found: list[Requirement] = []
         for key, value in (selector.match_labels or {}).items():
-            self._check_key(key, f"{path}.matchLabels[{key[:60]}]", sources=source == ANY_SOURCE)
+            if not _is_key(key):
+                self._check_key(key, f"{path}.matchLabels[{key[:60]}]", sources=source == ANY_SOURCE)
             found.append(Requirement(source, prefix + key, Operator.IN, (value,)))
         for number, expression in enumerate(selector.match_expressions or ()):
             operator = Operator(expression.operator)
@@ -219,7 +223,7 @@ class Reader:
     def _check_key(self, text: str, path: str, *, sources: bool) -> None:
         """A key that nobody can carry would silently make a rule about nobody, or about everybody."""
         source, colon, key = text.partition(":") if sources else ("", "", text)
-        if not _KEY.fullmatch(key if colon else text):
+        if not _is_key(key if colon else text):
             self.refuse(path, f"{text[:60]!r} is no label's key: use letters, digits, '.', '-', '_' and '/'.")
         elif colon and source not in SOURCES:
             self.warn(path, f"Nobody has labels of source {source[:60]!r}: write k8s:{key}, or {key} alone.")
@@ -234,7 +238,8 @@ class Reader:
     def peer_pods(self, found: Iterable[Requirement]) -> Selector:
         """Pods as peers: of this cluster, unless the requirements speak of clusters themselves (row P422)."""
         wanted = list(found)
-        if not any(r.source == "k8s" and r.key == NAMESPACE and r.operator is Operator.IN for r in wanted):
+        keys = {(r.source, r.key) for r in wanted if r.operator is Operator.IN}
+        if ("k8s", NAMESPACE) not in keys:
             wanted.append(HAS_NAMESPACE)
         if all(requirement.key != CLUSTER for requirement in wanted):
             wanted.append(equals("k8s", CLUSTER, self.cluster))
@@ -301,6 +306,11 @@ class Reader:
                 "letters, digits and single dashes, at least one letter.",
             )
         return text
+
+
+@lru_cache(maxsize=4096)
+def _is_key(text: str) -> bool:
+    return _KEY.fullmatch(text) is not None
 
 
 def _until(effect: str) -> str:

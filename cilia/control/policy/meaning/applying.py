@@ -34,7 +34,7 @@ class Applying:
             self._serial += 1
             serials.append(self._serial)
             self.sections[self._serial] = section
-            names = frozenset(_ingress_names(section))
+            names = _ingress_names(section)
             if names:
                 self._names[self._serial] = names
             alike = self._by_subject.setdefault(section.subject, {})
@@ -100,7 +100,13 @@ class Applying:
         return labels is not None and section.nodes == labels.is_host
 
 
-def _ingress_names(section: Section) -> Iterable[str]:
-    for rule in section.rules:
-        if rule.direction is Direction.INGRESS:
-            yield from (ports.name for ports in rule.ports if isinstance(ports, PortName))
+def _ingress_names(section: Section) -> frozenset[str]:
+    return frozenset(
+        [
+            ports.name
+            for rule in section.rules
+            if rule.direction is Direction.INGRESS
+            for ports in rule.ports
+            if isinstance(ports, PortName)
+        ]
+    )

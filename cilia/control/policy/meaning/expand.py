@@ -73,12 +73,14 @@ class PolicyRules(msgspec.Struct, frozen=True, kw_only=True):
 
 def is_about_some_nodes(peer: object) -> bool:
     """Whether a peer means nodes by more than being one: it could select some and not others."""
-    if not isinstance(peer, Selector) or all(r.source == "reserved" for r in peer.requirements):
+    if not isinstance(peer, Selector):
         return False
-    wanted = [r for r in peer.requirements if r.operator in (Operator.IN, Operator.EXISTS)]
-    return not any(
-        r.key not in _NODES if r.source == "reserved" else r.key in (NAMESPACE, CLUSTER) for r in wanted
-    )
+    for requirement in peer.requirements:
+        of_pods = requirement.source != "reserved" and requirement.key in (NAMESPACE, CLUSTER)
+        of_others = requirement.source == "reserved" and requirement.key not in _NODES
+        if (of_pods or of_others) and requirement.operator in (Operator.IN, Operator.EXISTS):
+            return False
+    return any(requirement.source != "reserved" for requirement in peer.requirements)
 
 
 def references_of(parsed: Parsed) -> frozenset[Reference]:
