@@ -48,7 +48,7 @@ class ForwardingMode(enum.StrEnum):
     """Itself, with the frontend's address."""
 
 
-class Frontend(msgspec.Struct, frozen=True, order=True):
+class Frontend(msgspec.Struct, frozen=True, order=True, gc=False):
     """An address, a port and a protocol: what a client asks for. Canonical text; the zero address of a family
     ("0.0.0.0", "::") with a node port stands for every address of every node."""
 
@@ -61,7 +61,7 @@ class Frontend(msgspec.Struct, frozen=True, order=True):
         return f"{host}:{self.port}/{self.protocol.name}"
 
 
-class Backend(msgspec.Struct, frozen=True, order=True):
+class Backend(msgspec.Struct, frozen=True, order=True, gc=False):
     """One that serves."""
 
     address: str
@@ -117,7 +117,7 @@ class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an object that asks for frontends: for `service list`, Events and statuses."""
 
     kind: str
-    """Service, CiliumLocalRedirectPolicy, Pod (host ports) or Standalone."""
+    """Service, CiliumLocalRedirectPolicy, Pod (host ports), Standalone, or EndpointSlice without a Service."""
     namespace: str
     name: str
     problems: tuple[str, ...] = ()

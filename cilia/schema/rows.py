@@ -63,6 +63,9 @@ class ServiceRow(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     name: str
+    created: str = ""
+    """metadata.creationTimestamp: of two that want one node port the older has it; empty: not known, the
+    youngest."""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     """Those under service.cilium.io/ and service.kubernetes.io/ only."""
