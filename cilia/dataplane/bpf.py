@@ -28,6 +28,10 @@ SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361
 MEMBARRIER_NUMBERS = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 MEMBARRIER_GLOBAL = 1
 BATCH_CHUNK = 4096
+LINK_CGROUP = 3
+"""enum bpf_link_type"""
+XDP_GENERIC, XDP_DRIVER = 2, 4
+"""Flags of an XDP link: by the stack, for any device, or by the device's driver (linux/if_link.h)."""
 
 
 class Command(enum.IntEnum):
@@ -67,6 +71,18 @@ class MapType(enum.IntEnum):
 class Attach(enum.IntEnum):
     """enum bpf_attach_type, the ones in use (TCX: kernel 6.6, commit e420bed02507)."""
 
+    CGROUP_INET4_CONNECT = 10
+    CGROUP_INET6_CONNECT = 11
+    CGROUP_INET4_POST_BIND = 12
+    CGROUP_INET6_POST_BIND = 13
+    CGROUP_UDP4_SENDMSG = 14
+    CGROUP_UDP6_SENDMSG = 15
+    CGROUP_UDP4_RECVMSG = 19
+    CGROUP_UDP6_RECVMSG = 20
+    CGROUP_INET4_GETPEERNAME = 29
+    CGROUP_INET6_GETPEERNAME = 30
+    CGROUP_INET_SOCK_RELEASE = 34
+    XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -183,11 +199,13 @@ def object_id(fd: int) -> int:
 
 
 def link_target(fd: int) -> tuple[int, int]:
-    """(program id, ifindex) of a TCX link; ifindex 0: its device is gone (struct bpf_link_info)."""
+    """(program id, target) of a link (struct bpf_link_info). The target of a TCX or XDP link is its ifindex,
+    of a cgroup link the id of the group, which is its directory's inode; 0: it is gone."""
     buffer = ctypes.create_string_buffer(256)
     call(Command.INFO, struct.pack("<IIQ", fd, len(buffer), ctypes.addressof(buffer)))
-    program, ifindex = struct.unpack_from("<I4xI", buffer, 8)
-    return program, ifindex
+    kind, program = struct.unpack_from("<I4xI", buffer, 0)
+    (target,) = struct.unpack_from("<Q" if kind == LINK_CGROUP else "<I", buffer, 16)
+    return program, target
 
 
 def pin(fd: int, path: Path) -> None:
@@ -208,13 +226,15 @@ def get(path: Path) -> int | None:
         return None
 
 
-def link_create(program: int, ifindex: int, attach: Attach) -> int:
-    """Attach a program to a device by a TCX link, after those that are there; the link's descriptor."""
-    return call(Command.LINK_CREATE, struct.pack("<IIIIIIQ", program, ifindex, int(attach), 0, 0, 0, 0))
+def link_create(program: int, target: int, attach: Attach, flags: int = 0) -> int:
+    """Attach a program by a link, after those that are there; the link's descriptor. The target is a device's
+    ifindex or, for the hooks of a control group, a descriptor of its directory. `flags`: XDP_DRIVER or
+    XDP_GENERIC."""
+    return call(Command.LINK_CREATE, struct.pack("<IIIIIIQ", program, target, int(attach), flags, 0, 0, 0))
 
 
 def link_update(link: int, program: int) -> None:
-    """Exchange the program of a link, atomically. ENOLINK: its device is gone."""
+    """Exchange the program of a link, atomically. ENOLINK: its target is gone."""
     call(Command.LINK_UPDATE, struct.pack("<IIII", link, program, 0, 0))
 
 

@@ -4,7 +4,7 @@
       v1/maps/<name>              adopted by the next agent, with the size they have
       v1/programs/<print>/<name>  the programs, under the fingerprint of object and constants: the next
                                   agent adopts them too when nothing changed, and spares the verifier
-      v1/links/<name>             TCX links; other programs are exchanged in place
+      v1/links/<name>             on devices and control groups; other programs are exchanged in place
 
 A restarted agent recognises its own by these paths alone. Pod filters (clsact) need no pin; `links`
 replaces them.
@@ -51,22 +51,23 @@ class Dataplane:
         """Where this layout version pins."""
         return root_of(self.prefix)
 
-    def attach(self, name: str, program: str, ifindex: int, where: Attach) -> None:
+    def attach(self, name: str, program: str, ifindex: int, where: Attach, flags: int = 0) -> None:
         """Attach a program to a device under a link name; again: exchange it in place.
 
         Raises OSError; EINVAL when the kernel knows no TCX.
         """
-        path = self.root / "links" / name
-        link = self.links.pop(name, None) or bpf.get(path)
-        if link is not None:
-            if self._exchange(link, program, ifindex):
-                self.links[name] = link
-                return
-            os.close(link)
-            path.unlink(missing_ok=True)
-        link = bpf.link_create(self.programs[program], ifindex, where)
-        bpf.pin(link, path)
-        self.links[name] = link
+        self._link(name, program, (ifindex, ifindex), where, flags)
+
+    def attach_cgroup(self, name: str, program: str, directory: Path, where: Attach) -> None:
+        """Attach a program to a control group (version 2) and all below it; again: exchange it in place.
+
+        Raises OSError; EBADF when the directory is none of a control group's.
+        """
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._link(name, program, (descriptor, os.fstat(descriptor).st_ino), where, 0)
+        finally:
+            os.close(descriptor)
 
     def detach(self, name: str) -> None:
         """Remove a link; the absent is no error."""
@@ -89,9 +90,23 @@ class Dataplane:
             os.close(fd)
         self.maps, self.programs, self.links = {}, {}, {}
 
-    def _exchange(self, link: int, program: str, ifindex: int) -> bool:
-        """Put the program into an existing link; False when the link is not on that device (any more)."""
-        if bpf.link_target(link)[1] != ifindex:
+    def _link(self, name: str, program: str, target: tuple[int, int], where: Attach, flags: int) -> None:
+        """`target`: as the kernel takes it, and as it tells it (`bpf.link_target`)."""
+        path = self.root / "links" / name
+        link = self.links.pop(name, None) or bpf.get(path)
+        if link is not None:
+            if self._exchange(link, program, target[1]):
+                self.links[name] = link
+                return
+            os.close(link)
+            path.unlink(missing_ok=True)
+        link = bpf.link_create(self.programs[program], target[0], where, flags)
+        bpf.pin(link, path)
+        self.links[name] = link
+
+    def _exchange(self, link: int, program: str, target: int) -> bool:
+        """Put the program into an existing link; False when the link is not on that target (any more)."""
+        if bpf.link_target(link)[1] != target:
             return False
         try:
             bpf.link_update(link, self.programs[program])

@@ -155,10 +155,11 @@ def failure(flags: int, body: bytes, sent: int) -> NetlinkError | None:
 
 
 class Netlink:
-    """A socket to the routing tables of the network namespace the thread is in when it is made."""
+    """A socket to the routing tables, or whatever the protocol names, of the network namespace the thread is
+    in when it is made."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.bind((0, 0))
@@ -204,20 +205,26 @@ class Netlink:
 
     def ask(self, request: Request) -> list[Reply]:
         """The kernel's answers to a GET request. Raises NetlinkError."""
+        replies: list[Reply] = []
+        for kind, body in self.answers(request):
+            header = FAMILY_HEADERS[kind]
+            fields = header.unpack_from(body)
+            replies.append(Reply(kind, fields, parse_attributes(body[header.size :])))
+        return replies
+
+    def answers(self, request: Request) -> Iterator[tuple[int, bytes]]:
+        """(type, body) of the kernel's answers to a request, to be read to their end. Raises NetlinkError."""
         sequence = next(self._sequence)
         self._socket.send(request.encode(sequence))
-        replies: list[Reply] = []
         while True:
             for kind, flags, answered, body in messages(self._socket.recv(BUFFER)):
                 if answered != sequence:
                     continue
                 if kind == DONE:
-                    return replies
+                    return
                 if kind == ERROR:
                     error = failure(flags, body, HEADER.size + len(request.body))
                     if error is not None:
                         raise error
-                    return replies
-                header = FAMILY_HEADERS[kind]
-                fields = header.unpack_from(body)
-                replies.append(Reply(kind, fields, parse_attributes(body[header.size :])))
+                    return
+                yield kind, body
