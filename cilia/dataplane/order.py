@@ -20,6 +20,7 @@ from cilia.dataplane.maps.endpoints import Endpoints
 from cilia.dataplane.maps.ipcache import Ipcache
 from cilia.dataplane.maps.nodes import Nodes, Settings
 from cilia.dataplane.maps.policy import Policies
+from cilia.dataplane.maps.services import LocalPod, ServiceOptions, Services
 from cilia.dataplane.pool import PolicyPool
 from cilia.model.endpoint import HOST_ENDPOINT
 from cilia.model.ids import EndpointId
@@ -40,7 +41,13 @@ class TableError(msgspec.Struct, frozen=True):
 class KernelState:
     """The desired tables on their way into the kernel."""
 
-    def __init__(self, dataplane: Dataplane, desired: Desired, routes: Target[str, Route]) -> None:
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        desired: Desired,
+        routes: Target[str, Route],
+        options: ServiceOptions | None = None,
+    ) -> None:
         maps, layout = dataplane.maps, dataplane.layout
         self._maps = maps
         active = maps["policy_active"].memory()
@@ -53,12 +60,18 @@ class KernelState:
         self.conntrack.closing.append(self.accounting.close)
         self.settings = Settings(maps["node"], layout)
         self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
+        self.service_maps = Services(maps, layout, options)
+        self.service_maps.locate = self._find_pod
+        self.netns_cookie: Callable[[EndpointId], int] = lambda endpoint: 0
+        """Cookie of a pod's network namespace; 0: not known. Redirects that leave pods alone ask it."""
+        self._hosts: frozenset[str] = frozenset()
         self._desired = desired
         self.nodes = Reconciler(desired.node_addresses, Nodes(maps["nodes"], layout))
         self.subjects = Reconciler(desired.subjects, self.policies)
         self.ipcache = Reconciler(desired.ipcache, Ipcache(maps["ipcache"], maps["ipcache_hosts"], layout))
         self.endpoints = Reconciler(desired.endpoint_entries, self._endpoint_maps)
         self.routes = Reconciler(desired.routes, routes)
+        self.services = Reconciler(desired.service_entries, self.service_maps)
         self._problem = ""
         self._problem_since = 0.0
 
@@ -73,6 +86,7 @@ class KernelState:
     def order(self) -> list[Callable[[float], None]]:
         """The list: one step per line, the reason beside it."""
         return [
+            self.services.step_deletes,  # nothing leads to a backend that is about to go
             self.ipcache.step_deletes,  # nobody speaks for an identity that is about to be forgotten
             self.endpoints.step_deletes,  # nor receives under its policy
             self.nodes.step_updates,  # a peer must be known before its tunnel carries anything
@@ -82,6 +96,9 @@ class KernelState:
             self.routes.step_updates,  # the host's own way to a pod
             self.endpoints.step_updates,  # all that judges it stands: the endpoint goes live
             self._ask_for_host,  # and the host is held to a policy that stands
+            self._look_for_skips,  # pods may have moved that a redirect leaves alone
+            self.services.step_updates,  # backends can be reached before anything leads to them
+            self._follow_services,  # and packets are looked up where there is something to find
             self.subjects.step_deletes,  # no endpoint uses the subject any more
             self.nodes.step_deletes,  # no prefix is behind the node any more
             self.routes.step_deletes,
@@ -121,8 +138,10 @@ class KernelState:
 
         Same order as removals. Raises RuntimeError when a table is not complete.
         """
-        order = (self.ipcache, self.endpoints, self.subjects, self.nodes, self.routes)
-        return sum(reconciler.prune() for reconciler in order)
+        order = (self.services, self.ipcache, self.endpoints, self.subjects, self.nodes, self.routes)
+        removed = sum(reconciler.prune() for reconciler in order)
+        self._follow_services(0.0)
+        return removed
 
     def set_node(self, settings: NodeSettings, host_addresses: Iterable[str]) -> None:
         """Put node settings in force and make exactly these addresses the node's own. Raises OSError."""
@@ -131,7 +150,9 @@ class KernelState:
 
     def set_hosts(self, addresses: Iterable[str]) -> None:
         """Make exactly these addresses the node's own. Raises OSError."""
-        self._endpoint_maps.set_hosts(addresses)
+        self._hosts = frozenset(addresses)
+        self._endpoint_maps.set_hosts(self._hosts)
+        self._follow_services(0.0)
 
     def account(self, now: int) -> int:
         """Have the accounting know the endpoints as they are; returns when the counters began. Times are
@@ -162,7 +183,7 @@ class KernelState:
 
     def reconcilers(self) -> list[Reconciler[Any, Any]]:
         """All of them."""
-        return [self.nodes, self.subjects, self.ipcache, self.endpoints, self.routes]
+        return [self.nodes, self.subjects, self.ipcache, self.endpoints, self.routes, self.services]
 
     def _ask_for_host(self, now: float) -> None:
         """A host whose policy can't be written stays open: closed, nobody could mend it from afar."""
@@ -170,6 +191,18 @@ class KernelState:
         entry = self._desired.endpoint_entries.get(HOST_ENDPOINT)
         if judged is not None:
             self.settings.host_policy = judged and entry is not None and self.subjects.done(entry.subject)
+
+    def _look_for_skips(self, now: float) -> None:
+        for frontend in self.service_maps.moved_skips():
+            self.services.mark(frontend)
+
+    def _follow_services(self, now: float) -> None:
+        """What the programs need to know of all services together."""
+        self.settings.follow_services(len(self.service_maps) > 0, self.service_maps.serve_from(self._hosts))
+
+    def _find_pod(self, address: str) -> LocalPod | None:
+        found = next((e for e in self._desired.endpoint_entries if address in (e.ipv4, e.ipv6)), None)
+        return LocalPod(found.id, self.netns_cookie(found.id)) if found is not None else None
 
     def _finish_policies(self, now: float) -> None:
         try:

@@ -97,6 +97,10 @@ class Reconciler(Generic[K, R]):
         """When the next failed row wants another attempt (monotonic seconds), or None."""
         return min(self._due.values(), default=None)
 
+    def mark(self, key: K) -> None:
+        """Have the next step bring the row under `key` to the target again, or remove it if there is none."""
+        self._cursor.mark(key)
+
     def done(self, key: K) -> bool:
         """Whether the row under `key` has reached the target in its present state."""
         status = self.status.get(key)

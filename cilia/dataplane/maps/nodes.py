@@ -77,10 +77,13 @@ class Settings:
         self._address = layout.dtype("address")
         self._asleep = layout.value("NODE_READER_ASLEEP")
         self._host_policy = layout.value("NODE_HOST_POLICY")
+        self._services = layout.value("NODE_SERVICES")
+        self._host_backends = layout.value("NODE_HOST_BACKENDS")
 
     def write(self, settings: NodeSettings) -> None:
-        """Put new settings in force. The flags of the reader and of the host's policy stay as they are."""
-        kept = self._asleep | self._host_policy
+        """Put new settings in force. The flags that follow the reader, the host's policy and the services
+        stay as they are."""
+        kept = self._asleep | self._host_policy | self._services | self._host_backends
         row = np.zeros(1, self._row.dtype)
         for name in ADDRESS_SETTINGS:
             row[name] = packing.addresses([getattr(settings, name)], self._address)
@@ -108,6 +111,13 @@ class Settings:
     def host_policy(self, asked: bool) -> None:
         if asked != self.host_policy:
             self._set(self._host_policy, asked)
+
+    def follow_services(self, services: bool, host_backends: bool) -> None:
+        """Whether there are services, and whether the node itself serves one."""
+        flags = int(self._row["flags"][0])
+        for flag, on in ((self._services, services), (self._host_backends, host_backends)):
+            if on != bool(flags & flag):
+                self._set(flag, on)
 
     def _set(self, flag: int, on: bool) -> None:
         flags = self._row["flags"]

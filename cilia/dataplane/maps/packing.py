@@ -84,5 +84,10 @@ def sentences(target: Map, failures: Mapping[int, OSError]) -> dict[int, str]:
 def sentence(target: Map, error: OSError) -> str:
     """Why a write to a map failed and what helps."""
     if error.errno in (errno.E2BIG, errno.ENOSPC):
-        return f"map {target.name} is full ({target.info.max_entries} entries): raise its size"
+        return full(target)
     return f"map {target.name}: {error.strerror}"
+
+
+def full(target: Map) -> str:
+    """That nothing more fits into a map, and what helps."""
+    return f"map {target.name} is full ({target.info.max_entries} entries): raise its size"
