@@ -15,7 +15,7 @@ from cilia.dataplane.maps import packing
 from cilia.dataplane.maps.services import LocalPod, Services
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol, ServiceEntry
 from tests.support.dataplane import needs_kernel
-from tests.support.service_maps import Clock, backend, entry, frontend, random_entry, service_maps, target
+from tests.support.service_rows import Clock, backend, entry, frontend, random_entry, service_maps, target
 
 pytestmark = needs_kernel
 
