@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -86,10 +87,9 @@ def _read(section: Section) -> Reading:
 def _drafts(rule: Rule, place: int, audit: bool) -> Iterator[Draft]:
     peer, refs = rule.peer, frozenset((rule.ref,))
     assert not isinstance(peer, CidrGroup | ServicePeer), "references are followed before"
-    named = tuple(dict.fromkeys(ports for ports in rule.ports if isinstance(ports, PortName)))
-    found = dict.fromkeys(
-        prefix for ports in rule.ports if isinstance(ports, PortRange) for prefix in prefixes(ports)
-    )
+    named = tuple(dict.fromkeys([ports for ports in rule.ports if type(ports) is PortName]))
+    ranges = [ports for ports in rule.ports if type(ports) is PortRange]
+    found = dict.fromkeys(chain.from_iterable(map(prefixes, ranges)))
     own = named if rule.direction is Direction.INGRESS else ()
     if found or own:
         matter = _shared(Matter(peer, tuple(found), None, rule.action))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeVar
 
 from cilia.control.policy.entries.cookies import CookieBook
@@ -54,6 +55,7 @@ Class = tuple[Member, ...]
 """What tells identities apart: the topics that mean them, by number and in its order."""
 
 
+_COOKIE = attrgetter("cookie")
 _Key = TypeVar("_Key")
 
 Relaid = list[tuple[list[IdentityId], Layer]]
@@ -219,9 +221,11 @@ class Side:
     def cookies(self) -> frozenset[Cookie]:
         """Every cookie that its layers have, or may have when identities come."""
         if self._used is None:
-            held = (alike.cookies() for alike in self._alike.values())
-            parts = (_cookies_of(part.entries) for part in self._parts.values())
-            self._used = _cookies_of(self._base).union(*held, *parts)
+            parts = self._parts
+            apart = (_cookies_of(part.entries) for part in parts.values())
+            # A layer of one part has no other cookies than the part.
+            made = (a.cookies() for a in self._alike.values() if len(a.parts) > 1 or a.parts[0] not in parts)
+            self._used = _cookies_of(self._base).union(*apart, *made)
         return self._used
 
     # Topics.
@@ -457,7 +461,7 @@ def _join(found: dict[IdentityId, Alike], members: Iterable[IdentityId], part: M
 
 
 def _cookies_of(layer: Layer) -> frozenset[Cookie]:
-    return frozenset(entry.cookie for entry in layer.values())
+    return frozenset(map(_COOKIE, layer.values()))
 
 
 def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:

@@ -107,6 +107,6 @@ def _ingress_names(section: Section) -> frozenset[str]:
             for rule in section.rules
             if rule.direction is Direction.INGRESS
             for ports in rule.ports
-            if isinstance(ports, PortName)
+            if type(ports) is PortName
         ]
     )
