@@ -13,6 +13,7 @@ import uvloop
 from cilia.cluster.embedded.auth import ROLES, TokenFileError
 from cilia.cluster.embedded.credentials import issue_token, make_authority, write_kubeconfig
 from cilia.cluster.embedded.server import Config, ListenError, inherited, listen, serve
+from cilia.cluster.embedded.services import DEFAULT_NETWORKS, DEFAULT_PORTS, RangeError, parse_ranges
 from cilia.cluster.embedded.storage import StorageError
 from cilia.kit import log
 
@@ -56,6 +57,12 @@ def run(
     keep_history: Annotated[
         int, typer.Option(min=16, help="How many versions back a watch may start.")
     ] = 8192,
+    service_cluster_ip_range: Annotated[
+        str, typer.Option(help="Prefixes that cluster IPs are given from; the first is the default family's.")
+    ] = DEFAULT_NETWORKS,
+    service_node_port_range: Annotated[
+        str, typer.Option(help="FIRST-LAST: ports that node ports are given from.")
+    ] = DEFAULT_PORTS,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
@@ -67,6 +74,10 @@ def run(
         raise _fail(ValueError("--tls-cert and --tls-key go together; give both or neither"))
     if log_level not in ("debug", "info", "warning", "error") or log_format not in ("text", "json"):
         raise _fail(ValueError("--log-level is debug, info, warning or error; --log-format is text or json"))
+    try:
+        ranges = parse_ranges(service_cluster_ip_range, service_node_port_range)
+    except RangeError as error:
+        raise _fail(error) from error
     style: Literal["text", "json"] = "json" if log_format == "json" else "text"
     log.configure(log_level, style)
     config = Config(
@@ -76,6 +87,7 @@ def run(
         certificate=tls_cert,
         key=tls_key,
         keep_history=keep_history,
+        services=ranges,
     )
     os.umask(0o077)
     try:

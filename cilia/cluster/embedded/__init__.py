@@ -10,6 +10,7 @@ What belongs here: one process's worth of API server, from the HTTP request to t
       │                      ├── registry, builtins (columns, rules), crds    which kinds there are
       │                      ├── meta, schema, patch, strategic, protobuf     what a change means  (pure)
       │                      ├── selectors, jsonpath, printing                what is shown        (pure)
+      │                      ├── services                      what Services are given: addresses and ports
       │                      └── discovery                                    what there is to ask (pure)
       └── server (uvicorn)                 garbage: owners, namespaces, old events
 

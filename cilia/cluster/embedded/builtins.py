@@ -150,9 +150,23 @@ _SERVICE: Final = _object(
     spec=_open(
         type=_choice("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
         clusterIP=_STR,
-        clusterIPs=_list(_STR),
+        clusterIPs={**_list(_STR), "maxItems": 2},
+        ipFamilies={**_list(_choice("IPv4", "IPv6")), "maxItems": 2},
+        ipFamilyPolicy=_choice("SingleStack", "PreferDualStack", "RequireDualStack"),
+        externalIPs=_list(_STR),
+        externalName=_STR,
+        externalTrafficPolicy=_choice("Cluster", "Local"),
+        internalTrafficPolicy=_choice("Cluster", "Local"),
+        trafficDistribution=_choice("PreferClose", "PreferSameZone", "PreferSameNode"),
+        healthCheckNodePort=_INT32,
+        allocateLoadBalancerNodePorts=_BOOL,
+        loadBalancerClass=_STR,
+        loadBalancerIP=_STR,
+        loadBalancerSourceRanges=_list(_STR),
+        publishNotReadyAddresses=_BOOL,
         selector=_map(_STR),
         sessionAffinity=_choice("None", "ClientIP"),
+        sessionAffinityConfig=_obj(clientIP=_obj(timeoutSeconds=_INT32)),
         ports=_list(
             _obj(
                 "port",
@@ -165,7 +179,12 @@ _SERVICE: Final = _object(
             )
         ),
     ),
-    status=_open(loadBalancer=_open()),
+    status=_open(
+        loadBalancer=_open(
+            ingress=_list(_open(ip=_STR, hostname=_STR, ipMode=_choice("VIP", "Proxy"), ports=_list(_open())))
+        ),
+        conditions=_CONDITIONS,
+    ),
 )
 _SLICE: Final = _object(
     "addressType",

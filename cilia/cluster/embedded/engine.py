@@ -102,6 +102,7 @@ class Engine:
         self._history_bytes = 0
         self._listeners: dict[str, set[Listener]] = {}
         self._observers: list[Callable[[list[Event]], None]] = []
+        self._mourners: list[Callable[[], None]] = []
         self._pending: dict[int, _Pending] = {}
         self._version = 0
         self._assigned = 0
@@ -191,6 +192,10 @@ class Engine:
         """Call ``observer`` with every commit's events, before watchers and writers hear of them."""
         self._observers.append(observer)
 
+    def when_failed(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when pending writes will never be, and the head is what is committed."""
+        self._mourners.append(callback)
+
     # --- writing -----------------------------------------------------------------------------------------
 
     def write(self, changes: Iterable[Change]) -> tuple[list[Entry], asyncio.Future[None]]:
@@ -253,6 +258,8 @@ class Engine:
             # Whatever is pending was judged against a head that will never be.
             self._head.clear()
             self._epoch += 1
+            for callback in self._mourners:
+                callback()
         for job in jobs:
             pending = self._pending.pop(job.ticket)
             if error is None:

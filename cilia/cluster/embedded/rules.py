@@ -7,9 +7,11 @@ import ipaddress
 import re
 from typing import Any, Final
 
-from .errors import FieldError, invalid, required, unsupported
+from .errors import FieldError, invalid, required, show, unsupported
 from .printing import dig
 from .registry import Value
+from .services import HEADLESS, is_reachable_outside
+from .services import defaults as service_defaults
 
 # --- checks ------------------------------------------------------------------------------------------------
 
@@ -85,17 +87,123 @@ def _network(text: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def check_service(value: Value, old: Value | None) -> list[FieldError]:
-    faults: list[FieldError] = []
+    """The rules of a Service that don't depend on others; what is allocated is judged by its allocator."""
     spec = value.get("spec") or {}
-    if not spec.get("ports") and spec.get("type") != "ExternalName" and spec.get("clusterIP") != "None":
+    before = (old or {}).get("spec") or {}
+    faults = [
+        *_check_service_ports(spec),
+        *_check_cluster_ips(spec, before),
+        *_check_outside(spec),
+        *_check_ingress(value),
+    ]
+    if spec.get("sessionAffinity") == "ClientIP":
+        seconds = dig(spec, "sessionAffinityConfig", "clientIP", "timeoutSeconds")
+        if isinstance(seconds, int) and not 0 < seconds <= 86_400:
+            path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+            faults.append(invalid(path, seconds, "must be greater than 0 and at most 86400"))
+    return faults
+
+
+def _check_service_ports(spec: Value) -> list[FieldError]:
+    kind, ports = spec.get("type"), spec.get("ports") or ()
+    faults: list[FieldError] = []
+    if not ports and kind != "ExternalName" and spec.get("clusterIP") != HEADLESS:
         faults.append(required("spec.ports"))
-    names = [port.get("name") for port in spec.get("ports") or ()]
+    names = [port.get("name") for port in ports]
     if len(names) > 1:
         faults += [required(f"spec.ports[{at}].name") for at, name in enumerate(names) if not name]
-    for at, text in enumerate(spec.get("externalIPs") or ()):
-        if _network(f"{text}/32" if ":" not in str(text) else f"{text}/128") is None:
-            faults.append(invalid(f"spec.externalIPs[{at}]", text, "must be a valid IP address"))
+    keys = [(port.get("port"), port.get("protocol")) for port in ports]
+    outer = [(port["nodePort"], port.get("protocol")) if port.get("nodePort") else None for port in ports]
+    for at, port in enumerate(ports):
+        path = f"spec.ports[{at}]"
+        if names[at] and names[at] in names[:at]:
+            faults.append(_duplicate(f"{path}.name", names[at]))
+        if keys[at] in keys[:at]:
+            faults.append(_duplicate(path, port))
+        if outer[at] and outer[at] in outer[:at]:
+            faults.append(_duplicate(f"{path}.nodePort", port["nodePort"]))
+        if port.get("nodePort") and kind in ("ClusterIP", "ExternalName"):
+            faults.append(_forbidden(f"{path}.nodePort", f"may not be used when `type` is '{kind}'"))
+        target = port.get("targetPort")
+        if isinstance(target, int) and not 0 < target < 65536:
+            faults.append(invalid(f"{path}.targetPort", target, "must be between 1 and 65535, inclusive"))
     return faults
+
+
+def _check_cluster_ips(spec: Value, before: Value) -> list[FieldError]:
+    kind, given = spec.get("type"), spec.get("clusterIPs") or []
+    if kind == "ExternalName":
+        faults = [] if spec.get("externalName") else [required("spec.externalName")]
+        if given:
+            faults.append(_forbidden("spec.clusterIPs", "may not be set when `type` is 'ExternalName'"))
+        return faults
+    faults = []
+    if given and spec.get("clusterIP", "") != given[0]:
+        faults.append(invalid("spec.clusterIP", spec.get("clusterIP"), "must be the first of clusterIPs"))
+    if HEADLESS in given:
+        if len(given) > 1:
+            faults.append(invalid("spec.clusterIPs", given, "'None' stands alone"))
+        if kind != "ClusterIP":
+            faults.append(invalid("spec.clusterIPs[0]", HEADLESS, f"may not be 'None' for {kind} services"))
+    for at, text in enumerate(given):
+        if text != HEADLESS and _single_address(text) is None:
+            faults.append(invalid(f"spec.clusterIPs[{at}]", text, "must be a valid IP address"))
+    had = before.get("clusterIPs") or []
+    for at, (old, new) in enumerate(zip(had, given, strict=False)):
+        if old != new and before.get("type") != "ExternalName":
+            faults.append(invalid(f"spec.clusterIPs[{at}]", given, "may not change once set"))
+    return faults
+
+
+def _check_outside(spec: Value) -> list[FieldError]:
+    """External addresses, traffic from outside, source ranges."""
+    faults: list[FieldError] = []
+    for at, text in enumerate(spec.get("externalIPs") or ()):
+        found = _single_address(text)
+        if found is None:
+            faults.append(invalid(f"spec.externalIPs[{at}]", text, "must be a valid IP address"))
+        elif found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified:
+            faults.append(invalid(f"spec.externalIPs[{at}]", text, "must be the address of a host"))
+    if spec.get("externalTrafficPolicy") and not is_reachable_outside(spec):
+        text = "may only be set for externally-accessible services"
+        faults.append(invalid("spec.externalTrafficPolicy", spec["externalTrafficPolicy"], text))
+    balancer = spec.get("type") == "LoadBalancer"
+    for at, text in enumerate(spec.get("loadBalancerSourceRanges") or ()):
+        path = f"spec.loadBalancerSourceRanges[{at}]"
+        if not balancer:
+            faults.append(_forbidden(path, "may only be used when `type` is 'LoadBalancer'"))
+        elif _network(text.strip()) is None:
+            faults.append(invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24)"))
+    if spec.get("healthCheckNodePort") and not (balancer and spec.get("externalTrafficPolicy") == "Local"):
+        text = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"
+        faults.append(invalid("spec.healthCheckNodePort", spec["healthCheckNodePort"], text))
+    return faults
+
+
+def _check_ingress(value: Value) -> list[FieldError]:
+    faults = []
+    for at, entry in enumerate(dig(value, "status", "loadBalancer", "ingress") or ()):
+        path = f"status.loadBalancer.ingress[{at}]"
+        if entry.get("ip") and _single_address(entry["ip"]) is None:
+            faults.append(invalid(f"{path}.ip", entry["ip"], "must be a valid IP address"))
+        if entry.get("ipMode") and not entry.get("ip"):
+            faults.append(_forbidden(f"{path}.ipMode", "may not be specified when `ip` is not set"))
+    return faults
+
+
+def _single_address(text: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text) if isinstance(text, str) and "%" not in text else None
+    except ValueError:
+        return None
+
+
+def _duplicate(path: str, value: Any) -> FieldError:
+    return FieldError("FieldValueDuplicate", path, f"Duplicate value: {show(value)}")
+
+
+def _forbidden(path: str, text: str) -> FieldError:
+    return FieldError("FieldValueForbidden", path, f"Forbidden: {text}")
 
 
 def check_pod(value: Value, old: Value | None) -> list[FieldError]:
@@ -163,15 +271,11 @@ def complete_pod(value: Value) -> Value:
 
 
 def complete_service(value: Value) -> Value:
-    spec = value.setdefault("spec", {})
-    spec.setdefault("type", "ClusterIP")
-    spec.setdefault("sessionAffinity", "None")
-    for port in spec.get("ports") or ():
-        port.setdefault("protocol", "TCP")
-        port.setdefault("targetPort", port.get("port"))
-    if spec.get("clusterIP"):
-        spec.setdefault("clusterIPs", [spec["clusterIP"]])
-    value.setdefault("status", {}).setdefault("loadBalancer", {})
+    service_defaults(value.setdefault("spec", {}))
+    balancer = value.setdefault("status", {}).setdefault("loadBalancer", {})
+    for entry in balancer.get("ingress") or ():
+        if entry.get("ip"):
+            entry.setdefault("ipMode", "VIP")
     return value
 
 

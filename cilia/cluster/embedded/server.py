@@ -29,6 +29,7 @@ from .garbage import Collector
 from .handlers import Handlers, follow_definitions
 from .http import Application
 from .registry import Registry
+from .services import DEFAULT_NETWORKS, DEFAULT_PORTS, Allocator, Ranges, parse_ranges
 from .storage import Content, Storage
 from .writes import ALWAYS_THERE, Options, Writer
 
@@ -56,6 +57,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The private key of ``certificate``."""
     keep_history: int = 8192
     """How many versions back a watch may start, across restarts."""
+    services: Ranges = parse_ranges(DEFAULT_NETWORKS, DEFAULT_PORTS)
+    """Cluster IPs and node ports that Services are given."""
 
 
 class _Server(uvicorn.Server):
@@ -148,9 +151,11 @@ async def serve(
         authenticator = Authenticator(config.token_file or config.state_dir / TOKENS)
         registry = Registry(KINDS)
         engine = Engine(storage, registry.fields)
-        writer = Writer(engine, registry, clock.wall)
+        allocator = Allocator(engine, config.services)
+        writer = Writer(engine, registry, clock.wall, allocator)
         follow_definitions(engine, registry)
         _restore(engine, registry, storage.load())
+        allocator.rebuild()
         await _bootstrap(registry, writer)
         handlers = Handlers(engine, registry, writer, clock.monotonic)
         collector = Collector(engine, registry, writer, clock.monotonic)

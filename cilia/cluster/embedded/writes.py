@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from . import crds, meta
+from . import crds, meta, services
 from .engine import Change, Engine, Entry
 from .errors import (
     ApiError,
@@ -28,6 +28,7 @@ from .errors import (
 from .patch import same
 from .registry import Kind, Registry, Value, Version
 from .schema import apply_defaults, prune, validate
+from .services import SERVICES, Allocator
 from .storage import Key
 
 NAMESPACES: Final = "/namespaces"
@@ -78,10 +79,13 @@ class Written(msgspec.Struct, frozen=True):
 class Writer:
     """The writing half of the API."""
 
-    def __init__(self, engine: Engine, registry: Registry, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, registry: Registry, wall: Callable[[], float], allocator: Allocator
+    ) -> None:
         self._engine = engine
         self._registry = registry
         self._wall = wall
+        self._allocator = allocator
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self._wall(), UTC)
@@ -292,8 +296,14 @@ class Writer:
         if schema is not None:
             faults += validate(schema, value)
         if not faults:
+            if kind.key == SERVICES:
+                services.carry_over(value, old)
             kind.complete(value)
             faults = self._check(kind, value, old)
+        if not faults and kind.key == SERVICES:
+            metadata = value["metadata"]
+            key = Key(SERVICES, metadata["namespace"], metadata["name"])
+            faults = self._allocator.assign(key, value, old)
         if faults:
             raise unprocessable(kind.kind, kind.group, value["metadata"].get("name", ""), faults)
         return warnings
@@ -422,6 +432,8 @@ class Writer:
             value["metadata"].setdefault("resourceVersion", str(version))
             return Written(self._engine.entry(key, version, msgspec.json.encode(value)), warnings)
         (entry,), committed = self._engine.write([Change(key, value)])
+        if key.resource == SERVICES:
+            self._allocator.note(key, value)
         await committed
         return Written(entry, warnings)
 
@@ -429,6 +441,8 @@ class Writer:
         if dry_run:
             return Written(self._engine.entry(key, self._engine.version, msgspec.json.encode(value)))
         (entry,), committed = self._engine.write([Change(key, None)])
+        if key.resource == SERVICES:
+            self._allocator.note(key, None)
         await committed
         return Written(entry)
 
