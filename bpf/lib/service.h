@@ -221,6 +221,7 @@ choose_backend(const struct service *service, const struct service_client *clien
 	const struct service_range *range = &service->range[client->scope & 1];
 	struct affinity_key key = {.client = client->address, .service = service->id};
 	struct affinity_entry fresh = {.revision = service->revision};
+	struct backend *backend;
 	__u32 count = range->count;
 
 	if (!count)
@@ -232,9 +233,15 @@ choose_backend(const struct service *service, const struct service_client *clien
 			return live_backend(*number);
 	}
 	*number = slot_of(range->first + client->hash % count);
-	if (service->flags & SERVICE_AFFINITY) {
+	backend = live_backend(*number);
+	if (unlikely(!backend)) {
+		/* It has gone since the range was read: its neighbour. */
+		*number = slot_of(range->first + (client->hash + 1) % count);
+		backend = live_backend(*number);
+	}
+	if (backend && service->flags & SERVICE_AFFINITY) {
 		fresh.backend = *number;
 		bpf_map_update_elem(&affinity, &key, &fresh, BPF_ANY);
 	}
-	return live_backend(*number);
+	return backend;
 }

@@ -1,103 +1,109 @@
-"""Maps of services without a data path around them, and rows to put into them."""
+"""Services written into the maps by hand, the way the data plane does: backends, slots, then the frontend."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 from cilia import abi
-from cilia.dataplane.bpf import Map, MapType, create_map
-from cilia.dataplane.maps.services import ServiceOptions, Services
-from cilia.model.service import Algorithm, Backend, Frontend, FrontendKind, Protocol, ServiceEntry
+from cilia.dataplane.loader import Dataplane
+from tests.support.datapath_world import address_bytes
 
-SIZES = {
-    "services": 4096,
-    "frontends": 4096,
-    "backends": 4096,
-    "slots": 1 << 15,
-    "affinity": 1024,
-    "source_ranges": 1024,
-    "skip_redirect": 256,
-    "service_flows": 4096,
-    "conntrack": 4096,
-    "snat": 4096,
-}
+TCP, UDP = 6, 17
+Address = tuple[str, int]
+CLEARED = ("services", "affinity", "source_ranges", "socket_services", "skip_redirect", "service_flows")
 
 
-@contextmanager
-def service_maps(sizes: Mapping[str, int] | None = None) -> Iterator[dict[str, Map]]:
-    """The maps of services and of their flows, fresh and unpinned."""
-    layout = abi.layout()
-    maps: dict[str, Map] = {}
-    try:
-        for name, size in {**SIZES, **(sizes or {})}.items():
-            spec = layout.maps[name]
-            key, value = layout.dtype(spec.key), layout.dtype(spec.value)
-            maps[name] = create_map(MapType(spec.type), key, value, size, flags=spec.flags, name=name)
-        yield maps
-    finally:
-        for made in maps.values():
-            made.close()
+class ServiceMaps:
+    """The service maps of a loaded data path, empty at first. Numbers count up from 1."""
 
+    def __init__(self, dataplane: Dataplane) -> None:
+        self.layout: abi.Layout = dataplane.layout
+        self.maps = dataplane.maps
+        self.settings = dataplane.maps["node"].memory()
+        self.frontends = dataplane.maps["frontends"].memory()
+        self.backends = dataplane.maps["backends"].memory()
+        self.slots = dataplane.maps["slots"].memory()
+        self.clear()
 
-class Clock:
-    """Seconds that pass when told to."""
+    def clear(self) -> None:
+        """No services, and nothing remembered of any."""
+        for name in CLEARED:
+            found = self.maps[name]
+            found.remove(found.dump()[0])
+        self.backends[:64] = np.zeros(64, self.backends.dtype)
+        self._numbers: dict[tuple[str, int, int], int] = {}
+        self._services = 0
+        self._slot = 0
 
-    def __init__(self) -> None:
-        self.now = 1000.0
+    def flags(self, *names: str) -> int:
+        """Bits by their names in the layout."""
+        return int(np.bitwise_or.reduce([0, *(self.layout.value(name) for name in names)]))
 
-    def __call__(self) -> float:
-        return self.now
+    def enable(self, *names: str) -> None:
+        """Set flags of the node."""
+        self.settings["flags"][0] |= self.flags("NODE_SERVICES", *names)
 
+    def number(self, address: str, port: int, protocol: int = TCP) -> int:
+        """A live backend's number."""
+        key = (address, port, protocol)
+        if key not in self._numbers:
+            number = self._numbers[key] = len(self._numbers) + 1
+            live = self.layout.value("BACKEND_LIVE")
+            self.backends[number] = self.record(
+                "backend", address=address, port=port, protocol=protocol, flags=live
+            )
+        return self._numbers[key]
 
-def target(maps: Mapping[str, Map], clock: Clock | None = None, *, maglev: int = 251) -> Services:
-    """The target over these maps, as an agent that just started has it."""
-    return Services(maps, abi.layout(), ServiceOptions(maglev_size=maglev), clock or Clock())
+    def kill(self, address: str, port: int, protocol: int = TCP) -> None:
+        """The backend is gone; slots may still name it."""
+        self.backends["flags"][self._numbers[address, port, protocol]] = 0
 
+    def add(
+        self,
+        frontend: Address,
+        *internal: Address,
+        external: tuple[Address, ...] | None = None,
+        protocol: int = TCP,
+        flags: tuple[str, ...] = (),
+        affinity: int = 0,
+    ) -> int:
+        """A service; its id. Without `external`, clients outside have the same backends."""
+        self._services += 1
+        number = self._services
+        self.frontends[number] = self.record(
+            "frontend", address=frontend[0], port=frontend[1], protocol=protocol
+        )
+        ranges = [
+            self._range(each, protocol) for each in (internal, internal if external is None else external)
+        ]
+        row = self.record(
+            "service", id=number, flags=self.flags(*flags), affinity=affinity, revision=100 + number
+        )
+        row["range"]["first"] = [first for first, _ in ranges]
+        row["range"]["count"] = [count for _, count in ranges]
+        self.maps["services"].update(self.key(frontend, protocol), row)
+        return number
 
-def frontend(number: int, port: int = 80, protocol: Protocol = Protocol.TCP) -> Frontend:
-    """A cluster address."""
-    return Frontend(f"10.96.{number >> 8}.{number & 255}", port, protocol)
+    def key(self, frontend: Address, protocol: int = TCP) -> np.void:
+        """The key of a frontend."""
+        return self.record("service_key", address=frontend[0], port=frontend[1], protocol=protocol)
 
+    def record(self, name: str, **fields: Any) -> np.void:
+        """One value of a struct; addresses as text."""
+        made = np.zeros(1, self.layout.dtype(name))
+        for field, value in fields.items():
+            if made[field].dtype.names == ("hi", "lo"):
+                made[field] = np.frombuffer(address_bytes(value), made[field].dtype)
+            else:
+                made[field] = value
+        found: np.void = made[0]
+        return found
 
-def backend(number: int, weight: int = 1, *, port: int = 8080, family: int = 4) -> Backend:
-    """A pod."""
-    address = f"10.0.{number >> 8}.{number & 255}" if family == 4 else f"fd00::{number + 1:x}"
-    return Backend(address, port, Protocol.TCP, weight)
-
-
-def entry(number: int, *backends: int, draining: tuple[int, ...] = (), **rest: object) -> ServiceEntry:
-    """A service with backends by number, the same for clients in- and outside."""
-    made = tuple(backend(at) for at in sorted(backends))
-    row = {
-        "frontend": frontend(number),
-        "kind": FrontendKind.CLUSTER_IP,
-        "internal": made,
-        "external": made,
-        "draining": tuple(backend(at) for at in sorted(draining)),
-        **rest,
-    }
-    return ServiceEntry(**row)  # type: ignore[arg-type]
-
-
-def random_entry(rng: random.Random, number: int, pods: int) -> ServiceEntry:
-    """Any row: backends of a few pods, weights, both scopes alike or not, all kinds of flags."""
-    some = sorted(
-        {backend(rng.randrange(pods), rng.choice((0, 1, 1, 1, 3))) for _ in range(rng.randrange(6))}
-    )
-    candidates = tuple({(b.address, b.port): b for b in some}.values())
-    outside = candidates if rng.random() < 0.6 else candidates[: len(candidates) // 2]
-    return ServiceEntry(
-        frontend=frontend(number),
-        kind=rng.choice(list(FrontendKind)),
-        internal=candidates,
-        external=outside,
-        draining=tuple(backend(rng.randrange(pods)) for _ in range(rng.randrange(2))),
-        algorithm=rng.choice((Algorithm.RANDOM, Algorithm.RANDOM, Algorithm.MAGLEV)),
-        affinity=rng.choice((0, 0, 10)),
-        outside=rng.random() < 0.5,
-        source_ranges=tuple(sorted(f"192.0.{rng.randrange(9)}.0/24" for _ in range(rng.choice((0, 0, 1))))),
-        sources_denied=rng.random() < 0.5,
-        reject=rng.random() < 0.5,
-    )
+    def _range(self, backends: tuple[Address, ...], protocol: int) -> tuple[int, int]:
+        first = self._slot
+        for address, port in backends:
+            self.slots[self._slot] = self.number(address, port, protocol)
+            self._slot += 1
+        return first, len(backends)
