@@ -141,7 +141,10 @@ class Services:
         """By number: how many stretches have it."""
         self._drained = [0] * len(self._backends)
         """By number: how many frontends wait for its flows to end."""
+        self._used: dict[BackendKey, int] = {}
+        """Backends whose row says that they live, by number ..."""
         self._key_of: dict[int, BackendKey] = {}
+        """... and the other way round."""
         self._addresses: Counter[str] = Counter()
         self._by_candidates: dict[Candidates, Stretch] = {}
         self._by_content: dict[bytes, Stretch] = {}
@@ -313,7 +316,8 @@ class Services:
         chosen = [backend for backend in backends if backend.weight > 0]
         if not chosen:
             return NO_STRETCH
-        numbers = [self._number(backend) for backend in chosen]
+        used = self._used
+        numbers = [used.get((b.address, b.port, b.protocol)) or self._number(b) for b in chosen]
         slots = self._filled(algorithm, chosen, numbers)
         content = _digest(slots)
         found = self._by_content.get(content)
@@ -325,6 +329,8 @@ class Services:
             self._by_content[content] = found
             for number in found.numbers:
                 self._chosen[number] += 1
+                if self._chosen[number] == 1:
+                    self._touched.add(number)
         found.asked.append(candidates)
         self._by_candidates[candidates] = found
         return found
@@ -341,6 +347,8 @@ class Services:
     def _number(self, backend: Backend) -> int:
         """The backend's number; it comes into use with whatever names it next. Raises BpfError."""
         key = backend.address, backend.port, int(backend.protocol)
+        if key in self._used:
+            return self._used[key]
         number = self._numbers.take(key)
         if number is None:
             self._numbers.reclaim(self._clock() - REST)
@@ -352,8 +360,7 @@ class Services:
         if number is None:
             raise BpfError(packing.full(self._backends_map))
         self._touched.add(number)
-        if number not in self._key_of:
-            self._fresh[number] = key
+        self._fresh[number] = key
         return number
 
     def _drain(self, row: ServiceEntry) -> tuple[int, ...]:
@@ -362,6 +369,7 @@ class Services:
         numbers = tuple(dict.fromkeys(self._number(backend) for backend in (*row.draining, *resting)))
         for number in numbers:
             self._drained[number] += 1
+        self._touched.update(numbers)
         return numbers
 
     def _free_stretch(self, count: int) -> int:
@@ -530,7 +538,8 @@ class Services:
         self._recent.clear()
         for number in stretch.numbers:
             self._chosen[number] -= 1
-        self._touched.update(stretch.numbers)
+            if not self._chosen[number]:
+                self._touched.add(number)
         self._stretches.retire(stretch.first, stretch.count, self._clock())
 
     def _close(self, held: Held, after: Held | None) -> None:
@@ -555,16 +564,18 @@ class Services:
                 wanted = 0
             if flags[number] != wanted:
                 flags[number] = wanted
-            if not wanted and number in self._key_of:
-                self._addresses[self._key_of[number][0]] -= 1
-                self._numbers.release(self._key_of.pop(number), now)
+            key = self._key_of.pop(number, None) if not wanted else None
+            if key is not None:
+                del self._used[key]
+                self._addresses[key[0]] -= 1
+                self._numbers.release(key, now)
             self._unclaimed.discard(number)
         self._touched.clear()
 
     def _enlist(self, number: int, key: BackendKey) -> None:
-        if number not in self._key_of:
-            self._key_of[number] = key
-            self._addresses[key[0]] += 1
+        self._key_of[number] = key
+        self._used[key] = number
+        self._addresses[key[0]] += 1
 
     # what a predecessor left
 
@@ -576,16 +587,15 @@ class Services:
         found: dict[Frontend, int] = {}
         taken: set[int] = set()
         contents: dict[tuple[int, int], Stretch] = {}
-        for frontend, value in zip(frontends, values, strict=True):
-            number = int(value["id"])
+        columns = (values["id"].tolist(), values["revision"].tolist(), values["range"].tolist())
+        for frontend, number, revision, ranges in zip(frontends, *columns, strict=True):
             if not 0 < number < len(self._frontends) or number in taken:
                 continue
             taken.add(number)
-            ranges = tuple(
-                self._adopt_range(contents, int(r["first"]), int(r["count"])) for r in value["range"]
-            )
             found[frontend] = number
-            self._held[frontend] = Held(None, number, (ranges[0], ranges[1]), int(value["revision"]))
+            inside, outside = (self._adopt_range(contents, *where) for where in ranges)
+            self._held[frontend] = Held(None, number, (inside, outside), revision)
+        self._unclaimed -= {number for stretch in contents.values() for number in stretch.numbers}
         self._adopt_ids(found)
         self._adopt_extras()
 
@@ -617,8 +627,8 @@ class Services:
         if found is None:
             if first + count > len(self._slots) or not self._stretches.reserve(first, count):
                 return NO_STRETCH
-            slots = self._slots[first : first + count].copy()
-            numbers = tuple(n for n in np.unique(slots).tolist() if n < len(self._chosen))
+            slots = self._slots[first : first + count]
+            numbers = tuple(n for n in dict.fromkeys(slots.tolist()) if n < len(self._chosen))
             found = known[first, count] = Stretch(first, count, numbers, _digest(slots))
             self._by_content.setdefault(found.content, found)
             for number in numbers:
