@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cilia import abi
 from cilia.dataplane import loader
-from cilia.dataplane.bpf import MapType
+from cilia.dataplane.bpf import MMAPABLE, MapType
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.maps import listing
 from cilia.dataplane.order import KernelState
@@ -95,6 +96,9 @@ def empty(dataplane: Dataplane) -> None:
     for found in dataplane.maps.values():
         if found.type in listing.COUNTED:
             found.remove(found.dump()[0])
+        elif found.type is MapType.ARRAY and found.info.flags & MMAPABLE:
+            memory = found.memory()
+            memory[:] = np.zeros(1, memory.dtype)
         elif found.type is MapType.ARRAY:
             keys = found.dump()[0]
             found.put(keys, found.values(len(keys)))

@@ -338,7 +338,7 @@ def test_killed_between_two_steps_a_successor_mends_it(
     agree(kernel, rows, services)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_comes_and_goes_the_kernel_has_the_rows(seed: int) -> None:
     """Random batches, sweeps and restarts; maps so small that numbers and stretches are used again."""
     rng = random.Random(seed)
@@ -347,7 +347,7 @@ def test_whatever_comes_and_goes_the_kernel_has_the_rows(seed: int) -> None:
         clock, kernel = Clock(), Kernel(maps)
         services = target(maps, clock)
         rows: dict[Frontend, ServiceEntry] = {}
-        for _ in range(60):
+        for _ in range(40):
             clock.now += rng.choice((0.0, 0.01, 5.0))
             gone = [key for key in rows if rng.random() < 0.2]
             services.delete(gone)
