@@ -15,6 +15,9 @@
                                                       └► endpoint_entries                      ▲
     nodes ──► NodesNode ──► node_addresses, routes ────────────────────────────────────────────┘
 
+    services, endpoint_slices, nodes, ──► ServicesNode ──► service_entries, service_states, health_checks
+    pods, redirects, local_services
+
 One turn runs every node once, in an order in which each sees what the earlier ones wrote; no node writes
 what an earlier one reads, so one pass is enough. Nodes that have nothing to do return at once.
 
@@ -41,6 +44,8 @@ from cilia.control.nodes import NodesNode
 from cilia.control.policy.dialects.parse import RuleBook
 from cilia.control.policy.meaning.expand import RuleNode
 from cilia.control.policy.node import PolicyNode
+from cilia.control.services.node import ServicesNode
+from cilia.control.services.settings import ServiceSettings
 from cilia.model.ids import EndpointId, IdentityId, Revision, SubjectId
 from cilia.model.node import Node
 from cilia.model.policy import PolicyMode
@@ -74,6 +79,8 @@ class GraphConfig:
     """Of the API server, whether it runs on a node or outside the cluster."""
     host_firewall: bool = False
     """Policies that select nodes are enforced on this one."""
+    services: ServiceSettings = field(default_factory=ServiceSettings)
+    """How services are served on this node."""
     own: Node | None = None
     """What this node knows of itself: stands whatever the cluster says of it, or if it says nothing."""
 
@@ -111,6 +118,9 @@ class ControlGraph:
             own=config.own,
             apiservers=self.apiservers.addresses,
             cidr_nodes=config.cidr_nodes,
+        )
+        self.services = ServicesNode(
+            inputs, desired, node=config.node, settings=config.services, own=config.own
         )
         self.endpoints = EndpointNode(
             inputs,
@@ -169,6 +179,7 @@ class ControlGraph:
         """As `step`, turn by turn: whoever enforces the tables does so at each of them, see the module."""
         self.rules.step()
         self.apiservers.step()
+        self.services.step()
         self.identities.step(keep=True)
         self.endpoints.step(now)
         if self.identities.came and self._enforced:

@@ -1,0 +1,156 @@
+"""Which endpoints of a Service's slices are candidates, as kube-proxy has it.
+
+Those that are ready; where none is, those that still serve while they terminate (KEP-1669). Under a Local
+policy only this node's are looked at. Hints narrow the ready ones to this node or zone, but only if every
+ready endpoint has a hint and one of them is for here (KEP-2433, KEP-3015). A weight of 0 is never a
+candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from cilia.control.services.standing import Standing, is_ipv6
+from cilia.model.service import Backend
+from cilia.schema import EndpointSliceRow
+from cilia.schema.rows import ServicePort, SliceEndpoint
+
+Backends = tuple[Backend, ...]
+
+NOWHERE = ("127.", "169.254.", "224.", "0.", "fe8", "fe9", "fea", "feb", "ff")
+"""How addresses begin that are no endpoint's for all nodes: loopback, link-local, multicast."""
+ITSELF = ("::", "::1")
+
+
+class Known(NamedTuple):
+    """An endpoint at one port."""
+
+    backend: Backend
+    endpoint: SliceEndpoint
+
+    @property
+    def is_ready(self) -> bool:
+        return self.endpoint.ready and self.backend.weight > 0
+
+    @property
+    def still_serves(self) -> bool:
+        """Of use where nobody is ready."""
+        return self.endpoint.serving and self.endpoint.terminating and self.backend.weight > 0
+
+    @property
+    def worth(self) -> int:
+        """Of two slices that tell of the same endpoint the better is believed."""
+        return 2 * self.endpoint.ready + (self.endpoint.serving and self.endpoint.terminating)
+
+
+class Choice(NamedTuple):
+    """All endpoints of one port and family, sorted, and the candidates among them."""
+
+    known: tuple[Known, ...]
+    cluster: Backends
+    """Under a Cluster policy."""
+    local: Backends
+    """Under a Local policy."""
+    node: str
+
+    def draining(self, *candidates: Backends, local: bool) -> Backends:
+        """Those that are no candidates, but may have flows; `local`: only this node's ever had any."""
+        taken = {id(backend) for backends in candidates for backend in backends}
+        if len(taken) == len(self.known):
+            return ()
+        return tuple(
+            backend
+            for backend, _ in self.known
+            if id(backend) not in taken and (not local or backend.node == self.node)
+        )
+
+
+def gather(
+    slices: Iterable[EndpointSliceRow],
+    port: ServicePort,
+    *,
+    ipv6: bool,
+    weights: dict[str, int],
+    own: frozenset[str],
+    problems: list[str],
+) -> list[Known]:
+    """The endpoints of slices at a port of the Service, by its name and protocol, sorted; `own`: addresses of
+    the Service's frontends, which can't be its backends."""
+    found: dict[tuple[str, int], Known] = {}
+    for row in slices:
+        number = _number(row, port)
+        if row.ipv6 is not ipv6 or not number:
+            continue
+        weight = weights.get(row.name, 1)
+        for endpoint in row.endpoints:
+            address = endpoint.addresses[0]
+            if is_ipv6(address) is not ipv6 or address in own or _is_nowhere(address):
+                problems.append(_unusable(row, address, own, ipv6=ipv6))
+                continue
+            backend = Backend(address, number, port.protocol, weight, endpoint.node, endpoint.zone)
+            known, before = Known(backend, endpoint), found.get((address, number))
+            if before is None or known.worth > before.worth:
+                found[address, number] = known
+    return [found[key] for key in sorted(found)]
+
+
+def _is_nowhere(address: str) -> bool:
+    return address.startswith(NOWHERE) or address in ITSELF
+
+
+def _number(row: EndpointSliceRow, port: ServicePort) -> int:
+    for offered in row.ports:
+        if offered.name == port.name and offered.protocol is port.protocol:
+            return offered.port
+    return 0
+
+
+def _unusable(row: EndpointSliceRow, address: str, own: frozenset[str], *, ipv6: bool) -> str:
+    start = f"EndpointSlice {row.name}: endpoints: {address}"
+    if address in own:
+        return f"{start} is an address of the Service itself, so that it would serve itself; it is left out"
+    if is_ipv6(address) is not ipv6:
+        return f"{start} is not of the slice's family (addressType); it is left out"
+    return f"{start} is not an address that other nodes can reach; it is left out"
+
+
+def choose(known: Sequence[Known], standing: Standing, *, topology: bool, distribution: str) -> Choice:
+    """The candidates; `distribution`: what the Service says of nearness, for slices without hints."""
+    ready = [one for one in known if one.is_ready]
+    here = [one for one in known if one.backend.node == standing.name]
+    near = nearest(ready, standing, distribution) if topology else ready
+    return Choice(tuple(known), _candidates(near, known), _candidates(_ready(here), here), standing.name)
+
+
+def _ready(known: Iterable[Known]) -> list[Known]:
+    return [one for one in known if one.is_ready]
+
+
+def _candidates(ready: Sequence[Known], known: Sequence[Known]) -> Backends:
+    return tuple(one.backend for one in (ready or [one for one in known if one.still_serves]))
+
+
+def nearest(ready: list[Known], standing: Standing, distribution: str) -> list[Known]:
+    """The ready endpoints that hints mean for this node, else for its zone, else all."""
+    nodes, zones = _hints(ready, distribution)
+    for wanted, told in ((standing.name, nodes), (standing.zone, zones)):
+        found = [one for one in ready if wanted in told(one)]
+        if found and all(map(told, ready)):
+            return found
+    return ready
+
+
+Told = Callable[[Known], tuple[str, ...]]
+
+
+def _hints(ready: Iterable[Known], distribution: str) -> tuple[Told, Told]:
+    """What endpoints say of nodes and zones. Where no slice says anything, they are told what the controller
+    of slices would write for the Service's distribution."""
+    if not distribution or any(one.endpoint.hint_zones or one.endpoint.hint_nodes for one in ready):
+        return lambda one: one.endpoint.hint_nodes, lambda one: one.endpoint.hint_zones
+    same_node = distribution == "PreferSameNode"
+    return (
+        lambda one: (one.endpoint.node,) if same_node and one.endpoint.node else (),
+        lambda one: (one.endpoint.zone,) if one.endpoint.zone else (),
+    )
