@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from cilia.dataplane.pool import POLICY_ENTRIES, PolicyPool
 from cilia.model.entries import Difference, Entries, Layer, Prefix
 from cilia.model.ids import Cookie, SubjectId
 from cilia.model.policy import Direction, Entry, EntryFlags, EntryKey, MatchKind, SubjectPolicy
+
+T = TypeVar("T")
 
 FEW = 32
 """So many entries are encoded one by one, and written so for many subjects together."""
@@ -127,19 +129,19 @@ class Policies:
             directions += itertools.repeat(direction, len(part))
             peers += part
             layers += part.values()
-        names = np.fromiter(map(id, layers), np.uint64, len(layers))
-        _, first, number = np.unique(names, return_index=True, return_inverse=True)
-        distinct = [layers[at] for at in first.tolist()]
+        distinct, number = _distinct(layers)
         prefixes = [prefix for layer in distinct for prefix in layer]
         rows = [entry for layer in distinct for entry in layer.values()]
         lengths = np.array([len(layer) for layer in distinct], np.int64)
         counts = lengths[number]
         at = np.repeat((np.cumsum(lengths) - lengths)[number] - (np.cumsum(counts) - counts), counts)
         at += np.arange(len(at))
-        keys = self._keys(prefixes)[at]
+        keys = self._keys(prefixes)
+        values = self._values(rows, keys)[at]
+        keys = keys[at]
         keys["direction"] = np.repeat(np.array(directions, np.uint8), counts)
         keys["peer"] = np.repeat(np.array(peers, np.uint32), counts)
-        return keys, self._values(rows, prefixes)[at]
+        return keys, values
 
     def _few(self, many: Iterable[Entries]) -> tuple[Array, Array]:
         """The same for a handful each, which is not worth the trouble: most subjects have no more."""
@@ -149,29 +151,31 @@ class Policies:
             for place, layer in entries.layers()
             for prefix, entry in layer.items()
         ]
-        prefixes = [prefix for _, prefix, _ in found]
-        keys = self._keys(prefixes)
+        keys = self._keys([prefix for _, prefix, _ in found])
         keys["direction"] = [place[0] for place, _, _ in found]
         keys["peer"] = [place[1] for place, _, _ in found]
-        return keys, self._values([entry for _, _, entry in found], prefixes)
+        return keys, self._values([entry for _, _, entry in found], keys)
 
     def _keys(self, prefixes: Sequence[Prefix]) -> Array:
         """Keys with these prefixes, and nobody's yet."""
         keys = np.zeros(len(prefixes), self._key)
-        keys["prefixlen"] = [bits + self._fixed_bits for _, _, bits in prefixes]
-        keys["protocol"] = [protocol for protocol, _, _ in prefixes]
-        keys["port"] = [port for _, port, _ in prefixes]
+        numbers = np.fromiter(itertools.chain.from_iterable(prefixes), np.int64, 3 * len(prefixes))
+        keys["protocol"], keys["port"], bits = numbers.reshape(-1, 3).T
+        keys["prefixlen"] = bits + self._fixed_bits
         return keys
 
-    def _values(self, rows: Sequence[Entry], prefixes: Sequence[Prefix]) -> Array:
-        values = np.zeros(len(rows), self._value)
-        values["precedence"] = [row.precedence for row in rows]
-        values["cookie"] = [row.cookie for row in rows]
-        values["proxy_port"] = [row.proxy_port for row in rows]
-        values["verdict"] = [self._allow if row.allow else 0 for row in rows]
-        values["match"] = [row.match for row in rows]
-        values["flags"] = [row.flags for row in rows]
-        values["prefix"] = [bits for _, _, bits in prefixes]
+    def _values(self, rows: Sequence[Entry], keys: Array) -> Array:
+        """The values under keys; what one rule says about many ports is one object."""
+        distinct, number = _distinct(rows)
+        values = np.zeros(len(distinct), self._value)
+        values["precedence"] = [row.precedence for row in distinct]
+        values["cookie"] = [row.cookie for row in distinct]
+        values["proxy_port"] = [row.proxy_port for row in distinct]
+        values["verdict"] = [self._allow if row.allow else 0 for row in distinct]
+        values["match"] = [row.match for row in distinct]
+        values["flags"] = [row.flags for row in distinct]
+        values = values[number]
+        values["prefix"] = keys["prefixlen"] - self._fixed_bits
         return values
 
     def update(self, rows: Sequence[SubjectPolicy]) -> dict[SubjectId, str]:
@@ -493,6 +497,13 @@ class Policies:
 
 def _layered(entries: Mapping[EntryKey, Entry]) -> Entries:
     return entries if isinstance(entries, Entries) else Entries.of(entries)
+
+
+def _distinct(objects: Sequence[T]) -> tuple[list[T], Array]:
+    """Each object once, and for every one of them which of those it is."""
+    names = np.fromiter(map(id, objects), np.uint64, len(objects))
+    _, first, number = np.unique(names, return_index=True, return_inverse=True)
+    return [objects[at] for at in first.tolist()], number
 
 
 def _elements(keys: Array, values: Array) -> dict[bytes, bytes]:
