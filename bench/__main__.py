@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,8 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write the JSON here as well.")] = None,
 ) -> None:
     """Measure Cilia against plain kernel networking in one run."""
+    # Agents start many times: each would compile every module again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     console = Console(stderr=True, width=150)
     netbench.build()
     rows: list[dict[str, Any]] = []
