@@ -6,7 +6,7 @@ endpoint is reachable only when everything that judges it stands; removals run t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from cilia.dataplane.maps.nodes import Nodes, Settings
 from cilia.dataplane.maps.policy import Policies
 from cilia.dataplane.maps.services import LocalPod, ServiceOptions, Services
 from cilia.dataplane.pool import PolicyPool
+from cilia.dataplane.sweeps import Sweeps
 from cilia.model.endpoint import HOST_ENDPOINT
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings, Route
@@ -36,6 +37,19 @@ class TableError(msgspec.Struct, frozen=True):
     key: str
     error: str
     since: float
+
+
+class LocalPods:
+    """Pods of this node by address, for redirects that leave some alone."""
+
+    def __init__(self, desired: Desired) -> None:
+        self._entries = desired.endpoint_entries
+        self.netns_cookie: Callable[[EndpointId], int] = lambda endpoint: 0
+        """Cookie of a pod's network namespace; 0: not known."""
+
+    def __call__(self, address: str) -> LocalPod | None:
+        found = next((entry for entry in self._entries if address in (entry.ipv4, entry.ipv6)), None)
+        return LocalPod(found.id, self.netns_cookie(found.id)) if found is not None else None
 
 
 class KernelState:
@@ -59,11 +73,10 @@ class KernelState:
         self.accounting = Accounting(maps["policy_counters"], maps["conntrack"], layout)
         self.conntrack.closing.append(self.accounting.close)
         self.settings = Settings(maps["node"], layout)
-        self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
         self.service_maps = Services(maps, layout, options)
-        self.service_maps.locate = self._find_pod
-        self.netns_cookie: Callable[[EndpointId], int] = lambda endpoint: 0
-        """Cookie of a pod's network namespace; 0: not known. Redirects that leave pods alone ask it."""
+        self.service_maps.locate = self.local_pods = LocalPods(desired)
+        self.sweeps = Sweeps(maps, layout, self.conntrack, self.service_maps, self.settings)
+        self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
         self._hosts: frozenset[str] = frozenset()
         self._desired = desired
         self.nodes = Reconciler(desired.node_addresses, Nodes(maps["nodes"], layout))
@@ -154,6 +167,14 @@ class KernelState:
         self._endpoint_maps.set_hosts(self._hosts)
         self._follow_services(0.0)
 
+    def collect(self, clock: Callable[[], float]) -> Iterator[None]:
+        """Forget what expired: flows, translations, counters of entries that are gone; yields after each
+        bounded step. `clock`: seconds of CLOCK_MONOTONIC."""
+        self.account(int(clock()))
+        yield from self.sweeps.collect(clock)
+        for _ in self.accounting.prune(self.stands):
+            yield
+
     def account(self, now: int) -> int:
         """Have the accounting know the endpoints as they are; returns when the counters began. Times are
         coarse monotonic seconds."""
@@ -170,7 +191,13 @@ class KernelState:
 
     def map_uses(self) -> list[listing.MapUse]:
         """All maps with their sizes and use; of those too large to walk, as of the last sweep."""
-        swept = {"conntrack": self.conntrack.entries, "policy_counters": self.accounting.entries}
+        swept = {
+            "services": len(self.service_maps),
+            "conntrack": self.conntrack.entries,
+            "service_flows": self.sweeps.service_flows.entries,
+            "snat": self.sweeps.translations.entries,
+            "policy_counters": self.accounting.entries,
+        }
         return [listing.use(found, swept.get(name)) for name, found in self._maps.items()]
 
     def dump(self, name: str, limit: int = 1 << 20) -> list[dict[str, Any]]:
@@ -199,10 +226,6 @@ class KernelState:
     def _follow_services(self, now: float) -> None:
         """What the programs need to know of all services together."""
         self.settings.follow_services(len(self.service_maps) > 0, self.service_maps.serve_from(self._hosts))
-
-    def _find_pod(self, address: str) -> LocalPod | None:
-        found = next((e for e in self._desired.endpoint_entries if address in (e.ipv4, e.ipv6)), None)
-        return LocalPod(found.id, self.netns_cookie(found.id)) if found is not None else None
 
     def _finish_policies(self, now: float) -> None:
         try:

@@ -272,6 +272,7 @@ def test_an_endpoint_that_moves_leaves_nothing_behind(dataplane: Dataplane) -> N
 def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane) -> None:
     state = kernel_state(dataplane, Desired())
     flows = state.map("conntrack")
+    state.map("ct_quota").memory()["opened"][7] = 3000
     keys, values = flows.keys(3000), flows.values(3000)
     keys["low_port"] = range(3000)
     keys["low"]["lo"][:100] = 0xFFFF0A000005
@@ -283,7 +284,7 @@ def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane
     stats = steps[-1]
     assert stats is not None and (stats.entries, stats.expired, stats.heaviest) == (2000, 1000, ((7, 2000),))
     quota = state.dump("ct_quota")
-    assert quota == [{"key": 7, "value": {"live": 2000}}]
+    assert quota == [{"key": 7, "value": {"opened": 3000, "closed": 1000}}]
     assert state.conntrack.flush(["10.0.0.5"], 100) == 100
     assert len(state.conntrack.rows(100)) == 1900
     uses = {use.name: use for use in state.map_uses()}

@@ -1,8 +1,10 @@
-"""Maps `conntrack`, `ct_quota` and `snat`: read, flushed and swept, never written by desire.
+"""Maps `conntrack` and `ct_quota`: read, flushed and swept, never written by desire.
 
 A sweep is a generator that looks at one bounded run of entries per step (about a millisecond), so the
 event loop is never held up. An entry is removed a little after its time (`GRACE`), since the data path
-may revive it until then; quotas are set to what a whole sweep counted.
+may revive it until then. What is removed is counted for its owner, beside what the programs count: both are
+exact, whatever comes meanwhile. Where they disagree with a whole sweep by more than came during it (an agent
+ended between a removal and its counting), the count is mended.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ GRACE = 2
 """Seconds an expired entry is left alone."""
 OWNERS = 65536
 
+Look = Callable[[Array, Array], None]
+"""Is shown keys and values of one step."""
+
+
+def ignore(keys: Array, values: Array) -> None:
+    """Looks at nothing."""
+
 
 class SweepStats(msgspec.Struct, frozen=True):
     """What one whole sweep found."""
@@ -40,11 +49,10 @@ class Conntrack:
 
     def __init__(self, conntrack: Map, quota: Map, layout: abi.Layout) -> None:
         self._map = conntrack
-        self._quota = quota
+        self._quota = quota.memory()
         self._initiator_high = layout.value("CT_INITIATOR_HIGH")
         self._flags = layout.enum("ct_flags")
         self._doomed: dict[bytes, int] = {}
-        self._owners: set[int] = set()
         self.entries: int | None = None
         """Alive after the last whole sweep."""
         self.closing: list[Callable[[Array, Array], None]] = []
@@ -60,30 +68,31 @@ class Conntrack:
         """Whether the next sweep has flows to flush, and should not wait."""
         return bool(self._doomed)
 
-    def sweep(self, now: Callable[[], int]) -> Iterator[SweepStats | None]:
+    def sweep(self, now: Callable[[], int], look: Look = ignore) -> Iterator[SweepStats | None]:
         """Remove expired and doomed entries; yields None after each bounded step, the stats at the end.
 
-        `now`: coarse monotonic seconds, asked at each step.
+        `now`: coarse monotonic seconds, asked at each step. `look` is shown the entries that are left.
         """
         doomed, self._doomed = self._doomed, {}
+        opened = self._quota["opened"].copy()
         owned = np.zeros(OWNERS, np.int64)
-        alive = expired = flushed = 0
+        expired = flushed = 0
         for keys, values in self._map.batches(CHUNK):
             old = values["expires"].astype(np.int64) + GRACE < now()
             dead = ~old & _of_addresses(keys, values, doomed)
-            for look in self.closing if (old | dead).any() else ():
-                look(keys[old | dead], values[old | dead])
-            self._map.remove(keys[old | dead])
+            gone = old | dead
+            if gone.any():
+                self._remove(keys[gone], values[gone])
+                keys, values = keys[~gone], values[~gone]
             expired, flushed = expired + int(old.sum()), flushed + int(dead.sum())
-            owners = values["owner"][~(old | dead)]
-            alive += len(owners)
-            owned += np.bincount(owners, minlength=OWNERS)
+            np.add.at(owned, values["owner"], 1)
+            look(keys, values)
             yield None
-        self._set_quotas(owned)
-        self.entries = alive
+        self._mend(opened, owned)
+        self.entries = int(owned.sum())
         heaviest = np.argsort(owned)[::-1][:10]
         yield SweepStats(
-            alive,
+            self.entries,
             expired,
             flushed,
             tuple((int(owner), int(owned[owner])) for owner in heaviest if owned[owner]),
@@ -125,15 +134,24 @@ class Conntrack:
             "sides": [_side(side) for side in value["side"]],
         }
 
-    def _set_quotas(self, owned: Array) -> None:
-        """Programs add while the sweep counts, so a quota may be off by what came meanwhile; the next
-        sweep corrects it."""
-        owners = set(np.flatnonzero(owned).tolist())
-        numbers = np.array(sorted(owners | self._owners), self._quota.key)
-        values = self._quota.values(len(numbers))
-        values["live"] = owned[numbers]
-        self._quota.put(numbers, values)
-        self._owners = owners
+    def _remove(self, keys: Array, values: Array) -> None:
+        for note in self.closing:
+            note(keys, values)
+        self._map.remove(keys)
+        np.add.at(self._quota["closed"], values["owner"], np.uint64(1))
+
+    def _mend(self, opened: Array, owned: Array) -> None:
+        """`opened`: as it was when the sweep began; `owned`: how many flows of each it left.
+
+        Who had more before than are left now, or has fewer now than were left, is counted wrong: what came
+        meanwhile lies between.
+        """
+        closed = self._quota["closed"]
+        surplus = (opened - closed).view(np.int64) - owned
+        deficit = owned - (self._quota["opened"] - closed).view(np.int64)
+        wrong = np.maximum(surplus, 0) - np.maximum(deficit, 0)
+        (owners,) = wrong.nonzero()
+        closed[owners] += wrong[owners].view(np.uint64)
 
 
 def _side(side: dict[str, Any]) -> dict[str, Any]:
@@ -158,16 +176,3 @@ def _of_addresses(keys: Array, values: Array, doomed: dict[bytes, int]) -> Array
             mine |= (keys[end]["lo"] == lo) & (keys[end]["hi"] == hi)
         hit |= mine & (values["created"] <= since)
     return hit
-
-
-def sweep_translations(snat: Map, now: Callable[[], int], idle: int) -> Iterator[int | None]:
-    """Remove translations that nobody used for `idle` seconds; yields None per step, the count at the end.
-
-    The map is an LRU: this only frees ports early.
-    """
-    removed = 0
-    for keys, values in snat.batches(CHUNK):
-        old = values["seen"].astype(np.int64) + idle < now()
-        removed += snat.remove(keys[old])
-        yield None
-    yield removed

@@ -12,6 +12,8 @@ from cilia.dataplane.maps import packing
 
 COUNTED = frozenset({MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE})
 """Types whose elements come and go; the others are always full."""
+LARGE = 1 << 16
+"""More elements that forget each other are not worth a walk: such a map is never too full."""
 UNREADABLE = frozenset({MapType.RINGBUF})
 
 
@@ -34,7 +36,8 @@ class MapUse(msgspec.Struct, frozen=True):
 
 def use(found: Map, used: int | None = None) -> MapUse:
     """Describe a map; elements are counted unless `used` says how many (a walk: slow for large maps)."""
-    if used is None and found.type in COUNTED:
+    forgets = found.type is MapType.LRU_HASH and found.info.max_entries > LARGE
+    if used is None and found.type in COUNTED and not forgets:
         used = sum(len(keys) for keys, _ in found.batches())
     info = found.info
     return MapUse(found.name, found.type.name.lower(), info.key_size, info.value_size, info.max_entries, used)

@@ -94,6 +94,11 @@ class Settings:
         self._row[:] = row
 
     @property
+    def nat_ports(self) -> int:
+        """How many ports of the node translations have, towards each peer."""
+        return int(self._row["nat_last_port"][0]) - int(self._row["nat_first_port"][0]) + 1
+
+    @property
     def reader_asleep(self) -> bool:
         """Whether the ring reader waits to be woken by the next event."""
         return bool(self._row["flags"][0] & self._asleep)
