@@ -79,7 +79,9 @@ struct ct_entry {
 	__u32 service;	  /* frontend the initiator asked for, by what it knows or told; 0: none */
 };
 
-/* ct_quota[endpoint id]: live entries an endpoint has opened. */
+/* ct_quota[endpoint id]: how many live entries an endpoint has is the difference. Each has one kind
+ * of writer, so that neither loses what the other counts. */
 struct ct_quota {
-	__u64 live;
+	__u64 opened; /* by the programs: entries made, less those they replaced */
+	__u64 closed; /* by the agent: entries it removed */
 };

@@ -201,7 +201,7 @@ static __always_inline void repay(__u32 owner)
 	struct ct_quota *quota = quota_of(owner);
 
 	if (quota)
-		__sync_fetch_and_add(&quota->live, -1ULL);
+		__sync_fetch_and_add(&quota->opened, -1ULL);
 }
 
 static __always_inline int charge(struct flow *flow, __u32 owner)
@@ -211,11 +211,11 @@ static __always_inline int charge(struct flow *flow, __u32 owner)
 
 	if (!quota)
 		return 0;
-	/* Signed: the agent counts down what it expires and may be a step ahead. */
-	live = __sync_fetch_and_add(&quota->live, 1);
+	/* Signed: the agent may already have counted one that was replaced. */
+	live = __sync_fetch_and_add(&quota->opened, 1) - quota->closed;
 	if (live < allowed || !allowed)
 		return 0;
-	__sync_fetch_and_add(&quota->live, -1ULL);
+	__sync_fetch_and_add(&quota->opened, -1ULL);
 	return DROP(flow, DROP_RATE_LIMITED);
 }
 

@@ -84,6 +84,7 @@ struct {
 /* How many flows each endpoint pays for. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
 	__type(value, struct ct_quota);

@@ -147,7 +147,8 @@ def policies(world: World) -> Iterator[Policies]:
 def limit_flows(world: World) -> None:
     """No flow is remembered, so that every packet is judged."""
     world.settings["ct_quota"][0] = 1
-    quota = np.ones(1, world.layout.dtype("ct_quota"))
+    quota = np.zeros(1, world.layout.dtype("ct_quota"))
+    quota["opened"] = 1
     world.dataplane.maps["ct_quota"].update(np.uint32(world.pod_a.id), quota)
 
 

@@ -345,7 +345,7 @@ class World:
     def quota(self, endpoint: int) -> int:
         found = self.dataplane.maps["ct_quota"].lookup(np.uint32(endpoint))
         assert found is not None
-        return int(found["live"])
+        return int(found["opened"]) - int(found["closed"])
 
     def entry_counts(self) -> dict[tuple[int, ...], tuple[int, int]]:
         """What policy_counters holds: {(subject, direction, peer, protocol, port, bits, cookie): (packets,

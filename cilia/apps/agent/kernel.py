@@ -18,7 +18,6 @@ from cilia.dataplane import loader, requirements
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
-from cilia.dataplane.maps.conntrack import sweep_translations
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
@@ -32,8 +31,6 @@ log = structlog.get_logger(__name__)
 VXLAN_OVERHEAD = 50
 """Bytes of Ethernet, IPv4, UDP and VXLAN headers around a packet (RFC 7348)."""
 VXLAN_OVERHEAD_IPV6 = 70
-NAT_IDLE = 300
-"""Seconds a translation may rest before it is forgotten."""
 QUOTA_SHARE = 4
 """A pod may have this part of all flows unless told otherwise: plenty for one, and no single one starves
 the others."""
@@ -205,12 +202,7 @@ class NodeKernel:
         while True:
             await self._pause(interval)
             self._look_for_addresses()
-            self._state.account(int(clock()))
-            for _ in self._state.conntrack.sweep(lambda: int(clock())):
-                await asyncio.sleep(0)
-            for _ in self._state.accounting.prune(self._state.stands):
-                await asyncio.sleep(0)
-            for _ in sweep_translations(self._dataplane.maps["snat"], lambda: int(clock()), NAT_IDLE):
+            for _ in self._state.collect(clock):
                 await asyncio.sleep(0)
 
     async def _pause(self, interval: float) -> None:
