@@ -103,7 +103,7 @@ class TestIdentity:
 
     def test_plain_http_is_refused(self, embedded: Server) -> None:
         host, port = embedded.address.rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=5) as plain:
+        with socket.create_connection((host, int(port)), timeout=30) as plain:
             plain.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100)
 
@@ -317,4 +317,4 @@ def test_inherited_sockets(tmp_path: Path) -> None:
             assert server.client().get("/healthz").body == b"ok"
         finally:
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0

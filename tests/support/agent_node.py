@@ -25,12 +25,12 @@ from typing import Any
 
 from cilia.api.client import AgentClient, AgentError
 from cilia.dataplane import loader
-from cilia.lab import kernel
+from cilia.lab import cgroups, kernel
 from cilia.model.endpoint import HOST_ENDPOINT
 
 NETNS = Path("/run/netns")
 PINS = Path("/sys/fs/bpf")
-PATIENCE = 20.0
+PATIENCE = 60.0
 AGENT = (sys.executable, "-P", "-c", "from cilia.apps.agent.main import main; main()")
 
 
@@ -73,6 +73,7 @@ class AgentNode:
         self.directory = directory
         self.netns = NETNS / name
         self.prefix = PINS / name
+        self.cgroup = cgroups.find_mount() / name
         self.source = directory / "yaml"
         self.state = directory / "state"
         self.bin = directory / "bin"
@@ -97,6 +98,7 @@ class AgentNode:
             "cni-bin-dir": str(self.bin),
             "cni-conf-dir": str(self.conf),
             "native-device": "eth0",
+            "cgroup-root": str(self.cgroup),
             "ipv4-pod-cidr": "10.77.0.0/24",
             "ipv6-pod-cidr": "fd00:77::/120",
             "health-listen": "",
@@ -371,10 +373,12 @@ def agent_node(name: str, directory: Path) -> Iterator[AgentNode]:
         "route add default via 192.0.2.254",
     ]
     try:
+        cgroups.create(node.cgroup)
         kernel.create_network(str(node.netns))
         command = ["nsenter", f"--net={node.netns}", "--", "ip", "-batch", "-"]
         subprocess.run(command, input="\n".join(lines), text=True, check=True)
         yield node
     finally:
         node.close()
+        cgroups.remove(node.cgroup)
         shutil.rmtree(directory / "state", ignore_errors=True)

@@ -76,7 +76,7 @@ def served(tmp_path: Path, backend: Any, ask: Callable[[AgentClient], T]) -> T:
         server = ApiServer(backend, ApiSettings(socket=path, health="", metrics=""))
         await server.start()
         try:
-            return await asyncio.to_thread(ask, AgentClient(path, timeout=5.0))
+            return await asyncio.to_thread(ask, AgentClient(path, timeout=30.0))
         finally:
             await server.stop()
 

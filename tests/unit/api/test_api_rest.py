@@ -221,7 +221,7 @@ class Doors:
         self.server = ApiServer(
             self.agent, ApiSettings(socket=self.path, health="127.0.0.1:0", metrics="127.0.0.1:0")
         )
-        self.client = AgentClient(self.path, timeout=5)
+        self.client = AgentClient(self.path, timeout=30)
 
     async def ask(self, question: Callable[[AgentClient], T]) -> T:
         return await asyncio.to_thread(question, self.client)
@@ -230,7 +230,7 @@ class Doors:
         reader, writer = await asyncio.open_unix_connection(self.path)
         writer.write(data)
         try:
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(reader.read(), 30)
         finally:
             writer.close()
 

@@ -114,7 +114,7 @@ def test_work_the_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
         wake = asyncio.Event()
         wake.set()
         running = asyncio.ensure_future(persist("things", wake, work))
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 30)
         running.cancel()
         assert attempts == 3
 

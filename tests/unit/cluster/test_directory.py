@@ -49,7 +49,7 @@ def run(tmp_path: Path, story: Story, **files: str) -> None:
 
     async def main() -> None:
         async with DirectoryStore(source, tmp_path / "state", poll=POLL) as directory:
-            await asyncio.wait_for(story(directory, source), 10)
+            await asyncio.wait_for(story(directory, source), 60)
 
     asyncio.run(main())
 

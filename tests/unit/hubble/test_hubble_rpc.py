@@ -264,12 +264,12 @@ def test_tcp_peers_and_health_for_an_independent_client(tmp_path: Path) -> None:
         port = running.run(server.listen_tcp("127.0.0.1", 0))
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
-            assert check(b"", timeout=5) == b"\x08\x01"
+            assert check(b"", timeout=30) == b"\x08\x01"
             with pytest.raises(grpc.RpcError) as error:
-                check(b"\x0a\x01x", timeout=5)
+                check(b"\x0a\x01x", timeout=30)
             assert error.value.code() == grpc.StatusCode.NOT_FOUND
             notify = channel.unary_stream("/peer.Peer/Notify", bytes, peer_pb2.ChangeNotification.FromString)
-            stream = notify(b"", timeout=10)
+            stream = notify(b"", timeout=60)
             assert next(stream).type == peer_pb2.PEER_ADDED
             moved = Peer("default/a", "192.0.2.9:4244", "a.hubble")
             running.call(lambda: peers.update([moved, Peer("default/b", "192.0.2.2:4244")]))

@@ -87,7 +87,7 @@ class Candidate:
 
 def run(story: Callable[[MemoryStore], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await story(MemoryStore())
 
     asyncio.run(main())
