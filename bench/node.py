@@ -62,7 +62,7 @@ class Node:
         """Start the agent; seconds until /v1/healthz says that it is ready."""
         start = time.perf_counter()
         command = agent_command(self.plan, self.node)
-        group = cgroups.find_mount() / self.plan.cgroup_name / "agent"
+        group = cgroups.find_mount() / self.plan.cgroup_name / self.node.name / "agent"
         self._agent = await processes.start(self.plan, "agent", command, group, netns=self.node.netns)
         while not ready(self.node.agent_socket):
             if self._agent.ended or time.perf_counter() - start > READY_SECONDS:

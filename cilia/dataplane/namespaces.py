@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 """ioctl_nsfs(2)."""
+SO_NETNS_COOKIE = 71
+"""asm-generic/socket.h"""
 SYSCTLS = Path("/proc/sys/net")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +48,19 @@ def open_network(path: str) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no network namespace", path)
     return descriptor
+
+
+def cookie(namespace: int | None = None) -> int:
+    """The kernel's number for a network namespace, never used again: this thread's, or the one behind a
+    descriptor. 0 where the kernel has none. Raises OSError when it can't be entered."""
+    if namespace is not None:
+        with entered(namespace):
+            return cookie()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+        except OSError:
+            return 0
 
 
 @contextmanager

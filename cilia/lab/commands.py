@@ -230,6 +230,8 @@ def node_exec(
         "CILIA_HUBBLE_SOCKET": target.hubble_socket,
         "KUBECONFIG": plan.kubeconfig,
     }
+    group = cgroups.create(cgroups.find_mount() / plan.cgroup_name / target.name / "host")
+    cgroups.join(group, os.getpid())
     os.execvp("nsenter", ["nsenter", f"--net={target.netns}", "--", *command])
 
 

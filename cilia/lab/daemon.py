@@ -99,6 +99,7 @@ class Daemon:
         for node in plan.nodes:
             for directory in (node.directory, node.cni_bin, node.cni_conf):
                 private_directory(Path(directory))
+            cgroups.create(self._group / node.name)
 
     async def _start_programs(self) -> None:
         """Start the outside host, the API server, the operator and the agents."""
@@ -228,6 +229,7 @@ def agent_command(plan: LabPlan, node: NodePlan) -> list[str]:
         "cni-conf-dir": node.cni_conf,
         "native-device": "eth0",
         "aggregation": plan.aggregation,
+        "cgroup-root": str(cgroups.find_mount() / plan.cgroup_name / node.name),
     }
     if plan.source_dir:
         options["source-dir"] = plan.source_dir

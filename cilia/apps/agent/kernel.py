@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import structlog
@@ -14,15 +16,17 @@ import structlog
 from cilia.apps.agent.attach import Gateways, PodInterface
 from cilia.apps.agent.metrics import KernelNumbers
 from cilia.apps.agent.settings import AgentSettings
-from cilia.dataplane import loader, requirements
+from cilia.dataplane import loader, namespaces, requirements, sockets
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
+from cilia.dataplane.maps.services import ServiceOptions
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings
+from cilia.model.service import Backend
 from cilia.schema import Desired
 from cilia.tables.table import Table
 
@@ -47,12 +51,8 @@ class NodeKernel:
         try:
             self._dataplane = loader.load(
                 settings.bpf_prefix,
-                {
-                    "events_enabled": settings.events,
-                    "tunnel_enabled": settings.tunnel,
-                    "host_firewall_enabled": settings.host_firewall,
-                },
-                {"conntrack": settings.conntrack_entries},
+                _constants(settings),
+                _sizes(settings),
             )
         except BaseException:
             os.close(self._lock)
@@ -93,15 +93,28 @@ class NodeKernel:
             )
             self._links.configure_node()
             self._links.reserve_ports(NodeSettings().nat_first_port, NodeSettings().nat_last_port)
+            if self._settings.kube_proxy_replacement:
+                self._links.reserve_ports(*self._settings.node_ports)
             self._pair = self._links.ensure_host_pair(routers, self.mtu)
             self._links.attach_node(self._dataplane, self._pair, self._tunnel, [self._native])
         except OSError as error:
             raise BpfError(f"the node's devices can't be set up: {error.strerror or error}") from error
+        self._attach_sockets()
+
+    def _attach_sockets(self) -> None:
+        """Translate Services where sockets connect, or not. Raises BpfError."""
+        settings = self._settings
+        if settings.kube_proxy_replacement and settings.bpf_lb_sock and settings.cgroup_root is not None:
+            sockets.attach(self._dataplane, settings.cgroup_root)
+        else:
+            sockets.detach(self._dataplane)
 
     def follow(self, desired: Desired, now: float) -> KernelState:
         """The reconcilers of the desired tables, and the node's settings in force. `now`: monotonic
         seconds; new counters count from then."""
-        state = KernelState(self._dataplane, desired, Routes(self._links))
+        seed = hash_seed(self._settings.bpf_lb_maglev_hash_seed)
+        options = ServiceOptions(maglev_size=self._settings.bpf_lb_maglev_table_size, seed=seed)
+        state = KernelState(self._dataplane, desired, Routes(self._links), options)
         state.account(int(now))
         self._hosts = self._host_addresses()
         state.set_node(self._node_settings(), self._hosts)
@@ -169,6 +182,15 @@ class NodeKernel:
         """Name of an interface, or an empty string."""
         return _interface_name(index)
 
+    def end_sockets(self, networks: Iterable[str], backends: Iterable[Backend]) -> int:
+        """End the sockets in these network namespaces that a service gave one of these backends; how many.
+        Takes a while: run it in a thread. Raises OSError."""
+        return sockets.destroy(self._dataplane.maps["socket_services"], networks, backends)
+
+    def local_addresses(self) -> list[str]:
+        """Every address at which the node itself answers others."""
+        return self._links.local_addresses()
+
     def numbers(self) -> KernelNumbers:
         """Counters and map pressure for one scrape."""
         reasons = self._dataplane.layout.enum("drop_reason")
@@ -225,6 +247,9 @@ class NodeKernel:
             flags |= value("NODE_MASQUERADE_IPV4") | value("NODE_MASQUERADE_IPV6")
         if settings.policy_deny_response == "icmp":
             flags |= value("NODE_DENY_RESPONSE")
+        if settings.trace_sock:
+            flags |= value("NODE_TRACE_SOCKETS")
+        first_port, last_port = settings.node_ports
         return NodeSettings(
             ipv4=_of_family(self.addresses, 4),
             ipv6=_of_family(self.addresses, 6),
@@ -241,6 +266,10 @@ class NodeKernel:
             report_interval=settings.report_interval,
             tunnel_port=settings.tunnel_port,
             ct_quota=settings.conntrack_quota or settings.conntrack_entries // QUOTA_SHARE,
+            node_port_first=first_port,
+            node_port_last=last_port,
+            hash_seed=hash_seed(settings.bpf_lb_maglev_hash_seed),
+            netns=namespaces.cookie(),
         )
 
     def _host_addresses(self) -> list[str]:
@@ -283,6 +312,42 @@ class NodeKernel:
         if not self._settings.tunnel:
             return 0
         return VXLAN_OVERHEAD if ":" not in self.addresses[0] else VXLAN_OVERHEAD_IPV6
+
+
+def hash_seed(text: str) -> int:
+    """The 32-bit seed of Maglev that a text stands for; of none the one that all agents know."""
+    if not text:
+        return NodeSettings().hash_seed
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _constants(settings: AgentSettings) -> dict[str, Any]:
+    """Load-time constants of bpf/config."""
+    return {
+        "events_enabled": settings.events,
+        "tunnel_enabled": settings.tunnel,
+        "host_firewall_enabled": settings.host_firewall,
+        "services_enabled": settings.kube_proxy_replacement,
+        "pod_sockets_enabled": not settings.bpf_lb_sock_hostns_only,
+        "external_ip_mitigation": not settings.disable_external_ip_mitigation,
+        "dsr_ipip": settings.bpf_lb_dsr_dispatch == "ipip",
+    }
+
+
+def _sizes(settings: AgentSettings) -> dict[str, int]:
+    """Sizes of maps that are not there yet; the others are as built."""
+    wanted = {
+        "conntrack": settings.conntrack_entries,
+        "services": settings.service_map_max,
+        "frontends": settings.service_map_max,
+        "backends": settings.service_backend_map_max,
+        "slots": settings.service_slot_map_max,
+        "affinity": settings.service_affinity_map_max,
+        "source_ranges": settings.service_source_range_map_max,
+        "service_flows": settings.service_flow_map_max,
+        "snat": settings.nat_map_max,
+    }
+    return {name: size for name, size in wanted.items() if size}
 
 
 def _of_family(addresses: Iterable[str], version: int) -> str:

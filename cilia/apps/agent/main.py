@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cilia import __version__
-from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.settings import AgentSettings, cgroup_mount
 from cilia.kit import startup
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,6 +33,22 @@ def _one_of(flag: str, value: str, *known: str) -> None:
     if value not in known:
         words = [word or "empty" for word in known]
         raise typer.BadParameter(f"must be {', '.join(words[:-1])} or {words[-1]}", param_hint=f"--{flag}")
+
+
+def _prefixes(flag: str, text: str) -> None:
+    """Refuse what is no list of prefixes."""
+    try:
+        for part in filter(None, text.split(",")):
+            ipaddress.ip_network(part.strip(), strict=False)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}: write prefixes with commas", param_hint=f"--{flag}") from error
+
+
+def _ports(text: str) -> None:
+    """Refuse what is no range of ports."""
+    first, _, last = text.replace("-", ",").partition(",")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
+        raise typer.BadParameter("must be FIRST,LAST like 30000,32767", param_hint="--node-port-range")
 
 
 def _sources(context: typer.Context) -> dict[str, str]:
@@ -157,6 +174,139 @@ def agent(
     conntrack_gc_interval: Annotated[
         float, typer.Option(envvar=_env("conntrack_gc_interval"), min=0.1, help="Seconds.")
     ] = 15.0,
+    kube_proxy_replacement: Annotated[
+        bool,
+        typer.Option(envvar=_env("kube_proxy_replacement"), help="Serve Services; off: kube-proxy does."),
+    ] = True,
+    cgroup_root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("cgroup_root"),
+            readable=False,
+            help="Control group with the node's processes and pods. Default: where version 2 is mounted.",
+        ),
+    ] = None,
+    bpf_lb_sock: Annotated[
+        bool, typer.Option(envvar=_env("bpf_lb_sock"), help="Translate Services where sockets connect.")
+    ] = True,
+    bpf_lb_sock_hostns_only: Annotated[
+        bool, typer.Option(envvar=_env("bpf_lb_sock_hostns_only"), help="Only sockets of the node itself.")
+    ] = False,
+    bpf_lb_algorithm: Annotated[
+        str, typer.Option(envvar=_env("bpf_lb_algorithm"), help="random or maglev.")
+    ] = "random",
+    bpf_lb_mode: Annotated[
+        str, typer.Option(envvar=_env("bpf_lb_mode"), help="snat, dsr, or hybrid: DSR for TCP only.")
+    ] = "snat",
+    bpf_lb_dsr_dispatch: Annotated[
+        str, typer.Option(envvar=_env("bpf_lb_dsr_dispatch"), help="opt or ipip.")
+    ] = "opt",
+    bpf_lb_acceleration: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("bpf_lb_acceleration"), help="XDP: disabled, native, best-effort or generic."
+        ),
+    ] = "disabled",
+    bpf_lb_maglev_table_size: Annotated[
+        int, typer.Option(envvar=_env("bpf_lb_maglev_table_size"), help="A prime; the same on every node.")
+    ] = 16_381,
+    bpf_lb_maglev_hash_seed: Annotated[
+        str, typer.Option(envvar=_env("bpf_lb_maglev_hash_seed"), help="Text; the same on every node.")
+    ] = "",
+    bpf_lb_external_clusterip: Annotated[
+        bool,
+        typer.Option(envvar=_env("bpf_lb_external_clusterip"), help="Serve cluster IPs to the outside, too."),
+    ] = False,
+    bpf_lb_source_range_all_types: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("bpf_lb_source_range_all_types"),
+            help="Source ranges hold at node ports and cluster IPs, too.",
+        ),
+    ] = False,
+    node_port_range: Annotated[
+        str, typer.Option(envvar=_env("node_port_range"), help="FIRST,LAST.")
+    ] = "30000,32767",
+    nodeport_addresses: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("nodeport_addresses"),
+            help="Prefixes of the addresses with node ports. Default: the native device's.",
+        ),
+    ] = "",
+    service_no_backend_response: Annotated[
+        str, typer.Option(envvar=_env("service_no_backend_response"), help="reject or drop.")
+    ] = "reject",
+    disable_external_ip_mitigation: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("disable_external_ip_mitigation"), help="Serve external IPs wherever they lead."
+        ),
+    ] = False,
+    k8s_service_proxy_name: Annotated[
+        str,
+        typer.Option(envvar=_env("k8s_service_proxy_name"), help="Serve only Services with this proxy name."),
+    ] = "",
+    enable_local_redirect_policy: Annotated[
+        bool,
+        typer.Option(envvar=_env("enable_local_redirect_policy"), help="Follow CiliumLocalRedirectPolicies."),
+    ] = False,
+    lrp_address_matcher_cidrs: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("lrp_address_matcher_cidrs"), help="Prefixes that redirects by address may name."
+        ),
+    ] = "",
+    enable_service_topology: Annotated[
+        bool,
+        typer.Option(envvar=_env("enable_service_topology"), help="Follow hints and trafficDistribution."),
+    ] = True,
+    enable_health_check_nodeport: Annotated[
+        bool, typer.Option(envvar=_env("enable_health_check_nodeport"), help="Answer health-check ports.")
+    ] = True,
+    enable_health_check_loadbalancer_ip: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("enable_health_check_loadbalancer_ip"), help="Also at load-balancer addresses."
+        ),
+    ] = False,
+    kube_proxy_healthz: Annotated[
+        str,
+        typer.Option(
+            "--kube-proxy-replacement-healthz-bind-address",
+            envvar=_env("kube_proxy_healthz"),
+            help="kube-proxy's /healthz; empty: none.",
+        ),
+    ] = "0.0.0.0:10256",
+    services_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("services_file"), readable=False, help="YAML of services by hand, followed."
+        ),
+    ] = None,
+    trace_sock: Annotated[
+        bool, typer.Option(envvar=_env("trace_sock"), help="Report each translation of a socket.")
+    ] = False,
+    service_map_max: Annotated[
+        int, typer.Option("--bpf-lb-service-map-max", envvar=_env("service_map_max"), min=0)
+    ] = 0,
+    service_backend_map_max: Annotated[
+        int, typer.Option("--bpf-lb-service-backend-map-max", envvar=_env("service_backend_map_max"), min=0)
+    ] = 0,
+    service_slot_map_max: Annotated[
+        int, typer.Option("--bpf-lb-slot-map-max", envvar=_env("service_slot_map_max"), min=0)
+    ] = 0,
+    service_affinity_map_max: Annotated[
+        int, typer.Option("--bpf-lb-affinity-map-max", envvar=_env("service_affinity_map_max"), min=0)
+    ] = 0,
+    service_source_range_map_max: Annotated[
+        int,
+        typer.Option("--bpf-lb-source-range-map-max", envvar=_env("service_source_range_map_max"), min=0),
+    ] = 0,
+    service_flow_map_max: Annotated[
+        int, typer.Option("--bpf-lb-flow-map-max", envvar=_env("service_flow_map_max"), min=0)
+    ] = 0,
+    nat_map_max: Annotated[int, typer.Option("--bpf-nat-global-max", envvar=_env("nat_map_max"), min=0)] = 0,
     exclusive_cni: Annotated[bool, typer.Option(envvar=_env("exclusive_cni"))] = False,
     log_level: Annotated[str, typer.Option(envvar=_env("log_level"))] = "info",
     log_format: Annotated[str, typer.Option(envvar=_env("log_format"), help="text or json.")] = "text",
@@ -174,6 +324,17 @@ def agent(
     _one_of("policy-deny-response", policy_deny_response, "none", "icmp")
     _one_of("policy-cidr-match-mode", policy_cidr_match_mode, "", "nodes")
     _one_of("allow-localhost", allow_localhost, "auto", "always", "policy")
+    _one_of("bpf-lb-algorithm", bpf_lb_algorithm, "random", "maglev")
+    _one_of("bpf-lb-mode", bpf_lb_mode, "snat", "dsr", "hybrid")
+    _one_of("bpf-lb-dsr-dispatch", bpf_lb_dsr_dispatch, "opt", "ipip")
+    _one_of("bpf-lb-acceleration", bpf_lb_acceleration, "disabled", "native", "best-effort", "generic")
+    _one_of("service-no-backend-response", service_no_backend_response, "reject", "drop")
+    for flag, text in (
+        ("nodeport-addresses", nodeport_addresses),
+        ("lrp-address-matcher-cidrs", lrp_address_matcher_cidrs),
+    ):
+        _prefixes(flag, text)
+    _ports(node_port_range)
     if hubble_capacity < 1 or hubble_capacity & (hubble_capacity - 1):
         raise typer.BadParameter("must be a power of two", param_hint="--hubble-capacity")
     settings = AgentSettings(
@@ -211,6 +372,38 @@ def agent(
         conntrack_entries=conntrack_entries,
         conntrack_quota=conntrack_quota,
         conntrack_gc_interval=conntrack_gc_interval,
+        cgroup_root=cgroup_root or cgroup_mount(),
+        kube_proxy_replacement=kube_proxy_replacement,
+        bpf_lb_sock=bpf_lb_sock,
+        bpf_lb_sock_hostns_only=bpf_lb_sock_hostns_only,
+        bpf_lb_algorithm=bpf_lb_algorithm,
+        bpf_lb_mode=bpf_lb_mode,
+        bpf_lb_dsr_dispatch=bpf_lb_dsr_dispatch,
+        bpf_lb_acceleration=bpf_lb_acceleration,
+        bpf_lb_maglev_table_size=bpf_lb_maglev_table_size,
+        bpf_lb_maglev_hash_seed=bpf_lb_maglev_hash_seed,
+        bpf_lb_external_clusterip=bpf_lb_external_clusterip,
+        bpf_lb_source_range_all_types=bpf_lb_source_range_all_types,
+        node_port_range=node_port_range,
+        nodeport_addresses=nodeport_addresses,
+        service_no_backend_response=service_no_backend_response,
+        disable_external_ip_mitigation=disable_external_ip_mitigation,
+        k8s_service_proxy_name=k8s_service_proxy_name,
+        enable_local_redirect_policy=enable_local_redirect_policy,
+        lrp_address_matcher_cidrs=lrp_address_matcher_cidrs,
+        enable_service_topology=enable_service_topology,
+        enable_health_check_nodeport=enable_health_check_nodeport,
+        enable_health_check_loadbalancer_ip=enable_health_check_loadbalancer_ip,
+        kube_proxy_healthz=kube_proxy_healthz,
+        services_file=services_file,
+        trace_sock=trace_sock,
+        service_map_max=service_map_max,
+        service_backend_map_max=service_backend_map_max,
+        service_slot_map_max=service_slot_map_max,
+        service_affinity_map_max=service_affinity_map_max,
+        service_source_range_map_max=service_source_range_map_max,
+        service_flow_map_max=service_flow_map_max,
+        nat_map_max=nat_map_max,
         exclusive_cni=exclusive_cni,
         log_level=log_level,
         log_format=log_format,

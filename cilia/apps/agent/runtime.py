@@ -30,6 +30,7 @@ from cilia.api.server import ApiServer, ApiSettings, check_addresses
 from cilia.api.sockets import SocketError
 from cilia.apps.agent.attach import Attacher, Gateways
 from cilia.apps.agent.backend import AgentBackend, Condition
+from cilia.apps.agent.balancing import PodNetworks, SocketEnder, brain_settings
 from cilia.apps.agent.directory import TableDirectory
 from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.flows import FlowPump
@@ -174,6 +175,7 @@ class Runtime:
         graph = self._graph(live.settings, kernel, own)
         state = kernel.follow(self.desired, self.clock.monotonic())
         kernel.update_settings(live.settings)
+        state.netns_cookie = PodNetworks(self.inputs).cookie
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
         delays: list[PolicyDelays] = []
@@ -259,6 +261,7 @@ class Runtime:
         attacher.ready = True
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         tasks.spawn("review policies", self._review(engine, graph))
+        self._end_sockets(tasks, engine, kernel)
         await self._admit_pods(cni_server)
         startup.started()
         self.condition.doing = ""
@@ -315,6 +318,7 @@ class Runtime:
                 host_firewall=settings.host_firewall,
                 apiserver_addresses=address_of(self.condition.source),
                 own=own,
+                services=brain_settings(settings, kernel.local_addresses()),
             ),
             Restored(subjects=restored_subjects(kernel.restored_subjects())),
         )
@@ -398,6 +402,14 @@ class Runtime:
                 "stop the agent that serves it, or choose another --hubble-socket"
             ) from error
         stack.push_async_callback(server.close)
+
+    def _end_sockets(self, tasks: TaskGroup, engine: Engine, kernel: NodeKernel) -> None:
+        """End sockets whose backend is gone, from now on."""
+        if self.settings.kube_proxy_replacement and self.settings.bpf_lb_sock:
+            ender = SocketEnder(self.inputs, self.desired, kernel)
+            ender.look()
+            engine.after.append(ender.look)
+            tasks.spawn("end sockets of gone backends", ender.run())
 
     async def _review(self, engine: Engine, graph: ControlGraph) -> None:
         """Look for rules that hardly mean what they say, a few policies at a time, for ever."""

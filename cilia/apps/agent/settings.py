@@ -7,6 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+def cgroup_mount() -> Path | None:
+    """Where control groups of version 2 are mounted; None: nowhere."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split(" ")
+        if kind == "cgroup2":
+            return Path(point)
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
     """All settings of the agent; each is a flag and an environment variable CILIA_<NAME>."""
@@ -77,9 +86,81 @@ class AgentSettings:
     """Flows one pod may have; 0: a quarter of all."""
     conntrack_gc_interval: float = 15.0
     """Seconds between two looks for expired flows."""
+    kube_proxy_replacement: bool = True
+    """Serve Services; off: somebody else does (kube-proxy), and there are none here."""
+    cgroup_root: Path | None = None
+    """Control group (version 2) that holds the node's processes and its pods': their sockets are translated
+    where they connect. None: packet by packet only."""
+    bpf_lb_sock: bool = True
+    """Translate sockets at all."""
+    bpf_lb_sock_hostns_only: bool = False
+    """Translate sockets of the node's own network namespace only, and pods packet by packet: for pods whose
+    proxies or kernels want to see the Service's address."""
+    bpf_lb_algorithm: str = "random"
+    """How a new flow finds its backend, unless its Service says: random or maglev."""
+    bpf_lb_mode: str = "snat"
+    """How backends of other nodes answer clients outside: snat, dsr or hybrid (DSR for TCP only)."""
+    bpf_lb_dsr_dispatch: str = "opt"
+    """How the backend's node learns the frontend with DSR: opt (an IP option or extension header), ipip."""
+    bpf_lb_acceleration: str = "disabled"
+    """XDP at the native device: disabled, native, best-effort (native, else none) or generic."""
+    bpf_lb_maglev_table_size: int = 16_381
+    """Slots of a Maglev table, a prime; the same on every node."""
+    bpf_lb_maglev_hash_seed: str = ""
+    """Any text; the same on every node. Empty: one that all agents know."""
+    bpf_lb_external_clusterip: bool = False
+    """Serve clients outside the cluster at cluster IPs, too."""
+    bpf_lb_source_range_all_types: bool = False
+    """Source ranges hold at all addresses of a LoadBalancer Service, its node ports and cluster IPs, too."""
+    node_port_range: str = "30000,32767"
+    """First and last node port."""
+    nodeport_addresses: str = ""
+    """Prefixes with commas: addresses of the node where node ports are served. Empty: the native device's."""
+    service_no_backend_response: str = "reject"
+    """What a client of a Service without backends is told: reject (ICMP, or refused) or drop (nothing)."""
+    disable_external_ip_mitigation: bool = False
+    """Translate external IPs for pods wherever they lead (CVE-2020-8554)."""
+    k8s_service_proxy_name: str = ""
+    """Serve only Services whose label service.kubernetes.io/service-proxy-name is this. Empty: without it."""
+    enable_local_redirect_policy: bool = False
+    """Follow CiliumLocalRedirectPolicies."""
+    lrp_address_matcher_cidrs: str = ""
+    """Prefixes with commas: the addresses that redirects by address may name. Empty: any."""
+    enable_service_topology: bool = True
+    """Follow hints of slices and trafficDistribution, as kube-proxy does."""
+    enable_health_check_nodeport: bool = True
+    """Answer health checks of Services with externalTrafficPolicy Local."""
+    enable_health_check_loadbalancer_ip: bool = False
+    """Also at their load-balancer addresses."""
+    kube_proxy_healthz: str = "0.0.0.0:10256"
+    """Address of kube-proxy's /healthz and /livez, which load balancers ask; empty: none."""
+    services_file: Path | None = None
+    """YAML of services by hand, followed while the agent runs."""
+    trace_sock: bool = False
+    """Report each translation of a socket as an event of its own; flows name their Services anyway."""
+    service_map_max: int = 0
+    """Frontends there is room for; 0: as built, here and below. Maps that are there keep their size."""
+    service_backend_map_max: int = 0
+    """Backends."""
+    service_slot_map_max: int = 0
+    """Slots of all Maglev tables and lists of backends."""
+    service_affinity_map_max: int = 0
+    """Clients of sticky Services."""
+    service_source_range_map_max: int = 0
+    """Source ranges."""
+    service_flow_map_max: int = 0
+    """Flows translated packet by packet."""
+    nat_map_max: int = 0
+    """Translations of source addresses."""
     exclusive_cni: bool = False
     """Set other CNI configurations aside."""
     log_level: str = "info"
     log_format: str = "text"
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each value comes from that is not the default, by field: flag or environment."""
+
+    @property
+    def node_ports(self) -> tuple[int, int]:
+        """First and last node port."""
+        first, _, last = self.node_port_range.replace("-", ",").partition(",")
+        return int(first), int(last)

@@ -1,0 +1,150 @@
+"""Services as this agent is told to serve them: settings for the brain and for the data path, and the end of
+sockets whose backend is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import structlog
+
+from cilia.apps.agent.kernel import NodeKernel
+from cilia.apps.agent.settings import AgentSettings
+from cilia.control.services.settings import Mode, ServiceSettings
+from cilia.dataplane import namespaces
+from cilia.dataplane.netlink import NetlinkError
+from cilia.model.ids import EndpointId
+from cilia.model.service import Algorithm, Backend, Frontend, ServiceEntry
+from cilia.schema import Desired, Inputs
+
+log = structlog.get_logger(__name__)
+
+OWN_NETWORK = "/proc/thread-self/ns/net"
+BackendKey = tuple[str, int, int]
+
+
+def brain_settings(settings: AgentSettings, addresses: Sequence[str]) -> ServiceSettings:
+    """What the brain must know. `addresses`: all of this node."""
+    return ServiceSettings(
+        enabled=settings.kube_proxy_replacement,
+        algorithm=Algorithm(settings.bpf_lb_algorithm),
+        mode=Mode(settings.bpf_lb_mode),
+        external_cluster_ip=settings.bpf_lb_external_clusterip,
+        source_ranges_everywhere=settings.bpf_lb_source_range_all_types,
+        reject=settings.service_no_backend_response == "reject",
+        proxy_name=settings.k8s_service_proxy_name,
+        topology=settings.enable_service_topology,
+        node_port_addresses=tuple(within(addresses, settings.nodeport_addresses)),
+        node_ports=settings.node_ports,
+        health_checks=settings.enable_health_check_nodeport,
+        health_checks_at_load_balancer=settings.enable_health_check_loadbalancer_ip,
+        local_redirects=settings.enable_local_redirect_policy,
+        redirect_prefixes=tuple(
+            str(ipaddress.ip_network(text.strip(), strict=False))
+            for text in filter(None, settings.lrp_address_matcher_cidrs.split(","))
+        ),
+    )
+
+
+def within(addresses: Iterable[str], prefixes: str) -> Iterator[str]:
+    """The addresses that lie in one of the prefixes."""
+    networks = [
+        ipaddress.ip_network(text.strip(), strict=False) for text in filter(None, prefixes.split(","))
+    ]
+    return (text for text in addresses if any(ipaddress.ip_address(text) in network for network in networks))
+
+
+class PodNetworks:
+    """What tells the network namespaces of this node's pods apart."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._cookies: dict[str, int] = {}
+
+    def cookie(self, endpoint: EndpointId) -> int:
+        """Cookie of a pod's network namespace; 0 when it is gone."""
+        attachment = self._inputs.attachments.get(endpoint)
+        if attachment is None:
+            return 0
+        found = self._cookies.get(attachment.container_id)
+        if found is None:
+            if len(self._cookies) > 2 * len(self._inputs.attachments) + 16:
+                self._cookies.clear()
+            found = self._cookies[attachment.container_id] = _cookie_at(attachment.netns)
+        return found
+
+
+def _cookie_at(path: str) -> int:
+    try:
+        namespace = namespaces.open_network(path)
+        try:
+            return namespaces.cookie(namespace)
+        finally:
+            os.close(namespace)
+    except OSError:
+        return 0
+
+
+class SocketEnder:
+    """Ends the sockets that a service gave a backend which no service has any more, so that their owners
+    connect anew instead of talking to nobody."""
+
+    def __init__(self, inputs: Inputs, desired: Desired, kernel: NodeKernel) -> None:
+        self._inputs = inputs
+        self._kernel = kernel
+        self._entries = desired.service_entries.cursor()
+        self._known: dict[Frontend, ServiceEntry] = {}
+        self._uses: Counter[BackendKey] = Counter()
+        self._gone: dict[BackendKey, Backend] = {}
+        self.wake = asyncio.Event()
+        """Set when there is something to end."""
+
+    def look(self) -> None:
+        """Take notice of changed services; called after each step."""
+        put, deleted = self._entries.take()
+        for row in put:
+            self._change(self._known.get(row.frontend), row)
+            self._known[row.frontend] = row
+        for frontend in deleted:
+            self._change(self._known.pop(frontend, None), None)
+        if self._gone:
+            self.wake.set()
+
+    def _change(self, before: ServiceEntry | None, after: ServiceEntry | None) -> None:
+        old, new = _backends(before), _backends(after)
+        for key in new.keys() - old.keys():
+            self._uses[key] += 1
+            self._gone.pop(key, None)
+        for key in old.keys() - new.keys():
+            self._uses[key] -= 1
+            if not self._uses[key]:
+                del self._uses[key]
+                self._gone[key] = old[key]
+
+    async def run(self) -> None:
+        """End them as they come to be, for ever."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            gone, self._gone = list(self._gone.values()), {}
+            networks = [OWN_NETWORK, *(row.netns for row in self._inputs.attachments)]
+            try:
+                ended = await asyncio.to_thread(self._kernel.end_sockets, networks, gone)
+            except (OSError, NetlinkError) as error:
+                log.warning("sockets of gone backends are not ended", reason=str(error))
+                continue
+            if ended:
+                log.info("sockets ended", backends=len(gone), sockets=ended)
+
+
+def _backends(row: ServiceEntry | None) -> dict[BackendKey, Backend]:
+    if row is None:
+        return {}
+    return {
+        (one.address, one.port, int(one.protocol)): one
+        for some in {id(part): part for part in (row.internal, row.external, row.draining)}.values()
+        for one in some
+    }
