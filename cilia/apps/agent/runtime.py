@@ -175,7 +175,7 @@ class Runtime:
         graph = self._graph(live.settings, kernel, own)
         state = kernel.follow(self.desired, self.clock.monotonic())
         kernel.update_settings(live.settings)
-        state.netns_cookie = PodNetworks(self.inputs).cookie
+        state.local_pods.netns_cookie = PodNetworks(self.inputs).cookie
         engine = Engine(graph, state, self.clock)
         flows = self._hubble(kernel)
         delays: list[PolicyDelays] = []
