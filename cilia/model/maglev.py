@@ -107,7 +107,6 @@ def _claims(walks: _Walks, owned: NDArray[np.float64]) -> tuple[Numbers, Numbers
     ranks = np.arange(len(backends)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     slots = (walks.first[backends] + ranks * walks.step[backends]) % walks.size
     parts = (ranks + 0.5) / owned[backends]
-    # 16 bits: numpy then sorts by digits.
     order = np.argsort(np.minimum(parts * (65535 / CLAIMS), 65535).astype(np.uint16), kind="stable")
     return slots[order], backends[order]
 
@@ -129,7 +128,8 @@ def _whole(owned: NDArray[np.float64], size: int) -> Numbers:
 
 def _places(owners: Numbers, count: int) -> Numbers:
     """How many earlier ones each owner already has."""
-    order = np.argsort(owners, kind="stable")
+    # 16 bits where they do: numpy then sorts by digits.
+    order = np.argsort(owners.astype(np.uint16) if count <= 1 << 16 else owners, kind="stable")
     counts = np.bincount(owners, minlength=count)
     places = np.empty(len(owners), dtype=np.int64)
     places[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
