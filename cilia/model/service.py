@@ -117,7 +117,7 @@ class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an object that asks for frontends: for `service list`, Events and statuses."""
 
     kind: str
-    """Service, CiliumLocalRedirectPolicy, Pod (host ports), Standalone, or EndpointSlice without a Service."""
+    """Service, CiliumLocalRedirectPolicy, Pod (host ports), Standalone, EndpointSlice (without a Service)."""
     namespace: str
     name: str
     problems: tuple[str, ...] = ()
