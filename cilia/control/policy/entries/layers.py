@@ -60,6 +60,7 @@ Layer = dict[Prefix, Entry]
 Name = TypeVar("Name", bound=Hashable)
 """What tells parts apart: equal names stand for equal parts."""
 
+Piece = TypeVar("Piece")
 Whole = TypeVar("Whole")
 
 
@@ -170,14 +171,19 @@ class Beginnings(Generic[Name, Whole]):
         """Others come to something else from now on."""
         self._known = {(): self._nothing}
 
-    def whole(self, names: tuple[Name, ...], more: Callable[[Whole, Name], Whole]) -> Whole:
-        """What the parts of these names come to; `more` adds the part of one name."""
+    def whole(
+        self,
+        names: tuple[Name, ...],
+        part: Callable[[Name], Piece],
+        both: Callable[[Whole, Piece], Whole],
+    ) -> Whole:
+        """What the parts of these names come to: `part` finds one, `both` adds it."""
         first = names[:KEPT]
         found = self._known.get(first)
         if found is None:
-            found = self._known[first] = more(self.whole(first[:-1], more), first[-1])
+            found = self._known[first] = both(self.whole(first[:-1], part, both), part(first[-1]))
         for name in names[KEPT:]:
-            found = more(found, name)
+            found = both(found, part(name))
         return found
 
 
@@ -229,7 +235,7 @@ class Ranked(Generic[Name]):
 
     def of_peer(self, names: tuple[Name, ...], part: Callable[[Name], Part]) -> Layer:
         """The layer of peers that all the parts of these names are about; `part` finds one."""
-        whole = self._beginnings.whole(names, lambda one, name: self._both(one, part(name)))
+        whole = self._beginnings.whole(names, part, self._both)
         return visible(whole.entries) if whole.wide else whole.entries
 
     def _both(self, one: Part, other: Part) -> Part:
@@ -238,8 +244,9 @@ class Ranked(Generic[Name]):
             return other
         whole = one.entries | other.entries
         if len(whole) < len(one.entries) + len(other.entries):
+            better = self._namer.better
             for prefix in one.entries.keys() & other.entries.keys():
-                whole[prefix] = self._namer.better(one.entries[prefix], other.entries[prefix])
+                whole[prefix] = better(one.entries[prefix], other.entries[prefix])
         return Part(whole, one.wide or other.wide)
 
 
@@ -286,9 +293,7 @@ class Weighed(Generic[Name]):
 
     def of_peer(self, names: tuple[Name, ...], terms: Callable[[Name], Iterable[Term]]) -> Layer:
         """The layer of peers that the terms of all these names mean; `terms` finds those of one."""
-        judged = self._beginnings.whole(
-            names, lambda before, name: self._with(before, _pieces(terms(name), True))
-        )
+        judged = self._beginnings.whole(names, lambda name: _pieces(terms(name), True), self._with)
         return _stored(judged.answers, True)
 
     def _with(self, before: Judged, more: Pieces) -> Judged:
