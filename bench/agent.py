@@ -46,7 +46,7 @@ while True:
     _socket.close(server._accept()[0])
 """
 SETTLE_SECONDS = 1.0
-WATCH_SECONDS = 5.0
+WATCH_SECONDS = 20.0
 """How long an effect is waited for before the measurement is given up."""
 
 
@@ -237,9 +237,8 @@ async def _deny_all(node: Node, labels: list[str], rounds: int) -> tuple[list[fl
     pods = await node.prepare(ISOLATED, labels)
     await asyncio.to_thread(node.attach_all, pods)
     await asyncio.sleep(SETTLE_SECONDS)
-    words = _active_words(Path(node.node.bpf_prefix))
-    # The host is judged by a subject, too, which a policy of pods leaves alone.
-    subjects = _subjects_of_pods(node)
+    words = active_words(Path(node.node.bpf_prefix))
+    subjects = subjects_of_pods(node)
     if len(subjects) < len(labels):
         raise BenchError(f"only {len(subjects)} subjects are in force")
     policy = _policy("deny-all", {})
@@ -248,7 +247,7 @@ async def _deny_all(node: Node, labels: list[str], rounds: int) -> tuple[list[fl
     for _ in range(rounds):
         for times, request in ((on, _create), (off, _delete)):
             await asyncio.sleep(0.3)
-            times.append(await _wave(words, subjects, request(node, policy)))
+            times.append(await wave(words, subjects, request(node, policy)))
     await node.remove(pods)
     return on, off
 
@@ -265,7 +264,7 @@ async def _allow_each(node: Node, labels: list[str]) -> None:
         await _create(node, {"metadata": {"name": f"allow-{label}"}, "spec": spec})
 
 
-async def _wave(words: Any, subjects: Any, request: Coroutine[Any, Any, None]) -> float:
+async def wave(words: Any, subjects: Any, request: Coroutine[Any, Any, None]) -> float:
     """Milliseconds from the answer until all the words have changed."""
     loop = asyncio.get_running_loop()
     before = words[subjects].copy()
@@ -275,14 +274,15 @@ async def _wave(words: Any, subjects: Any, request: Coroutine[Any, Any, None]) -
     return (await watching - answered) / 1e6
 
 
-def _subjects_of_pods(node: Node) -> Any:
-    """Numbers of the subjects that the node's pods have."""
+def subjects_of_pods(node: Node) -> Any:
+    """Numbers of the subjects that the node's pods have: the host has one, too, which policies of pods leave
+    alone."""
     client = AgentClient(node.node.agent_socket)
     views = [view for view in client.endpoints() if view.status.external_identifiers.pod_name]
     return np.array(sorted({view.status.policy.realized.subject for view in views}))
 
 
-def _active_words(prefix: Path) -> np.ndarray[Any, np.dtype[Any]]:
+def active_words(prefix: Path) -> np.ndarray[Any, np.dtype[Any]]:
     layout = abi.layout()
     descriptor = bpf.get(loader.root_of(prefix) / "maps" / "policy_active")
     if descriptor is None:

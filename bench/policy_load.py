@@ -1,8 +1,9 @@
-"""Policies that change while pods talk, judged packet by packet; default deny until the last endpoint.
+"""Policies that change while pods talk, judged packet by packet; default deny until the last endpoint; a
+policy as large as fits.
 
 The changes run on a lab of two nodes with the traffic, the random policies and the judge of the tests.
 Default deny is watched with datagrams: one pod sends to all others in turn, and what arrives tells who still
-lets them in.
+lets them in. The large policy is watched in the map that says which entries are in force.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bench.agent import active_words, subjects_of_pods, wave
 from bench.node import NAMESPACE, BenchError, Node, running
 from cilia.cluster import store as cluster
+from cilia.dataplane.pool import POLICY_ENTRIES
 from cilia.lab import kernel
 from cilia.lab.records import PodRecord
 from tests.support import policy_load
@@ -38,6 +44,9 @@ PORT = 7000
 BEFORE, AFTER = 0.15, 0.35
 """Seconds of sending before the request and after the answer."""
 LIMIT_MS = 50.0
+LARGE_LIMIT_MS = 100.0
+BUILT_IN = 3
+"""Entries that every isolated subject has: a default for each direction, the node's own way in."""
 SENDER = """
 import array, socket, sys, time
 port, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -57,7 +66,7 @@ sys.stdout.buffer.write(times.tobytes())
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Everything of this page."""
-    return [*_changes(quick), *asyncio.run(_default_deny(quick))]
+    return [*_changes(quick), *asyncio.run(_default_deny(quick)), *asyncio.run(_large(quick))]
 
 
 # changes under load
@@ -203,6 +212,63 @@ def _followed(times: array[float], arrived: set[int], index: int, targets: int, 
     if found is None:
         raise BenchError(f"endpoint {index} did not follow a policy within {AFTER} s")
     return times[found]
+
+
+# a policy as large as fits
+
+
+async def _large(quick: bool) -> list[dict[str, Any]]:
+    """One policy, by how many rules it has, that changes all entries of a pod each time."""
+    rounds = 3 if quick else 15
+    rows = []
+    async with running() as node:
+        pods = await node.prepare(1, ["large"])
+        await asyncio.to_thread(node.attach_all, pods)
+        await asyncio.sleep(1.0)
+        words, subjects = active_words(Path(node.node.bpf_prefix)), subjects_of_pods(node)
+        for rules in (1000, 16_000):
+            times = []
+            for version in range(rounds + 1):
+                await asyncio.sleep(1.0)
+                times.append(await wave(words, subjects, _write(node, rules, version)))
+            # The first time its networks get identities, too.
+            del times[0]
+            await wave(words, subjects, _delete(node))
+            about = f"one policy of {rules} rules, {POLICY_ENTRIES} entries, until in force"
+            rows.append(_row(about, LARGE_LIMIT_MS, times) | ({} if rules == 1000 else {"reach": None}))
+        await node.remove(pods)
+    return rows
+
+
+async def _write(node: Node, rules: int, version: int) -> None:
+    """Make a large policy, or put another version in its place."""
+    kind, policy = cluster.CILIUM_NETWORK_POLICIES, _large_policy(rules, version)
+    if version:
+        await node.store.patch(kind, "large", msgspec.json.encode(policy), namespace=NAMESPACE)
+    else:
+        await node.store.create(kind, cluster.encode(kind, policy), namespace=NAMESPACE)
+
+
+async def _delete(node: Node) -> None:
+    await node.store.delete(cluster.CILIUM_NETWORK_POLICIES, "large", namespace=NAMESPACE)
+
+
+def _large_policy(rules: int, version: int) -> dict[str, Any]:
+    """Each rule allows a network of its own some ports, others in each version."""
+    each, more = divmod(POLICY_ENTRIES - BUILT_IN, rules)
+    ingress = [
+        {
+            "fromCIDR": [f"{20 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24"],
+            "toPorts": [{"ports": _some_ports(number + 97 * version, each + (number < more))}],
+        }
+        for number in range(rules)
+    ]
+    spec = {"endpointSelector": {"matchLabels": {"app": "large"}}, "ingress": ingress}
+    return {"metadata": {"name": "large"}, "spec": spec}
+
+
+def _some_ports(first: int, count: int) -> list[dict[str, str]]:
+    return [{"port": str(1024 + (first + n) % 60_000), "protocol": "TCP"} for n in range(count)]
 
 
 # what comes out
