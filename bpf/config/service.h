@@ -15,3 +15,12 @@ const volatile bool external_ip_mitigation = true;
 
 /* The frontend travels to a backend's node in an outer header (IPIP); off: in an IP option. */
 const volatile bool dsr_ipip = false;
+
+/* Whom a pod sees when it reaches itself by a service, in host byte order: 169.254.42.1. */
+const volatile __u32 service_loopback_ipv4 = 0xa9fe2a01;
+
+/* The upper half of the same for IPv6, 100::a9fe:2a01: never routed (RFC 6666). */
+const volatile __u64 service_loopback_ipv6_high = 0x0100000000000000;
+
+/* Its lower half. */
+const volatile __u64 service_loopback_ipv6_low = 0xa9fe2a01;

@@ -11,6 +11,12 @@ static __always_inline void recall_rules(struct flow *flow, const struct ct_entr
 	flow->cookie[CT_INGRESS] = entry->side[CT_INGRESS].cookie;
 	flow->match[CT_EGRESS] = entry->side[CT_EGRESS].match;
 	flow->match[CT_INGRESS] = entry->side[CT_INGRESS].match;
+	if (!entry->service)
+		return;
+	if (flow->flags & EVENT_IS_REPLY)
+		flow->source.service = entry->service;
+	else
+		flow->destination.service = entry->service;
 }
 
 /* added: what this packet changed in the flow's life (enum ct_flags). */

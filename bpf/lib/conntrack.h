@@ -5,6 +5,7 @@
 #include "aggregate.h"
 #include "policy.h"
 #include "../config/conntrack.h"
+#include "../config/service.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_CONNTRACK
@@ -158,12 +159,15 @@ static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry,
 	return dropped_at(&flow->packet, reason, SOURCE_FILE, __LINE__);
 }
 
-/* Judges every side that lives here, the initiator's first; the first denial ends it. */
+/* Judges every side that lives here, the initiator's first; the first denial ends it. A pod may
+ * always talk to itself. */
 static __always_inline int judge_sides(struct flow *flow, struct ct_entry *entry,
 				       const struct opening *opening)
 {
 	int dropped = 0;
 
+	if (flow->translation & TRANSLATION_HAIRPIN)
+		return 0;
 	if (opening->initiator.endpoint)
 		dropped = judge_side(flow, entry, CT_EGRESS, &opening->initiator,
 				     opening->responder.identity, opening->port);
@@ -274,36 +278,97 @@ static __always_inline void count_first(struct ct_entry *entry, const struct pac
 	entry->flags_reported[0] = packet->tcp_flags;
 }
 
-/* A flow never seen before: judged, and remembered when it may pass. A denied one leaves no entry.
- */
-static __noinline int open_flow(struct flow *flow, struct ct_key *key, struct ct_entry *stale,
-				bool by_low)
+/* What the socket asked for that sends to a backend, if it was translated when it connected. */
+static __noinline int recall_socket(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
-	struct opening opening = seen_by_initiator(flow, flow->answers);
-	struct ct_entry fresh = {};
+	struct socket_service_key key = {
+	    .cookie = bpf_get_socket_cookie(skb),
+	    .address = packet->destination,
+	    .port = packet->destination_port,
+	    .protocol = packet->protocol,
+	};
+	struct socket_service *known = NULL;
+	struct workspace *space = own_workspace();
+
+	if (key.cookie)
+		known = bpf_map_lookup_elem(&socket_services, &key);
+	if (!known || !space)
+		return 0;
+	flow->destination.service = known->service;
+	flow->translation |= TRANSLATION_ASKED;
+	space->asked = known->address;
+	space->asked_port = known->port;
+	return 0;
+}
+
+static __always_inline bool may_ask_socket(const struct flow *flow)
+{
+	return services_enabled && flow->settings->flags & NODE_SERVICES && !flow->translation &&
+	       !flow->answers && has_ports(flow->packet.protocol);
+}
+
+static __always_inline __u32 service_flags(const struct flow *flow)
+{
+	if (flow->translation & TRANSLATION_GIVEN)
+		return CT_TRANSLATED;
+	if (flow->translation & TRANSLATION_DSR)
+		return CT_SERVICE_DSR;
+	return flow->vni && is_world(flow->source.identity) ? CT_NODE_PORT : 0;
+}
+
+/* For who keeps flows of services, whose lifetime follows this one's. */
+static __always_inline void note_lifetime(const struct flow *flow, __u32 expires)
+{
+	struct workspace *space;
+
+	if (likely(!flow->translation))
+		return;
+	space = own_workspace();
+	if (space)
+		space->expires = expires;
+}
+
+/* A flow never seen before: judged, and remembered when it may pass. A denied one leaves no entry.
+ */
+static __noinline int open_flow(struct __sk_buff *skb, struct flow *flow, struct ct_key *key,
+				struct ct_entry *stale, bool by_low)
+{
+	const struct packet *packet = &flow->packet;
+	struct workspace *space = own_workspace();
+	struct opening opening;
+	struct ct_entry *fresh;
 	int dropped;
 
+	if (!space)
+		return DROP(flow, CT_MAP_INSERTION_FAILED);
+	fresh = &space->entry;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
 	flow->state = flow->answers ? CONNECTION_REPLY : CONNECTION_NEW;
 	if (packet->kind == PACKET_REPLY)
 		return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
 	if (unlikely(flow->answers)) {
-		fresh.flags = CT_SEEN_REPLY;
+		fresh->flags = CT_SEEN_REPLY;
 		flow->flags |= EVENT_IS_REPLY;
 	}
-	dropped = judge_sides(flow, &fresh, &opening);
+	if (may_ask_socket(flow))
+		recall_socket(skb, flow);
+	opening = seen_by_initiator(flow, flow->answers);
+	fresh->service = opening.responder.service;
+	dropped = judge_sides(flow, fresh, &opening);
 	if (dropped)
 		return dropped;
-	count_first(&fresh, packet, flow->answers);
-	fresh.created = flow->now;
-	fresh.reported[0] = flow->now;
-	fresh.flags |= first_flags(packet, by_low != flow->answers);
-	fresh.expires = flow->now + lifetime_of(packet, fresh.flags);
-	fresh.source_identity = opening.initiator.identity;
-	fresh.owner = owner_of(&opening);
+	count_first(fresh, packet, flow->answers);
+	fresh->created = flow->now;
+	fresh->reported[0] = flow->now;
+	fresh->flags |= first_flags(packet, by_low != flow->answers) | service_flags(flow);
+	fresh->expires = flow->now + lifetime_of(packet, fresh->flags);
+	fresh->source_identity = opening.initiator.identity;
+	fresh->owner = owner_of(&opening);
 	flow->flags |= EVENT_FIRST_REPORT;
 	flow->report = true;
-	return store_flow(flow, key, &fresh, stale);
+	note_lifetime(flow, fresh->expires);
+	return store_flow(flow, key, fresh, stale);
 }
 
 /* The policy, a peer's identity or an endpoint behind an address changed: asks again as if the flow
@@ -313,15 +378,20 @@ static __noinline int judge_again(struct flow *flow, struct ct_key *key, struct 
 				  bool reply)
 {
 	struct opening opening = seen_by_initiator(flow, reply);
-	struct ct_entry changed = *entry;
+	struct workspace *space = own_workspace();
+	struct ct_entry *changed;
 	int dropped;
 
-	__builtin_memset(changed.side, 0, sizeof(changed.side));
-	dropped = judge_sides(flow, &changed, &opening);
-	if (changed.side[CT_EGRESS].cookie != entry->side[CT_EGRESS].cookie ||
-	    changed.side[CT_INGRESS].cookie != entry->side[CT_INGRESS].cookie)
+	if (!space)
+		return DROP(flow, CT_MAP_INSERTION_FAILED);
+	changed = &space->entry;
+	*changed = *entry;
+	__builtin_memset(changed->side, 0, sizeof(changed->side));
+	dropped = judge_sides(flow, changed, &opening);
+	if (changed->side[CT_EGRESS].cookie != entry->side[CT_EGRESS].cookie ||
+	    changed->side[CT_INGRESS].cookie != entry->side[CT_INGRESS].cookie)
 		flow->report = true;
-	bpf_map_update_elem(&conntrack, key, &changed, BPF_EXIST);
+	bpf_map_update_elem(&conntrack, key, changed, BPF_EXIST);
 	return dropped;
 }
 
@@ -373,7 +443,7 @@ static __always_inline int check_sides(struct flow *flow, struct ct_key *key,
 	result = check_side(flow, entry, CT_EGRESS, initiator, responder->identity);
 	if (likely(!result))
 		result = check_side(flow, entry, CT_INGRESS, responder, initiator->identity);
-	if (likely(!result))
+	if (likely(!result) || flow->translation & TRANSLATION_HAIRPIN)
 		return 0;
 	if (result > 0)
 		return judge_again(flow, key, entry, reply);
@@ -410,13 +480,17 @@ static __always_inline void touch(struct flow *flow, struct ct_entry *entry, boo
 		entry->packets[0]++;
 		entry->bytes[0] += packet->length;
 	}
-	if (unlikely(added))
+	if (unlikely(added)) {
 		__sync_fetch_and_or(&entry->flags, added);
+		if (added & CT_CLOSED && flow->translation)
+			flow->translation |= TRANSLATION_CLOSED;
+	}
 	if (!(flags & CT_CLOSED)) {
 		expires = flow->now + lifetime_of(packet, flags | added);
 		if (entry->expires != expires)
 			entry->expires = expires;
 	}
+	note_lifetime(flow, entry->expires);
 	if (events_enabled)
 		aggregate(flow, entry, added, reply);
 }
@@ -438,8 +512,39 @@ static __always_inline bool is_tracked(const struct packet *packet)
 	return entry && coarse_seconds() < entry->expires;
 }
 
+/* The packet comes from a backend, or is about one: its client knows it as a frontend. */
+static __always_inline void note_frontend(struct flow *flow, const struct ct_entry *entry)
+{
+	flow->source.service = entry->service;
+	if (entry->flags & CT_TRANSLATED)
+		flow->translation |= TRANSLATION_RESTORE;
+	else if (entry->flags & CT_SERVICE_DSR)
+		flow->translation |= TRANSLATION_DSR;
+}
+
+/* Replies of a translated flow are given another source: so the flow must not share its tuple with
+ * one that reaches the same backend by another frontend, or by its own address. */
+static __noinline int check_service(struct flow *flow, const struct ct_entry *entry, bool reply)
+{
+	__u32 asked = flow->translation & TRANSLATION_GIVEN ? flow->destination.service : 0;
+	__u32 known = entry->flags & CT_TRANSLATED ? entry->service : 0;
+
+	if (!reply)
+		return asked == known ? 0 : DROP(flow, NAT_NOT_NEEDED);
+	if (asked)
+		return DROP(flow, NAT_NOT_NEEDED);
+	note_frontend(flow, entry);
+	return 0;
+}
+
+static __always_inline bool concerns_service(const struct flow *flow, const struct ct_entry *entry)
+{
+	return services_enabled &&
+	       (entry->flags & (CT_TRANSLATED | CT_SERVICE_DSR) || flow->translation);
+}
+
 /* Finds the packet's flow, or opens it, and holds it to the policies at its ends. */
-static __always_inline int track(struct flow *flow)
+static __always_inline int track(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
 	struct ct_key key;
@@ -450,18 +555,27 @@ static __always_inline int track(struct flow *flow)
 
 	flow->now = coarse_seconds();
 	if (!entry || flow->now >= entry->expires)
-		return open_flow(flow, &key, entry, by_low);
+		return open_flow(skb, flow, &key, entry, by_low);
 	reply = by_low == !!(entry->flags & CT_INITIATOR_HIGH);
 	if (unlikely(is_opening(packet))) {
 		/* Either end of an association may begin it anew (RFC 9260, 5.2). */
 		if (entry->flags & CT_CLOSING_ANY || (reply && packet->protocol == IPPROTO_SCTP))
-			return open_flow(flow, &key, entry, by_low);
+			return open_flow(skb, flow, &key, entry, by_low);
 		if (reply)
 			return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
 	}
 	flow->state = reply ? CONNECTION_REPLY : CONNECTION_ESTABLISHED;
-	if (reply)
+	if (reply) {
 		flow->flags |= EVENT_IS_REPLY;
+		/* Behind the node's address is the client it was judged as. */
+		if (unlikely(entry->flags & CT_NODE_PORT))
+			flow->destination.identity = entry->source_identity;
+	}
+	if (unlikely(concerns_service(flow, entry))) {
+		dropped = check_service(flow, entry, reply);
+		if (dropped)
+			return dropped;
+	}
 	dropped = check_sides(flow, &key, entry, reply);
 	if (unlikely(dropped))
 		return dropped;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
-/* Floor 11: a pod hears by ICMP that its own policy denied what it sent, so that it fails at once
- * and not by a timeout. The packet is dropped, counted and reported like any other; only then it is
- * turned into the answer. */
+/* Floor 11: a pod hears by ICMP that its own policy denied what it sent, or that nobody serves what
+ * it asked for, so that it fails at once and not by a timeout. The packet is dropped, counted and
+ * reported like any other; only then it is turned into the answer. */
 #include "answer.h"
 #include "events.h"
 #include <linux/if_packet.h>
@@ -15,36 +15,55 @@
 #define LONGEST_QUOTE_IPV4 (576 - 28)
 #define LONGEST_QUOTE_IPV6 (1280 - 48)
 #define QUOTE_CHUNK 64
-#define DENIAL_TTL 64
+#define REFUSAL_TTL 64
 #define TOS_INTERNET_CONTROL 0xc0
 #define ICMP_ADMINISTRATIVELY_PROHIBITED 13
 #define ICMPV6_DEST_UNREACH 1
 #define ICMPV6_ADMINISTRATIVELY_PROHIBITED 1
+#define ICMP_PORT_UNREACHABLE 3
+#define ICMPV6_PORT_UNREACHABLE 4
 
-struct denial4 {
+struct refusal4 {
 	struct iphdr ip;
 	struct icmp_header icmp;
 };
 
-struct denial6 {
+struct refusal6 {
 	struct ipv6hdr ip;
 	struct icmp_header icmp;
 };
 
-/* The pod that sent it was denied by its own egress policy, and what it sent may be answered at all
- * (RFC 1122, 3.2.2; RFC 4443, 2.4 e). */
-static __always_inline bool is_answered_denial(const struct __sk_buff *skb, const struct flow *flow,
-					       int result)
+/* The pod that sent it was denied by its own egress policy. */
+static __always_inline bool is_own_denial(const struct flow *flow, int result)
+{
+	return (result == -DROP_POLICY_DENIED || result == -DROP_POLICY_DENY) &&
+	       flow->settings->flags & NODE_DENY_RESPONSE && flow->denier == 1 + CT_EGRESS &&
+	       !(flow->flags & EVENT_IS_REPLY);
+}
+
+/* A refusal that the pod is told of, of a packet that may be answered at all (RFC 1122, 3.2.2; RFC
+ * 4443, 2.4 e) and is still as the pod sent it. */
+static __always_inline bool is_answered(const struct __sk_buff *skb, const struct flow *flow,
+					int result)
 {
 	const struct packet *packet = &flow->packet;
 
-	if (likely(result != -DROP_POLICY_DENIED && result != -DROP_POLICY_DENY))
+	if (likely(result >= 0))
 		return false;
-	if (!(flow->settings->flags & NODE_DENY_RESPONSE) || flow->denier != 1 + CT_EGRESS ||
-	    flow->flags & EVENT_IS_REPLY)
+	if (!is_own_denial(flow, result) && !(flow->translation & TRANSLATION_REJECTED))
 		return false;
 	return skb->pkt_type == PACKET_HOST && packet->kind < PACKET_ERROR &&
 	       packet->fragment != FRAGMENT_LATER;
+}
+
+/* The code of "destination unreachable" that says why. */
+static __always_inline __u8 refusal_code(const struct flow *flow)
+{
+	bool nobody = flow->translation & TRANSLATION_REJECTED;
+
+	if (flow->packet.family == FAMILY_IPV4)
+		return nobody ? ICMP_PORT_UNREACHABLE : ICMP_ADMINISTRATIVELY_PROHIBITED;
+	return nobody ? ICMPV6_PORT_UNREACHABLE : ICMPV6_ADMINISTRATIVELY_PROHIBITED;
 }
 
 /* What a checksum makes of the quote, which stands at offset. Negative: it can't be read. */
@@ -66,10 +85,10 @@ static __always_inline __s64 sum_quote(struct __sk_buff *skb, __u32 offset, __u3
 	return sum;
 }
 
-static __always_inline int write_denial4(struct __sk_buff *skb, const struct flow *flow,
-					 __u32 quote)
+static __always_inline int write_refusal4(struct __sk_buff *skb, const struct flow *flow,
+					  __u32 quote)
 {
-	struct denial4 answer = {};
+	struct refusal4 answer = {};
 	__s64 sum;
 
 	answer.ip.version = 4;
@@ -77,14 +96,14 @@ static __always_inline int write_denial4(struct __sk_buff *skb, const struct flo
 	answer.ip.tos = TOS_INTERNET_CONTROL;
 	answer.ip.tot_len = bpf_htons(sizeof(answer) + quote);
 	answer.ip.frag_off = bpf_htons(IPV4_DO_NOT_FRAGMENT);
-	answer.ip.ttl = DENIAL_TTL;
+	answer.ip.ttl = REFUSAL_TTL;
 	answer.ip.protocol = IPPROTO_ICMP;
 	answer.ip.saddr = bpf_htonl(ipv4_of(&flow->settings->router_ipv4));
 	answer.ip.daddr = bpf_htonl(ipv4_of(&flow->packet.source));
 	answer.ip.check =
 	    fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
 	answer.icmp.type = ICMP_DEST_UNREACH;
-	answer.icmp.code = ICMP_ADMINISTRATIVELY_PROHIBITED;
+	answer.icmp.code = refusal_code(flow);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), 0);
 	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
 	if (sum < 0)
@@ -106,22 +125,22 @@ static __always_inline __s64 sum_pseudo_header(const struct address *source,
 	return bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
 }
 
-static __always_inline int write_denial6(struct __sk_buff *skb, const struct flow *flow,
-					 __u32 quote)
+static __always_inline int write_refusal6(struct __sk_buff *skb, const struct flow *flow,
+					  __u32 quote)
 {
 	const struct address *router = &flow->settings->router_ipv6;
-	struct denial6 answer = {};
+	struct refusal6 answer = {};
 	__u32 length = sizeof(answer.icmp) + quote;
 	__s64 sum = sum_pseudo_header(router, &flow->packet.source, length);
 
 	answer.ip.version = 6;
 	answer.ip.payload_len = bpf_htons(length);
 	answer.ip.nexthdr = IPPROTO_ICMPV6;
-	answer.ip.hop_limit = DENIAL_TTL;
+	answer.ip.hop_limit = REFUSAL_TTL;
 	copy_bytes(&answer.ip.saddr, router, sizeof(*router));
 	copy_bytes(&answer.ip.daddr, &flow->packet.source, sizeof(*router));
 	answer.icmp.type = ICMPV6_DEST_UNREACH;
-	answer.icmp.code = ICMPV6_ADMINISTRATIVELY_PROHIBITED;
+	answer.icmp.code = refusal_code(flow);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), sum);
 	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
 	if (sum < 0)
@@ -148,19 +167,19 @@ static __always_inline int make_room(struct __sk_buff *skb, __u32 headers, __u32
 
 /* Turns the packet into the answer and gives it back to the pod: not by the way out of the host's
  * end, where to_container might stand. Returns what the kernel is told. */
-static __noinline int answer_denial(struct __sk_buff *skb, struct flow *flow)
+static __noinline int answer_refusal(struct __sk_buff *skb, struct flow *flow)
 {
 	bool ipv4 = flow->packet.family == FAMILY_IPV4;
 	const struct address *router =
 	    ipv4 ? &flow->settings->router_ipv4 : &flow->settings->router_ipv6;
-	__u32 headers = ipv4 ? sizeof(struct denial4) : sizeof(struct denial6);
+	__u32 headers = ipv4 ? sizeof(struct refusal4) : sizeof(struct refusal6);
 	__u32 longest = ipv4 ? LONGEST_QUOTE_IPV4 : LONGEST_QUOTE_IPV6;
 	__u32 quote = flow->packet.length < longest ? flow->packet.length : longest;
 
 	if (is_zero_address(router) || !take_answer_token(flow) || make_room(skb, headers, quote) ||
 	    swap_macs(skb, &flow->packet))
 		return TCX_DROP;
-	if (ipv4 ? write_denial4(skb, flow, quote) : write_denial6(skb, flow, quote))
+	if (ipv4 ? write_refusal4(skb, flow, quote) : write_refusal6(skb, flow, quote))
 		return TCX_DROP;
 	return bpf_redirect_peer(skb->ifindex, 0);
 }

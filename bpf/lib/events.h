@@ -63,12 +63,47 @@ static __always_inline void describe_packet(struct event *event, const struct pa
 	copy_bytes(event->source_mac, packet->macs + 6, sizeof(event->source_mac));
 }
 
+/* A socket's request is on its way to what the frontend was translated to; the frontend of a flow
+ * that is no longer new is remembered by number. */
+static __always_inline void describe_frontend(struct event *event, __u32 service)
+{
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &service);
+
+	if (!frontend)
+		return;
+	event->original_destination = frontend->address;
+	event->original_destination_port = frontend->port;
+}
+
+/* Which frontend was asked for, and what the packet was before it was translated. */
+static __always_inline void describe_service(struct event *event, const struct flow *flow)
+{
+	struct workspace *space = own_workspace();
+	__u8 translated = flow->translation;
+
+	event->service = flow->source.service ?: flow->destination.service;
+	if (!space)
+		return;
+	if (translated & TRANSLATION_ASKED) {
+		event->original_destination = space->asked;
+		event->original_destination_port = space->asked_port;
+	} else if (flow->destination.service) {
+		describe_frontend(event, flow->destination.service);
+	}
+	if (translated & TRANSLATION_CLIENT) {
+		event->original_source = space->client;
+		event->original_source_port = space->client_port;
+	}
+}
+
 static __always_inline void describe_flow(struct event *event, const struct flow *flow)
 {
 	describe_packet(event, &flow->packet);
 	describe_party(&flow->source, &event->source_identity, &event->source_endpoint);
 	describe_party(&flow->destination, &event->destination_identity,
 		       &event->destination_endpoint);
+	if (unlikely(flow->translation || flow->source.service || flow->destination.service))
+		describe_service(event, flow);
 	event->vni = flow->vni;
 	if (flow->vni)
 		event->tunnel = flow->next_hop;

@@ -54,6 +54,20 @@ struct packet {
 struct party {
 	struct endpoint *endpoint; /* of this node, whose policy is asked: a pod, or the host */
 	__u32 identity;
+	__u32 service; /* the frontend it is known as to the other end; 0: none */
+};
+
+/* What services have to do with the packet. */
+enum translation {
+	TRANSLATION_GIVEN = 1 << 0,    /* the destination is a backend that was given for a
+					  frontend; its ports are known, also a later fragment's */
+	TRANSLATION_RESTORE = 1 << 1,  /* the source is a backend: it leaves as the frontend */
+	TRANSLATION_DSR = 1 << 2,      /* the same, for the frontend of another node */
+	TRANSLATION_HAIRPIN = 1 << 3,  /* a pod and itself */
+	TRANSLATION_CLOSED = 1 << 4,   /* with this packet the tracked flow is over */
+	TRANSLATION_REJECTED = 1 << 5, /* no backend: the sender is told */
+	TRANSLATION_ASKED = 1 << 6,    /* workspace.asked is the destination before translation */
+	TRANSLATION_CLIENT = 1 << 7,   /* workspace.client is the source before translation */
 };
 
 struct flow {
@@ -62,7 +76,8 @@ struct flow {
 	struct party source;
 	struct party destination;
 	struct address next_hop; /* the tunnel's other end, or the gateway */
-	__u16 next_hop_family;	 /* AF_INET or AF_INET6 of a gateway */
+	__u8 next_hop_family;	 /* AF_INET or AF_INET6 of a gateway */
+	__u8 translation;	 /* enum translation */
 	__u8 denier;		 /* whose policy ended it: 1 + enum ct_side_index; 0: nobody's */
 	__u8 answers;		 /* should nobody know its flow, the receiver has opened it */
 	__u32 now;		 /* coarse seconds */
@@ -77,6 +92,28 @@ struct flow {
 	__u8 report;	/* aggregation lets it be reported */
 	__u8 flags;	/* enum event_flags */
 };
+
+/* What the steps of one run leave for each other where the stack has no room. Nothing in it means
+ * anything to the next run. */
+struct workspace {
+	struct ct_entry entry;	  /* a flow that is being opened or judged again */
+	struct ct_key key;	  /* of the packet's flow in service_flows */
+	struct service_flow flow; /* that flow, as it was found or is to be remembered */
+	struct packet quoted;	  /* by an ICMP error */
+	struct address asked;	  /* the destination the packet or its socket had asked for */
+	struct address client;	  /* the source before it was translated */
+	__be16 asked_port;
+	__be16 client_port;
+	__u32 expires;	  /* of the tracked flow, after this packet */
+	bool is_rejected; /* there is no backend, and the sender is told */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct workspace);
+} workspace SEC(".maps");
 
 /* A step that ends the packet returns DROP(flow, NAME): the negative reason, with its place noted.
  * The parser, which knows no flow, returns REFUSE(packet, NAME). Each header says which file it is
@@ -97,6 +134,13 @@ static __always_inline int silently(struct packet *packet, int dropped)
 {
 	packet->silent = true;
 	return dropped;
+}
+
+static __always_inline struct workspace *own_workspace(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&workspace, &zero);
 }
 
 static __always_inline struct node_settings *node_settings(void)

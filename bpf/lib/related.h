@@ -101,11 +101,12 @@ static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
 	struct packet quoted = {};
 	struct ct_key key;
 	struct ct_entry *entry;
+	bool by_low;
 
 	if (parse_quoted(skb, &flow->packet, &quoted) ||
 	    !same_address(&quoted.source, &flow->packet.destination) || !may_report(flow, &quoted))
 		return strange_icmp(flow);
-	canonical_key(&quoted, &key);
+	by_low = canonical_key(&quoted, &key);
 	entry = bpf_map_lookup_elem(&conntrack, &key);
 	flow->now = coarse_seconds();
 	if (!entry || flow->now >= entry->expires)
@@ -115,6 +116,9 @@ static __noinline int track_error(struct __sk_buff *skb, struct flow *flow)
 		if (entry->side[index].judged & CT_DENIED)
 			return drop_denied(flow, &entry->side[index], index);
 	}
+	/* What the client sent to the frontend is quoted as it went to the backend. */
+	if (services_enabled && by_low != !!(entry->flags & CT_INITIATOR_HIGH))
+		note_frontend(flow, entry);
 	flow->state = CONNECTION_RELATED;
 	flow->report = true;
 	return 0;
@@ -126,7 +130,8 @@ static __always_inline int track_packet(struct __sk_buff *skb, struct flow *flow
 	const struct packet *packet = &flow->packet;
 	int dropped;
 
-	if (unlikely(packet->fragment != FRAGMENT_NONE)) {
+	if (unlikely(packet->fragment != FRAGMENT_NONE) &&
+	    !(flow->translation & TRANSLATION_GIVEN)) {
 		dropped = resolve_fragment(flow, scope);
 		if (dropped)
 			return dropped;
@@ -134,5 +139,5 @@ static __always_inline int track_packet(struct __sk_buff *skb, struct flow *flow
 	if (unlikely(packet->kind >= PACKET_ERROR)) {
 		return packet->kind == PACKET_ERROR ? track_error(skb, flow) : strange_icmp(flow);
 	}
-	return track(flow);
+	return track(skb, flow);
 }

@@ -118,37 +118,48 @@ static __always_inline int write_address(struct __sk_buff *skb, __u32 l3, __u8 f
 					  0);
 }
 
-/* Writes a change of the packet's own headers. Later fragments have no transport header. */
-static __noinline int rewrite(struct __sk_buff *skb, struct flow *flow, struct change *change)
+/* Writes a change of the packet's own headers. Later fragments have no transport header. Global, as
+ * parse_headers is, and for the same reason; it knows no flow. */
+__noinline int rewrite_packet(struct __sk_buff *skb, struct packet *packet, struct change *change)
 {
-	const struct packet *packet = &flow->packet;
-
+	if (!packet || !change)
+		return -DROP_ERROR_WRITING_TO_PACKET;
 	if (packet->fragment != FRAGMENT_LATER &&
 	    (fix_pseudo_header(skb, packet, address_difference(change, packet->family)) ||
 	     write_port(skb, packet, change)))
-		return DROP(flow, ERROR_WHILE_CORRECTING_L4_CHECKSUM);
+		return REFUSE(packet, ERROR_WHILE_CORRECTING_L4_CHECKSUM);
 	if (write_address(skb, packet->l3, packet->family, change))
-		return DROP(flow, ERROR_WRITING_TO_PACKET);
+		return REFUSE(packet, ERROR_WRITING_TO_PACKET);
 	return 0;
+}
+
+static __always_inline int rewrite(struct __sk_buff *skb, struct flow *flow, struct change *change)
+{
+	return rewrite_packet(skb, &flow->packet, change);
 }
 
 /* Writes a change of the packet an ICMP error quotes. Inside IPv4 the quoted header's checksum
  * balances the address; the quoted transport checksum is left as it is, since nobody verifies it.
  */
-static __noinline int rewrite_quoted(struct __sk_buff *skb, struct flow *flow,
-				     const struct packet *quoted, struct change *change)
+static __noinline int rewrite_quote(struct __sk_buff *skb, struct packet *packet,
+				    const struct packet *quoted, struct change *change)
 {
-	const struct packet *packet = &flow->packet;
 	__u32 checksum = packet->l4 + ICMP_CHECKSUM_OFFSET;
 	__u32 quoted_l3 = packet->l4 + sizeof(struct icmp_header);
 
 	if (packet->family == FAMILY_IPV6 &&
 	    bpf_l4_csum_replace(skb, checksum, 0, address_difference(change, packet->family), 0))
-		return DROP(flow, ERROR_WHILE_CORRECTING_L4_CHECKSUM);
+		return REFUSE(packet, ERROR_WHILE_CORRECTING_L4_CHECKSUM);
 	if (bpf_l4_csum_replace(skb, checksum, change->from_port, change->to_port, 2) ||
 	    bpf_skb_store_bytes(skb, port_offset(quoted, change->is_source), &change->to_port, 2,
 				0) ||
 	    write_address(skb, quoted_l3, packet->family, change))
-		return DROP(flow, ERROR_WRITING_TO_PACKET);
+		return REFUSE(packet, ERROR_WRITING_TO_PACKET);
 	return 0;
+}
+
+static __always_inline int rewrite_quoted(struct __sk_buff *skb, struct flow *flow,
+					  const struct packet *quoted, struct change *change)
+{
+	return rewrite_quote(skb, &flow->packet, quoted, change);
 }

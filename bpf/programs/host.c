@@ -2,6 +2,7 @@
 /* The node's own veth pair: what the host's stack sends to pods surfaces at one end, what pods send
  * to the host goes in at the other. */
 #include "../lib/answer.h"
+#include "../lib/balance.h"
 #include "../lib/finish.h"
 #include "../lib/related.h"
 
@@ -68,7 +69,7 @@ static __always_inline int handle_host_packet(struct __sk_buff *skb, struct flow
 		return dropped;
 	if (!flow->destination.endpoint)
 		return send_to_node(skb, flow);
-	dropped = track_packet(skb, flow, skb->ifindex);
+	dropped = track_packet(skb, flow, skb->ifindex) ?: restore_frontend(skb, flow);
 	return dropped ?: prepare_local(skb, flow);
 }
 

@@ -2,6 +2,7 @@
 /* The host-side end of a pod's veth pair: what pods send, and with endpoint routes what the host's
  * stack sends to them. One instance serves all pods; whose packet it is says the interface. */
 #include "../lib/answer.h"
+#include "../lib/balance.h"
 #include "../lib/deny.h"
 #include "../lib/finish.h"
 #include "../lib/related.h"
@@ -53,12 +54,31 @@ __noinline int check_protocol(struct packet *packet, __u32 tunnel_port)
 	return encapsulation;
 }
 
-static __always_inline bool is_node(const struct flow *flow, const struct endpoint *local,
-				    const struct ipcache_entry *known)
+/* Who is at the destination address. */
+struct target {
+	struct endpoint *local;	     /* a pod of this node, or the node itself */
+	struct ipcache_entry *known; /* of others, if anything is known */
+};
+
+static __always_inline struct target find_target(struct flow *flow)
 {
-	if (local)
-		return !is_pod(local);
-	if (known && known->flags & (IPCACHE_UNDERLAY | IPCACHE_HOST_ADDRESS))
+	const struct packet *packet = &flow->packet;
+	struct target target = {.local = lookup_endpoint(&packet->destination)};
+
+	if (target.local) {
+		set_party(flow, &flow->destination, target.local);
+	} else {
+		target.known = lookup_ipcache(packet->family, &packet->destination);
+		flow->destination.identity = identity_of(target.known, packet->family);
+	}
+	return target;
+}
+
+static __always_inline bool is_node(const struct flow *flow, const struct target *target)
+{
+	if (target->local)
+		return !is_pod(target->local);
+	if (target->known && target->known->flags & (IPCACHE_UNDERLAY | IPCACHE_HOST_ADDRESS))
 		return true;
 	return bpf_map_lookup_elem(&nodes, &flow->packet.destination);
 }
@@ -76,14 +96,13 @@ static __always_inline bool may_lead_to_node(const struct flow *flow)
 
 /* Masquerade makes a pod's packet a node's packet: one that is encapsulated would be taken for a
  * tunnel's, with whatever identity the pod wrote into it. */
-static __always_inline int check_encapsulation(struct flow *flow, const struct endpoint *local,
-					       const struct ipcache_entry *known)
+static __always_inline int check_encapsulation(struct flow *flow, const struct target *target)
 {
 	int result = check_protocol(&flow->packet, flow->settings->tunnel_port);
 
 	if (likely(result <= 0))
 		return result;
-	if (may_lead_to_node(flow) || is_node(flow, local, known))
+	if (may_lead_to_node(flow) || is_node(flow, target))
 		return DROP(flow, ENCAPSULATION_TRAFFIC_IS_PROHIBITED);
 	if (result == ENCAPSULATION_IP && !is_workload(flow->destination.identity))
 		return DROP(flow, UNKNOWN_L4_PROTOCOL);
@@ -119,44 +138,76 @@ static __noinline int judge_as_host(struct flow *flow)
 	return dropped ?: DECISION_STACK;
 }
 
+/* What the stack is to fragment, or to complain about, it must know as the pod's. */
 static __always_inline int leave_node(struct __sk_buff *skb, struct flow *flow)
 {
 	int result = check_ttl(flow) ?: route_to_network(skb, flow);
 
-	return unlikely(result == DECISION_STACK) ? judge_as_host(flow) : result;
+	if (unlikely(result == DECISION_STACK))
+		return judge_as_host(flow);
+	return result < 0 ? result : restore_frontend(skb, flow) ?: result;
+}
+
+/* The backend of the frontend the packet asks for takes the destination's place. What a pod answers
+ * to itself finds the pod. */
+static __always_inline int give_target(struct __sk_buff *skb, struct flow *flow,
+				       struct target *target)
+{
+	int result = balance(skb, flow);
+
+	if (result <= 0)
+		return result;
+	if (flow->translation & TRANSLATION_GIVEN || !(flow->translation & TRANSLATION_HAIRPIN)) {
+		*target = find_target(flow);
+		return 0;
+	}
+	target->local = flow->source.endpoint;
+	flow->destination.endpoint = flow->source.endpoint;
+	flow->destination.identity = flow->source.identity;
+	return 0;
+}
+
+static __always_inline int hand_to(struct __sk_buff *skb, struct flow *flow,
+				   const struct target *target)
+{
+	bool tunnelled = tunnel_enabled && target->known && target->known->flags & IPCACHE_TUNNEL;
+	int dropped;
+
+	if (!target->local && !tunnelled)
+		return leave_node(skb, flow);
+	dropped = restore_frontend(skb, flow);
+	if (unlikely(dropped))
+		return dropped;
+	if (is_local_pod(&flow->destination))
+		return check_ttl(flow) ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
+	if (target->local)
+		return prepare_host(skb, flow);
+	flow->next_hop = target->known->tunnel_endpoint;
+	return encapsulate(skb, flow);
 }
 
 /* From a pod towards whoever is at the destination address. */
 static __always_inline int forward(struct __sk_buff *skb, struct flow *flow)
 {
-	struct packet *packet = &flow->packet;
-	struct endpoint *local = lookup_endpoint(&packet->destination);
-	struct ipcache_entry *known = NULL;
-	int dropped;
+	struct target target = find_target(flow);
+	int dropped = 0;
 
-	if (local) {
-		set_party(flow, &flow->destination, local);
-	} else {
-		known = lookup_ipcache(packet->family, &packet->destination);
-		flow->destination.identity = identity_of(known, packet->family);
+	if (may_be_service(flow)) {
+		dropped = give_target(skb, flow, &target);
+		if (dropped)
+			return dropped;
 	}
-	if (packet->protocol != IPPROTO_TCP) {
-		dropped = check_encapsulation(flow, local, known);
+	if (flow->packet.protocol != IPPROTO_TCP) {
+		dropped = check_encapsulation(flow, &target);
 		if (dropped)
 			return dropped;
 	}
 	dropped = track_packet(skb, flow, skb->ifindex);
+	if (likely(!dropped))
+		dropped = settle(skb, flow);
 	if (unlikely(dropped))
 		return dropped;
-	if (is_local_pod(&flow->destination))
-		return check_ttl(flow) ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
-	if (local)
-		return prepare_host(skb, flow);
-	if (tunnel_enabled && known && known->flags & IPCACHE_TUNNEL) {
-		flow->next_hop = known->tunnel_endpoint;
-		return encapsulate(skb, flow);
-	}
-	return leave_node(skb, flow);
+	return hand_to(skb, flow, &target);
 }
 
 static __always_inline int handle_pod_packet(struct __sk_buff *skb, struct flow *flow)
@@ -198,7 +249,7 @@ int from_container(struct __sk_buff *skb)
 	int result = handle_pod_packet(skb, &flow);
 	int action = finish(skb, &flow, result);
 
-	return is_answered_denial(skb, &flow, result) ? answer_denial(skb, &flow) : action;
+	return is_answered(skb, &flow, result) ? answer_refusal(skb, &flow) : action;
 }
 
 /* Answers to ARP and neighbour discovery come this way, too, and pass. */
@@ -224,7 +275,8 @@ static __always_inline int handle_packet_to_pod(struct __sk_buff *skb, struct fl
 	if (flow->packet.kind == PACKET_CONTROL)
 		return DECISION_STACK;
 	dropped = identify_sender_behind_stack(skb, flow);
-	return dropped ?: track_packet(skb, flow, skb->ifindex) ?: DECISION_STACK;
+	dropped = dropped ?: track_packet(skb, flow, skb->ifindex);
+	return dropped ?: restore_frontend(skb, flow) ?: DECISION_STACK;
 }
 
 SEC("tc")

@@ -13,7 +13,7 @@ import ctypes
 import ipaddress
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,17 @@ POD_A = Pod("pod_a", 101, 1001, 1, "10.0.0.11", "fd00::11", "0a:00:00:00:00:0a",
 POD_B = Pod("pod_b", 102, 1002, 2, "10.0.0.12", "fd00::12", "0a:00:00:00:00:0b", "0e:00:00:00:00:0b")
 POD_FAR4, POD_FAR6, FAR_IDENTITY = "10.0.1.13", "fd00:1::13", 1003
 HOST_ID = 1
+FIRST_SLOT, SLOTS_EACH = 100, 16
+SERVICE_MAPS = ("services", "service_flows", "socket_services", "affinity", "skip_redirect", "source_ranges")
+
+
+class Frontend(msgspec.Struct, frozen=True):
+    """An address that stands for others, under its number."""
+
+    id: int
+    address: str
+    port: int
+    protocol: int = TCP
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -360,6 +371,53 @@ class World:
             found[row] = (int(values["packets"].sum()), int(values["bytes"].sum()))
         return found
 
+    # services
+
+    def add_service(
+        self, frontend: Frontend, backends: Sequence[tuple[str, int]], *flags: str, affinity: int = 0
+    ) -> None:
+        """A frontend and who serves it, inside and outside; flags: names of enum service_flags."""
+        first = FIRST_SLOT + frontend.id * SLOTS_EACH
+        memory = {name: self.dataplane.maps[name].memory() for name in ("frontends", "backends", "slots")}
+        memory["frontends"][frontend.id] = self.row(
+            "frontend", address=frontend.address, port=frontend.port, protocol=frontend.protocol
+        )[0]
+        for offset, (address, port) in enumerate(backends):
+            live = self.layout.value("BACKEND_LIVE")
+            memory["backends"][first + offset] = self.row(
+                "backend", address=address, port=port, protocol=frontend.protocol, flags=live
+            )[0]
+            memory["slots"][first + offset] = first + offset
+        reach = np.zeros((1, 2), self.layout.dtype("service_range"))
+        reach["first"], reach["count"] = first, len(backends)
+        value = self.row(
+            "service", range=reach, id=frontend.id, flags=self.flags(*flags), affinity=affinity, revision=1
+        )
+        self.put("services", self.service_key(frontend), value)
+        self.settings["flags"][0] |= self.layout.value("NODE_SERVICES")
+
+    def service_key(self, frontend: Frontend) -> np.ndarray[Any, Any]:
+        return self.row(
+            "service_key", address=frontend.address, port=frontend.port, protocol=frontend.protocol
+        )
+
+    def end_backend(self, frontend: Frontend, index: int) -> None:
+        """A backend is gone."""
+        number = FIRST_SLOT + frontend.id * SLOTS_EACH + index
+        self.dataplane.maps["backends"].memory()["flags"][number] = 0
+
+    def flags(self, *names: str) -> int:
+        return sum(self.layout.value(name) for name in names)
+
+    def service_flows(self) -> list[tuple[np.void, np.void]]:
+        keys, values = self.dataplane.maps["service_flows"].dump()
+        return list(zip(keys, values, strict=True))
+
+    def forget_services(self) -> None:
+        for name in SERVICE_MAPS:
+            for key in self.dataplane.maps[name].dump()[0]:
+                self.dataplane.maps[name].delete(key)
+
     def forget_flows(self) -> None:
         for name in ("conntrack", "snat", "fragments", "drop_buckets", "suppressed", "policy_counters"):
             keys, _ = self.dataplane.maps[name].dump()
@@ -374,6 +432,7 @@ class World:
             for key in self.dataplane.maps[name].dump()[0]:
                 self.dataplane.maps[name].delete(key)
         self.forget_flows()
+        self.forget_services()
         self.settings[0] = self._default_settings()[0]
         self.add_pod(self.pod_a)
         self.add_pod(self.pod_b)
@@ -412,6 +471,8 @@ class World:
             nat_first_port=32768,
             nat_last_port=33279,
             tunnel_port=8472,
+            node_port_first=30000,
+            node_port_last=32767,
         )
 
 
@@ -454,6 +515,7 @@ def load_world(name: str, **constants: Any) -> Iterator[World]:
     with private_network():
         devices = make_devices()
         sizes = {"conntrack": 64, "policies": 64, "snat": 4096, "ipcache": 1024, "ipcache_hosts": 1024}
+        sizes |= {"service_flows": 64, "socket_services": 1024}
         constants = {"record_decisions": True, **constants}
         try:
             dataplane = loader.load(prefix, constants, sizes)
