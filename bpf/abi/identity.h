@@ -27,6 +27,7 @@ enum packet_mark {
 	MARK_KIND_MASK = 0x0F00,
 	MARK_KIND_HOST = 0x0C00,
 	MARK_KIND_IDENTITY = 0x0F00,
+	MARK_KIND_SERVICE = 0x0300, /* translated here for a client outside: not the host's own */
 	MARK_KIND_PROXY_INGRESS = 0x0A00,
 	MARK_KIND_PROXY_EGRESS = 0x0B00,
 };

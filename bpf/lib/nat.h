@@ -117,7 +117,7 @@ static __always_inline __be16 candidate(const struct port_walk *walk, __u32 prob
 	return bpf_htons(walk->first + (walk->start + probe * 0x9e37U) % range);
 }
 
-/* The way back of a translation: its key, and in *entry its value instead of the translation's. */
+/* The way back of a masqueraded flow: its key, and in *entry its value instead of the flow's. */
 static __always_inline struct nat_key turn_back(const struct nat_key *forward,
 						struct nat_entry *entry)
 {
@@ -135,10 +135,34 @@ static __always_inline struct nat_key turn_back(const struct nat_key *forward,
 	return reverse;
 }
 
-/* Finds a free outside port for the flow and remembers it both ways. Returns whether it could. */
-static __noinline int allocate(struct flow *flow, const struct nat_key *forward)
+/* Finds a free port of reverse's destination and remembers the flow both ways; entry is the value
+ * of the way back, and the flow's afterwards. Returns whether it could. */
+static __noinline int allocate(struct flow *flow, const struct nat_key *forward,
+			       struct nat_key *reverse, struct nat_entry *entry)
 {
-	struct port_walk walk = port_walk_of(flow, forward->source_port);
+	struct port_walk walk = port_walk_of(flow, entry->port);
+
+	for (__u32 probe = 0; probe < NAT_PROBES; probe++) {
+		reverse->destination_port = candidate(&walk, probe);
+		if (keeps_port(forward->protocol)) {
+			probe = NAT_PROBES;
+			reverse->destination_port = entry->port;
+		}
+		if (bpf_map_update_elem(&snat, reverse, entry, BPF_NOEXIST))
+			continue;
+		entry->address = reverse->destination;
+		entry->port = reverse->destination_port;
+		if (!bpf_map_update_elem(&snat, forward, entry, BPF_ANY))
+			return true;
+		bpf_map_delete_elem(&snat, reverse);
+		return false;
+	}
+	return false;
+}
+
+/* Remembers a pod's flow under a port of this node. */
+static __noinline int allocate_masquerade(struct flow *flow, const struct nat_key *forward)
+{
 	struct nat_entry entry = {
 	    .address = *own_address(flow),
 	    .endpoint = flow->source.endpoint ? flow->source.endpoint->id : 0,
@@ -147,32 +171,44 @@ static __noinline int allocate(struct flow *flow, const struct nat_key *forward)
 	};
 	struct nat_key reverse = turn_back(forward, &entry);
 
-	for (__u32 probe = 0; probe < NAT_PROBES; probe++) {
-		reverse.destination_port = candidate(&walk, probe);
-		if (keeps_port(forward->protocol)) {
-			probe = NAT_PROBES;
-			reverse.destination_port = forward->source_port;
-		}
-		if (bpf_map_update_elem(&snat, &reverse, &entry, BPF_NOEXIST))
-			continue;
-		entry.address = reverse.destination;
-		entry.port = reverse.destination_port;
-		return !bpf_map_update_elem(&snat, forward, &entry, BPF_ANY);
-	}
-	return false;
+	return allocate(flow, forward, &reverse, &entry);
 }
 
-/* Once a second: the map forgets whoever was not used for longest, one way at a time; a way back
- * that went missing is put back. */
+/* Once a second, so that either way of a flow says when it was last used; a way back that went
+ * missing is put back. */
 static __noinline int refresh(const struct nat_key *forward, struct nat_entry *known, __u32 now)
 {
-	struct nat_entry entry = *known;
+	struct nat_entry entry = *known, *back;
 	struct nat_key reverse;
 
 	known->seen = entry.seen = now;
 	reverse = turn_back(forward, &entry);
-	if (!bpf_map_lookup_elem(&snat, &reverse))
+	back = bpf_map_lookup_elem(&snat, &reverse);
+	if (back)
+		back->seen = now;
+	else
 		bpf_map_update_elem(&snat, &reverse, &entry, BPF_NOEXIST);
+	return 0;
+}
+
+/* The same by an answer, of a flow towards asked: for a masqueraded one who answers, for one of a
+ * service its frontend. */
+static __noinline int refresh_by_answer(const struct nat_key *reverse, struct nat_entry *known,
+					const struct address *asked, __be16 asked_port)
+{
+	struct nat_key forward = {
+	    .source = known->address,
+	    .destination = *asked,
+	    .source_port = known->port,
+	    .destination_port = asked_port,
+	    .protocol = reverse->protocol,
+	    .way = NAT_FORWARD,
+	};
+	struct nat_entry *entry = bpf_map_lookup_elem(&snat, &forward);
+
+	known->seen = coarse_seconds();
+	if (entry)
+		entry->seen = known->seen;
 	return 0;
 }
 
@@ -204,7 +240,7 @@ static __noinline int find_translation(struct flow *flow, struct change *change)
 	if (!is_current(flow, known)) {
 		if (flow->packet.kind == PACKET_REPLY || was_opened_outside(flow))
 			return 0;
-		known = allocate(flow, &key) ? bpf_map_lookup_elem(&snat, &key) : NULL;
+		known = allocate_masquerade(flow, &key) ? bpf_map_lookup_elem(&snat, &key) : NULL;
 		if (!known)
 			return keeps_port(key.protocol)
 				   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
@@ -241,7 +277,7 @@ static __always_inline struct nat_entry *find_quoted(const struct packet *quoted
 	key.way = leaving ? NAT_FORWARD : NAT_REVERSE;
 	swap_ends(&key);
 	known = bpf_map_lookup_elem(&snat, &key);
-	if (!known)
+	if (!known || known->service)
 		return NULL;
 	change->from = leaving ? key.source : key.destination;
 	change->from_port = leaving ? key.source_port : key.destination_port;
@@ -296,8 +332,10 @@ static __noinline int unmasquerade(struct __sk_buff *skb, struct flow *flow)
 	struct nat_entry *known = bpf_map_lookup_elem(&snat, &key);
 	struct change change = {.from = key.destination, .from_port = key.destination_port};
 
-	if (!known)
+	if (!known || known->service)
 		return 0;
+	if (known->seen != coarse_seconds())
+		refresh_by_answer(&key, known, &key.source, key.source_port);
 	change.to = known->address;
 	change.to_port = known->port;
 	return give_back(skb, flow, &change);

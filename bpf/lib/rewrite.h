@@ -138,6 +138,21 @@ static __always_inline int rewrite(struct __sk_buff *skb, struct flow *flow, str
 	return rewrite_packet(skb, &flow->packet, change);
 }
 
+/* A device without link headers: whoever else is sent the packet has them. */
+static __always_inline int add_link_header(struct __sk_buff *skb, struct flow *flow)
+{
+	__be16 ethertype = skb->protocol;
+
+	if (native_l2 || flow->packet.l3)
+		return 0;
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
+	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &ethertype, sizeof(ethertype), 0))
+		return DROP(flow, ERROR_WRITING_TO_PACKET);
+	flow->packet.l3 += ETH_HLEN;
+	flow->packet.l4 += ETH_HLEN;
+	return 0;
+}
+
 /* Writes a change of the packet an ICMP error quotes. Inside IPv4 the quoted header's checksum
  * balances the address; the quoted transport checksum is left as it is, since nobody verifies it.
  */

@@ -4,6 +4,8 @@
  * unless the host has a policy. */
 #include "../lib/finish.h"
 #include "../lib/firewall.h"
+#include "../lib/balance.h"
+#include "../lib/nodeport.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_NETDEV
@@ -138,19 +140,17 @@ static __always_inline int translate_back(struct __sk_buff *skb, struct flow *fl
 	return is_translated_protocol(packet) ? unmasquerade(skb, flow) : 0;
 }
 
-/* A device without link headers: the pod's has them. */
-static __always_inline int add_link_header(struct __sk_buff *skb, struct flow *flow)
+/* Another node may have told which frontend the client asked for. With a tunnel it tells it there,
+ * and pods have nothing to tell. Returns 0 or a negative reason. */
+static __always_inline int hear(struct __sk_buff *skb, struct flow *flow)
 {
-	__be16 ethertype = skb->protocol;
+	int result;
 
-	if (native_l2)
+	if (likely(!may_tell(&flow->packet)) || tunnel_enabled || !are_services_known(flow) ||
+	    is_workload(flow->source.identity))
 		return 0;
-	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
-	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &ethertype, sizeof(ethertype), 0))
-		return DROP(flow, ERROR_WRITING_TO_PACKET);
-	flow->packet.l3 += ETH_HLEN;
-	flow->packet.l4 += ETH_HLEN;
-	return 0;
+	result = hear_frontend(skb, flow);
+	return result < 0 ? result : 0;
 }
 
 static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *flow)
@@ -158,11 +158,31 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *fl
 	int dropped;
 
 	flow->direction = DIRECTION_INGRESS;
-	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
+	dropped = check_ttl(flow) ?: add_link_header(skb, flow) ?: hear(skb, flow);
 	if (dropped)
 		return dropped;
-	dropped = track_packet(skb, flow, skb->ifindex);
+	dropped = track_packet(skb, flow, skb->ifindex) ?: restore_answer(skb, flow);
+	if (flow->translation & TRANSLATION_GIVEN)
+		dropped = dropped ?: remember_choice(flow);
 	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
+}
+
+/* Services that are asked for from outside, and answers of their backends elsewhere. Returns 0 for
+ * everything else, and for what has a backend here and was made its own. */
+static __always_inline int handle_service(struct __sk_buff *skb, struct flow *flow)
+{
+	struct outside_work *work = outside_work();
+	int result;
+
+	if (!work ||
+	    (flow->packet.fragment != FRAGMENT_NONE && resolve_fragment(flow, skb->ifindex)))
+		return 0;
+	result = serve_outside(skb, flow, work);
+	if (result == BACKEND_NONE)
+		return answer_client(skb, flow, work);
+	if (result == BACKEND_AWAY)
+		return send_to_backend(skb, flow, work);
+	return result < 0 ? result : 0;
 }
 
 static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *flow)
@@ -182,16 +202,27 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 	result = check_outside_source(flow);
 	if (result)
 		return result;
-	if (same_address(&packet->destination, own_address(flow))) {
+	local = lookup_endpoint(&packet->destination);
+	if (are_services_known(flow) && !(local && is_pod(local))) {
+		result = handle_service(skb, flow);
+		if (result)
+			return result;
+	}
+	if (!flow->destination.service && same_address(&packet->destination, own_address(flow))) {
 		result = translate_back(skb, flow);
-		if (result < 0 || (!result && !is_host_judged(flow)))
-			return result ?: DECISION_STACK;
+		if (result < 0)
+			return result;
+		if (!result && !is_host_judged(flow))
+			return hear(skb, flow) ?: DECISION_STACK;
 	}
 	local = lookup_endpoint(&packet->destination);
 	if (local && is_pod(local)) {
 		set_party(flow, &flow->destination, local);
 		return deliver_to_pod(skb, flow);
 	}
+	result = local ? hear(skb, flow) : 0;
+	if (result)
+		return result;
 	if (is_host_judged(flow) && note_host_as_receiver(skb, flow, local))
 		return judge_host(skb, flow, true);
 	return DECISION_STACK;
@@ -243,19 +274,39 @@ static __always_inline int translate(struct __sk_buff *skb, struct flow *flow)
 	return masquerade(skb, flow);
 }
 
+/* The host's own answer to a client of a service. Returns 0 or a negative reason. */
+static __always_inline int leave_as_service(struct __sk_buff *skb, struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	struct outside_work *work;
+
+	if (!services_enabled || !(flow->settings->flags & NODE_HOST_BACKENDS))
+		return 0;
+	work = outside_work();
+	if (!work || (packet->fragment != FRAGMENT_NONE && resolve_fragment(flow, skb->ifindex)))
+		return 0;
+	return leave_as_frontend(skb, flow, work);
+}
+
 static __always_inline int handle_departure(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
 	struct endpoint *local;
+	bool by_host;
 	int result;
 
 	result = look_at(skb, flow);
 	if (result == DECISION_STACK || !packet->l4)
 		return DECISION_STACK;
-	if (is_host_judged(flow) && note_host_as_sender(skb, flow))
-		return result ?: judge_host(skb, flow, false);
-	if (result || !is_masqueraded_family(flow) ||
-	    same_address(&packet->source, own_address(flow)))
+	by_host = is_host_judged(flow) && note_host_as_sender(skb, flow);
+	if (by_host)
+		result = result ?: judge_host(skb, flow, false);
+	if (result < 0)
+		return by_host ? result : DECISION_STACK;
+	result = leave_as_service(skb, flow);
+	if (result || by_host)
+		return result ?: DECISION_STACK;
+	if (!is_masqueraded_family(flow) || same_address(&packet->source, own_address(flow)))
 		return DECISION_STACK;
 	local = lookup_endpoint(&packet->source);
 	if (!local || !is_pod(local) || !leaves_the_cluster(flow))
@@ -266,11 +317,18 @@ static __always_inline int handle_departure(struct __sk_buff *skb, struct flow *
 	return result > 0 ? DECISION_NETWORK : result ?: DECISION_STACK;
 }
 
+/* What this node passes on for others is neither its own nor its pods'. */
+static __always_inline bool is_passed_on(const struct __sk_buff *skb)
+{
+	return services_enabled && skb->mark == MARK_KIND_SERVICE;
+}
+
 SEC("tc")
 int to_netdev(struct __sk_buff *skb)
 {
 	struct flow flow = {};
-	int result = is_own_tunnel(skb, false) ? DECISION_STACK : handle_departure(skb, &flow);
+	int result = is_passed_on(skb) || is_own_tunnel(skb, false) ? DECISION_STACK
+								    : handle_departure(skb, &flow);
 
 	return finish_passing(skb, &flow, result);
 }
