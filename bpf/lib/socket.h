@@ -17,7 +17,9 @@ struct socket_report {
 	__u32 service;
 	__u8 point; /* enum translation_point */
 	__u8 verdict;
+	__u8 reason;  /* why it was refused: enum drop_reason; 0: no packet would have dropped */
 	__u8 reverse; /* the peer speaks to the socket */
+	__u32 suppressed;
 };
 
 static __always_inline void describe_peer(struct event *event, const struct socket_report *report)
@@ -61,6 +63,8 @@ static __noinline int report_socket(__u64 cookie, const struct socket_report *re
 	event->ring = RING_NORMAL;
 	event->point = report->point;
 	event->verdict = report->verdict;
+	event->reason = report->reason;
+	event->suppressed = report->suppressed;
 	event->service = report->service;
 	event->socket_cookie = cookie;
 	event->cgroup = bpf_get_current_cgroup_id();
@@ -124,11 +128,36 @@ static __always_inline void remember(__u64 cookie, const struct service_key *ask
 	bpf_map_update_elem(&socket_services, &key, &fresh, BPF_ANY);
 }
 
+/* Looked up first, which takes no lock: nearly always there is nothing. */
 static __always_inline void forget(__u64 cookie, const struct service_key *peer)
 {
 	struct socket_service_key key = memory_of(cookie, peer);
 
-	bpf_map_delete_elem(&socket_services, &key);
+	if (unlikely(bpf_map_lookup_elem(&socket_services, &key)))
+		bpf_map_delete_elem(&socket_services, &key);
+}
+
+/* The service has nobody to give. Counted as the drop that its first packet would have been, and
+ * reported no more often. */
+static __noinline int refuse(__u64 cookie, const struct service_key *asked, __u32 service)
+{
+	struct bucket_key key = {.reason = DROP_SERVICE_BACKEND_NOT_FOUND};
+	struct node_settings *settings = node_settings();
+	__u32 index = DROP_SERVICE_BACKEND_NOT_FOUND * 4 + DIRECTION_EGRESS;
+	struct counter *counter = bpf_map_lookup_elem(&counters, &index);
+	struct socket_report report = {
+	    .peer = *asked,
+	    .service = service,
+	    .point = TRANSLATION_PRE_FORWARD,
+	    .verdict = VERDICT_DROPPED,
+	    .reason = DROP_SERVICE_BACKEND_NOT_FOUND,
+	};
+
+	if (counter)
+		counter->packets++;
+	if (settings && events_enabled && may_report_drop(settings, &key, 0, &report.suppressed))
+		report_socket(cookie, &report);
+	return -ECONNREFUSED;
 }
 
 /* The node itself asks: its loopback is where its node ports and host ports are, too. */
@@ -194,8 +223,10 @@ static __noinline int translate_peer(const struct asker *asker, const struct ser
 	}
 	client = client_of_socket(asker, asked->protocol);
 	backend = choose_backend(service, &client, &number);
+	if (!backend && service->flags & SERVICE_LOOSE)
+		return 0;
 	if (!backend)
-		return service->flags & SERVICE_LOOSE ? 0 : -ECONNREFUSED;
+		return refuse(asker->cookie, asked, service->id);
 	if (family_of(&backend->address) != family_of(&asked->address))
 		return 0;
 	given->address = backend->address;

@@ -266,6 +266,28 @@ def test_a_service_without_backends_refuses(services: ServiceMaps, vip: str, pro
             made.sendto(b"x", (vip, 80))
 
 
+def test_a_refusal_is_counted_and_told(services: ServiceMaps, world: World) -> None:
+    reason = world.layout.value("DROP_SERVICE_BACKEND_NOT_FOUND")
+    index = np.uint32(reason * 4 + world.layout.value("DIRECTION_EGRESS"))
+    services.add((VIP4, 80))
+    with closing(Ring(world.dataplane.maps["events"], world.layout.dtype("event"))) as ring:
+        ring.read()
+        before = counted(world, index)
+        with pytest.raises(ConnectionRefusedError):
+            peer_of((VIP4, 80))
+        told = ring.read()
+    assert counted(world, index) == before + 1
+    assert [tuple(each) for each in told[["kind", "verdict", "reason", "service", "destination_port"]]] == [
+        (world.layout.value("EVENT_SOCKET"), world.layout.value("VERDICT_DROPPED"), reason, 1, 80)
+    ]
+
+
+def counted(world: World, index: np.uint32) -> int:
+    found = world.dataplane.maps["counters"].lookup(index)
+    assert found is not None
+    return int(found["packets"].sum())
+
+
 def test_a_loose_frontend_without_backends_is_none(services: ServiceMaps) -> None:
     services.add((SERVER4, 80), flags=("SERVICE_LOOSE",))
     with server((SERVER4, 80)):
