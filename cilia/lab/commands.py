@@ -235,6 +235,16 @@ def node_exec(
     os.execvp("nsenter", ["nsenter", f"--net={target.netns}", "--", *command])
 
 
+@app.command("outside-exec", context_settings={"ignore_unknown_options": True})
+def outside_exec(
+    command: Annotated[list[str], typer.Argument(help="What to run, after --")],
+    name: Name = DEFAULT_NAME,
+) -> None:
+    """Run a command on the host outside the cluster."""
+    need_root()
+    os.execvp("nsenter", ["nsenter", f"--net={lab(name).outside}", "--", *command])
+
+
 @app.command()
 def logs(
     program: Annotated[str, typer.Argument(help="agent/NODE, operator, apiserver, lab, or NAMESPACE/POD")],

@@ -4,7 +4,8 @@
     node-2 eth0 ── node-2 ┤ br0 (172.18.0.1, fd00:172:18::1)   fabric   outside0 ── eth0 outside
                           ┘                                    203.0.113.1       203.0.113.2
 
-The fabric routes between the bridge and the outside and knows no pod addresses, as a real underlay. All links
+The fabric routes between the bridge and the outside and knows no pod addresses, as a real underlay; the
+addresses of load balancers (198.51.100.0/24, 2001:db8:198::/64) it sends to all nodes alike. All links
 are made inside the lab's namespaces, so the machine's own never changes.
 """
 
@@ -15,7 +16,17 @@ import subprocess
 from pathlib import Path
 
 from cilia.lab import kernel
-from cilia.lab.plan import OUTSIDE_HOST, OUTSIDE_V4, OUTSIDE_V6, UNDERLAY_V4, UNDERLAY_V6, LabPlan, NodePlan
+from cilia.lab.plan import (
+    BALANCED_V4,
+    BALANCED_V6,
+    OUTSIDE_HOST,
+    OUTSIDE_V4,
+    OUTSIDE_V6,
+    UNDERLAY_V4,
+    UNDERLAY_V6,
+    LabPlan,
+    NodePlan,
+)
 
 MTU = 1500
 BRIDGE = "br0"
@@ -31,6 +42,10 @@ def build(plan: LabPlan) -> None:
     for path in (plan.fabric, plan.outside, *(node.netns for node in plan.nodes)):
         kernel.create_network(path)
     _allow_routing(plan.fabric)
+    with kernel.inside_network(plan.fabric):
+        for family in ("ipv4", "ipv6"):
+            # By ports, too: one client's flows are spread.
+            kernel.write_sysctl(f"net/{family}/fib_multipath_hash_policy", 1)
     _ip(plan.fabric, fabric_links(plan))
     gateway = (f"{OUTSIDE_V4}1", f"{OUTSIDE_V6}1")
     _ip(plan.outside, host_addresses(OUTSIDE_HOST, gateway))
@@ -60,7 +75,14 @@ def fabric_links(plan: LabPlan) -> list[str]:
     ]
     for node in plan.nodes:
         lines += [_pair(node.name, node.netns), f"link set {node.name} master {BRIDGE} up"]
-    return lines
+    return [*lines, *balanced_routes(plan)]
+
+
+def balanced_routes(plan: LabPlan) -> list[str]:
+    """Return the routes of load balancers' addresses: to all nodes alike."""
+    four = " ".join(f"nexthop via {node.ipv4}" for node in plan.nodes)
+    six = " ".join(f"nexthop via {node.ipv6}" for node in plan.nodes)
+    return [f"route add {BALANCED_V4} {four}", f"route add {BALANCED_V6} {six}"]
 
 
 def host_addresses(own: tuple[str, str], gateway: tuple[str, str]) -> list[str]:

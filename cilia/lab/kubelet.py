@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from cilia.cluster.store import (
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import Clock
 from cilia.kit.tasks import TaskGroup
-from cilia.lab import cni, objects, records, sandbox
+from cilia.lab import cni, objects, readiness, records, sandbox
 from cilia.lab.follow import follow
 from cilia.lab.objects import LabPod
 from cilia.lab.plan import LabPlan, NodePlan
@@ -44,6 +45,10 @@ NETWORK_POLL_SLOW = 1.0
 """The same once it is there."""
 
 
+END_POLL = 0.02
+"""Seconds between two looks at a pod that ends."""
+
+
 class Kubelet:
     """See the module. `group` is the node's cgroup."""
 
@@ -56,6 +61,7 @@ class Kubelet:
         self._wanted: dict[Key, LabPod] = {}
         self._running: dict[Key, PodRecord] = {}
         self._workers: dict[Key, asyncio.Task[None]] = {}
+        self._probes: dict[Key, asyncio.Task[None]] = {}
         self._tasks = TaskGroup()
         self.network_ready = asyncio.Event()
 
@@ -113,8 +119,11 @@ class Kubelet:
         """Take one step towards what is wanted; False when there is nothing left to do."""
         pod = self._wanted.get(key)
         record = self._running.get(key)
-        leaving = pod is not None and pod.metadata.deletion_timestamp is not None
+        leaving = pod is not None and pod.terminating
         if record is not None and self._must_stop(pod, record):
+            if pod is not None and leaving:
+                await self._let_end(key, pod, record)
+            self._end_probe(key)
             await sandbox.stop(record, self._node, self._pod_group(record))
             del self._running[key]
             return True
@@ -129,7 +138,7 @@ class Kubelet:
         return False
 
     def _must_stop(self, pod: LabPod | None, record: PodRecord) -> bool:
-        if pod is None or pod.metadata.uid != record.uid or pod.metadata.deletion_timestamp is not None:
+        if pod is None or pod.metadata.uid != record.uid or pod.terminating:
             return True
         return not records.alive(record)
 
@@ -145,7 +154,53 @@ class Kubelet:
         record = await sandbox.start(record, self._node, workload, self._pod_group(record))
         self._running[key] = record
         self._watch_process(key, record)
-        await self._tell_status(pod, objects.running_status(pod, record, self._node, self._clock))
+        ready = pod.probe is None
+        status = objects.running_status(pod, record, self._node, self._clock, ready=ready)
+        await self._tell_status(pod, status)
+        if pod.probe is not None:
+            name = f"kubelet {self._node.name} probe {'/'.join(key)}"
+            self._probes[key] = self._tasks.spawn(name, self._probe(key, pod.probe, record))
+
+    async def _probe(self, key: Key, probe: objects.Probe, record: PodRecord) -> None:
+        """Tell whenever the pod turns ready or unready, as long as it runs."""
+        async for ready in readiness.follow(probe, record, self._node.netns, self._port_of(key)):
+            pod = self._wanted.get(key)
+            if pod is None or pod.metadata.uid != record.uid:
+                return
+            try:
+                await self._tell_status(pod, objects.readiness_status(pod, self._clock, ready=ready))
+            except StoreError as error:
+                log.warning("readiness not written", pod="/".join(key), reason=str(error))
+
+    def _port_of(self, key: Key) -> Callable[[int | str], int]:
+        def port(wanted: int | str) -> int:
+            pod = self._wanted.get(key)
+            return pod.port(wanted) if pod is not None else 0
+
+        return port
+
+    def _end_probe(self, key: Key) -> None:
+        probe = self._probes.pop(key, None)
+        if probe is not None:
+            probe.cancel()
+
+    async def _let_end(self, key: Key, pod: LabPod, record: PodRecord) -> None:
+        """Give a pod the time it has to end: first its pause, in which it goes on as before, then the signal.
+
+        Returns when it has ended or its grace is over; at once when the pod is gone from the API.
+        """
+        grace = pod.metadata.deletion_grace_period_seconds or 0
+        loop = asyncio.get_running_loop()
+        deadline, signal_at = loop.time() + grace, loop.time() + min(pod.pause, grace)
+        signalled = False
+        while records.alive(record) and loop.time() < deadline:
+            present = self._wanted.get(key)
+            if present is None or present.metadata.uid != record.uid:
+                return
+            if not signalled and loop.time() >= signal_at:
+                sandbox.ask_to_end(record)
+                signalled = True
+            await asyncio.sleep(END_POLL)
 
     def _watch_process(self, key: Key, record: PodRecord) -> None:
         """Wake the pod's worker when its first process ends."""
@@ -194,7 +249,7 @@ class Kubelet:
     async def _tell_failure(self, key: Key, error: Exception) -> None:
         pod = self._wanted.get(key)
         log.warning("pod step failed", node=self._node.name, pod="/".join(key), reason=str(error))
-        if pod is None or pod.metadata.deletion_timestamp is not None:
+        if pod is None or pod.terminating:
             return
         reason = "FailedCreatePodSandBox"
         event = objects.event_object(pod, self._node.name, reason, str(error), self._clock)

@@ -25,6 +25,48 @@ class EnvVar(Object, frozen=True, kw_only=True):
     value: str = ""
 
 
+class SleepAction(Object, frozen=True, kw_only=True):
+    """Wait."""
+
+    seconds: int = 0
+
+
+class Hook(Object, frozen=True, kw_only=True):
+    """What happens at a turn of a container's life; the lab can wait."""
+
+    sleep: SleepAction | None = None
+
+
+class Lifecycle(Object, frozen=True, kw_only=True):
+    """Hooks of a container."""
+
+    pre_stop: Hook | None = None
+
+
+class ExecAction(Object, frozen=True, kw_only=True):
+    """A command inside the container that succeeds, or not."""
+
+    command: tuple[str, ...] = ()
+
+
+class SocketAction(Object, frozen=True, kw_only=True):
+    """A TCP port that accepts connections, or not: a number, or a container port's name."""
+
+    port: int | str
+
+
+class Probe(Object, frozen=True, kw_only=True):
+    """How the kubelet asks a container whether it is ready."""
+
+    exec: ExecAction | None = None
+    tcp_socket: SocketAction | None = None
+    initial_delay_seconds: float = 0
+    period_seconds: float = 10
+    timeout_seconds: float = 1
+    failure_threshold: int = 3
+    success_threshold: int = 1
+
+
 class LabContainer(Object, frozen=True, kw_only=True):
     """A container: a command, or the built-in server on its ports."""
 
@@ -34,6 +76,8 @@ class LabContainer(Object, frozen=True, kw_only=True):
     args: tuple[str, ...] | None = None
     env: tuple[EnvVar, ...] | None = None
     ports: tuple[ContainerPort, ...] | None = None
+    lifecycle: Lifecycle | None = None
+    readiness_probe: Probe | None = None
 
 
 class LabPodSpec(Object, frozen=True, kw_only=True):
@@ -57,6 +101,36 @@ class LabPod(Object, frozen=True, kw_only=True):
         """Namespace and name."""
         return self.metadata.namespace, self.metadata.name
 
+    @property
+    def ready(self) -> bool:
+        """Its condition Ready."""
+        conditions = self.status.conditions or ()
+        return any(item.type == "Ready" and item.status == "True" for item in conditions)
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it is being deleted."""
+        return self.metadata.deletion_timestamp is not None
+
+    @property
+    def probe(self) -> Probe | None:
+        """How its readiness is asked for; None: it is ready when it runs."""
+        found = (container.readiness_probe for container in self.spec.containers)
+        return next(filter(None, found), None)
+
+    @property
+    def pause(self) -> int:
+        """Seconds it goes on before it is told to end."""
+        hooks = (item.lifecycle.pre_stop for item in self.spec.containers if item.lifecycle)
+        return max((hook.sleep.seconds for hook in hooks if hook and hook.sleep), default=0)
+
+    def port(self, wanted: int | str) -> int:
+        """A container port by number or name; 0 for a name that is none."""
+        if isinstance(wanted, int):
+            return wanted
+        ports = (port for container in self.spec.containers for port in container.ports or ())
+        return next((port.container_port for port in ports if port.name == wanted), 0)
+
 
 class ServicePort(Object, frozen=True, kw_only=True):
     """A port of a service; the target is a number or a container port's name."""
@@ -70,8 +144,12 @@ class ServicePort(Object, frozen=True, kw_only=True):
 class ServiceSpec(Object, frozen=True, kw_only=True):
     """What the endpoint-slice controller needs."""
 
+    type: str = "ClusterIP"
     selector: dict[str, str] | None = None
     ports: tuple[ServicePort, ...] | None = None
+    ip_families: tuple[str, ...] | None = None
+    publish_not_ready_addresses: bool = False
+    traffic_distribution: str | None = None
 
 
 class Service(Object, frozen=True, kw_only=True):
@@ -158,10 +236,13 @@ def node_object(node: NodePlan, clock: Clock, *, ready: bool) -> dict[str, Any]:
     }
 
 
-def running_status(pod: LabPod, record: PodRecord, node: NodePlan, clock: Clock) -> dict[str, Any]:
+def running_status(
+    pod: LabPod, record: PodRecord, node: NodePlan, clock: Clock, *, ready: bool = True
+) -> dict[str, Any]:
     """Return the status of a pod whose sandbox runs."""
     now = timestamp(clock)
-    conditions = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+    conditions = dict.fromkeys(("PodReadyToStartContainers", "Initialized", "PodScheduled"), "True")
+    conditions |= dict.fromkeys(("Ready", "ContainersReady"), "True" if ready else "False")
     return {
         "phase": "Running",
         "hostIP": node.ipv4,
@@ -169,22 +250,31 @@ def running_status(pod: LabPod, record: PodRecord, node: NodePlan, clock: Clock)
         "podIP": record.ips[0] if record.ips else "",
         "podIPs": [{"ip": address} for address in record.ips],
         "startTime": now,
-        "conditions": [_condition(kind, "True", now) for kind in conditions],
-        "containerStatuses": [_container_status(item, record, now) for item in pod.spec.containers],
+        "conditions": [_condition(kind, status, now) for kind, status in conditions.items()],
+        "containerStatuses": [_container_status(item, record, now, ready) for item in pod.spec.containers],
     }
+
+
+def readiness_status(pod: LabPod, clock: Clock, *, ready: bool) -> dict[str, Any]:
+    """Return what of a running pod's status changes with its readiness."""
+    now, status = timestamp(clock), "True" if ready else "False"
+    kinds = ("Ready", "ContainersReady")
+    others = [item for item in pod.status.conditions or () if item.type not in kinds]
+    conditions = [_condition(item.type, item.status, item.last_transition_time or now) for item in others]
+    return {"conditions": [*conditions, *(_condition(kind, status, now) for kind in kinds)]}
 
 
 def _condition(kind: str, status: str, now: str) -> dict[str, Any]:
     return {"type": kind, "status": status, "lastTransitionTime": now}
 
 
-def _container_status(container: LabContainer, record: PodRecord, now: str) -> dict[str, Any]:
+def _container_status(container: LabContainer, record: PodRecord, now: str, ready: bool) -> dict[str, Any]:
     return {
         "name": container.name,
         "image": container.image or DEFAULT_IMAGE,
         "imageID": container.image or DEFAULT_IMAGE,
         "containerID": f"cilia-lab://{record.sandbox}",
-        "ready": True,
+        "ready": ready,
         "started": True,
         "restartCount": 0,
         "state": {"running": {"startedAt": now}},

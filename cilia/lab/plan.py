@@ -22,6 +22,10 @@ OUTSIDE_V6 = "2001:db8:203::"
 OUTSIDE_HOST = (f"{OUTSIDE_V4}2", f"{OUTSIDE_V6}2")
 """The addresses of the host beyond the cluster."""
 
+BALANCED_V4 = "198.51.100.0/24"
+BALANCED_V6 = "2001:db8:198::/64"
+"""Addresses for load balancers (RFC 5737, RFC 3849): the fabric spreads flows to them over all nodes."""
+
 API_PORT = 6443
 DEFAULT_IMAGE = "cilia.io/lab/server"
 

@@ -157,6 +157,12 @@ async def stop(pod: PodRecord, node: NodePlan, group: Path) -> None:
     shutil.rmtree(pod.directory, ignore_errors=True)
 
 
+def ask_to_end(pod: PodRecord) -> None:
+    """SIGTERM to a pod's first process."""
+    if records.alive(pod):
+        os.kill(pod.pid, signal.SIGTERM)
+
+
 def kill(pod: PodRecord) -> None:
     """End a pod's first process, and with it all of its pid namespace."""
     if records.alive(pod):
