@@ -225,7 +225,9 @@ class KernelState:
 
     def _follow_services(self, now: float) -> None:
         """What the programs need to know of all services together."""
-        self.settings.follow_services(len(self.service_maps) > 0, self.service_maps.serve_from(self._hosts))
+        self.settings.follow_services(
+            len(self.service_maps) > 0, self.service_maps.backends.serve_from(self._hosts)
+        )
 
     def _finish_policies(self, now: float) -> None:
         try:

@@ -80,7 +80,7 @@ def agree(kernel: Kernel, rows: dict[Frontend, ServiceEntry], services: Services
     for row in rows.values():
         value = kernel.service(row.frontend)
         assert value is not None
-        named = packing.records(kernel.frontends[value["id"] : value["id"] + 1])[0]  # type: ignore[operator,misc]
+        named = packing.records(kernel.frontends[value["id"] : value["id"] + 1])[0]  # type: ignore[operator]
         assert (named["address"], named["port"]) == (row.frontend.address, row.frontend.port)
         ids.add(value["id"])
         for scope in (0, 1):
@@ -111,7 +111,7 @@ def test_a_service_and_its_backends_are_found(maps: dict[str, Map]) -> None:
     assert set(listed["flags"]) == {"AFFINITY", "DSR", "OUTSIDE", "REJECT", "KEEPS_CLIENT"}
     assert listed["internal"] == ["10.0.0.1:8080/TCP", "10.0.0.2:8080/TCP"]
     assert listed["external"] == ["10.0.0.1:8080/TCP"]
-    assert services.id_of(row.frontend) == found["id"] and services.entry(found["id"]) == row  # type: ignore[arg-type]
+    assert services.id_of(row.frontend) == found["id"] and services.entry(found["id"]) == row
     services.delete([row.frontend])
     assert kernel.service(row.frontend) is None and set(kernel.flags().values()) == {"dead"}
     assert services.delete([row.frontend]) == {}
@@ -310,7 +310,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "step", ["_write_backends", "_write_frontends", "_open", "_write", "_settle", "_close", "_release"]
+    "step",
+    ["backends.write", "_write_frontends", "_open", "_write", "_close", "_release", "backends.settle"],
 )
 def test_killed_between_two_steps_a_successor_mends_it(
     maps: dict[str, Map], step: str, monkeypatch: pytest.MonkeyPatch
@@ -325,7 +326,8 @@ def test_killed_between_two_steps_a_successor_mends_it(
     def killed(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(first, step, killed)
+    part, _, method = step.rpartition(".")
+    monkeypatch.setattr(first.backends if part else first, method, killed)
     with pytest.raises(Killed):
         first.update(list(later.values()))
     for number, row in former.items():
@@ -367,5 +369,5 @@ def test_whatever_comes_and_goes_the_kernel_has_the_rows(seed: int) -> None:
             agree(kernel, rows, services)
         services.delete(list(rows))
         clock.now += 1
-        services._stretches.reclaim(clock.now)
-        assert services._stretches.free == sizes["slots"] and len(services._numbers) == 0
+        services.backends._stretches.reclaim(clock.now)
+        assert services.backends._stretches.free == sizes["slots"] and len(services.backends._numbers) == 0

@@ -15,6 +15,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps import packing
+from cilia.dataplane.maps.packing import Content
 from cilia.model.endpoint import HOST_ENDPOINT, EndpointEntry
 from cilia.model.identity import HOST
 from cilia.model.ids import EndpointId
@@ -54,6 +55,25 @@ class Endpoints:
         values["ipv6"] = packing.addresses((row.ipv6 for row in rows), self._address)
         return endpoint["ifindex"].astype(self._ifaces.key), values
 
+    def contents(self, rows: Sequence[EndpointEntry]) -> list[Content[EndpointId]]:
+        """What the maps have for the rows; the host's is not among them."""
+        rows = [row for row in rows if not self._is_host(row)]
+        return self._contents(rows, *self.desired(rows))
+
+    def maps(self) -> list[Map]:
+        """All that it writes."""
+        return [self._ifaces, self._endpoints]
+
+    def is_host(self, content: Array) -> Array:
+        """Which values of `endpoints` are the node's own addresses."""
+        own: Array = (content["flags"] & self._host_flag) != 0
+        return own
+
+    def host_content(self, texts: Iterable[str]) -> Content[EndpointId]:
+        """What `endpoints` has for the node's own addresses."""
+        keys = packing.addresses(texts, self._address)
+        return Content(self._endpoints, keys, np.repeat(self._host, len(keys)), [HOST_ENDPOINT] * len(keys))
+
     def update(self, rows: Sequence[EndpointEntry]) -> dict[EndpointId, str]:
         """Write the rows; what an endpoint had before and has no longer goes."""
         failures = {row.id: why for row in rows if self._is_host(row) and (why := self._update_host(row))}
@@ -62,20 +82,10 @@ class Endpoints:
         self._remove_stale(rows, [row.id for row in rows])
         for row in rows:
             self._present[row.id] = Traces({row.ifindex}, _addresses(row))
-        failures |= {
-            rows[at].id: why
-            for at, why in packing.sentences(self._ifaces, self._ifaces.put(keys, values)).items()
-        }
-        owners: list[EndpointId] = []
-        texts: list[str] = []
-        positions: list[int] = []
-        for at, row in enumerate(rows):
-            for text in filter(None, (row.ipv4, row.ipv6)):
-                owners.append(row.id)
-                texts.append(text)
-                positions.append(at)
-        written = self._endpoints.put(packing.addresses(texts, self._address), values["endpoint"][positions])
-        failures |= {owners[at]: why for at, why in packing.sentences(self._endpoints, written).items()}
+        for content in self._contents(rows, keys, values):
+            written = content.map.put(content.keys, content.values)
+            sentences = packing.sentences(content.map, written)
+            failures |= {content.owners[at]: why for at, why in sentences.items()}
         return failures
 
     def delete(self, keys: Sequence[EndpointId]) -> dict[EndpointId, str]:
@@ -104,6 +114,24 @@ class Endpoints:
         fresh = np.frombuffer(b"".join(sorted(wanted)), self._address)
         for error in self._endpoints.put(fresh, np.repeat(self._host, len(fresh))).values():
             raise error
+
+    def _contents(
+        self, rows: Sequence[EndpointEntry], keys: Array, values: Array
+    ) -> list[Content[EndpointId]]:
+        """The sender's side first, then the receiver's."""
+        owners: list[EndpointId] = []
+        texts: list[str] = []
+        positions: list[int] = []
+        for at, row in enumerate(rows):
+            for text in filter(None, (row.ipv4, row.ipv6)):
+                owners.append(row.id)
+                texts.append(text)
+                positions.append(at)
+        addresses = packing.addresses(texts, self._address)
+        return [
+            Content(self._ifaces, keys, values, [row.id for row in rows]),
+            Content(self._endpoints, addresses, values["endpoint"][positions], owners),
+        ]
 
     def _is_host(self, row: EndpointEntry) -> bool:
         return bool(row.flags & self._host_flag)

@@ -9,6 +9,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps import packing
+from cilia.dataplane.maps.packing import Content
 from cilia.model.node import IpcacheEntry
 
 
@@ -31,6 +32,18 @@ class Ipcache:
         values["flags"] = [row.flags for row in rows]
         values["tunnel_endpoint"] = packing.addresses((row.tunnel_endpoint for row in rows), self._address)
         return keys, values
+
+    def contents(self, rows: Sequence[IpcacheEntry]) -> list[Content[str]]:
+        """What the maps have for the rows."""
+        keys, values = self.desired(rows)
+        return [
+            Content(target, keys[at], values[at], [rows[position].prefix for position in at.tolist()])
+            for target, at in self._split(keys)
+        ]
+
+    def maps(self) -> list[Map]:
+        """All that it writes."""
+        return [self._prefixes, self._hosts]
 
     def update(self, rows: Sequence[IpcacheEntry]) -> dict[str, str]:
         """Write the rows, each map in one batch."""

@@ -9,6 +9,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps import packing
+from cilia.dataplane.maps.packing import Content
 from cilia.model.node import NodeAddress, NodeSettings
 
 ADDRESS_SETTINGS = ("ipv4", "ipv6", "router_ipv4", "router_ipv6")
@@ -48,6 +49,14 @@ class Nodes:
         values["flags"] = self._flags
         values["mtu"] = [row.mtu for row in rows]
         return packing.addresses((row.address for row in rows), self._nodes.key), values
+
+    def contents(self, rows: Sequence[NodeAddress]) -> list[Content[str]]:
+        """What the maps have for the rows."""
+        return [Content(self._nodes, *self.desired(rows), [row.address for row in rows])]
+
+    def maps(self) -> list[Map]:
+        """All that it writes."""
+        return [self._nodes]
 
     def update(self, rows: Sequence[NodeAddress]) -> dict[str, str]:
         """Write the rows in one batch."""

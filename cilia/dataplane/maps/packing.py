@@ -5,17 +5,29 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
 
 from cilia.dataplane.bpf import Array, Map
+
+K = TypeVar("K")
 
 MAPPED = b"\0" * 10 + b"\xff\xff"
 NO_ADDRESS = bytes(16)
 NO_MAC = bytes(6)
 ADDRESS_FIELDS = ("hi", "lo")
 MAC_SHAPE = (6,)
+
+
+class Content(msgspec.Struct, Generic[K], frozen=True):
+    """Elements that a map is to have, and the key of the row that each is there for."""
+
+    map: Map
+    keys: Array
+    values: Array
+    owners: list[K]
 
 
 def address_bytes(text: str) -> bytes:

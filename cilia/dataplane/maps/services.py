@@ -1,13 +1,12 @@
-"""Maps `services`, `frontends`, `backends`, `slots`, `source_ranges` and `skip_redirect`.
+"""Maps `services`, `frontends`, `source_ranges` and `skip_redirect`.
 
     services[frontend]  {id, flags, a range for clients inside, one for those outside}
-                                    └──► slots[first ..] ──► backends[number]
+                                    └──► slots[first ..] ──► backends[number]    (`backends`)
     frontends[id]       the frontend again, for replies
 
 A change is written from right to left: backends under fresh numbers, a free stretch of slots, the frontend
 under its number, and then the one hash entry, in one store as packets see it. What the old entry named comes
-back afterwards, and rests: a program may still be reading it. Frontends with the same candidates share a
-stretch.
+back afterwards.
 
 A successor finds all of it by reading the maps; what no row claims goes in `prune`. When something is full,
 the frontends that do not fit keep what they had (new ones are not there), and say so; all others work.
@@ -15,10 +14,7 @@ the frontends that do not fit keep what they had (new ones are not there), and s
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +22,10 @@ import msgspec
 import numpy as np
 
 from cilia import abi
-from cilia.dataplane.bpf import Array, BpfError, Map, wait_for_programs
+from cilia.dataplane.bpf import Array, BpfError, Map
 from cilia.dataplane.maps import packing
-from cilia.dataplane.maps.numbers import Numbers, Stretches
-from cilia.model import maglev
+from cilia.dataplane.maps.backends import NO_STRETCH, Backends, ServiceOptions, Stretch
+from cilia.dataplane.maps.numbers import Numbers
 from cilia.model.service import (
     Algorithm,
     Backend,
@@ -40,25 +36,9 @@ from cilia.model.service import (
     ServiceEntry,
 )
 
-REST = 0.1
-"""Seconds before a stretch or a backend's number is given out again: programs run for microseconds."""
-WEIGHTED_SLOTS = 4096
-"""So many slots at most say how often each backend is chosen, unless there are more backends."""
-DIGESTED = 64
+__all__ = ["LocalPod", "ServiceOptions", "Services"]
+
 REVISIONS = 1 << 32
-SLOT = np.dtype("<u4")
-
-Candidates = tuple[Algorithm, tuple[Backend, ...]]
-BackendKey = tuple[str, int, int]
-"""Address, port, protocol."""
-
-
-class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How tables are computed; the same on every node of the cluster."""
-
-    maglev_size: int = 16_381
-    """Slots of a Maglev table, a prime: a hundred times the backends of the largest service or more."""
-    seed: int = 0x4B3F_91C7
 
 
 class LocalPod(msgspec.Struct, frozen=True):
@@ -67,24 +47,6 @@ class LocalPod(msgspec.Struct, frozen=True):
     endpoint: int
     netns: int
     """Cookie of its network namespace; 0: not known."""
-
-
-class Stretch:
-    """Slots in use. `numbers`: the backends among them, once each; `uses`: of how many services' ranges."""
-
-    __slots__ = ("asked", "content", "count", "first", "numbers", "uses")
-
-    def __init__(self, first: int, count: int, numbers: tuple[int, ...], content: bytes) -> None:
-        self.first = first
-        self.count = count
-        self.numbers = numbers
-        self.content = content
-        self.asked: list[Candidates] = []
-        """Candidates it is known to stand for."""
-        self.uses = 0
-
-
-NO_STRETCH = Stretch(0, 0, (), b"")
 
 
 class Held:
@@ -114,56 +76,24 @@ class Services:
         options: ServiceOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._services, self._source_ranges = maps["services"], maps["source_ranges"]
-        self._skip_redirect, self._affinity = maps["skip_redirect"], maps["affinity"]
-        self._frontends_map, self._backends_map, self._slots_map = (
-            maps[name] for name in ("frontends", "backends", "slots")
-        )
+        self._services, self._frontends_map = maps["services"], maps["frontends"]
         self._frontends = self._frontends_map.memory()
-        self._backends = self._backends_map.memory()
-        self._slots = self._slots_map.memory()
-        self._options = options or ServiceOptions()
-        if self._options.maglev_size not in maglev.SIZES:
-            sizes = ", ".join(map(str, maglev.SIZES))
-            raise BpfError(
-                f"a Maglev table can't have {self._options.maglev_size} slots: take one of {sizes}"
-            )
+        self._extras = (("sources", maps["source_ranges"]), ("skips", maps["skip_redirect"]))
+        """What frontends have beside their entry: the field of `Held`, and the map."""
         self._clock = clock
         self._address = layout.dtype("address")
         self._flag_values = {
             flag.name.removeprefix("SERVICE_"): int(flag) for flag in layout.enum("service_flags")
         }
-        self._live, self._is_draining = layout.value("BACKEND_LIVE"), layout.value("BACKEND_DRAINING")
+        self.backends = Backends(maps["backends"], maps["slots"], layout, options or ServiceOptions(), clock)
         self._ids: Numbers[Frontend] = Numbers(len(self._frontends))
-        self._numbers: Numbers[BackendKey] = Numbers(len(self._backends))
-        self._stretches = Stretches(len(self._slots))
-        self._chosen = [0] * len(self._backends)
-        """By number: how many stretches have it."""
-        self._drained = [0] * len(self._backends)
-        """By number: how many frontends wait for its flows to end."""
-        self._used: dict[BackendKey, int] = {}
-        """Backends whose row says that they live, by number ..."""
-        self._key_of: dict[int, BackendKey] = {}
-        """... and the other way round."""
-        self._addresses: Counter[str] = Counter()
-        self._by_candidates: dict[Candidates, Stretch] = {}
-        self._by_content: dict[bytes, Stretch] = {}
-        self._recent: dict[tuple[Algorithm, int], Stretch] = {}
-        """During an update: by the `id` of the candidates, which alike rows share."""
         self._held: dict[Frontend, Held] = {}
         self._skipping: set[Frontend] = set()
         """Those that leave some pods alone."""
-        self._fresh: dict[int, BackendKey] = {}
-        """Numbers that come into use and whose backend is not written yet."""
-        self._touched: set[int] = set()
-        """Numbers whose flags may have to change."""
-        self._unclaimed: set[int] = set()
-        """Backends a predecessor left live and nobody has spoken of: they drain, perhaps."""
         self._named: dict[int, ServiceEntry] = {}
-        self._revision = 0
         self.locate: Callable[[str], LocalPod | None] = lambda address: None
         """The pod of this node that has an address."""
-        self._adopt()
+        self._revision = self._adopt(maps["affinity"])
 
     # the five verbs
 
@@ -175,20 +105,18 @@ class Services:
         """Bring frontends in force, all in few system calls."""
         failures: dict[Frontend, str] = {}
         plans: list[Held] = []
-        self._recent.clear()
-        self._stretches.reclaim(self._clock() - REST)
+        self.backends.begin()
         for row in rows:
             try:
                 plans.append(self._plan(row))
             except BpfError as error:
                 failures[row.frontend] = str(error)
-        self._write_backends()
+        self.backends.write()
         self._write_frontends(plans)
-        for target, field in ((self._source_ranges, "sources"), (self._skip_redirect, "skips")):
+        for field, target in self._extras:
             plans = self._open(plans, target, field, failures)
         self._write(plans, failures)
-        self._settle()
-        self._recent.clear()
+        self.backends.settle()
         return failures
 
     def delete(self, keys: Sequence[Frontend]) -> dict[Frontend, str]:
@@ -201,17 +129,15 @@ class Services:
                 self._close(held, None)
                 self._release(held)
                 self._ids.release(frontend, self._clock())
-        self._settle()
+        self.backends.settle()
         return {}
 
     def prune(self, keep: Iterable[ServiceEntry]) -> int:
         """Remove all frontends but these, backends that nobody speaks of, and what belongs to no frontend."""
         strangers = self.ours() - {row.frontend for row in keep}
         self.delete(sorted(strangers))
-        self._touched |= self._unclaimed
-        self._unclaimed.clear()
-        self._settle()
-        for target, field in ((self._source_ranges, "sources"), (self._skip_redirect, "skips")):
+        self.backends.prune()
+        for field, target in self._extras:
             wanted = frozenset[bytes]().union(*(getattr(held, field) for held in self._held.values()))
             stale = [raw for raw in packing.raw_rows(target.dump()[0]) if raw not in wanted]
             target.remove(np.frombuffer(b"".join(stale), target.key))
@@ -225,10 +151,6 @@ class Services:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    def serve_from(self, addresses: Collection[str]) -> bool:
-        """Whether a backend has one of these addresses."""
-        return any(self._addresses[address] for address in addresses)
 
     def id_of(self, frontend: Frontend) -> int:
         """The frontend's number, as flows and events have it; 0: not in force."""
@@ -258,24 +180,18 @@ class Services:
 
     def rows(self) -> list[dict[str, Any]]:
         """Frontends as the kernel has them, for people: backends as "address:port/PROTOCOL"."""
+        frontends, values = self._read()
         found = []
-        for frontend, value in zip(*self._read(), strict=True):
-            flags = int(value["flags"])
-            sides = [
-                [
-                    self._backend_text(n)
-                    for n in dict.fromkeys(self._slots[r["first"] :][: r["count"]].tolist())
-                ]
-                for r in value["range"]
-            ]
+        for frontend, value in zip(frontends, packing.records(values), strict=True):
+            inside, outside = (self.backends.in_range(r["first"], r["count"]) for r in value["range"])
             found.append(
                 {
                     "frontend": str(frontend),
-                    "id": int(value["id"]),
-                    "flags": [name for name, bit in self._flag_values.items() if flags & bit],
-                    "affinity": int(value["affinity"]),
-                    "internal": sides[0],
-                    "external": sides[1],
+                    "id": value["id"],
+                    "flags": [name for name, bit in self._flag_values.items() if value["flags"] & bit],
+                    "affinity": value["affinity"],
+                    "internal": inside,
+                    "external": outside,
                 }
             )
         return found
@@ -289,10 +205,10 @@ class Services:
             raise BpfError(packing.full(self._frontends_map))
         plan = Held(row, number, (NO_STRETCH, NO_STRETCH), 0)
         try:
-            internal = self._use(row.algorithm, row.internal)
+            internal = self.backends.use(row.algorithm, row.internal)
             plan.ranges = internal, NO_STRETCH
-            plan.ranges = internal, self._use(row.algorithm, row.external)
-            plan.draining = self._drain(row)
+            plan.ranges = internal, self.backends.use(row.algorithm, row.external)
+            plan.draining = self.backends.drain(_without_new_flows(row))
         except BpfError:
             self._abandon(plan)
             raise
@@ -302,90 +218,10 @@ class Services:
         plan.revision = before.revision if before is not None and same else self._next_revision()
         return plan
 
-    def _use(self, algorithm: Algorithm, backends: tuple[Backend, ...]) -> Stretch:
-        """A stretch with these candidates, in use once more. Raises BpfError."""
-        found = self._recent.get((algorithm, id(backends)))
-        if found is None:
-            found = self._by_candidates.get((algorithm, backends)) or self._stretch((algorithm, backends))
-            self._recent[algorithm, id(backends)] = found
-        found.uses += 1
-        return found
-
-    def _stretch(self, candidates: Candidates) -> Stretch:
-        algorithm, backends = candidates
-        chosen = [backend for backend in backends if backend.weight > 0]
-        if not chosen:
-            return NO_STRETCH
-        used = self._used
-        numbers = [used.get((b.address, b.port, b.protocol)) or self._number(b) for b in chosen]
-        slots = self._filled(algorithm, chosen, numbers)
-        content = _digest(slots)
-        found = self._by_content.get(content)
-        if found is None:
-            found = Stretch(
-                self._free_stretch(len(slots)), len(slots), tuple(dict.fromkeys(numbers)), content
-            )
-            self._slots[found.first : found.first + found.count] = slots
-            self._by_content[content] = found
-            for number in found.numbers:
-                self._chosen[number] += 1
-                if self._chosen[number] == 1:
-                    self._touched.add(number)
-        found.asked.append(candidates)
-        self._by_candidates[candidates] = found
-        return found
-
-    def _filled(self, algorithm: Algorithm, backends: list[Backend], numbers: list[int]) -> Array:
-        """The slots: each backend as often as it is to be chosen."""
-        own = np.array(numbers, SLOT)
-        weights = [backend.weight for backend in backends]
-        if algorithm is Algorithm.MAGLEV and len(backends) > 1:
-            names = [str(backend) for backend in backends]
-            return own[maglev.table(names, weights, self._options.maglev_size, self._options.seed)]
-        return own if len(set(weights)) == 1 else np.repeat(own, shares(weights))
-
-    def _number(self, backend: Backend) -> int:
-        """The backend's number; it comes into use with whatever names it next. Raises BpfError."""
-        key = backend.address, backend.port, int(backend.protocol)
-        if key in self._used:
-            return self._used[key]
-        number = self._numbers.take(key)
-        if number is None:
-            self._numbers.reclaim(self._clock() - REST)
-            number = self._numbers.take(key)
-        if number is None and self._numbers.resting:
-            wait_for_programs()
-            self._numbers.reclaim(math.inf)
-            number = self._numbers.take(key)
-        if number is None:
-            raise BpfError(packing.full(self._backends_map))
-        self._touched.add(number)
-        self._fresh[number] = key
-        return number
-
-    def _drain(self, row: ServiceEntry) -> tuple[int, ...]:
-        """Backends whose flows go on, but that get no new ones."""
-        resting = [b for side in (row.internal, row.external) for b in side if b.weight <= 0]
-        numbers = tuple(dict.fromkeys(self._number(backend) for backend in (*row.draining, *resting)))
-        for number in numbers:
-            self._drained[number] += 1
-        self._touched.update(numbers)
-        return numbers
-
-    def _free_stretch(self, count: int) -> int:
-        first = self._stretches.take(count)
-        if first is None and self._stretches.resting:
-            wait_for_programs()
-            self._stretches.reclaim(math.inf)
-            first = self._stretches.take(count)
-        if first is None:
-            raise BpfError(packing.full(self._slots_map))
-        return first
-
     def _source_keys(self, number: int, row: ServiceEntry) -> frozenset[bytes]:
         if not row.source_ranges:
             return frozenset()
-        keys = self._source_ranges.keys(len(row.source_ranges))
+        keys = self._extras[0][1].keys(len(row.source_ranges))
         parts = [prefix.partition("/") for prefix in row.source_ranges]
         keys["address"] = packing.addresses((address for address, _, _ in parts), self._address)
         keys["prefixlen"] = [
@@ -399,7 +235,7 @@ class Services:
         found = [(0, pod.endpoint) for pod in pods] + [(pod.netns, 0) for pod in pods if pod.netns]
         if not found:
             return frozenset()
-        keys = self._skip_redirect.keys(len(found))
+        keys = self._extras[1][1].keys(len(found))
         self._name(keys, [row.frontend] * len(found))
         keys["netns"], keys["endpoint"] = zip(*found, strict=True)
         return frozenset(packing.raw_rows(keys))
@@ -409,20 +245,6 @@ class Services:
         return self._revision
 
     # writing
-
-    def _write_backends(self) -> None:
-        """All backends that come into use."""
-        numbers = np.fromiter(self._fresh, np.intp)
-        values = np.zeros(len(numbers), self._backends.dtype)
-        keys = list(self._fresh.values())
-        values["address"] = packing.addresses((key[0] for key in keys), self._address)
-        values["port"] = [key[1] for key in keys]
-        values["protocol"] = [key[2] for key in keys]
-        values["flags"] = self._live
-        self._backends[numbers] = values
-        for number, key in self._fresh.items():
-            self._enlist(number, key)
-        self._fresh.clear()
 
     def _write_frontends(self, plans: Sequence[Held]) -> None:
         fresh = {
@@ -521,124 +343,38 @@ class Services:
     def _release(self, held: Held) -> None:
         """Nothing refers to the ranges and backends of `held` by it any more."""
         for stretch in held.ranges:
-            if stretch is not NO_STRETCH:
-                self._disuse(stretch)
-        for number in held.draining:
-            self._drained[number] -= 1
-            self._touched.add(number)
-
-    def _disuse(self, stretch: Stretch) -> None:
-        stretch.uses -= 1
-        if stretch.uses:
-            return
-        for candidates in stretch.asked:
-            del self._by_candidates[candidates]
-        if self._by_content.get(stretch.content) is stretch:
-            del self._by_content[stretch.content]
-        self._recent.clear()
-        for number in stretch.numbers:
-            self._chosen[number] -= 1
-            if not self._chosen[number]:
-                self._touched.add(number)
-        self._stretches.retire(stretch.first, stretch.count, self._clock())
+            self.backends.disuse(stretch)
+        self.backends.undrain(held.draining)
 
     def _close(self, held: Held, after: Held | None) -> None:
         """Remove what the frontend has beside its entry, except what `after` has as well."""
-        for target, field in ((self._source_ranges, "sources"), (self._skip_redirect, "skips")):
+        for field, target in self._extras:
             gone = getattr(held, field)
             if gone:
                 self._remove_raw(target, gone - getattr(after, field) if after is not None else gone)
 
-    def _settle(self) -> None:
-        """Bring the flags of backends to what they are now; those that nobody names are dead at once."""
-        now = self._clock()
-        flags = self._backends["flags"]
-        for number in self._touched:
-            if self._chosen[number]:
-                wanted = self._live
-            elif self._drained[number]:
-                wanted = self._live | self._is_draining
-            elif number in self._unclaimed:
-                continue
-            else:
-                wanted = 0
-            if flags[number] != wanted:
-                flags[number] = wanted
-            key = self._key_of.pop(number, None) if not wanted else None
-            if key is not None:
-                del self._used[key]
-                self._addresses[key[0]] -= 1
-                self._numbers.release(key, now)
-            self._unclaimed.discard(number)
-        self._touched.clear()
-
-    def _enlist(self, number: int, key: BackendKey) -> None:
-        self._key_of[number] = key
-        self._used[key] = number
-        self._addresses[key[0]] += 1
-
     # what a predecessor left
 
-    def _adopt(self) -> None:
-        """Begin with what is in the maps. What contradicts itself is left for `update` to replace."""
-        self._adopt_backends()
+    def _adopt(self, affinity: Map) -> int:
+        """Begin with what is in the maps; the highest revision given out. What contradicts itself is left for
+        `update` to replace."""
         frontends, values = self._read()
-        self._revision = max([*values["revision"].tolist(), *self._remembered_revisions()], default=0)
         found: dict[Frontend, int] = {}
         taken: set[int] = set()
-        contents: dict[tuple[int, int], Stretch] = {}
         columns = (values["id"].tolist(), values["revision"].tolist(), values["range"].tolist())
         for frontend, number, revision, ranges in zip(frontends, *columns, strict=True):
             if not 0 < number < len(self._frontends) or number in taken:
                 continue
             taken.add(number)
             found[frontend] = number
-            inside, outside = (self._adopt_range(contents, *where) for where in ranges)
+            inside, outside = (self.backends.adopt(*where) for where in ranges)
             self._held[frontend] = Held(None, number, (inside, outside), revision)
-        self._unclaimed -= {number for stretch in contents.values() for number in stretch.numbers}
+        self.backends.adopted()
         self._adopt_ids(found)
         self._adopt_extras()
-
-    def _adopt_backends(self) -> None:
-        numbers = np.flatnonzero(self._backends["port"])
-        rows = self._backends[numbers]
-        keys = list(
-            zip(
-                map(packing.address_text, packing.raw_rows(np.ascontiguousarray(rows["address"]))),
-                rows["port"].tolist(),
-                rows["protocol"].tolist(),
-                strict=True,
-            )
-        )
-        live: dict[BackendKey, int] = {}
-        resting: dict[BackendKey, int] = {}
-        for number, key, flags in zip(numbers.tolist(), keys, rows["flags"].tolist(), strict=True):
-            into = live if flags & self._live and key not in live else resting
-            into[key] = number
-        self._numbers.adopt(live, resting, self._clock())
-        for key, number in live.items():
-            self._enlist(number, key)
-        self._unclaimed = set(live.values())
-
-    def _adopt_range(self, known: dict[tuple[int, int], Stretch], first: int, count: int) -> Stretch:
-        if not count:
-            return NO_STRETCH
-        found = known.get((first, count))
-        if found is None:
-            if first + count > len(self._slots) or not self._stretches.reserve(first, count):
-                return NO_STRETCH
-            slots = self._slots[first : first + count]
-            numbers = tuple(n for n in dict.fromkeys(slots.tolist()) if n < len(self._chosen))
-            found = known[first, count] = Stretch(first, count, numbers, _digest(slots))
-            self._by_content.setdefault(found.content, found)
-            for number in numbers:
-                self._chosen[number] += 1
-        found.uses += 1
-        return found
-
-    def _remembered_revisions(self) -> list[int]:
-        """Highest revision that a sticky client was given a backend under: that frontend may have gone."""
-        return [int(values["revision"].max()) for _, values in self._affinity.batches() if len(values)]
+        # A sticky client may remember a higher one, of a frontend that went.
+        remembered = [int(seen["revision"].max()) for _, seen in affinity.batches() if len(seen)]
+        return max([*columns[1], *remembered], default=0)
 
     def _adopt_ids(self, found: dict[Frontend, int]) -> None:
         """Numbers whose frontend went rest: flows may name them."""
@@ -651,12 +387,13 @@ class Services:
 
     def _adopt_extras(self) -> None:
         """Which source ranges and skipped pods belong to which frontend."""
+        (_, source_ranges), (_, skip_redirect) = self._extras
         by_id: dict[int, list[bytes]] = {}
-        keys = self._source_ranges.dump()[0]
+        keys = source_ranges.dump()[0]
         for raw, number in zip(packing.raw_rows(keys), keys["service"].tolist(), strict=True):
             by_id.setdefault(number, []).append(raw)
-        keys = self._skip_redirect.dump()[0]
         by_frontend: dict[Frontend, list[bytes]] = {}
+        keys = skip_redirect.dump()[0]
         for raw, frontend in zip(packing.raw_rows(keys), self._frontends_of(keys), strict=True):
             by_frontend.setdefault(frontend, []).append(raw)
         for frontend, held in self._held.items():
@@ -688,21 +425,11 @@ class Services:
         """The frontends whose address, port and protocol an array has."""
         addresses = packing.raw_rows(np.ascontiguousarray(named["address"]))
         return [
-            Frontend(packing.address_text(raw) or "::", port, _protocol(protocol))
+            Frontend(packing.address_text(raw) or "::", port, Protocol(protocol))
             for raw, port, protocol in zip(
                 addresses, named["port"].tolist(), named["protocol"].tolist(), strict=True
             )
         ]
-
-    def _backend_text(self, number: int) -> str:
-        if number >= len(self._backends):
-            return f"#{number}"
-        row = self._backends[number]
-        return str(
-            Backend(
-                packing.address_text(row["address"].tobytes()), int(row["port"]), _protocol(row["protocol"])
-            )
-        )
 
     def _put_raw(self, target: Map, keys: Sequence[bytes]) -> dict[int, OSError]:
         values = target.values(len(keys))
@@ -714,21 +441,7 @@ class Services:
             target.remove(np.frombuffer(b"".join(keys), target.key))
 
 
-def shares(weights: Sequence[int]) -> list[int]:
-    """How many slots each of these positive weights gets: in proportion, as few as that takes, and not many
-    more than WEIGHTED_SLOTS together."""
-    divisor = math.gcd(*weights)
-    total = sum(weights) // divisor
-    if total <= WEIGHTED_SLOTS:
-        return [weight // divisor for weight in weights]
-    return [max(1, round(weight / divisor * WEIGHTED_SLOTS / total)) for weight in weights]
-
-
-def _protocol(number: int) -> Protocol:
-    """Protocols we never write are a stranger's: any that is none of them, for the prune."""
-    return Protocol(int(number))
-
-
-def _digest(slots: Array) -> bytes:
-    content = slots.tobytes()
-    return content if len(content) <= DIGESTED else hashlib.blake2b(content, digest_size=16).digest()
+def _without_new_flows(row: ServiceEntry) -> list[Backend]:
+    """Backends whose flows go on, but that get no new ones."""
+    idle = [found for side in (row.internal, row.external) for found in side if found.weight <= 0]
+    return [*row.draining, *idle]
