@@ -30,6 +30,8 @@ from cilia.lab.records import PodRecord
 
 NAME = f"tf{os.getpid()}"
 PORTS = (8080, 8081)
+TIMEOUTS = (0.3, 3.0)
+"""Seconds without an answer that mean no: at first, and where one was due."""
 AWAY = 8.0
 """Seconds the API server is away; what follows is the same after a minute."""
 
@@ -133,20 +135,30 @@ def source_state(plan: LabPlan, node: str) -> Health:
     return AgentClient(plan.node(node).agent_socket).status().kubernetes.state
 
 
-def reached(plan: LabPlan, source: str, target: str = "server", timeout: float = 0.3) -> list[bool]:
-    """Which of the ports a pod reaches, over IPv4 and then IPv6."""
-    questions = [
-        {"protocol": "tcp", "address": address, "port": port, "timeout": timeout}
-        for address in record(plan, target).ips
-        for port in PORTS
-    ]
-    answers = control.ask(record(plan, source).control_socket, {"probe": questions})["results"]
-    return [answer["answer"] == "ok" for answer in answers]
+def reached(plan: LabPlan, source: str, target: str = "server", least: int = 0) -> list[bool]:
+    """Which of the ports a pod reaches, over IPv4 and then IPv6.
+
+    When fewer than `least` answer it is asked again with more patience: on a busy machine a late answer is no
+    denial.
+    """
+    found: list[bool] = []
+    for timeout in TIMEOUTS:
+        questions = [
+            {"protocol": "tcp", "address": address, "port": port, "timeout": timeout}
+            for address in record(plan, target).ips
+            for port in PORTS
+        ]
+        answers = control.ask(record(plan, source).control_socket, {"probe": questions})["results"]
+        found = [answer["answer"] == "ok" for answer in answers]
+        if sum(found) >= least:
+            break
+    return found
 
 
 def first_only(plan: LabPlan) -> bool:
     """The policy of `allow_to_server(8080)` holds exactly."""
-    return reached(plan, "client") == [True, False] * 2 and reached(plan, "stranger") == [False] * 4
+    seen = reached(plan, "client", least=2)
+    return seen == [True, False] * 2 and reached(plan, "stranger") == [False] * 4
 
 
 class ApiServer:
@@ -246,7 +258,7 @@ def reaches_just(plan: LabPlan, wanted: list[bool]) -> bool:
 
 def one_of_two(plan: LabPlan) -> bool:
     """Exactly one of the two policies is in force, over both families, and nobody else gets in."""
-    seen = reached(plan, "client")
+    seen = reached(plan, "client", least=2)
     return seen in ([True, False] * 2, [False, True] * 2) and reached(plan, "stranger") == [False] * 4
 
 
@@ -386,7 +398,7 @@ def test_the_api_server_goes_away_and_comes_back(plan: LabPlan, api_server: ApiS
         lose(plan, unknown)
         assert pod_links(plan) == links
         assert ready(plan, "node-2")
-        until(lambda: source_state(plan, "node-2") is not Health.OK, "the status to say so", 5)
+        until(lambda: source_state(plan, "node-2") is not Health.OK, "the status to say so")
         control.ask(plan.control_socket, {"kill_agent": "node-2"})
         control.ask(plan.control_socket, {"start_agent": "node-2"})
         assert first_only(plan)
