@@ -6,6 +6,7 @@
 #include "programs/overlay.c"
 #include "programs/sock.c"
 #include "programs/netdev.c"
+#include "programs/xdp.c"
 #include "programs/batch.c"
 
 char cilia_license[] SEC("license") = "Dual BSD/GPL";
