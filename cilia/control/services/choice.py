@@ -28,10 +28,7 @@ class Known(NamedTuple):
 
     backend: Backend
     endpoint: SliceEndpoint
-
-    @property
-    def is_ready(self) -> bool:
-        return self.endpoint.ready and self.backend.weight > 0
+    is_ready: bool
 
     @property
     def still_serves(self) -> bool:
@@ -40,8 +37,52 @@ class Known(NamedTuple):
 
     @property
     def worth(self) -> int:
-        """Of two slices that tell of the same endpoint the better is believed."""
+        """How much a slice makes of it."""
         return 2 * self.endpoint.ready + (self.endpoint.serving and self.endpoint.terminating)
+
+
+Place = tuple[str, int]
+"""Address and port."""
+
+
+class Asked(NamedTuple):
+    """What is looked for in slices."""
+
+    port: ServicePort
+    ipv6: bool
+    own: frozenset[str]
+    """Addresses of the Service's frontends, which can't be its backends."""
+
+
+class Reading(NamedTuple):
+    """What one slice says about one port, sorted."""
+
+    row: EndpointSliceRow
+    weight: int
+    asked: Asked
+    found: dict[Place, Known]
+    problems: tuple[str, ...]
+
+
+class Readings:
+    """What the slices of one Service said: those that did not change need not be read again."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ServicePort, bool], Reading] = {}
+        self._now: dict[tuple[str, ServicePort, bool], Reading] = {}
+
+    def turn(self) -> None:
+        """What was not asked for since the last time is forgotten."""
+        self._last, self._now = self._now, {}
+
+    def read(self, row: EndpointSliceRow, asked: Asked, weight: int) -> Reading:
+        """What a slice says."""
+        key = row.name, asked.port, asked.ipv6
+        last = self._last.get(key)
+        if last is None or last.row is not row or last[1:3] != (weight, asked):
+            last = _read(row, asked, weight)
+        self._now[key] = last
+        return last
 
 
 class Choice(NamedTuple):
@@ -56,43 +97,80 @@ class Choice(NamedTuple):
 
     def draining(self, *candidates: Backends, local: bool) -> Backends:
         """Those that are no candidates, but may have flows; `local`: only this node's ever had any."""
-        taken = {id(backend) for backends in candidates for backend in backends}
-        if len(taken) == len(self.known):
+        if any(len(backends) == len(self.known) for backends in candidates):
             return ()
+        distinct = {id(backends): backends for backends in candidates}
+        taken = {id(backend) for backends in distinct.values() for backend in backends}
         return tuple(
             backend
-            for backend, _ in self.known
+            for backend, _, _ in self.known
             if id(backend) not in taken and (not local or backend.node == self.node)
         )
 
 
+class Bound(NamedTuple):
+    """How many endpoints are taken; those of this node are, whatever their number."""
+
+    most: int
+    node: str
+
+
+class Gathered(NamedTuple):
+    """The endpoints of all slices of a Service at one port."""
+
+    known: list[Known]
+    """Sorted; more than the bound by those of one slice, and those of this node."""
+    told: int
+    """How many the slices tell of."""
+    problems: list[str]
+
+
 def gather(
     slices: Iterable[EndpointSliceRow],
-    port: ServicePort,
-    *,
-    ipv6: bool,
+    asked: Asked,
     weights: dict[str, int],
-    own: frozenset[str],
-    problems: list[str],
-) -> list[Known]:
-    """The endpoints of slices at a port of the Service, by its name and protocol, sorted; `own`: addresses of
-    the Service's frontends, which can't be its backends."""
-    found: dict[tuple[str, int], Known] = {}
+    bound: Bound,
+    readings: Readings,
+) -> Gathered:
+    """The endpoints of slices, in their order, at a port of the Service, by its name and protocol."""
+    merged: dict[Place, Known] = {}
+    problems: list[str] = []
+    told = 0
     for row in slices:
-        number = _number(row, port)
-        if row.ipv6 is not ipv6 or not number:
+        if row.ipv6 is not asked.ipv6 or not _number(row, asked.port):
             continue
-        weight = weights.get(row.name, 1)
-        for endpoint in row.endpoints:
-            address = endpoint.addresses[0]
-            if is_ipv6(address) is not ipv6 or address in own or _is_nowhere(address):
-                problems.append(_unusable(row, address, own, ipv6=ipv6))
-                continue
-            backend = Backend(address, number, port.protocol, weight, endpoint.node, endpoint.zone)
-            known, before = Known(backend, endpoint), found.get((address, number))
-            if before is None or known.worth > before.worth:
-                found[address, number] = known
-    return [found[key] for key in sorted(found)]
+        reading = readings.read(row, asked, weights.get(row.name, 1))
+        problems += reading.problems
+        found = reading.found
+        told += len(found)
+        if len(merged) >= bound.most:
+            found = {place: known for place, known in found.items() if known.backend.node == bound.node}
+        if merged.keys().isdisjoint(found):
+            merged.update(found)
+        else:
+            merged |= {place: _better(merged.get(place), known) for place, known in found.items()}
+    return Gathered([merged[place] for place in sorted(merged)], told, problems)
+
+
+def _better(before: Known | None, known: Known) -> Known:
+    """Of two slices that tell of the same endpoint the one that makes more of it, else the first."""
+    return before if before is not None and before.worth >= known.worth else known
+
+
+def _read(row: EndpointSliceRow, asked: Asked, weight: int) -> Reading:
+    port, ipv6, own = asked
+    number = _number(row, port)
+    problems: list[str] = []
+    found: dict[Place, Known] = {}
+    for endpoint in row.endpoints:
+        address = endpoint.addresses[0]
+        if is_ipv6(address) is not ipv6 or address in own or _is_nowhere(address):
+            problems.append(_unusable(row, address, own, ipv6=ipv6))
+            continue
+        backend = Backend(address, number, port.protocol, weight, endpoint.node, endpoint.zone)
+        known = Known(backend, endpoint, endpoint.ready and weight > 0)
+        found[address, number] = _better(found.get((address, number)), known)
+    return Reading(row, weight, asked, found, tuple(problems))
 
 
 def _is_nowhere(address: str) -> bool:
@@ -135,6 +213,8 @@ def nearest(ready: list[Known], standing: Standing, distribution: str) -> list[K
     """The ready endpoints that hints mean for this node, else for its zone, else all."""
     nodes, zones = _hints(ready, distribution)
     for wanted, told in ((standing.name, nodes), (standing.zone, zones)):
+        if not ready or not told(ready[0]):
+            continue
         found = [one for one in ready if wanted in told(one)]
         if found and all(map(told, ready)):
             return found

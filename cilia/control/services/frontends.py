@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cilia.control.services import written
-from cilia.control.services.choice import Backends, Choice, Known, choose, gather
+from cilia.control.services.choice import (
+    Asked,
+    Backends,
+    Bound,
+    Choice,
+    Gathered,
+    Known,
+    Readings,
+    choose,
+    gather,
+)
 from cilia.control.services.drafts import Draft
 from cilia.control.services.settings import ServiceSettings
 from cilia.control.services.standing import Standing, is_ipv6
@@ -50,15 +60,19 @@ def is_served(row: ServiceRow, settings: ServiceSettings) -> bool:
 
 
 def draft(
-    row: ServiceRow, slices: Iterable[EndpointSliceRow], standing: Standing, settings: ServiceSettings
+    row: ServiceRow,
+    slices: Iterable[EndpointSliceRow],
+    standing: Standing,
+    settings: ServiceSettings,
+    readings: Readings,
 ) -> Draft:
-    """All that a Service asks for on this node."""
+    """All that a Service asks for on this node. `readings`: of its slices, from the last time or empty."""
     if row.headless or row.type == "ExternalName" or written.HEADLESS in row.labels or not row.cluster_ips:
         return Draft(problems=row.problems)
     problems = list(row.problems)
     if not written.is_exposed(row.annotations, standing, problems):
         return Draft(problems=tuple(problems))
-    made = _Drafting(row, sorted(slices, key=lambda row: row.name), standing, settings, problems)
+    made = _Drafting(row, sorted(slices, key=lambda row: row.name), standing, settings, readings, problems)
     entries = tuple(made.entries())
     health = made.health()
     return Draft(entries, tuple(dict.fromkeys(problems)), health, row.created or UNKNOWN_AGE)
@@ -73,12 +87,14 @@ class _Drafting:
         slices: Sequence[EndpointSliceRow],
         standing: Standing,
         settings: ServiceSettings,
+        readings: Readings,
         problems: list[str],
     ) -> None:
         self._row = row
         self._slices = slices
         self._standing = standing
         self._settings = settings
+        self._readings = readings
         self._problems = problems
         for told in slices:
             problems += (f"EndpointSlice {told.name}: {problem}" for problem in told.problems)
@@ -179,18 +195,14 @@ class _Drafting:
 
     def choice(self, port: ServicePort, ipv6: bool) -> Choice:
         """The candidates of a port."""
-        known = gather(
-            self._slices,
-            port,
-            ipv6=ipv6,
-            weights=self._weights,
-            own=self._own,
-            problems=self._problems,
-        )
-        if not known:
+        asked = Asked(port, ipv6, self._own)
+        bound = Bound(self._settings.max_backends, self._standing.name)
+        gathered = gather(self._slices, asked, self._weights, bound, self._readings)
+        self._problems += gathered.problems
+        if not gathered.known:
             self._check_port(port, ipv6)
         choice = choose(
-            self._bounded(known, port),
+            self._bounded(gathered, port),
             self._standing,
             topology=self._settings.topology,
             distribution=self._row.traffic_distribution,
@@ -212,12 +224,12 @@ class _Drafting:
                 f"protocol, only {', '.join(sorted(offered))}; it has no backends until one does"
             )
 
-    def _bounded(self, known: list[Known], port: ServicePort) -> list[Known]:
-        limit = self._settings.max_backends
+    def _bounded(self, gathered: Gathered, port: ServicePort) -> list[Known]:
+        known, limit = gathered.known, self._settings.max_backends
         if len(known) <= limit:
             return known
         self._problems.append(
-            f"spec.ports[{port.name or port.port}]: {len(known)} endpoints are more than the {limit} that "
+            f"spec.ports[{port.name or port.port}]: {gathered.told} endpoints are more than the {limit} that "
             f"one frontend may have; the others get nothing"
         )
         best = sorted(known, key=lambda one: (not one.is_ready, one.backend.node != self._standing.name))
@@ -275,12 +287,11 @@ class _Shared:
             choice.draining(inside, local=row.internal_local),
         )
         """At the cluster addresses."""
-        self.elsewhere: tuple[Backends, Backends, Backends] = (
-            choice.cluster,
-            outside,
-            choice.draining(choice.cluster, outside, local=False),
-        )
+        self.elsewhere = self.cluster
         """At all others."""
+        if row.internal_local or row.external_local:
+            draining = choice.draining(choice.cluster, outside, local=False)
+            self.elsewhere = choice.cluster, outside, draining
 
 
 def _sources(row: ServiceRow, problems: list[str]) -> Sources:

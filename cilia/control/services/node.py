@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from cilia.control.nodes import known_nodes
 from cilia.control.services import frontends, hostports, redirects, standalone
+from cilia.control.services.choice import Readings
 from cilia.control.services.claims import Claims
 from cilia.control.services.drafts import (
     POD,
@@ -39,6 +40,9 @@ R = TypeVar("R")
 
 Name = tuple[str, str]
 """Namespace and name."""
+
+MANY_SLICES = 4
+"""From here on reading them again costs more than keeping what they said."""
 
 RANKS = {
     FrontendKind.CLUSTER_IP: 1,
@@ -88,6 +92,8 @@ class ServicesNode:
         self._checks = Claims(desired.health_checks, _owner_of_check, self._age)
         self._service_of: dict[Name, Name] = {}
         """The Service of each slice."""
+        self._readings: dict[Name, Readings] = {}
+        """What slices say, of Services that have many."""
         self._watched: set[Name] = set()
         """Services of redirects."""
         self._by_hand: dict[str, Frontend] = {}
@@ -226,10 +232,16 @@ class ServicesNode:
 
     def _draft_service(self, name: Name) -> Draft | None:
         row = self._inputs.services.get(name)
+        before = self._readings.pop(name, None)
         if row is None or not frontends.is_served(row, self._settings):
             return None
         slices = self._inputs.endpoint_slices.by("service", name)
-        return frontends.draft(row, slices, self._standing, self._settings)
+        readings = before or Readings()
+        draft = frontends.draft(row, slices, self._standing, self._settings, readings)
+        if len(slices) >= MANY_SLICES:
+            readings.turn()
+            self._readings[name] = readings
+        return draft
 
     def _draft_redirect(self, name: Name) -> Draft | None:
         row = self._inputs.redirects.get(name)

@@ -258,6 +258,39 @@ def test_under_a_local_policy_nobody_drains_elsewhere() -> None:
     assert entry.draining == ()
 
 
+def test_elsewhere_all_drain_though_the_cluster_ip_is_local() -> None:
+    leaving = endpoint("10.0.2.6", "there", ready=False, serving=False, terminating=True)
+    row = service(type="NodePort", internal_local=True)
+    shop = Shop().add(row, slice_of(leaving))
+    assert shop.entry("10.96.0.7").draining == ()
+    assert texts(shop.entry("0.0.0.0", 30080).draining) == ["10.0.2.6:8080"]
+
+
+def test_a_service_of_many_slices_reads_what_changed() -> None:
+    slices = [slice_of(endpoint(f"10.0.2.{n}", "there"), name=f"web-{n}") for n in range(6)]
+    shop = Shop().add(service(), *slices)
+    kept = shop.entry("10.96.0.7").internal
+    assert [backend.address for backend in kept] == [f"10.0.2.{n}" for n in range(6)]
+    shop.add(slice_of(endpoint("10.0.2.3", "there", ready=False), name="web-3"))
+    now = shop.entry("10.96.0.7")
+    assert [backend.address for backend in now.draining] == ["10.0.2.3"]
+    assert now.internal[0] is kept[0]
+    shop.add(slice_of(name="web-0", **note("weight", "50")))
+    assert {backend.weight for backend in shop.entry("10.96.0.7").internal} == {2}
+
+
+def test_beyond_the_bound_this_nodes_endpoints_still_count() -> None:
+    shop = Shop(ServiceSettings(max_backends=3))
+    slices = [
+        slice_of(*(endpoint(f"10.0.{s}.{n}", "there") for n in range(2)), name=f"web-{s}") for s in range(5)
+    ]
+    row = service(type="LoadBalancer", external_local=True, load_balancer_ips=("203.0.113.7",))
+    entry = shop.add(row, *slices, slice_of(HERE, name="web-9")).entry("203.0.113.7")
+    assert texts(entry.external) == BOTH[:1]
+    assert len(entry.internal) == 3
+    assert "11 endpoints are more than the 3" in shop.problems()[0]
+
+
 def test_of_two_slices_the_one_that_says_ready_is_believed() -> None:
     shop = Shop().add(service(), slice_of(endpoint("10.0.1.5", ready=False)), slice_of(HERE, name="web-2"))
     assert texts(shop.entry("10.96.0.7").internal) == ["10.0.1.5:8080"]
