@@ -26,7 +26,7 @@ class Acceleration(enum.StrEnum):
     """All of them, or none starts."""
     BEST_EFFORT = "best-effort"
     """Those whose driver can."""
-    GENERIC = "testing-only"
+    GENERIC = "generic"
     """All of them, after the driver has made a socket buffer: for tests, since nothing is won."""
 
 

@@ -16,7 +16,7 @@ import structlog
 from cilia.apps.agent.attach import Gateways, PodInterface
 from cilia.apps.agent.metrics import KernelNumbers
 from cilia.apps.agent.settings import AgentSettings
-from cilia.dataplane import loader, namespaces, requirements, sockets
+from cilia.dataplane import loader, namespaces, requirements, sockets, xdp
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
 from cilia.dataplane.maps import counters
@@ -100,6 +100,16 @@ class NodeKernel:
         except OSError as error:
             raise BpfError(f"the node's devices can't be set up: {error.strerror or error}") from error
         self._attach_sockets()
+        self._attach_driver()
+
+    def _attach_driver(self) -> None:
+        """Carry known flows of Services on in the native device's driver, or not. Raises BpfError."""
+        settings = self._settings
+        wanted = xdp.Acceleration(settings.bpf_lb_acceleration)
+        if not settings.kube_proxy_replacement:
+            wanted = xdp.Acceleration.DISABLED
+        for sentence in xdp.attach(self._dataplane, [self._native.ifindex], wanted).values():
+            log.warning("services are not accelerated", reason=sentence)
 
     def _attach_sockets(self) -> None:
         """Translate Services where sockets connect, or not. Raises BpfError."""
