@@ -1,7 +1,8 @@
 """One end of a conversation, run inside a namespace.
 
 serve KIND ADDRESS          answers on port 7777 with what it was sent, and names the asker
-ask KIND ADDRESS SIZE       sends SIZE bytes, expects them back; prints the address the server saw
+ask KIND ADDRESS[@PORT] SIZE
+                            sends SIZE bytes, expects them back; prints the address the server saw
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import sys
 
 PORT = 7777
 NAME = 64
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 
 
 def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def place(text: str) -> tuple[str, int]:
+    """An address, and the port behind it or the usual one."""
+    address, _, port = text.partition("@")
+    return address, int(port or PORT)
 
 
 def exactly(stream: socket.socket, size: int) -> bytes:
@@ -51,7 +58,8 @@ def serve_udp(address: str) -> None:
 
 
 def ask_tcp(address: str, size: int) -> str:
-    with socket.create_connection((address, PORT), TIMEOUT) as stream:
+    with socket.create_connection(place(address), TIMEOUT) as stream:
+        assert stream.getpeername()[:2] == place(address)
         stream.settimeout(TIMEOUT)
         name = exactly(stream, NAME)
         for at in range(0, size, 30_000):
@@ -68,7 +76,7 @@ def ask_udp(address: str, size: int, options: bytes = b"") -> str:
         if options:
             asker.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, options)
             asker.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, options)
-        asker.connect((address, PORT))
+        asker.connect(place(address))
         asker.send(b"q" * size)
         answer = asker.recv(65536)
         assert answer[NAME:] == b"q" * size

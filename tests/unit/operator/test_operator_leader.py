@@ -16,8 +16,11 @@ from tests.support.memory_store import MemoryStore
 ME = ElectionSettings(identity="me")
 
 
-def quick(identity: str) -> ElectionSettings:
-    return ElectionSettings(identity=identity, lease_duration=0.3, renew_deadline=0.2, retry_period=0.01)
+def quick(identity: str, lease: float = 30.0) -> ElectionSettings:
+    """Asks often; `lease` is in seconds, by default longer than a busy machine stands still."""
+    return ElectionSettings(
+        identity=identity, lease_duration=lease, renew_deadline=lease * 2 / 3, retry_period=0.01
+    )
 
 
 def held(by: str, renewed: str = "t1", duration: int = 15) -> LeaseSpec:
@@ -67,8 +70,8 @@ def holder(memory: MemoryStore) -> str:
 class Candidate:
     """An elector whose work only says when it starts and ends."""
 
-    def __init__(self, memory: MemoryStore, name: str) -> None:
-        self.elector = Elector(memory, quick(name), SystemClock())
+    def __init__(self, memory: MemoryStore, settings: ElectionSettings) -> None:
+        self.elector = Elector(memory, settings, SystemClock())
         self.working = asyncio.Event()
         self.stopped = asyncio.Event()
         self.task = asyncio.ensure_future(self.elector.run(self.work))
@@ -95,9 +98,9 @@ def run(story: Callable[[MemoryStore], Awaitable[None]]) -> None:
 
 def test_the_second_leads_when_the_first_leaves() -> None:
     async def story(memory: MemoryStore) -> None:
-        first = Candidate(memory, "first")
+        first = Candidate(memory, quick("first"))
         await first.working.wait()
-        second = Candidate(memory, "second")
+        second = Candidate(memory, quick("second"))
         await asyncio.sleep(0.05)
         assert (first.elector.leading, second.elector.leading) == (True, False)
         await first.stop()
@@ -123,7 +126,7 @@ def test_the_second_leads_when_the_first_is_silent() -> None:
             ),
             namespace="kube-system",
         )
-        second = Candidate(memory, "second")
+        second = Candidate(memory, quick("second"))
         await second.working.wait()
         assert holder(memory) == "second"
         await second.stop()
@@ -133,7 +136,7 @@ def test_the_second_leads_when_the_first_is_silent() -> None:
 
 def test_who_can_not_renew_stops_working_and_leads_again_later() -> None:
     async def story(memory: MemoryStore) -> None:
-        first = Candidate(memory, "first")
+        first = Candidate(memory, quick("first", lease=0.3))
         await first.working.wait()
         memory.down = cluster.Unavailable("away")
         await first.stopped.wait()
@@ -148,7 +151,7 @@ def test_who_can_not_renew_stops_working_and_leads_again_later() -> None:
 
 def test_who_is_replaced_stops_at_once() -> None:
     async def story(memory: MemoryStore) -> None:
-        first = Candidate(memory, "first")
+        first = Candidate(memory, quick("first"))
         await first.working.wait()
         await memory.patch(
             LEASES,

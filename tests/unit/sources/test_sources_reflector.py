@@ -28,7 +28,7 @@ def policy(name: str, generation: int, **parts: Any) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing announces that a reflector is idle
             await asyncio.sleep(0.001)
 
@@ -188,7 +188,7 @@ def test_tables_are_synced_when_all_their_kinds_are() -> None:
             await until(lambda: len(sources.errors()) == len(sources.reflectors) == 13)
             assert not any(table.synced for table in (inputs.pods, inputs.nodes, inputs.policies))
             memory.down = None
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await sources.wait_synced()
             assert {table.name for table in inputs.tables() if not table.synced} == {
                 "attachments",
