@@ -516,6 +516,7 @@ static __always_inline bool is_tracked(const struct packet *packet)
 static __always_inline void note_frontend(struct flow *flow, const struct ct_entry *entry)
 {
 	flow->source.service = entry->service;
+	flow->destination.service = 0;
 	if (entry->flags & CT_TRANSLATED)
 		flow->translation |= TRANSLATION_RESTORE;
 	else if (entry->flags & CT_SERVICE_DSR)
