@@ -17,6 +17,7 @@ from cilia.api.types import (
     EndpointView,
     IdentityView,
     IpEntry,
+    LocalService,
     MapDump,
     MapView,
     NodeView,
@@ -165,6 +166,16 @@ class Backend(CniBackend, Protocol):
         self, reference: EndpointReference, change: OptionChange, caller: Caller
     ) -> list[Setting]:
         """The same for what can be changed of one endpoint."""
+        ...
+
+    async def local_services(self) -> list[LocalService]: ...
+
+    async def put_local_service(self, service: LocalService, caller: Caller) -> LocalService:
+        """Write or replace a service by hand; returns it in its one spelling."""
+        ...
+
+    async def delete_local_service(self, frontend: str, caller: Caller) -> list[LocalService]:
+        """Remove one; returns those that are left."""
         ...
 
     async def metrics(self) -> bytes:

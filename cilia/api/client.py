@@ -22,6 +22,7 @@ from cilia.api.types import (
     Fault,
     IdentityView,
     IpEntry,
+    LocalService,
     MapDump,
     MapView,
     NodeView,
@@ -153,6 +154,19 @@ class AgentClient:
     def change_endpoint(self, reference: str, change: OptionChange) -> list[Setting]:
         """The same for what can be changed of one endpoint."""
         return self._send("PATCH", f"/v1/endpoint/{quote(reference)}/config", change, list[Setting])
+
+    def local_services(self) -> list[LocalService]:
+        """Services by hand."""
+        return self._get("/v1/local-service", list[LocalService])
+
+    def put_local_service(self, service: LocalService) -> LocalService:
+        """Write or replace a service by hand; returns it in its one spelling."""
+        return self._send("PUT", "/v1/local-service", service, LocalService)
+
+    def delete_local_service(self, frontend: str) -> list[LocalService]:
+        """Remove one; returns those that are left."""
+        body = self._request(f"/v1/local-service/{quote(frontend)}", 0.0, "DELETE")
+        return self._decoded(body, list[LocalService])
 
     def metrics(self) -> str:
         """Prometheus text."""

@@ -30,7 +30,7 @@ from uvicorn.server import ServerState
 
 from cilia.api import sockets
 from cilia.api.backend import ApiError, Backend, Caller, Question, parse_reference
-from cilia.api.types import CheckRequest, Fault, OptionChange
+from cilia.api.types import CheckRequest, Fault, LocalService, OptionChange
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,8 @@ BODY_LIMIT = 64 * 1024
 """Bytes of a request's body, unless a route says otherwise."""
 CHECK_LIMIT = 16 << 20
 """Bytes of policies to check."""
+SERVICE_LIMIT = 4 << 20
+"""Bytes of a service with all its backends."""
 EXPLAIN_SECONDS = 50.0
 CHECK_SECONDS = 140.0
 NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
@@ -282,6 +284,13 @@ def api_application(backend: Backend) -> Starlette:
         limit = _integer(request, "limit", MAP_ENTRIES)
         return await backend.map(request.path_params["name"], min(limit, MAP_ENTRIES_LIMIT))
 
+    async def put_local_service(request: Request) -> Any:
+        service = await _body(request, LocalService, SERVICE_LIMIT)
+        return await backend.put_local_service(service, request.state.caller)
+
+    async def delete_local_service(request: Request) -> Any:
+        return await backend.delete_local_service(request.path_params["frontend"], request.state.caller)
+
     routes: list[tuple[str, Callable[[Request], Awaitable[Any]], float]] = [
         ("/v1/healthz", lambda _: backend.status(), ANSWER_SECONDS),
         ("/v1/endpoint", lambda _: backend.endpoints(), ANSWER_SECONDS),
@@ -299,11 +308,14 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/map/{name}", map_dump, ANSWER_SECONDS),
         ("/v1/node", lambda _: backend.nodes(), ANSWER_SECONDS),
         ("/v1/config", lambda _: backend.settings(), ANSWER_SECONDS),
+        ("/v1/local-service", lambda _: backend.local_services(), ANSWER_SECONDS),
     ]
     changes: list[tuple[str, str, Callable[[Request], Awaitable[Any]], float]] = [
         ("PATCH", "/v1/endpoint/{reference:path}", change_endpoint, ANSWER_SECONDS),
         ("PATCH", "/v1/config", change_settings, ANSWER_SECONDS),
         ("POST", "/v1/policy/check", check, CHECK_SECONDS),
+        ("PUT", "/v1/local-service", put_local_service, ANSWER_SECONDS),
+        ("DELETE", "/v1/local-service/{frontend:path}", delete_local_service, ANSWER_SECONDS),
     ]
     return _application(
         [Route(path, _json(handler, seconds)) for path, handler, seconds in routes]

@@ -417,6 +417,40 @@ class OptionChange(
     """Options that go back to what they are without such a change."""
 
 
+class LocalBackend(
+    msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True, omit_defaults=True
+):
+    """A backend of a service by hand."""
+
+    address: str
+    """ADDRESS:PORT, an IPv6 address in brackets."""
+    weight: int = 1
+    """Its share of new flows; 0: none, those it has go on."""
+    node: str = ""
+
+
+class LocalService(
+    msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True, omit_defaults=True
+):
+    """GET /v1/local-service: one of the list. PUT /v1/local-service. Also an entry of a services file."""
+
+    frontend: str
+    """ADDRESS:PORT/PROTOCOL; without protocol TCP."""
+    backends: tuple[LocalBackend | str, ...] = ()
+    """Or just ADDRESS:PORT."""
+    name: str = ""
+    algorithm: str = ""
+    """random or maglev; empty: the node's."""
+    mode: str = ""
+    """snat or dsr; empty: the node's."""
+    affinity: int = 0
+    """Seconds a client stays with its backend; 0: not at all."""
+    source_ranges: tuple[str, ...] = ()
+    """Prefixes of clients outside that are served; empty: all."""
+    local_only: bool = False
+    """Only backends on this node, and clients outside keep their address."""
+
+
 class Fault(Answer, frozen=True, kw_only=True):
     """Body of every answer that isn't a success: one sentence."""
 

@@ -23,6 +23,7 @@ from cilia.api.types import (
     Health,
     HubbleStatus,
     IpamStatus,
+    LocalService,
     MapDump,
     MapEntry,
     MapPressure,
@@ -35,6 +36,7 @@ from cilia.api.types import (
     Setting,
     StatusResponse,
 )
+from cilia.apps.agent import standalone
 from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.check import Checker, Config
 from cilia.apps.agent.explain import Explainer
@@ -81,6 +83,7 @@ class AgentBackend(TableBackend):
         *,
         live: LiveSettings,
         switches: EndpointSwitches,
+        local_services: standalone.LocalServices,
         apply: Callable[[AgentSettings], None],
         graph: ControlGraph,
         kernel: KernelState,
@@ -96,6 +99,7 @@ class AgentBackend(TableBackend):
         super().__init__(graph.inputs, graph.desired, live.settings.node_name)
         self._live = live
         self._switches = switches
+        self._local_services = local_services
         self._apply = apply
         self._graph = graph
         self._kernel = kernel
@@ -349,6 +353,28 @@ class AgentBackend(TableBackend):
             ) from error
         await self._enforced(lambda: [row.subject for row in self.desired.subjects])
         return await self.settings()
+
+    async def local_services(self) -> list[LocalService]:
+        return list(self._local_services.all())
+
+    async def put_local_service(self, service: LocalService, caller: Caller) -> LocalService:
+        try:
+            return self._local_services.put(service, caller)
+        except standalone.Refused as error:
+            raise ApiError(400, f"{error}.") from error
+        except OSError as error:
+            raise _not_saved(error) from error
+
+    async def delete_local_service(self, frontend: str, caller: Caller) -> list[LocalService]:
+        try:
+            found = self._local_services.delete(standalone.parse_frontend(frontend), caller)
+        except standalone.Refused as error:
+            raise ApiError(400, f"{error}.") from error
+        except OSError as error:
+            raise _not_saved(error) from error
+        if not found:
+            raise not_found("service by hand at", frontend, "GET /v1/local-service lists them")
+        return await self.local_services()
 
     async def endpoint_settings(self, reference: EndpointReference) -> list[Setting]:
         return self._switches.settings(self._endpoint(reference), self._settings)

@@ -34,6 +34,7 @@ from cilia.apps.agent.balancing import PodNetworks, SocketEnder, brain_settings
 from cilia.apps.agent.directory import TableDirectory
 from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.flows import FlowPump
+from cilia.apps.agent.health_ports import HealthPorts
 from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.live import LiveSettings
@@ -43,7 +44,9 @@ from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.realisation import PolicyDelays, PolicyWords
+from cilia.apps.agent.service_events import ServiceEvents
 from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.standalone import FileFollower, LocalServices
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
 from cilia.apps.agent.switches import EndpointSwitches
@@ -189,9 +192,16 @@ class Runtime:
             )
         )
         switches = EndpointSwitches(self.inputs, files)
+        local_services = LocalServices(self.inputs, settings.state_dir)
+        local_services.restore()
+        if settings.services_file is not None:
+            follower = FileFollower(settings.services_file, local_services.follow)
+            follower.look()
+            tasks.spawn("follow services file", follower.run())
         backend = AgentBackend(
             live=live,
             switches=switches,
+            local_services=local_services,
             apply=lambda changed: self._apply(changed, kernel, graph),
             graph=graph,
             kernel=state,
@@ -262,6 +272,17 @@ class Runtime:
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         tasks.spawn("review policies", self._review(engine, graph))
         self._end_sockets(tasks, engine, kernel)
+        events = ServiceEvents(store, self.desired, self.clock, node=settings.node_name)
+        tasks.spawn("tell problems of services", events.run())
+        if settings.kube_proxy_replacement:
+            ports = HealthPorts(
+                self.desired,
+                node=settings.kube_proxy_healthz,
+                healthy=lambda: not self.condition.doing,
+                clock=self.clock,
+            )
+            engine.after.append(ports.look)
+            tasks.spawn("answer health checks", ports.run())
         await self._admit_pods(cni_server)
         startup.started()
         self.condition.doing = ""
@@ -295,7 +316,6 @@ class Runtime:
         self._restore_audit(HOST_ENDPOINT, files.host_audit())
         self.inputs.attachments.synced = True
         self.inputs.endpoint_options.synced = True
-        self.inputs.local_services.synced = True
 
     def _restore_audit(self, endpoint: EndpointId, audit: bool | None) -> None:
         if audit is not None:

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.api import sockets
-from cilia.api.backend import ApiError, Caller, CniRequest, EndpointReference, Question, parse_reference
+from cilia.api.backend import (
+    ApiError,
+    Caller,
+    CniRequest,
+    EndpointReference,
+    Question,
+    not_found,
+    parse_reference,
+)
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.server import ApiServer, ApiSettings, Listener, api_application, parse_listen
 from cilia.api.table_backend import TableBackend
@@ -24,6 +32,8 @@ from cilia.api.types import (
     CheckRequest,
     Component,
     Health,
+    LocalBackend,
+    LocalService,
     MapDump,
     MapEntry,
     MapView,
@@ -69,6 +79,7 @@ class FakeAgent(TableBackend):
         self.failure: Exception | None = None
         self.hang = False
         self.asked: tuple[OptionChange, Caller] | None = None
+        self.services: dict[str, LocalService] = {}
         self.waiting = asyncio.Event()
         attachment = Attachment(
             id=EndpointId(7),
@@ -180,6 +191,18 @@ class FakeAgent(TableBackend):
         self._endpoint(reference)
         self.asked = (change, caller)
         return [Setting(name="policy-audit-mode", value=True, source="live")]
+
+    async def local_services(self) -> list[LocalService]:
+        return list(self.services.values())
+
+    async def put_local_service(self, service: LocalService, caller: Caller) -> LocalService:
+        self.services[service.frontend] = service
+        return service
+
+    async def delete_local_service(self, frontend: str, caller: Caller) -> list[LocalService]:
+        if self.services.pop(frontend, None) is None:
+            raise not_found("service by hand at", frontend, "GET /v1/local-service lists them")
+        return await self.local_services()
 
     async def selectors(self) -> list[SelectorView]:
         return []
@@ -549,5 +572,23 @@ def test_a_change_that_makes_no_sense_changes_nothing(
         assert answer.split()[1] == status
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].endswith(".")
         assert d.agent.asked is None
+
+    run(tmp_path, story)
+
+
+def test_services_by_hand_come_and_go(tmp_path: Path) -> None:
+    async def story(opened: Doors) -> None:
+        backends = (LocalBackend(address="10.0.0.1:80", weight=2), "10.0.0.2:80")
+        service = LocalService(frontend="[2001:db8::1]:80/TCP", backends=backends, affinity=9)
+        assert await opened.ask(lambda client: client.put_local_service(service)) == service
+        assert await opened.ask(lambda client: client.local_services()) == [service]
+        with pytest.raises(AgentError, match="no service by hand at"):
+            await opened.ask(lambda client: client.delete_local_service("10.0.0.9:1/TCP"))
+        assert await opened.ask(lambda client: client.delete_local_service(service.frontend)) == []
+        answer = await opened.raw(
+            b"PUT /v1/local-service HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\nconnection: close\r\n\r\n"
+            b'{"front": 1}'
+        )
+        assert b"makes no sense" in answer
 
     run(tmp_path, story)
