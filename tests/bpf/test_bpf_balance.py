@@ -50,7 +50,7 @@ def ip_of(packet: Packet) -> Packet:
     part = anew
     while part and part.name != "NoPayload":
         for name in ("chksum", "cksum"):
-            if part.fields.get(name) and not part.name.endswith("in ICMP"):
+            if part.fields.get(name) and "in ICMP" not in str(part.name):
                 delattr(part, name)
         part = part.payload
     fragment = isinstance(layer, IP) and (layer.frag or layer.flags.MF)

@@ -7,10 +7,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
-from tests.support.datapath_world import TCP, UDP, Frontend, World
+from tests.support.datapath_world import ALLOW_ALL, DENY_ALL, TCP, UDP, Frontend, World
+from tests.support.ring_reader import Ring
 from tests.support.traffic_nodes import ONE, PREFIX, TWO, ask, inside, talk, two_nodes
 
 pytestmark = pytest.mark.root
@@ -100,6 +100,8 @@ def test_what_a_translated_socket_asked_for_is_known(node: World) -> None:
     """The socket was given the backend when it connected; its packets show nothing else."""
     frontend = Frontend(3, VIP4, 53, UDP)
     node.add_service(frontend, [(B.ipv4, 5353)])
+    ring = Ring(node.dataplane.maps["events"], node.layout.dtype("event"))
+    ring.read()
     with inside(f"{PREFIX}a"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         (cookie,) = struct.unpack("<Q", asking.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
         key = node.row("socket_service_key", cookie=cookie, address=B.ipv4, port=5353, protocol=UDP)
@@ -109,4 +111,21 @@ def test_what_a_translated_socket_asked_for_is_known(node: World) -> None:
     (entry,) = [value for key, value in node.flows() if int(key["protocol"]) == UDP]
     assert int(entry["service"]) == 3
     assert not int(entry["flags"]) & node.layout.value("CT_TRANSLATED")
-    assert np.array(node.service_flows()).size == 0
+    assert node.service_flows() == []
+    (event,) = [event for event in ring.read() if int(event["protocol"]) == UDP]
+    assert (int(event["service"]), int(event["original_destination_port"])) == (3, 53)
+    assert event["original_destination"].tobytes() == node.address(VIP4).tobytes()
+    assert event["destination"].tobytes() == node.address(B.ipv4).tobytes()
+
+
+@pytest.mark.parametrize("backend", [B.ipv4, C.ipv6])
+def test_a_pod_is_told_of_its_policy(node: World, backend: str) -> None:
+    """The packet is answered as the pod sent it: its socket knows the frontend only."""
+    asked = serve(node, backend)
+    node.set_policy(1, DENY_ALL)
+    try:
+        node.settings["flags"] |= node.layout.value("NODE_DENY_RESPONSE")
+        assert {ask("a", kind, asked) for kind in PROTOCOLS} == {"prohibited"}
+    finally:
+        node.settings["flags"] ^= node.layout.value("NODE_DENY_RESPONSE")
+        node.set_policy(1, ALLOW_ALL)
