@@ -88,6 +88,7 @@ union abi_types {
 	struct source_range_key source_range_key;
 	struct socket_service_key socket_service_key;
 	struct socket_service socket_service;
+	struct socket_peers socket_peers;
 	struct skip_redirect_key skip_redirect_key;
 	enum service_flow_flags service_flow_flags;
 	struct service_flow service_flow;

@@ -111,6 +111,13 @@ struct socket_service {
 	__u32 service;
 };
 
+/* socket_peers: whom a socket was given lately, so that it can be forgotten with the socket. */
+struct socket_peers {
+	struct service_key peer[4];
+	__u32 next;
+	__u32 reserved;
+};
+
 /* skip_redirect: pods whose traffic to a redirected frontend is left alone, by the cookie of their
  * network namespace and by their endpoint id (one of both is 0). */
 struct skip_redirect_key {

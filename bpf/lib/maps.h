@@ -160,6 +160,14 @@ struct {
 	__type(value, struct socket_service);
 } socket_services SEC(".maps");
 
+/* The keys in socket_services that go with a socket of datagrams; its own memory goes by itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_peers);
+} socket_peers SEC(".maps");
+
 /* Pods that no local redirect catches. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -10,6 +10,8 @@
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_SOCKET
 
+#define SOCKET_PEERS 4
+
 /* What is said of a socket. */
 struct socket_report {
 	struct service_key peer;
@@ -110,8 +112,9 @@ static __always_inline struct socket_service_key memory_of(__u64 cookie,
 	return key;
 }
 
-/* Written only when it is new: a socket that sends datagrams comes by with each. */
-static __always_inline void remember(__u64 cookie, const struct service_key *asked,
+/* Written only when it is new: a socket that sends datagrams comes by with each. Returns whether it
+ * is. */
+static __always_inline bool remember(__u64 cookie, const struct service_key *asked,
 				     const struct service_key *given, __u32 service)
 {
 	struct socket_service_key key = memory_of(cookie, given);
@@ -124,8 +127,9 @@ static __always_inline void remember(__u64 cookie, const struct service_key *ask
 
 	if (known && known->service == service && known->port == asked->port &&
 	    same_address(&known->address, &asked->address))
-		return;
+		return false;
 	bpf_map_update_elem(&socket_services, &key, &fresh, BPF_ANY);
+	return true;
 }
 
 /* Looked up first, which takes no lock: nearly always there is nothing. */
@@ -203,8 +207,13 @@ static __always_inline struct service_client client_of_socket(const struct asker
 	return client;
 }
 
-/* Whom the socket is given for whom it asked. Returns 1: given is filled, 0: it is left alone, or a
- * negative errno. */
+enum answer_to_socket {
+	SOCKET_LEFT_ALONE = 0,
+	SOCKET_GIVEN = 1,
+	SOCKET_GIVEN_ANEW = 2, /* for the first time */
+};
+
+/* Whom the socket is given for whom it asked. Returns enum answer_to_socket or a negative errno. */
 static __noinline int translate_peer(const struct asker *asker, const struct service_key *asked,
 				     struct service_key *given)
 {
@@ -213,28 +222,43 @@ static __noinline int translate_peer(const struct asker *asker, const struct ser
 	struct service *service;
 	struct backend *backend;
 	__u32 number = 0;
+	bool is_new;
 
 	if (!settings || !(settings->flags & NODE_SERVICES))
-		return 0;
+		return SOCKET_LEFT_ALONE;
 	service = service_of_socket(settings, asker, asked);
 	if (!service) {
 		forget(asker->cookie, asked);
-		return 0;
+		return SOCKET_LEFT_ALONE;
 	}
 	client = client_of_socket(asker, asked->protocol);
 	backend = choose_backend(service, &client, &number);
 	if (!backend && service->flags & SERVICE_LOOSE)
-		return 0;
+		return SOCKET_LEFT_ALONE;
 	if (!backend)
 		return refuse(asker->cookie, asked, service->id);
 	if (family_of(&backend->address) != family_of(&asked->address))
-		return 0;
+		return SOCKET_LEFT_ALONE;
 	given->address = backend->address;
 	given->port = backend->port;
 	given->protocol = asked->protocol;
-	remember(asker->cookie, asked, given, service->id);
+	is_new = remember(asker->cookie, asked, given, service->id);
 	trace_translation(asker->cookie, asked, given, service->id, false);
-	return 1;
+	return is_new ? SOCKET_GIVEN_ANEW : SOCKET_GIVEN;
+}
+
+/* A socket of datagrams may talk to many; the last of them are forgotten with it, older ones by
+ * their age. */
+static __always_inline void note_peer(struct socket_peers *peers, const struct service_key *given)
+{
+	peers->peer[peers->next++ % SOCKET_PEERS] = *given;
+}
+
+static __always_inline void forget_peers(__u64 cookie, const struct socket_peers *peers)
+{
+	for (int at = 0; at < SOCKET_PEERS; at++)
+		if (peers->peer[at].port)
+			forget(cookie, &peers->peer[at]);
 }
 
 /* Whom the socket asked for when it was given this peer. Returns whether it did. */

@@ -54,10 +54,24 @@ static __always_inline void give_ipv6(struct bpf_sock_addr *ctx, const struct se
 	ctx->user_port = peer->port;
 }
 
+/* What is remembered of a connection is found again by its peer when it is closed. */
+static __always_inline void note_given(struct bpf_sock_addr *ctx, const struct service_key *given)
+{
+	struct bpf_sock *socket = ctx->sk;
+	struct socket_peers *peers;
+
+	if (ctx->protocol != IPPROTO_UDP || !socket)
+		return;
+	peers = bpf_sk_storage_get(&socket_peers, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (peers)
+		note_peer(peers, given);
+}
+
 /* Returns as translate_peer does. */
 static __always_inline int ask(struct bpf_sock_addr *ctx, const struct service_key *asked,
 			       struct service_key *given)
 {
+	int result;
 	struct node_settings *settings = node_settings();
 	struct asker asker = {};
 
@@ -68,7 +82,10 @@ static __always_inline int ask(struct bpf_sock_addr *ctx, const struct service_k
 	if (!pod_sockets_enabled && !asker.is_host)
 		return 0;
 	asker.cookie = bpf_get_socket_cookie(ctx);
-	return translate_peer(&asker, asked, given);
+	result = translate_peer(&asker, asked, given);
+	if (result == SOCKET_GIVEN_ANEW)
+		note_given(ctx, given);
+	return result;
 }
 
 static __always_inline int send_ipv4(struct bpf_sock_addr *ctx)
@@ -199,24 +216,39 @@ int sock_post_bind6(struct bpf_sock *ctx)
 	return judge_bind(ctx, &bound);
 }
 
-/* A connected socket is closed: nobody will ask for it again. What others sent datagrams to is
- * forgotten by its age. */
-SEC("cgroup/sock_release")
-int sock_release(struct bpf_sock *ctx)
+static __always_inline struct service_key peer_of(const struct bpf_sock *ctx)
 {
 	struct service_key peer = {.port = ctx->dst_port, .protocol = ctx->protocol};
 	__be32 *words = (__be32 *)&peer.address;
 
-	if (!is_balanced(ctx->protocol) || !peer.port)
-		return SOCKET_PROCEED;
 	if (ctx->family == AF_INET) {
 		map_ipv4(&peer.address, bpf_ntohl(ctx->dst_ip4));
-	} else {
-		words[0] = ctx->dst_ip6[0];
-		words[1] = ctx->dst_ip6[1];
-		words[2] = ctx->dst_ip6[2];
-		words[3] = ctx->dst_ip6[3];
+		return peer;
 	}
-	forget(bpf_get_socket_cookie(ctx), &peer);
+	words[0] = ctx->dst_ip6[0];
+	words[1] = ctx->dst_ip6[1];
+	words[2] = ctx->dst_ip6[2];
+	words[3] = ctx->dst_ip6[3];
+	return peer;
+}
+
+/* A socket is closed: nobody will ask for it again. */
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	struct socket_peers *peers;
+	struct service_key peer;
+
+	if (!is_balanced(ctx->protocol))
+		return SOCKET_PROCEED;
+	if (ctx->protocol == IPPROTO_UDP) {
+		peers = bpf_sk_storage_get(&socket_peers, ctx, NULL, 0);
+		if (peers)
+			forget_peers(bpf_get_socket_cookie(ctx), peers);
+		return SOCKET_PROCEED;
+	}
+	peer = peer_of(ctx);
+	if (peer.port)
+		forget(bpf_get_socket_cookie(ctx), &peer);
 	return SOCKET_PROCEED;
 }

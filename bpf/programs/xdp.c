@@ -30,7 +30,7 @@ int from_driver(struct xdp_md *ctx)
 	struct flow flow = {.settings = node_settings(), .now = coarse_seconds()};
 	struct outside_work *work = outside_work();
 
-	if (!work || !flow.settings || !are_services_known(&flow) ||
+	if (!native_l2 || !work || !flow.settings || !are_services_known(&flow) ||
 	    !read_plain(ctx, 0, &flow.packet))
 		return XDP_PASS;
 	return pass_on(ctx, &flow, work);

@@ -65,6 +65,7 @@ class MapType(enum.IntEnum):
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
     HASH_OF_MAPS = 13
+    SK_STORAGE = 24
     RINGBUF = 27
 
 

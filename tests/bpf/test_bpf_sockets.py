@@ -386,13 +386,30 @@ def test_pods_bind_what_they_like(services: ServiceMaps, pod: int) -> None:
         made.bind(("0.0.0.0", NODE_PORT))
 
 
-def test_a_closed_connection_is_forgotten(services: ServiceMaps) -> None:
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_closed_connection_is_forgotten(services: ServiceMaps, protocol: int) -> None:
+    remembered = services.maps["socket_services"]
     for vip, address in FAMILIES:
-        services.add((vip, 80), (address, 8080), protocol=UDP)
-        with client(UDP, family_of(vip)) as made:
+        services.add((vip, 80), (address, 8080), protocol=protocol)
+        with server((address, 8080), protocol), client(protocol, family_of(vip)) as made:
             made.connect((vip, 80))
-            assert len(services.maps["socket_services"].dump()[0]) == 1
-        assert not len(services.maps["socket_services"].dump()[0])
+            assert len(remembered.dump()[0]) == 1
+        assert not len(remembered.dump()[0])
+
+
+def test_a_closed_socket_of_datagrams_is_forgotten(services: ServiceMaps) -> None:
+    remembered = services.maps["socket_services"]
+    for port in range(1, 7):
+        services.add((VIP4, port), (SERVER4, 8000 + port), protocol=UDP)
+    with client(UDP) as made:
+        for port in [*range(1, 5)] * 3:
+            made.sendto(b"x", (VIP4, port))
+        assert len(remembered.dump()[0]) == 4
+    assert not len(remembered.dump()[0])
+    with client(UDP) as made:
+        for port in range(1, 7):
+            made.sendto(b"x", (VIP4, port))
+    assert len(remembered.dump()[0]) == 2, "of many peers the first are left to their age"
 
 
 def test_translations_are_told_when_asked_for(services: ServiceMaps, world: World) -> None:

@@ -14,7 +14,7 @@ COUNTED = frozenset({MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE})
 """Types whose elements come and go; the others are always full."""
 LARGE = 1 << 16
 """More elements that forget each other are not worth a walk: such a map is never too full."""
-UNREADABLE = frozenset({MapType.RINGBUF})
+UNREADABLE = frozenset({MapType.RINGBUF, MapType.SK_STORAGE})
 
 
 class MapUse(msgspec.Struct, frozen=True):
