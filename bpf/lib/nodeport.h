@@ -102,7 +102,8 @@ static __noinline bool recall_flow(struct flow *flow, const struct service *serv
 	canonical_key(packet, &work->key);
 	work->key.zone = CT_ZONE_SERVICE;
 	known = bpf_map_lookup_elem(&service_flows, &work->key);
-	if (!is_kept(known, packet, service, flow->now))
+	work->is_fresh = !is_kept(known, packet, service, flow->now);
+	if (work->is_fresh)
 		return false;
 	if (heard_of(packet, known->flags) != known->flags)
 		known->flags = heard_of(packet, known->flags);
@@ -167,8 +168,7 @@ static __noinline int find_backend(struct flow *flow, const struct service *serv
 		return DROP(flow, DENIED_BY_LB_SRC_RANGE_CHECK);
 	flow->now = coarse_seconds();
 	flow->state = CONNECTION_ESTABLISHED;
-	work->is_fresh = !recall_flow(flow, service, work);
-	if (!work->is_fresh)
+	if (recall_flow(flow, service, work))
 		return 1;
 	flow->state = CONNECTION_NEW;
 	flow->report = true;
@@ -195,13 +195,14 @@ static __always_inline void note_asked(struct flow *flow, __u32 service)
 	flow->translation |= TRANSLATION_ASKED;
 }
 
-static __always_inline void plan_destination(const struct flow *flow, struct outside_work *work)
+static __always_inline void plan(struct change *change, bool is_source, const struct address *from,
+				 __be16 from_port, const struct address *to, __be16 to_port)
 {
-	work->destination.from = flow->packet.destination;
-	work->destination.from_port = flow->packet.destination_port;
-	work->destination.to = work->flow.backend_address;
-	work->destination.to_port = work->flow.backend_port;
-	work->destination.is_source = 0;
+	change->from = *from;
+	change->from_port = from_port;
+	change->to = *to;
+	change->to_port = to_port;
+	change->is_source = is_source;
 }
 
 /* The packet is for the backend, in its bytes and in what is known of it. */
@@ -247,7 +248,8 @@ static __noinline int serve_outside(struct __sk_buff *skb, struct flow *flow,
 	if (keeps_port(packet->protocol) && packet->destination_port != work->flow.backend_port)
 		return DROP(flow, UNKNOWN_L4_PROTOCOL);
 	note_asked(flow, service->id);
-	plan_destination(flow, work);
+	plan(&work->destination, false, &packet->destination, packet->destination_port,
+	     &work->flow.backend_address, work->flow.backend_port);
 	local = lookup_endpoint(&work->flow.backend_address);
 	if (!local)
 		return BACKEND_AWAY;
@@ -324,23 +326,20 @@ static __noinline int find_own_end(struct flow *flow, struct outside_work *work,
 	struct nat_entry *known;
 
 	fill_service_keys(flow, work, own);
-	work->source.from = packet->source;
-	work->source.from_port = packet->source_port;
-	work->source.is_source = 1;
 	known = bpf_map_lookup_elem(&snat, &work->forward);
 	if (!work->is_fresh && known && same_address(&known->address, own)) {
 		if (known->seen != flow->now)
 			refresh_service(work, known, flow->now);
-		work->source.to = known->address;
-		work->source.to_port = known->port;
+		plan(&work->source, true, &packet->source, packet->source_port, &known->address,
+		     known->port);
 		return 0;
 	}
 	if (!allocate(flow, &work->forward, &work->reverse, &work->entry))
 		return keeps_port(packet->protocol)
 			   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
 			   : DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
-	work->source.to = work->entry.address;
-	work->source.to_port = work->entry.port;
+	plan(&work->source, true, &packet->source, packet->source_port, &work->entry.address,
+	     work->entry.port);
 	return 0;
 }
 
@@ -470,16 +469,10 @@ static __noinline bool find_client(struct flow *flow, struct outside_work *work)
 	frontend = frontend_of(known->service);
 	if (!frontend || frontend->protocol != packet->protocol)
 		return false;
-	work->destination.from = packet->destination;
-	work->destination.from_port = packet->destination_port;
-	work->destination.to = known->address;
-	work->destination.to_port = known->port;
-	work->destination.is_source = 0;
-	work->source.from = packet->source;
-	work->source.from_port = packet->source_port;
-	work->source.to = frontend->address;
-	work->source.to_port = frontend->port;
-	work->source.is_source = 1;
+	plan(&work->destination, false, &packet->destination, packet->destination_port,
+	     &known->address, known->port);
+	plan(&work->source, true, &packet->source, packet->source_port, &frontend->address,
+	     frontend->port);
 	if (known->seen != flow->now)
 		refresh_by_answer(&work->reverse, known, &work->source.to, work->source.to_port);
 	return true;
@@ -494,7 +487,7 @@ static __noinline int answer_client(struct __sk_buff *skb, struct flow *flow,
 	int dropped;
 
 	flow->now = coarse_seconds();
-	if (packet->kind != PACKET_PLAIN || !find_client(flow, work))
+	if (!find_client(flow, work))
 		return 0;
 	flow->state = CONNECTION_REPLY;
 	flow->flags |= EVENT_IS_REPLY;
@@ -504,11 +497,194 @@ static __noinline int answer_client(struct __sk_buff *skb, struct flow *flow,
 		return dropped;
 	dropped = write_destination(skb, flow, work) ?: write_source(skb, flow, work)
 		  ?: decrement_ttl(skb, flow);
-	if (dropped)
-		return dropped;
 	flow->destination.identity =
 	    identity_of(lookup_ipcache(packet->family, &packet->destination), packet->family);
-	return leave_translated(skb, flow);
+	return dropped ?: leave_translated(skb, flow);
+}
+
+/* The frontend's flow with the client that an ICMP error quotes an answer of, into work. Returns
+ * whether there is one. */
+static __noinline bool recall_quoted(struct __sk_buff *skb, struct flow *flow,
+				     struct outside_work *work)
+{
+	struct packet *packet = &flow->packet, *quoted = &work->quoted;
+	struct service_flow *known;
+
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	if (parse_quoted(skb, packet, quoted) || !has_ports(quoted->protocol) ||
+	    !same_address(&quoted->source, &packet->destination))
+		return false;
+	canonical_key(quoted, &work->key);
+	work->key.zone = CT_ZONE_SERVICE;
+	known = bpf_map_lookup_elem(&service_flows, &work->key);
+	flow->now = coarse_seconds();
+	if (!known || flow->now >= known->expires)
+		return false;
+	work->flow = *known;
+	work->is_fresh = false;
+	return true;
+}
+
+/* Writes an end of what the error quotes. */
+static __always_inline int write_quoted(struct __sk_buff *skb, struct flow *flow,
+					struct outside_work *work, struct change *change)
+{
+	return rewrite_quoted(skb, flow, &work->quoted, change);
+}
+
+/* An ICMP error about what a backend sent to a client: it quotes the frontend. Returns as
+ * serve_outside. */
+static __noinline int serve_error(struct __sk_buff *skb, struct flow *flow,
+				  struct outside_work *work)
+{
+	const struct packet *packet = &flow->packet, *quoted = &work->quoted;
+	int dropped;
+
+	if (!recall_quoted(skb, flow, work))
+		return BACKEND_NONE;
+	flow->state = CONNECTION_RELATED;
+	plan(&work->source, true, &quoted->source, quoted->source_port, &work->flow.backend_address,
+	     work->flow.backend_port);
+	plan(&work->destination, false, &packet->destination, packet->destination_port,
+	     &work->flow.backend_address, packet->destination_port);
+	dropped = write_quoted(skb, flow, work, &work->source);
+	if (dropped)
+		return dropped;
+	if (!lookup_endpoint(&work->flow.backend_address))
+		return BACKEND_AWAY;
+	return write_destination(skb, flow, work) ?: BACKEND_HERE;
+}
+
+/* The client that an error quotes is to the backend what this node made of it. */
+static __always_inline int quote_own_end(struct __sk_buff *skb, struct flow *flow,
+					 struct outside_work *work)
+{
+	const struct packet *quoted = &work->quoted;
+	struct nat_entry *known;
+
+	work->forward = (struct nat_key){
+	    .source = quoted->destination,
+	    .destination = quoted->source,
+	    .source_port = quoted->destination_port,
+	    .destination_port = quoted->source_port,
+	    .protocol = quoted->protocol,
+	    .way = NAT_FORWARD,
+	};
+	known = bpf_map_lookup_elem(&snat, &work->forward);
+	if (!known)
+		return strange_icmp(flow);
+	plan(&work->source, false, &quoted->destination, quoted->destination_port, &known->address,
+	     known->port);
+	return write_quoted(skb, flow, work, &work->source);
+}
+
+/* The error goes on to a backend of another node, as this node's word. */
+static __noinline int send_error(struct __sk_buff *skb, struct flow *flow,
+				 struct outside_work *work)
+{
+	struct packet *packet = &flow->packet;
+	struct way way = way_to(flow, &work->flow.backend_address);
+	int dropped;
+
+	flow->destination.identity = identity_of(way.known, packet->family);
+	flow->direction = DIRECTION_EGRESS;
+	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
+	if (!dropped && work->flow.flags & SERVICE_FLOW_SNAT)
+		dropped = quote_own_end(skb, flow, work);
+	if (dropped)
+		return dropped;
+	plan(&work->source, true, &packet->source, packet->source_port,
+	     own_end(flow, way.tunnelled), packet->source_port);
+	dropped = write_destination(skb, flow, work) ?: write_source(skb, flow, work);
+	return dropped ?: set_out(skb, flow, &way);
+}
+
+/* The client's flow that an ICMP error quotes as it went to a backend of another node, into work.
+ * Returns whether there is one. */
+static __noinline bool find_quoted_client(struct __sk_buff *skb, struct flow *flow,
+					  struct outside_work *work)
+{
+	struct packet *packet = &flow->packet, *quoted = &work->quoted;
+	struct frontend *frontend;
+	struct nat_entry *known;
+
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	if (parse_quoted(skb, packet, quoted) || !has_ports(quoted->protocol) ||
+	    !same_address(&quoted->source, &packet->destination))
+		return false;
+	work->reverse = forward_key(quoted);
+	work->reverse.way = NAT_REVERSE;
+	swap_ends(&work->reverse);
+	known = bpf_map_lookup_elem(&snat, &work->reverse);
+	if (!known || !known->service)
+		return false;
+	frontend = frontend_of(known->service);
+	if (!frontend || frontend->protocol != quoted->protocol)
+		return false;
+	plan(&work->source, true, &quoted->source, quoted->source_port, &known->address,
+	     known->port);
+	plan(&work->destination, false, &quoted->destination, quoted->destination_port,
+	     &frontend->address, frontend->port);
+	return true;
+}
+
+/* An ICMP error about what this node sent to a backend goes on to the client, as the frontend's
+ * word. Returns as answer_client. */
+static __noinline int answer_error(struct __sk_buff *skb, struct flow *flow,
+				   struct outside_work *work)
+{
+	struct packet *packet = &flow->packet;
+	struct change *client = &work->source, *frontend = &work->destination;
+	int dropped;
+
+	if (!find_quoted_client(skb, flow, work))
+		return 0;
+	flow->state = CONNECTION_RELATED;
+	flow->direction = DIRECTION_EGRESS;
+	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
+	dropped = dropped ?: write_quoted(skb, flow, work, client);
+	dropped = dropped ?: write_quoted(skb, flow, work, frontend);
+	if (dropped)
+		return dropped;
+	work->entry.address = client->to;
+	plan(&work->source, true, &packet->source, packet->source_port, &frontend->to,
+	     packet->source_port);
+	plan(&work->destination, false, &packet->destination, packet->destination_port,
+	     &work->entry.address, packet->destination_port);
+	dropped = write_destination(skb, flow, work) ?: write_source(skb, flow, work)
+		  ?: decrement_ttl(skb, flow);
+	return dropped ?: leave_translated(skb, flow);
+}
+
+/* The host's ICMP error about what a client of a service sent it. */
+static __noinline int leave_as_error(struct __sk_buff *skb, struct flow *flow,
+				     struct outside_work *work)
+{
+	struct packet *packet = &flow->packet, *quoted = &work->quoted;
+	struct nat_entry *known;
+	int dropped;
+
+	__builtin_memset(quoted, 0, sizeof(*quoted));
+	if (parse_quoted(skb, packet, quoted) || !has_ports(quoted->protocol))
+		return 0;
+	work->forward = told_key(quoted);
+	known = bpf_map_lookup_elem(&snat, &work->forward);
+	if (!known)
+		return 0;
+	plan(&work->destination, false, &quoted->destination, quoted->destination_port,
+	     &known->address, known->port);
+	plan(&work->source, true, &packet->source, packet->source_port, &known->address,
+	     packet->source_port);
+	dropped = write_quoted(skb, flow, work, &work->destination);
+	return dropped ?: write_source(skb, flow, work);
+}
+
+/* A client that asks the host itself is answered as such, whatever it asked before. */
+static __noinline int forget_told(const struct flow *flow)
+{
+	struct nat_key key = told_key(&flow->packet);
+
+	return bpf_map_delete_elem(&snat, &key);
 }
 
 /* What is for a backend here is no answer, though its answers will be given another source. */
@@ -529,11 +705,9 @@ static __noinline int leave_as_frontend(struct __sk_buff *skb, struct flow *flow
 	known = bpf_map_lookup_elem(&snat, &work->forward);
 	if (!known)
 		return 0;
-	known->seen = coarse_seconds();
-	work->source.from = packet->source;
-	work->source.from_port = packet->source_port;
-	work->source.to = known->address;
-	work->source.to_port = known->port;
-	work->source.is_source = 1;
+	if (known->seen != coarse_seconds())
+		known->seen = coarse_seconds();
+	plan(&work->source, true, &packet->source, packet->source_port, &known->address,
+	     known->port);
 	return write_source(skb, flow, work);
 }

@@ -167,22 +167,41 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *fl
 	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
 }
 
+/* Of a packet that is no client's: perhaps it comes from a backend elsewhere. Returns 0 if not. */
+static __always_inline int handle_answer(struct __sk_buff *skb, struct flow *flow,
+					 struct outside_work *work)
+{
+	if (flow->packet.kind == PACKET_PLAIN)
+		return answer_client(skb, flow, work);
+	return flow->packet.kind == PACKET_ERROR ? answer_error(skb, flow, work) : 0;
+}
+
 /* Services that are asked for from outside, and answers of their backends elsewhere. Returns 0 for
  * everything else, and for what has a backend here and was made its own. */
 static __always_inline int handle_service(struct __sk_buff *skb, struct flow *flow)
 {
 	struct outside_work *work = outside_work();
+	bool is_error = flow->packet.kind == PACKET_ERROR;
 	int result;
 
 	if (!work ||
 	    (flow->packet.fragment != FRAGMENT_NONE && resolve_fragment(flow, skb->ifindex)))
 		return 0;
-	result = serve_outside(skb, flow, work);
+	result = is_error ? serve_error(skb, flow, work) : serve_outside(skb, flow, work);
 	if (result == BACKEND_NONE)
-		return answer_client(skb, flow, work);
+		return handle_answer(skb, flow, work);
 	if (result == BACKEND_AWAY)
-		return send_to_backend(skb, flow, work);
+		return is_error ? send_error(skb, flow, work) : send_to_backend(skb, flow, work);
 	return result < 0 ? result : 0;
+}
+
+/* The host is asked itself. */
+static __always_inline int forget_service(struct flow *flow)
+{
+	if (unlikely(flow->settings->flags & NODE_HOST_BACKENDS) && !flow->destination.service &&
+	    is_opening(&flow->packet))
+		forget_told(flow);
+	return 0;
 }
 
 static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *flow)
@@ -213,14 +232,14 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 		if (result < 0)
 			return result;
 		if (!result && !is_host_judged(flow))
-			return hear(skb, flow) ?: DECISION_STACK;
+			return hear(skb, flow) ?: forget_service(flow) ?: DECISION_STACK;
 	}
 	local = lookup_endpoint(&packet->destination);
 	if (local && is_pod(local)) {
 		set_party(flow, &flow->destination, local);
 		return deliver_to_pod(skb, flow);
 	}
-	result = local ? hear(skb, flow) : 0;
+	result = local ? hear(skb, flow) ?: forget_service(flow) : 0;
 	if (result)
 		return result;
 	if (is_host_judged(flow) && note_host_as_receiver(skb, flow, local))
@@ -285,6 +304,8 @@ static __always_inline int leave_as_service(struct __sk_buff *skb, struct flow *
 	work = outside_work();
 	if (!work || (packet->fragment != FRAGMENT_NONE && resolve_fragment(flow, skb->ifindex)))
 		return 0;
+	if (packet->kind == PACKET_ERROR)
+		return leave_as_error(skb, flow, work);
 	return leave_as_frontend(skb, flow, work);
 }
 

@@ -102,6 +102,8 @@ static __always_inline int pass_answer(struct __sk_buff *skb, struct flow *flow)
 	work = outside_work();
 	if (!work || (flow->packet.fragment != FRAGMENT_NONE && resolve_fragment(flow, flow->vni)))
 		return 0;
+	if (flow->packet.kind == PACKET_ERROR)
+		return answer_error(skb, flow, work);
 	return answer_client(skb, flow, work);
 }
 
