@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from cilia.control.services.standing import Standing, is_ipv6
-from cilia.model.service import Backend
+from cilia.model.service import Backend, Protocol
 from cilia.schema import EndpointSliceRow
 from cilia.schema.rows import ServicePort, SliceEndpoint
 
 Backends = tuple[Backend, ...]
 
-NOWHERE = ("127.", "169.254.", "224.", "0.", "fe8", "fe9", "fea", "feb", "ff")
-"""How addresses begin that are no endpoint's for all nodes: loopback, link-local, multicast."""
+NOWHERE = ("127.", "169.254.", "224.", "0.", "fe8", "fe9", "fea", "feb", "ff", "::ffff:")
+"""How addresses begin that are no endpoint's for all nodes: loopback, link-local, multicast, IPv4 in IPv6."""
 ITSELF = ("::", "::1")
 
 
@@ -58,6 +58,7 @@ class Reading(NamedTuple):
     """What one slice says about one port, sorted."""
 
     row: EndpointSliceRow
+    number: int
     weight: int
     asked: Asked
     found: dict[Place, Known]
@@ -70,17 +71,31 @@ class Readings:
     def __init__(self) -> None:
         self._last: dict[tuple[str, ServicePort, bool], Reading] = {}
         self._now: dict[tuple[str, ServicePort, bool], Reading] = {}
+        self._numbers: dict[str, dict[tuple[str, Protocol], int]] = {}
 
     def turn(self) -> None:
         """What was not asked for since the last time is forgotten."""
         self._last, self._now = self._now, {}
+        self._numbers.clear()
 
-    def read(self, row: EndpointSliceRow, asked: Asked, weight: int) -> Reading:
+    def number(self, row: EndpointSliceRow, port: ServicePort) -> int:
+        """What number a slice gives a port of the Service, by name and protocol; 0: it has no such port."""
+        numbers = self._numbers.get(row.name)
+        if numbers is None:
+            numbers = {(offered.name, offered.protocol): offered.port for offered in reversed(row.ports)}
+            self._numbers[row.name] = numbers
+        return numbers.get((port.name, port.protocol), 0)
+
+    def read(self, row: EndpointSliceRow, number: int, weight: int, asked: Asked) -> Reading:
         """What a slice says."""
         key = row.name, asked.port, asked.ipv6
         last = self._last.get(key)
-        if last is None or last.row is not row or last[1:3] != (weight, asked):
-            last = _read(row, asked, weight)
+        if (
+            last is None
+            or last.row is not row
+            or (last.number, last.weight, last.asked) != (number, weight, asked)
+        ):
+            last = _read(row, number, weight, asked)
         self._now[key] = last
         return last
 
@@ -137,9 +152,10 @@ def gather(
     problems: list[str] = []
     told = 0
     for row in slices:
-        if row.ipv6 is not asked.ipv6 or not _number(row, asked.port):
+        number = readings.number(row, asked.port) if row.ipv6 is asked.ipv6 else 0
+        if not number:
             continue
-        reading = readings.read(row, asked, weights.get(row.name, 1))
+        reading = readings.read(row, number, weights.get(row.name, 1), asked)
         problems += reading.problems
         found = reading.found
         told += len(found)
@@ -157,9 +173,8 @@ def _better(before: Known | None, known: Known) -> Known:
     return before if before is not None and before.worth >= known.worth else known
 
 
-def _read(row: EndpointSliceRow, asked: Asked, weight: int) -> Reading:
+def _read(row: EndpointSliceRow, number: int, weight: int, asked: Asked) -> Reading:
     port, ipv6, own = asked
-    number = _number(row, port)
     problems: list[str] = []
     found: dict[Place, Known] = {}
     for endpoint in row.endpoints:
@@ -170,18 +185,11 @@ def _read(row: EndpointSliceRow, asked: Asked, weight: int) -> Reading:
         backend = Backend(address, number, port.protocol, weight, endpoint.node, endpoint.zone)
         known = Known(backend, endpoint, endpoint.ready and weight > 0)
         found[address, number] = _better(found.get((address, number)), known)
-    return Reading(row, weight, asked, found, tuple(problems))
+    return Reading(row, number, weight, asked, found, tuple(problems))
 
 
 def _is_nowhere(address: str) -> bool:
     return address.startswith(NOWHERE) or address in ITSELF
-
-
-def _number(row: EndpointSliceRow, port: ServicePort) -> int:
-    for offered in row.ports:
-        if offered.name == port.name and offered.protocol is port.protocol:
-            return offered.port
-    return 0
 
 
 def _unusable(row: EndpointSliceRow, address: str, own: frozenset[str], *, ipv6: bool) -> str:

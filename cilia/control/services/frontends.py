@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from cilia.control.services import written
@@ -25,13 +26,16 @@ from cilia.control.services.choice import (
 from cilia.control.services.drafts import Draft
 from cilia.control.services.settings import ServiceSettings
 from cilia.control.services.standing import Standing, is_ipv6
-from cilia.model.service import Frontend, FrontendKind, HealthCheck, ServiceEntry
+from cilia.model.service import Frontend, FrontendKind, HealthCheck, Protocol, ServiceEntry
 from cilia.schema import EndpointSliceRow, ServiceRow
 from cilia.schema.rows import ServicePort
 
 WITH_NODE_PORTS = ("NodePort", "LoadBalancer")
 ANY_ADDRESS = {False: "0.0.0.0", True: "::"}
 """By whether it is IPv6: stands for every address of every node."""
+
+TOLD_PORTS = 5
+"""So many names of ports stand in one sentence."""
 
 UNKNOWN_AGE = "~"
 """Sorts behind every time."""
@@ -44,6 +48,14 @@ class Sources(NamedTuple):
     denied: bool = False
     nobody: bool = False
     """Nothing of the list could be read: whom it lets in can't be told."""
+
+
+class Offers(NamedTuple):
+    """The ports of slices with ready endpoints."""
+
+    ports: frozenset[tuple[str, Protocol]]
+    told: str
+    """The first of them."""
 
 
 class Address(NamedTuple):
@@ -106,6 +118,7 @@ class _Drafting:
         self._families = frozenset(map(is_ipv6, row.cluster_ips))
         self._own = frozenset((*row.cluster_ips, *row.load_balancer_ips, *row.external_ips))
         self._choices: dict[bool, list[Choice]] = {}
+        self._offers: dict[bool, Offers] = {}
 
     def entries(self) -> Iterator[ServiceEntry]:
         """One for each frontend; what asks for the same twice has the first."""
@@ -212,16 +225,13 @@ class _Drafting:
 
     def _check_port(self, port: ServicePort, ipv6: bool) -> None:
         """Endpoints that are ready, but not for this port, mean that it has been misspelt somewhere."""
-        offered = {
-            f"{offered.name or 'unnamed'}/{offered.protocol.name}"
-            for row in self._slices
-            if row.ipv6 is ipv6 and any(endpoint.ready for endpoint in row.endpoints)
-            for offered in row.ports
-        }
-        if offered and f"{port.name or 'unnamed'}/{port.protocol.name}" not in offered:
+        if ipv6 not in self._offers:
+            self._offers[ipv6] = _offers(self._slices, ipv6)
+        offers = self._offers[ipv6]
+        if offers.ports and (port.name, port.protocol) not in offers.ports:
             self._problems.append(
                 f"spec.ports[{port.name or port.port}]: no EndpointSlice has a port of this name and "
-                f"protocol, only {', '.join(sorted(offered))}; it has no backends until one does"
+                f"protocol, only {offers.told}; it has no backends until one does"
             )
 
     def _bounded(self, gathered: Gathered, port: ServicePort) -> list[Known]:
@@ -294,14 +304,26 @@ class _Shared:
             self.elsewhere = choice.cluster, outside, draining
 
 
+def _offers(slices: Iterable[EndpointSliceRow], ipv6: bool) -> Offers:
+    ports = frozenset(
+        (port.name, port.protocol)
+        for row in slices
+        if row.ipv6 is ipv6 and any(endpoint.ready for endpoint in row.endpoints)
+        for port in row.ports
+    )
+    told = sorted(f"{name or 'unnamed'}/{protocol.name}" for name, protocol in ports)
+    return Offers(ports, ", ".join((*told[:TOLD_PORTS], *("..." for _ in told[TOLD_PORTS : TOLD_PORTS + 1]))))
+
+
 def _sources(row: ServiceRow, problems: list[str]) -> Sources:
     if not row.source_ranges:
         return Sources()
     denied = written.are_sources_denied(row.annotations, problems)
     valid = tuple(text for text in row.source_ranges if _is_prefix(text))
-    for text in row.source_ranges:
-        if text not in valid:
-            problems.append(f"spec.loadBalancerSourceRanges: {text!r} is no prefix; it has no effect")
+    problems += (
+        f"spec.loadBalancerSourceRanges: {text!r} is no prefix; it has no effect"
+        for text in sorted(set(row.source_ranges).difference(valid))
+    )
     if not valid and not denied:
         problems.append(
             "spec.loadBalancerSourceRanges: none of them can be read; nobody outside is let in until one can"
@@ -309,6 +331,7 @@ def _sources(row: ServiceRow, problems: list[str]) -> Sources:
     return Sources(valid, denied and bool(valid), nobody=not valid and not denied)
 
 
+@lru_cache(maxsize=16_384)
 def _is_prefix(text: str) -> bool:
     try:
         ipaddress.ip_network(text)

@@ -10,7 +10,7 @@ those computed from scratch, whatever came first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 from cilia.control.nodes import known_nodes
@@ -40,6 +40,9 @@ R = TypeVar("R")
 
 Name = tuple[str, str]
 """Namespace and name."""
+
+MAX_PROBLEMS = 20
+"""So many sentences are told of one object: whoever wrote a thousand bad addresses knows by then."""
 
 MANY_SLICES = 4
 """From here on reading them again costs more than keeping what they said."""
@@ -298,8 +301,16 @@ class ServicesNode:
         )
         kind, namespace, name = owner
         self._desired.service_states.put(
-            ServiceState(kind=kind, namespace=namespace, name=name, problems=tuple(dict.fromkeys(problems)))
+            ServiceState(kind=kind, namespace=namespace, name=name, problems=_brief(problems))
         )
+
+
+def _brief(problems: Iterable[str]) -> tuple[str, ...]:
+    """Each once, and no more than anybody reads."""
+    told = tuple(dict.fromkeys(problems))
+    if len(told) <= MAX_PROBLEMS:
+        return told
+    return (*told[:MAX_PROBLEMS], f"and {len(told) - MAX_PROBLEMS} more")
 
 
 def _changed(cursor: Cursor[K, R], key: Callable[[R], K]) -> list[K]:

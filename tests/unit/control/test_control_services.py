@@ -302,6 +302,7 @@ def test_of_two_slices_the_one_that_says_ready_is_believed() -> None:
         ("10.96.0.7", "an address of the Service itself"),
         ("fd00::5", "not of the slice's family"),
         ("127.0.0.1", "not an address that other nodes can reach"),
+        ("::1", "not of the slice's family"),
         ("169.254.1.1", "not an address that other nodes can reach"),
     ],
 )
@@ -311,6 +312,13 @@ def test_addresses_that_can_be_no_backends(address: str, why: str) -> None:
     (problem,) = shop.problems()
     assert problem.startswith(f"EndpointSlice web-1: endpoints: {address} is")
     assert why in problem
+
+
+def test_a_thousand_bad_addresses_are_told_briefly() -> None:
+    bad = [endpoint(f"127.0.{n >> 8}.{n & 255}") for n in range(1000)]
+    problems = Shop().add(service(), slice_of(*bad)).problems()
+    assert len(problems) == 21
+    assert problems[-1] == "and 980 more"
 
 
 def test_too_many_backends_leave_others_theirs() -> None:
