@@ -78,18 +78,21 @@ class Wire:
         raise TimeoutError("nothing came")
 
 
-@pytest.fixture(scope="module")
-def accelerated(loaded_world: World) -> Iterator[World]:
-    """The world with the program on eth, by the stack's own hook, and its neighbours known."""
+@pytest.fixture(scope="module", params=[Acceleration.GENERIC, Acceleration.NATIVE])
+def accelerated(loaded_world: World, request: pytest.FixtureRequest) -> Iterator[World]:
+    """The world with the program on eth, and its neighbours known. A veth's driver sends to another only
+    if that has a program, too."""
     eth = loaded_world.devices["eth"]
     with IPRoute() as ip:
+        far = ip.link_lookup(ifname="eth_far")
+        ends = [eth, *far] if request.param is Acceleration.NATIVE else [eth]
         for address, mac in (
             ("192.0.2.254", GATEWAY_MAC),
             (FAR_NODE4, FAR_MAC),
             ("2001:db8:f::fe", GATEWAY_MAC),
         ):
             ip.neigh("replace", dst=address, lladdr=mac, ifindex=eth, state="permanent")
-    xdp.attach(loaded_world.dataplane, [eth], Acceleration.GENERIC)
+    xdp.attach(loaded_world.dataplane, ends, request.param)
     try:
         yield loaded_world
     finally:
@@ -363,11 +366,13 @@ def test_only_the_backends_node_answers_through_the_tunnel(
     check_silent(wire)
 
 
-def test_a_driver_that_cannot_says_so(accelerated: World) -> None:
+def test_a_driver_that_cannot_says_so(world: World) -> None:
     loopback = 1
     with pytest.raises(BpfError, match=r"device 1 takes no XDP program .* choose best-effort or disabled"):
-        xdp.attach(accelerated.dataplane, [loopback], Acceleration.NATIVE)
-    failures = xdp.attach(accelerated.dataplane, [loopback], Acceleration.BEST_EFFORT)
+        xdp.attach(world.dataplane, [loopback], Acceleration.NATIVE)
+    failures = xdp.attach(world.dataplane, [loopback], Acceleration.BEST_EFFORT)
     assert list(failures) == [loopback]
-    xdp.attach(accelerated.dataplane, [accelerated.devices["eth"]], Acceleration.GENERIC)
-    assert f"from_driver_{accelerated.devices['eth']}" in accelerated.dataplane.attached()
+    assert xdp.attach(world.dataplane, [loopback], Acceleration.GENERIC) == {}
+    assert "from_driver_1" in world.dataplane.attached()
+    xdp.attach(world.dataplane, [], Acceleration.DISABLED)
+    assert not [name for name in world.dataplane.attached() if name.startswith("from_driver")]
