@@ -19,6 +19,7 @@ from cilia.dataplane.maps.conntrack import Conntrack
 from cilia.dataplane.maps.endpoints import Endpoints
 from cilia.dataplane.maps.ipcache import Ipcache
 from cilia.dataplane.maps.nodes import Nodes, Settings
+from cilia.dataplane.maps.packing import Content
 from cilia.dataplane.maps.policy import Policies
 from cilia.dataplane.maps.services import LocalPod, ServiceOptions, Services
 from cilia.dataplane.pool import PolicyPool
@@ -174,6 +175,14 @@ class KernelState:
         yield from self.sweeps.collect(clock)
         for _ in self.accounting.prune(self.stands):
             yield
+
+    def host_contents(self) -> list[Content[EndpointId]]:
+        """What map `endpoints` has for the node's own addresses."""
+        return [self._endpoint_maps.host_content(sorted(self._hosts))]
+
+    def write_hosts(self) -> None:
+        """Write the node's own addresses anew. Raises OSError."""
+        self.set_hosts(self._hosts)
 
     def account(self, now: int) -> int:
         """Have the accounting know the endpoints as they are; returns when the counters began. Times are

@@ -20,7 +20,7 @@ from cilia.dataplane.bpf import Array, BpfError, Map, wait_for_programs
 from cilia.dataplane.maps import packing
 from cilia.dataplane.maps.numbers import Numbers, Stretches
 from cilia.model import maglev
-from cilia.model.service import Algorithm, Backend, Protocol
+from cilia.model.service import Algorithm, Backend
 
 REST = 0.1
 """Seconds before a stretch or a number is given out again: programs run for microseconds."""
@@ -104,6 +104,11 @@ class Backends:
         self._unclaimed: set[int] = set()
         """Backends a predecessor left live and nobody has spoken of: they drain, perhaps."""
         self._adopt()
+
+    @property
+    def size(self) -> int:
+        """How many numbers there can be."""
+        return len(self._rows)
 
     def begin(self) -> None:
         """Candidates asked for from here on are those of one update."""
@@ -192,7 +197,7 @@ class Backends:
             return f"#{number}"
         row = self._rows[number]
         address = packing.address_text(row["address"].tobytes())
-        return str(Backend(address, int(row["port"]), Protocol(int(row["protocol"]))))
+        return packing.served_text(address, int(row["port"]), int(row["protocol"]))
 
     def in_range(self, first: int, count: int) -> list[str]:
         """Who serves a range of slots, each once, for people."""
@@ -203,19 +208,18 @@ class Backends:
     def differences(self, start: int, stop: int) -> list[tuple[int, str, str]]:
         """(number, intended, actual) of rows in a range of numbers that are not as they are to be, for
         people; empty: none."""
-        numbers = [number for number in range(start, min(stop, len(self._rows))) if number in self._key_of]
-        wanted = np.zeros(stop - start, self._rows.dtype)
-        wanted[[number - start for number in numbers]] = self._encode([self._key_of[n] for n in numbers])
-        wanted["flags"] = [self._flags(number) for number in range(start, start + len(wanted))]
-        actual = self._rows[start:stop]
-        known = wanted["flags"] != 0
-        wrong = actual["flags"] != wanted["flags"][: len(actual)]
+        numbers = range(start, min(stop, len(self._rows)))
+        used = [number for number in numbers if number in self._key_of]
+        wanted = np.zeros(len(numbers), self._rows.dtype)
+        wanted[np.array(used, np.intp) - start] = self._encode([self._key_of[number] for number in used])
+        wanted["flags"] = [self._flags(number) for number in numbers]
+        actual = self._rows[start : numbers.stop]
+        wrong = actual["flags"] != wanted["flags"]
         for name in ("address", "port", "protocol"):
-            wrong |= known[: len(actual)] & (actual[name] != wanted[name][: len(actual)])
-        found = np.flatnonzero(wrong).tolist()
+            wrong |= (wanted["flags"] != 0) & (actual[name] != wanted[name])
         return [
             (start + at, self._described(wanted[at]), self._described(actual[at]))
-            for at in found
+            for at in np.flatnonzero(wrong).tolist()
             if start + at not in self._unclaimed
         ]
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from cilia.dataplane.bpf import Array, Map
+from cilia.model.service import Protocol
 
 K = TypeVar("K")
 
@@ -19,6 +20,7 @@ NO_ADDRESS = bytes(16)
 NO_MAC = bytes(6)
 ADDRESS_FIELDS = ("hi", "lo")
 MAC_SHAPE = (6,)
+PROTOCOLS = {int(protocol): protocol for protocol in Protocol}
 
 
 class Content(msgspec.Struct, Generic[K], frozen=True):
@@ -58,6 +60,13 @@ def mac_bytes(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", "")) if text else NO_MAC
 
 
+def served_text(address: str, port: int, protocol: int) -> str:
+    """What is served, as `model.service` writes it; a protocol that none of ours has by its number."""
+    host = f"[{address}]" if ":" in address else address
+    named = PROTOCOLS.get(protocol)
+    return f"{host}:{port}/{named.name if named else protocol}"
+
+
 def macs(texts: Iterable[str]) -> Array:
     """MACs as an array (n, 6)."""
     return np.frombuffer(b"".join(map(mac_bytes, texts)), np.uint8).reshape(-1, 6)
@@ -86,6 +95,15 @@ def records(array: Array) -> list[Any]:
     if array.shape[1:] == MAC_SHAPE and dtype == np.uint8:
         return [bytes(row).hex(":") for row in array]
     return list(array.tolist())
+
+
+def text(record: Any) -> str:
+    """One record of `records` for people."""
+    if isinstance(record, dict):
+        return ", ".join(f"{name} {text(value)}" for name, value in record.items())
+    if isinstance(record, list):
+        return " ".join(f"({text(value)})" for value in record)
+    return str(record)
 
 
 def sentences(target: Map, failures: Mapping[int, OSError]) -> dict[int, str]:

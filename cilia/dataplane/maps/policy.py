@@ -273,6 +273,42 @@ class Policies:
         keys, values = map(packing.records, self._dump(slot))
         return [{**key, **value} for key, value in zip(keys, values, strict=True)]
 
+    def difference(self, subject: SubjectId) -> tuple[str, str] | None:
+        """What is intended for a subject in force and what the kernel has, for people; None: the same."""
+        live = self._live.get(subject)
+        if live is None or live.stale:
+            return None
+        number, revision = self._word(subject)
+        if not revision or number != live.number:
+            return f"map {live.number} in force", f"map {number} in force" if revision else "no policy"
+        intended, actual = _elements(*self.desired(live.entries)), _elements(*self._dump(number))
+        if intended == actual:
+            return None
+        missing, foreign = intended.items() - actual.items(), actual.items() - intended.items()
+        return (
+            f"{len(intended)} entries",
+            f"{len(actual)} entries: {len(missing)} miss, {len(foreign)} are foreign",
+        )
+
+    def distrust(self, subject: SubjectId) -> list[SubjectId]:
+        """Forget how a subject's map came to be, so that the next `update` looks what is in it; returns all
+        subjects that share the map and are to be updated."""
+        live = self._live.get(subject)
+        if live is None:
+            return [subject]
+        number, revision = self._word(subject)
+        if not revision or number != live.number:
+            self._store(subject, live, self._revisions.next())
+        self._unfile(live)
+        users = sorted(live.users)
+        for user in users:
+            self._forget(user)
+        return users
+
+    def strike(self, subject: SubjectId) -> None:
+        """Take a subject out of force that nobody brought into force."""
+        self._words[subject] = 0
+
     def _update(self, row: SubjectPolicy, wanted: Mapping[SubjectId, SubjectPolicy]) -> None:
         if len(row.entries) > POLICY_ENTRIES:
             raise BpfError(f"{len(row.entries)} policy entries, {POLICY_ENTRIES} fit: widen the rules")

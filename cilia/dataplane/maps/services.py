@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -186,7 +186,7 @@ class Services:
             inside, outside = (self.backends.in_range(r["first"], r["count"]) for r in value["range"])
             found.append(
                 {
-                    "frontend": str(frontend),
+                    "frontend": packing.served_text(frontend.address, frontend.port, frontend.protocol),
                     "id": value["id"],
                     "flags": [name for name, bit in self._flag_values.items() if value["flags"] & bit],
                     "affinity": value["affinity"],
@@ -195,6 +195,73 @@ class Services:
                 }
             )
         return found
+
+    # what was found otherwise than intended
+
+    def maps(self) -> list[Map]:
+        """All whose elements come and go."""
+        return [self._services, *(target for _, target in self._extras)]
+
+    def differences(self, frontends: Sequence[Frontend]) -> list[tuple[Frontend, str, str, str, str]]:
+        """(frontend, map, key, intended, actual) of what frontends in force do not have as they are to, for
+        people; empty: all of it."""
+        rows = [held.row for found in frontends if (held := self._held.get(found)) and held.row is not None]
+        keys, values = self.desired(rows)
+        named = np.zeros(len(rows), self._frontends.dtype)
+        self._name(named, [row.frontend for row in rows])
+        found: list[tuple[Frontend, str, str, str, str]] = []
+        for at, row in enumerate(rows):
+            held, name = self._held[row.frontend], str(row.frontend)
+            actual = self._services.lookup(keys[at])
+            if actual is None or actual.tobytes() != values[at].tobytes():
+                texts = _described(values[at]), _described(actual)
+                found.append((row.frontend, "services", name, *texts))
+            if self._frontends[held.id] != named[at]:
+                given = packing.text(packing.records(self._frontends[held.id : held.id + 1])[0])
+                found.append((row.frontend, "frontends", str(held.id), name, given))
+            for stretch in dict.fromkeys(held.ranges):
+                if not self.backends.is_intact(stretch):
+                    backends = ", ".join(map(self.backends.text, stretch.numbers))
+                    given = ", ".join(self.backends.in_range(stretch.first, stretch.count))
+                    found.append((row.frontend, "slots", f"{stretch.first} of {name}", backends, given))
+            for field, target in self._extras:
+                for raw in getattr(held, field):
+                    if target.lookup(np.frombuffer(raw, target.key)) is None:
+                        key = packing.text(packing.records(np.frombuffer(raw, target.key))[0])
+                        found.append((row.frontend, target.name, key, "present", ""))
+        return found
+
+    def strangers(self, target: Map, keys: Array) -> list[bytes]:
+        """Those of the keys of one of `maps` that belong to no frontend in force."""
+        raw_keys = packing.raw_rows(keys)
+        if target is self._extras[0][1]:
+            rows = [self._named.get(number) for number in keys["service"].tolist()]
+            owners = [self._held.get(row.frontend) if row is not None else None for row in rows]
+            return [
+                raw for raw, held in zip(raw_keys, owners, strict=True) if not held or raw not in held.sources
+            ]
+        owners = [self._held.get(found) for found in self._frontends_of(keys)]
+        if target is self._services:
+            return [raw for raw, held in zip(raw_keys, owners, strict=True) if held is None]
+        return [raw for raw, held in zip(raw_keys, owners, strict=True) if not held or raw not in held.skips]
+
+    def restore(self, frontend: Frontend) -> None:
+        """Write a frontend in force anew, and all it has. Raises OSError."""
+        held = self._held.get(frontend)
+        if held is None or held.row is None:
+            return
+        for stretch in dict.fromkeys(held.ranges):
+            self.backends.restore(stretch.numbers)
+            if not self.backends.is_intact(stretch):
+                self.backends.restore_slots(stretch)
+        named = np.zeros(1, self._frontends.dtype)
+        self._name(named, [frontend])
+        self._frontends[held.id] = named[0]
+        for field, target in self._extras:
+            for error in self._put_raw(target, list(getattr(held, field))).values():
+                raise error
+        keys, values = self.desired([held.row])
+        self._services.update(keys[0], values[0])
 
     # planning: numbers and stretches for a row, before anything refers to them
 
@@ -422,10 +489,11 @@ class Services:
         return self._frontends_of(keys), values
 
     def _frontends_of(self, named: Array) -> list[Frontend]:
-        """The frontends whose address, port and protocol an array has."""
+        """The frontends whose address, port and protocol an array has; a stranger's protocol may be any."""
+        known = packing.PROTOCOLS
         addresses = packing.raw_rows(np.ascontiguousarray(named["address"]))
         return [
-            Frontend(packing.address_text(raw) or "::", port, Protocol(protocol))
+            Frontend(packing.address_text(raw) or "::", port, cast(Protocol, known.get(protocol, protocol)))
             for raw, port, protocol in zip(
                 addresses, named["port"].tolist(), named["protocol"].tolist(), strict=True
             )
@@ -439,6 +507,10 @@ class Services:
     def _remove_raw(self, target: Map, keys: Collection[bytes]) -> None:
         if keys:
             target.remove(np.frombuffer(b"".join(keys), target.key))
+
+
+def _described(value: Array | None) -> str:
+    return packing.text(packing.records(value.reshape(1))[0]) if value is not None else ""
 
 
 def _without_new_flows(row: ServiceEntry) -> list[Backend]:
