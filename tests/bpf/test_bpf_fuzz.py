@@ -40,6 +40,7 @@ from tests.support.datapath_world import (
     TCX_REDIRECT,
     WORLD4,
     WORLD6,
+    Frontend,
     World,
     payload,
 )
@@ -47,6 +48,7 @@ from tests.support.datapath_world import (
 pytestmark = pytest.mark.root
 
 A, A6 = "10.0.0.11", "fd00::11"
+VIP, VIP6 = "10.96.0.10", "fd00:96::10"
 ETHER = Ether(src="0a:00:00:00:00:0a", dst="0e:00:00:00:00:0a")
 QUOTED = IP(src="10.0.0.12", dst=A) / UDP(sport=1, dport=2) / payload()
 SEEDS = [
@@ -79,6 +81,23 @@ SEEDS = [
         / IPv6(src="fd00::12", dst=A6)
         / IPv6ExtHdrDestOpt()
         / UDP(sport=4),
+        IP(src=A, dst=VIP) / TCP(sport=4, dport=80, flags="S") / payload(40),
+        IP(src=A, dst=VIP, flags="MF") / UDP(sport=4, dport=53, len=64) / payload(16),
+        IP(src=A, dst=VIP, frag=3, proto=17) / payload(16),
+        IP(src=A, dst=VIP) / ICMP(type=3, code=3) / IP(src=VIP, dst=A) / UDP(sport=53, dport=4) / payload(),
+        IP(src=A, dst=VIP) / SCTP(sport=4, dport=80) / SCTPChunkInit(),
+        IP(src=A, dst=VIP) / TCP(sport=4, dport=81, flags="S"),
+        IP(src=A, dst="169.254.42.1") / TCP(sport=81, dport=4, flags="SA"),
+        IP(src=A, dst="169.254.42.1")
+        / ICMP(type=3, code=3)
+        / IP(src="169.254.42.1", dst=A)
+        / UDP(sport=4, dport=53),
+        IPv6(src=A6, dst=VIP6) / IPv6ExtHdrDestOpt() / TCP(sport=4, dport=80, flags="S"),
+        IPv6(src=A6, dst=VIP6)
+        / ICMPv6DestUnreach()
+        / IPv6(src=VIP6, dst=A6)
+        / IPv6ExtHdrDestOpt()
+        / UDP(sport=53, dport=4),
         ARP(op=1, hwsrc="0a:00:00:00:00:0a", psrc=A, pdst=ROUTER4),
         Dot1Q(vlan=4) / IP(src=A, dst="10.0.0.12") / UDP(),
     )
@@ -138,9 +157,20 @@ def complaints(handle: int) -> list[str]:
         return found
 
 
+def add_services(world: World) -> None:
+    """One for each protocol and family, and one that leads a pod to itself."""
+    number = 0
+    for vip, backend in ((VIP, "10.0.0.12"), (VIP6, "fd00::12")):
+        for port, protocol in ((80, 6), (53, 17), (80, 132)):
+            number += 1
+            world.add_service(Frontend(number, vip, port, protocol), [(backend, port)])
+    world.add_service(Frontend(number + 1, VIP, 81), [(A, 81)])
+
+
 @pytest.mark.parametrize("program", WHERE)
 def test_any_packet(door: World, kernel_log: int, program: str) -> None:
     world = door
+    add_services(world)
     rng = random.Random(program)
     ifindex = world.devices[WHERE[program]]
     reasons = set(world.layout.enum("drop_reason"))

@@ -65,7 +65,16 @@ POD_B = Pod("pod_b", 102, 1002, 2, "10.0.0.12", "fd00::12", "0a:00:00:00:00:0b",
 POD_FAR4, POD_FAR6, FAR_IDENTITY = "10.0.1.13", "fd00:1::13", 1003
 HOST_ID = 1
 FIRST_SLOT, SLOTS_EACH = 100, 16
-SERVICE_MAPS = ("services", "service_flows", "socket_services", "affinity", "skip_redirect", "source_ranges")
+FLOW_MAPS = (
+    "conntrack",
+    "service_flows",
+    "snat",
+    "fragments",
+    "drop_buckets",
+    "suppressed",
+    "policy_counters",
+)
+SERVICE_MAPS = ("services", "socket_services", "affinity", "skip_redirect", "source_ranges")
 
 
 class Frontend(msgspec.Struct, frozen=True):
@@ -419,7 +428,7 @@ class World:
                 self.dataplane.maps[name].delete(key)
 
     def forget_flows(self) -> None:
-        for name in ("conntrack", "snat", "fragments", "drop_buckets", "suppressed", "policy_counters"):
+        for name in FLOW_MAPS:
             keys, _ = self.dataplane.maps[name].dump()
             for key in keys:
                 self.dataplane.maps[name].delete(key)
