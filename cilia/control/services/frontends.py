@@ -25,15 +25,12 @@ from cilia.control.services.choice import (
 )
 from cilia.control.services.drafts import Draft
 from cilia.control.services.settings import ServiceSettings
-from cilia.control.services.standing import Standing, is_ipv6
+from cilia.control.services.standing import ANY_ADDRESS, Standing, is_ipv6
 from cilia.model.service import Frontend, FrontendKind, HealthCheck, Protocol, ServiceEntry
 from cilia.schema import EndpointSliceRow, ServiceRow
 from cilia.schema.rows import ServicePort
 
 WITH_NODE_PORTS = ("NodePort", "LoadBalancer")
-ANY_ADDRESS = {False: "0.0.0.0", True: "::"}
-"""By whether it is IPv6: stands for every address of every node."""
-
 TOLD_PORTS = 5
 """So many names of ports stand in one sentence."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 
 from cilia.control.services.drafts import Draft
 from cilia.control.services.settings import ServiceSettings
-from cilia.control.services.standing import Standing, is_ipv6
+from cilia.control.services.standing import ANY_ADDRESS, Standing, is_ipv6
 from cilia.model.service import Backend, Frontend, FrontendKind, ServiceEntry
 from cilia.schema import PodRow
 from cilia.schema.rows import HostPort
 
-ANYWHERE = ("", "0.0.0.0", "::")
+ANYWHERE = ("", *ANY_ADDRESS.values())
 """As hostIP: every address of the node."""
 
 LEAVING = "~"
@@ -43,22 +44,43 @@ def draft(pod: PodRow, standing: Standing, settings: ServiceSettings) -> Draft:
 def _entries(
     pod: PodRow, wanted: HostPort, standing: Standing, settings: ServiceSettings
 ) -> Iterator[ServiceEntry]:
-    at = standing.addresses if wanted.address in ANYWHERE else (wanted.address,)
-    for text in at:
-        backends = tuple(
-            Backend(address, wanted.container_port, wanted.protocol, node=standing.name, zone=standing.zone)
-            for address in pod.addresses
-            if is_ipv6(address) == is_ipv6(text)
-        )[:1]
-        if backends and wanted.address in ("", text, "0.0.0.0" if not is_ipv6(text) else "::"):
-            yield ServiceEntry(
-                frontend=Frontend(text, wanted.port, wanted.protocol),
-                kind=FrontendKind.HOST_PORT,
-                namespace=pod.namespace,
-                name=pod.name,
-                internal=backends,
-                external=backends,
-                outside=True,
-                keeps_client=True,
-                reject=settings.reject,
-            )
+    for text, outside in _where(wanted.address, standing):
+        backend = next(
+            (
+                Backend(
+                    address, wanted.container_port, wanted.protocol, node=standing.name, zone=standing.zone
+                )
+                for address in pod.addresses
+                if is_ipv6(address) == is_ipv6(text)
+            ),
+            None,
+        )
+        if backend is None:
+            continue
+        yield ServiceEntry(
+            frontend=Frontend(text, wanted.port, wanted.protocol),
+            kind=FrontendKind.HOST_PORT,
+            namespace=pod.namespace,
+            name=pod.name,
+            internal=(backend,),
+            external=(backend,) if outside else (),
+            outside=outside,
+            keeps_client=outside,
+            reject=settings.reject,
+        )
+
+
+def _where(host_ip: str, standing: Standing) -> Iterator[tuple[str, bool]]:
+    """The addresses meant, and whether clients outside may use them. The zero address of a family is what the
+    node's own sockets find at its loopback."""
+    if host_ip in ANYWHERE:
+        for text in standing.addresses:
+            if host_ip in ("", ANY_ADDRESS[is_ipv6(text)]):
+                yield text, True
+        for text in ANY_ADDRESS.values():
+            if host_ip in ("", text):
+                yield text, False
+    elif ipaddress.ip_address(host_ip).is_loopback:
+        yield ANY_ADDRESS[is_ipv6(host_ip)], False
+    else:
+        yield host_ip, True

@@ -59,6 +59,8 @@ RANKS = {
 """Who has an address that several ask for: whom the cluster gave it before those who wrote it themselves.
 A redirect of a Service comes before the Service."""
 
+OF_THE_NODE = (FrontendKind.NODE_PORT, FrontendKind.HOST_PORT)
+
 FIELDS = {
     FrontendKind.CLUSTER_IP: "spec.clusterIPs",
     FrontendKind.NODE_PORT: "spec.ports[].nodePort",
@@ -336,9 +338,9 @@ def _is_caught(entry: ServiceEntry) -> bool:
 
 
 def _lost(mine: ServiceEntry, theirs: ServiceEntry) -> str:
-    """What is told to who lost a frontend; a node port is lost at all addresses alike."""
+    """What is told to who lost a frontend; a port of the node is lost at all addresses alike."""
     port = f"{mine.frontend.port}/{mine.frontend.protocol.name}"
-    what = port if mine.kind is FrontendKind.NODE_PORT is theirs.kind else str(mine.frontend)
+    what = port if mine.kind is theirs.kind and mine.kind in OF_THE_NODE else str(mine.frontend)
     return (
         f"{FIELDS[mine.kind]}: {what} is {theirs.kind.value} of {named(owner_of(theirs))}, which comes "
         f"first; it has no effect here"

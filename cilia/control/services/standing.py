@@ -12,6 +12,9 @@ from cilia.model.node import Node
 ZONE = "topology.kubernetes.io/zone"
 """The label that names a node's zone."""
 
+ANY_ADDRESS = {False: "0.0.0.0", True: "::"}
+"""By whether it is IPv6: as a node port's, it stands for every address of every node."""
+
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """This node. A change of it changes every Service."""

@@ -72,22 +72,24 @@ def hosted(*ports: HostPort, **fields: Any) -> PodRow:
 
 def test_a_host_port_is_at_all_addresses_of_its_family() -> None:
     pods = Pods().add(hosted())
-    assert pods.frontends == ["172.18.0.2:8080/TCP"]
+    assert pods.frontends == ["0.0.0.0:8080/TCP", "172.18.0.2:8080/TCP"]
     entry = pods.entry("172.18.0.2", 8080, TCP)
     assert (entry.kind, entry.namespace, entry.name) == (FrontendKind.HOST_PORT, "dns", "cache")
     assert entry.internal == entry.external == (Backend("10.0.1.5", 80, TCP, node="here"),)
     assert entry.outside
+    assert not pods.entry("0.0.0.0", 8080, TCP).outside
     pods.add(hosted(addresses=("10.0.1.5", "fd00::5")))
-    assert pods.frontends == ["172.18.0.2:8080/TCP", "[fd00:18::2]:8080/TCP"]
+    assert set(pods.frontends) > {"172.18.0.2:8080/TCP", "[fd00:18::2]:8080/TCP", "[::]:8080/TCP"}
 
 
 @pytest.mark.parametrize(
     ("host_ip", "found"),
     [
         ("192.168.1.2", ["192.168.1.2:8080/TCP"]),
-        ("127.0.0.1", ["127.0.0.1:8080/TCP"]),
-        ("0.0.0.0", ["172.18.0.2:8080/TCP"]),
-        ("::", ["[fd00:18::2]:8080/TCP"]),
+        ("127.0.0.1", ["0.0.0.0:8080/TCP"]),
+        ("::1", ["[::]:8080/TCP"]),
+        ("0.0.0.0", ["0.0.0.0:8080/TCP", "172.18.0.2:8080/TCP"]),
+        ("::", ["[::]:8080/TCP", "[fd00:18::2]:8080/TCP"]),
     ],
 )
 def test_a_host_port_at_a_chosen_address(host_ip: str, found: list[str]) -> None:
