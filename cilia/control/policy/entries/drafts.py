@@ -60,7 +60,7 @@ def reading(section: Section) -> Reading:
     """What a section says; remembered as long as somebody holds the section."""
     key = id(section)
     known = _readings.get(key)
-    if known is not None and known[0]() is section:
+    if known is not None:
         return known[1]
     # The copy keeps the memory from holding the very section whose end it waits for.
     read = _read(msgspec.structs.replace(section))

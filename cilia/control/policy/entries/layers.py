@@ -178,12 +178,15 @@ class Beginnings(Generic[Name, Whole]):
         both: Callable[[Whole, Piece], Whole],
     ) -> Whole:
         """What the parts of these names come to: `part` finds one, `both` adds it."""
-        first = names[:KEPT]
-        found = self._known.get(first)
-        if found is None:
-            found = self._known[first] = both(self.whole(first[:-1], part, both), part(first[-1]))
-        for name in names[KEPT:]:
-            found = both(found, part(name))
+        found = self._known.get(names)
+        if found is not None:
+            return found
+        if len(names) > KEPT:
+            found = self.whole(names[:KEPT], part, both)
+            for name in names[KEPT:]:
+                found = both(found, part(name))
+            return found
+        found = self._known[names] = both(self.whole(names[:-1], part, both), part(names[-1]))
         return found
 
 

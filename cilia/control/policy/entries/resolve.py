@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +30,15 @@ ROOM = 65
 """Rules of one priority of a tier that leave the precedence of other priorities' rules alone: 1,001
 priorities times as many are what the number can order."""
 
-Tiers = Mapping[Tier, Sequence[Reading]]
+
+class Heard(NamedTuple):
+    """Sections in the order they are heard; the normal tier has none."""
+
+    tiers: Mapping[Tier, Sequence[Reading]]
+    normal: Sequence[Section]
+    """Those of the normal tier, and of these"""
+    enforced: Sequence[Section]
+    """those that are not in audit."""
 
 
 class Group:
@@ -50,10 +59,10 @@ class Group:
         names = frozenset[str]().union(*[each.names for each in read if each.names])
         own = tuple(sorted(port for port in named_ports if port.name in names))
         self.rules = fingerprint([each.digest for each in read], mode, audit, own, allow_localhost)
-        tiers = _in_order([] if mode is PolicyMode.NEVER else read)
-        self.sides = [_side(direction, tiers, mode, audit, own, allow_localhost) for direction in Direction]
-        self.peers = tuple(dict.fromkeys(peer for side in self.sides for peer in side.peers()))
-        self.names = tuple(dict.fromkeys(name for side in self.sides for name in side.names()))
+        heard = _in_order([] if mode is PolicyMode.NEVER else read)
+        self.sides = [_side(direction, heard, mode, audit, own, allow_localhost) for direction in Direction]
+        self.peers = tuple(dict.fromkeys(peer for side in self.sides for peer in side.peers))
+        self.names = tuple(dict.fromkeys(name for side in self.sides for name in side.names))
         """Port names in egress rules: their numbers depend on the peer."""
         self._used: tuple[frozenset[Cookie], frozenset[Cookie], frozenset[Cookie]] | None = None
         """The cookies of both sides and of the group, once asked for."""
@@ -107,24 +116,22 @@ class Group:
 
 def _side(
     direction: Direction,
-    tiers: Tiers,
+    heard: Heard,
     mode: PolicyMode,
     audit: bool,
     own_ports: tuple[NamedPort, ...],
     allow_localhost: bool,
 ) -> Side:
-    normal = [each.section for each in tiers[Tier.NORMAL]]
-    full = _isolation(direction, normal, mode)
-    enforced = full
+    full = enforced = _isolation(direction, heard.normal, mode)
     if audit:
         enforced = Isolation()
-    elif any(section.audit for section in normal):
-        enforced = _isolation(direction, [section for section in normal if not section.audit], mode)
-    terms = _terms(direction, tiers, audit, own_ports)
+    elif len(heard.enforced) < len(heard.normal):
+        enforced = _isolation(direction, heard.enforced, mode)
+    terms = _terms(direction, heard, audit, own_ports)
     if full.isolated and allow_localhost and direction is Direction.INGRESS:
-        heard = audit or not enforced.isolated
+        noted = audit or not enforced.isolated
         matter = Matter(reserved("host"), (PortPrefix(),), None, Action.ALLOW)
-        terms.append(Term(matter, order(Tier.NORMAL), heard, frozenset({LOCALHOST})))
+        terms.append(Term(matter, order(Tier.NORMAL), noted, frozenset({LOCALHOST})))
     return Side(direction, terms, full, enforced, audit=audit)
 
 
@@ -133,10 +140,10 @@ def _isolation(direction: Direction, normal: Iterable[Section], mode: PolicyMode
     return Isolation(mode is PolicyMode.ALWAYS or bool(by), by)
 
 
-def _terms(direction: Direction, tiers: Tiers, audit: bool, own_ports: tuple[NamedPort, ...]) -> list[Term]:
+def _terms(direction: Direction, heard: Heard, audit: bool, own_ports: tuple[NamedPort, ...]) -> list[Term]:
     """The rules of one direction, those alike together."""
     spoken: list[Term] = []
-    for tier, sections in tiers.items():
+    for tier, sections in heard.tiers.items():
         drafts = [draft for each in sections for draft in each.drafts[direction]]
         terms = [draft.settled(own_ports) if draft.own else draft.term for draft in drafts]
         if tier is not Tier.NORMAL:
@@ -180,14 +187,14 @@ def _places(sections: Sequence[Reading], direction: Direction) -> Sequence[int]:
     return range(len(places))
 
 
-def _in_order(sections: Sequence[Reading]) -> Tiers:
-    """The sections of each tier in the order they are heard; the normal tier has none."""
+def _in_order(sections: Sequence[Reading]) -> Heard:
     tiers: dict[Tier, list[Reading]] = {tier: [] for tier in Tier}
     for each in sections:
         tiers[each.section.tier].append(each)
     for tier in (Tier.ADMIN, Tier.BASELINE):
         tiers[tier].sort(key=lambda each: (each.section.priority, each.section.ref.name, each.section.ref))
-    return tiers
+    normal = [each.section for each in tiers[Tier.NORMAL]]
+    return Heard(tiers, normal, [section for section in normal if not section.audit])
 
 
 def fingerprint(

@@ -9,7 +9,8 @@ numbers, and only identities that other topics mean change their class.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import count
 from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -56,6 +57,7 @@ Class = tuple[Member, ...]
 
 
 _COOKIE = attrgetter("cookie")
+_PASSING = (Action.PASS, Action.HOLD)
 _Key = TypeVar("_Key")
 
 Relaid = list[tuple[list[IdentityId], Layer]]
@@ -93,7 +95,7 @@ class Change(NamedTuple):
     """How the topics of a side differ from those of another: numbers."""
 
     gone: frozenset[int]
-    came: tuple[int, ...]
+    came: range
     other: frozenset[int]
     """Of which the terms are others now."""
 
@@ -119,15 +121,22 @@ class Side:
         if full.isolated and not self._weighed:
             terms = [term for term in terms if term.order >> 16 != Tier.BASELINE]
         self._everybody: list[Term] = []
-        self._topics: dict[Topic, list[Term]] = {}
+        by_peer: dict[Meant, list[Term]] = {}
+        by_name: dict[Term, list[Term]] = {}
         for term in terms:
             matter = term.matter
             if matter.name is not None:
-                self._topics[term] = [term]
-            elif matter.peer is None:
-                self._everybody.append(term)
+                by_name[term] = [term]
+            elif matter.peer is not None:
+                by_peer.setdefault(matter.peer, []).append(term)
             else:
-                self._topics.setdefault(matter.peer, []).append(term)
+                self._everybody.append(term)
+        self._topics: dict[Topic, list[Term]] = dict([*by_peer.items(), *by_name.items()])
+        self.names = [term.matter.name for term in by_name if term.matter.name is not None]
+        """The port names whose numbers depend on the peer."""
+        named = [term.matter.peer for term in by_name if term.matter.peer is not None]
+        self.peers: list[Meant] = [*by_peer, *named]
+        """The peers it speaks of."""
         self._numbers: dict[Topic, int] = {}
         """Ascending."""
         self._next = 0
@@ -145,18 +154,6 @@ class Side:
         self._world: World | None = None
         self._maker: Ranked[Member] | Weighed[Member] | None = None
         self._base: Layer = {}
-
-    def peers(self) -> Iterator[Meant]:
-        """The peers it speaks of."""
-        for topic in self._topics:
-            peer = topic.matter.peer if isinstance(topic, Term) else topic
-            if peer is not None:
-                yield peer
-
-    def names(self) -> Iterator[PortName]:
-        """The port names whose numbers depend on the peer."""
-        names = (topic.matter.name for topic in self._topics if isinstance(topic, Term))
-        return (name for name in names if name is not None)
 
     @property
     def anybody(self) -> Layer:
@@ -254,27 +251,20 @@ class Side:
     def _weighing(self) -> tuple[list[Term], Isolation, Isolation, bool]:
         return self._everybody, self._enforced, self.isolation, self._audit
 
-    def _number(self, topics: Iterable[Topic], world: World) -> tuple[int, ...]:
+    def _number(self, topics: Collection[Topic], world: World) -> range:
         """Give topics the next numbers; returns these."""
         self._world = world
-        members: dict[Topic, Set[IdentityId]] = {}
-        named: list[Term] = []
-        for topic in topics:
-            if isinstance(topic, Term):
-                named.append(topic)
-            else:
-                members[topic] = world.members(topic)
+        peers = [(topic, world.members(topic)) for topic in topics if not isinstance(topic, Term)]
+        named = [topic for topic in topics if isinstance(topic, Term)]
         # Those that mean many come first, so that classes begin alike and their layers grow from each other.
-        ordered = sorted(members, key=lambda topic: -len(members[topic]))
-        for number, topic in enumerate([*ordered, *named], self._next):
-            self._numbers[topic] = number
-            self._terms[number] = self._topics[topic]
-            if isinstance(topic, Term):
-                self._named[number] = topic
-            else:
-                self._members[number] = members[topic]
-        first, self._next = self._next, self._next + len(members) + len(named)
-        return tuple(range(first, self._next))
+        peers.sort(key=lambda peer: -len(peer[1]))
+        self._members.update(enumerate([members for _, members in peers], self._next))
+        self._named.update(enumerate(named, self._next + len(peers)))
+        ordered = [*[topic for topic, _ in peers], *named]
+        self._terms.update(enumerate([self._topics[topic] for topic in ordered], self._next))
+        self._numbers.update(zip(ordered, count(self._next), strict=False))
+        first, self._next = self._next, self._next + len(ordered)
+        return range(first, self._next)
 
     def _renumber(self, before: Side, world: World) -> Change:
         """Let topics keep the numbers they had in another side."""
@@ -466,6 +456,6 @@ def _cookies_of(layer: Layer) -> frozenset[Cookie]:
 
 def _needs_weighing(terms: Sequence[Term], audit_differs: bool, audit: bool) -> bool:
     """Whether the highest rank alone is not the answer."""
-    passing = not {term.matter.action for term in terms}.isdisjoint((Action.PASS, Action.HOLD))
-    partly_audited = not audit and any(term.audit for term in terms)
-    return passing or partly_audited or audit_differs or len(terms) > HIGHEST_PRIORITY
+    if audit_differs or len(terms) > HIGHEST_PRIORITY:
+        return True
+    return any(term.matter.action in _PASSING or (term.audit and not audit) for term in terms)
