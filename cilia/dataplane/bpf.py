@@ -125,8 +125,9 @@ def call(command: Command, attribute: bytes | ctypes.Array[ctypes.c_char]) -> in
 ELEMENT = np.dtype([("map", "<u4"), ("pad", "<u4"), ("key", "<u8"), ("value", "<u8"), ("flags", "<u8")])
 """What union bpf_attr holds for one element."""
 
-_element_call = _libc["syscall"]
-"""By addresses: for thousands of calls in a row, whose attributes stand side by side."""
+_element_call = ctypes.PyDLL(None, use_errno=True).syscall
+"""By addresses: for calls in a row whose attributes stand side by side. Each is so short that letting other
+threads run meanwhile would only mean to wait for them."""
 _element_call.restype = ctypes.c_long
 _element_call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 
