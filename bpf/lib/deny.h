@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
-/* Floor 11: a pod hears by ICMP that its own policy denied what it sent, or that nobody serves what
- * it asked for, so that it fails at once and not by a timeout. The packet is dropped, counted and
- * reported like any other; only then it is turned into the answer. */
+/* Floor 11: a pod hears by ICMP that its own policy denied what it sent, and whoever asked for a
+ * service that nobody serves it, so that they fail at once and not by a timeout. The packet is
+ * dropped, counted and reported like any other; only then it is turned into the answer. */
 #include "answer.h"
+#include "dsr.h"
 #include "events.h"
 #include <linux/if_packet.h>
 
@@ -22,6 +23,8 @@
 #define ICMPV6_ADMINISTRATIVELY_PROHIBITED 1
 #define ICMP_PORT_UNREACHABLE 3
 #define ICMPV6_PORT_UNREACHABLE 4
+#define ICMP_FRAGMENTATION_NEEDED 4
+#define ICMPV6_PACKET_TOO_BIG 2
 
 struct refusal4 {
 	struct iphdr ip;
@@ -31,6 +34,14 @@ struct refusal4 {
 struct refusal6 {
 	struct ipv6hdr ip;
 	struct icmp_header icmp;
+};
+
+/* What the answer says, and as whose word. */
+struct refusal {
+	const struct address *from;
+	__u16 mtu; /* too large a packet: what would fit */
+	__u8 type;
+	__u8 code;
 };
 
 /* The pod that sent it was denied by its own egress policy. */
@@ -56,14 +67,30 @@ static __always_inline bool is_answered(const struct __sk_buff *skb, const struc
 	       packet->fragment != FRAGMENT_LATER;
 }
 
-/* The code of "destination unreachable" that says why. */
-static __always_inline __u8 refusal_code(const struct flow *flow)
+/* "Destination unreachable", and why. */
+static __always_inline struct refusal refusal_of(const struct flow *flow,
+						 const struct address *from)
 {
 	bool nobody = flow->translation & TRANSLATION_REJECTED;
+	struct refusal refusal = {.from = from, .type = ICMP_DEST_UNREACH};
 
-	if (flow->packet.family == FAMILY_IPV4)
-		return nobody ? ICMP_PORT_UNREACHABLE : ICMP_ADMINISTRATIVELY_PROHIBITED;
-	return nobody ? ICMPV6_PORT_UNREACHABLE : ICMPV6_ADMINISTRATIVELY_PROHIBITED;
+	if (flow->packet.family == FAMILY_IPV4) {
+		refusal.code = nobody ? ICMP_PORT_UNREACHABLE : ICMP_ADMINISTRATIVELY_PROHIBITED;
+		return refusal;
+	}
+	refusal.type = ICMPV6_DEST_UNREACH;
+	refusal.code = nobody ? ICMPV6_PORT_UNREACHABLE : ICMPV6_ADMINISTRATIVELY_PROHIBITED;
+	return refusal;
+}
+
+/* The packet leaves no room for what the backend must be told with it. */
+static __always_inline void refuse_size(const struct flow *flow, struct refusal *refusal)
+{
+	__u8 family = flow->packet.family;
+
+	refusal->mtu = flow->settings->mtu - option_size(family);
+	refusal->type = family == FAMILY_IPV4 ? ICMP_DEST_UNREACH : ICMPV6_PACKET_TOO_BIG;
+	refusal->code = family == FAMILY_IPV4 ? ICMP_FRAGMENTATION_NEEDED : 0;
 }
 
 /* What a checksum makes of the quote, which stands at offset. Negative: it can't be read. */
@@ -86,7 +113,7 @@ static __always_inline __s64 sum_quote(struct __sk_buff *skb, __u32 offset, __u3
 }
 
 static __always_inline int write_refusal4(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 quote)
+					  const struct refusal *refusal, __u32 quote)
 {
 	struct refusal4 answer = {};
 	__s64 sum;
@@ -98,12 +125,13 @@ static __always_inline int write_refusal4(struct __sk_buff *skb, const struct fl
 	answer.ip.frag_off = bpf_htons(IPV4_DO_NOT_FRAGMENT);
 	answer.ip.ttl = REFUSAL_TTL;
 	answer.ip.protocol = IPPROTO_ICMP;
-	answer.ip.saddr = bpf_htonl(ipv4_of(&flow->settings->router_ipv4));
+	answer.ip.saddr = bpf_htonl(ipv4_of(refusal->from));
 	answer.ip.daddr = bpf_htonl(ipv4_of(&flow->packet.source));
 	answer.ip.check =
 	    fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
-	answer.icmp.type = ICMP_DEST_UNREACH;
-	answer.icmp.code = refusal_code(flow);
+	answer.icmp.type = refusal->type;
+	answer.icmp.code = refusal->code;
+	answer.icmp.sequence = bpf_htons(refusal->mtu);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), 0);
 	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
 	if (sum < 0)
@@ -126,21 +154,21 @@ static __always_inline __s64 sum_pseudo_header(const struct address *source,
 }
 
 static __always_inline int write_refusal6(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 quote)
+					  const struct refusal *refusal, __u32 quote)
 {
-	const struct address *router = &flow->settings->router_ipv6;
 	struct refusal6 answer = {};
 	__u32 length = sizeof(answer.icmp) + quote;
-	__s64 sum = sum_pseudo_header(router, &flow->packet.source, length);
+	__s64 sum = sum_pseudo_header(refusal->from, &flow->packet.source, length);
 
 	answer.ip.version = 6;
 	answer.ip.payload_len = bpf_htons(length);
 	answer.ip.nexthdr = IPPROTO_ICMPV6;
 	answer.ip.hop_limit = REFUSAL_TTL;
-	copy_bytes(&answer.ip.saddr, router, sizeof(*router));
-	copy_bytes(&answer.ip.daddr, &flow->packet.source, sizeof(*router));
-	answer.icmp.type = ICMPV6_DEST_UNREACH;
-	answer.icmp.code = refusal_code(flow);
+	copy_bytes(&answer.ip.saddr, refusal->from, sizeof(*refusal->from));
+	copy_bytes(&answer.ip.daddr, &flow->packet.source, sizeof(flow->packet.source));
+	answer.icmp.type = refusal->type;
+	answer.icmp.code = refusal->code;
+	answer.icmp.sequence = bpf_htons(refusal->mtu);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), sum);
 	sum = sum_quote(skb, ETH_HLEN + sizeof(answer), quote, sum);
 	if (sum < 0)
@@ -165,21 +193,52 @@ static __always_inline int make_room(struct __sk_buff *skb, __u32 headers, __u32
 		   ?: bpf_skb_adjust_room(skb, headers, BPF_ADJ_ROOM_MAC, 0);
 }
 
-/* Turns the packet into the answer and gives it back to the pod: not by the way out of the host's
- * end, where to_container might stand. Returns what the kernel is told. */
-static __noinline int answer_refusal(struct __sk_buff *skb, struct flow *flow)
+/* Turns the packet into the answer to it. Returns 0, or negative: it could not. */
+static __noinline int turn_into(struct __sk_buff *skb, struct flow *flow,
+				const struct refusal *refusal)
 {
 	bool ipv4 = flow->packet.family == FAMILY_IPV4;
-	const struct address *router =
-	    ipv4 ? &flow->settings->router_ipv4 : &flow->settings->router_ipv6;
 	__u32 headers = ipv4 ? sizeof(struct refusal4) : sizeof(struct refusal6);
 	__u32 longest = ipv4 ? LONGEST_QUOTE_IPV4 : LONGEST_QUOTE_IPV6;
 	__u32 quote = flow->packet.length < longest ? flow->packet.length : longest;
 
-	if (is_zero_address(router) || !take_answer_token(flow) || make_room(skb, headers, quote) ||
-	    swap_macs(skb, &flow->packet))
+	if (is_zero_address(refusal->from) || !take_answer_token(flow) ||
+	    make_room(skb, headers, quote) || swap_macs(skb, &flow->packet))
+		return -1;
+	return ipv4 ? write_refusal4(skb, flow, refusal, quote)
+		    : write_refusal6(skb, flow, refusal, quote);
+}
+
+/* The answer goes back to the pod: not by the way out of the host's end, where to_container might
+ * stand. Returns what the kernel is told. */
+static __always_inline int answer_refusal(struct __sk_buff *skb, struct flow *flow)
+{
+	const struct node_settings *settings = flow->settings;
+	struct refusal refusal =
+	    refusal_of(flow, flow->packet.family == FAMILY_IPV4 ? &settings->router_ipv4
+								: &settings->router_ipv6);
+
+	return turn_into(skb, flow, &refusal) ? TCX_DROP : bpf_redirect_peer(skb->ifindex, 0);
+}
+
+/* Whether a client outside is told of the refusal: as is_answered. */
+static __always_inline bool is_client_answered(const struct __sk_buff *skb, const struct flow *flow,
+					       int result)
+{
+	return unlikely(result < 0) && native_l2 && flow->translation & TRANSLATION_REJECTED &&
+	       is_answered(skb, flow, result);
+}
+
+/* The answer goes back to where the client's packet came from, as the frontend's word. */
+static __always_inline int answer_client_refusal(struct __sk_buff *skb, struct flow *flow,
+						 int result)
+{
+	struct refusal refusal = refusal_of(flow, &flow->packet.destination);
+
+	if (result == -DROP_UNSUPPORTED_PROTOCOL_FOR_DSR_ENCAP)
+		refuse_size(flow, &refusal);
+	if (turn_into(skb, flow, &refusal))
 		return TCX_DROP;
-	if (ipv4 ? write_refusal4(skb, flow, quote) : write_refusal6(skb, flow, quote))
-		return TCX_DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	skb->mark = MARK_KIND_SERVICE;
+	return bpf_redirect(skb->ifindex, 0);
 }

@@ -229,10 +229,11 @@ static __always_inline bool take_token(const struct bucket_key *key, __u32 rate,
 	return true;
 }
 
-/* A pod that runs into its policy all the time is not told all the time. */
+/* A pod that runs into its policy all the time is not told all the time; nor are clients outside,
+ * all of them together. */
 static __always_inline bool take_answer_token(const struct flow *flow)
 {
-	struct bucket_key key = {.endpoint = flow->source.endpoint->id,
+	struct bucket_key key = {.endpoint = flow->source.endpoint ? flow->source.endpoint->id : 0,
 				 .reason = BUCKET_DENY_RESPONSE};
 	__u32 held_back;
 

@@ -179,6 +179,8 @@ static __noinline int find_backend(struct flow *flow, const struct service *serv
 		flow->report = false;
 		return 0;
 	}
+	if (service->flags & SERVICE_REJECT)
+		flow->translation |= TRANSLATION_REJECTED;
 	return DROP(flow, SERVICE_BACKEND_NOT_FOUND);
 }
 
@@ -419,6 +421,13 @@ static __always_inline bool has_room(const struct __sk_buff *skb, const struct f
 	       packet->length + option_size(packet->family) <= flow->settings->mtu;
 }
 
+/* The client is told to send less at once. */
+static __always_inline int refuse_large(struct flow *flow)
+{
+	flow->translation = TRANSLATION_REJECTED;
+	return DROP(flow, UNSUPPORTED_PROTOCOL_FOR_DSR_ENCAP);
+}
+
 /* The backend sees the client, and is told of the frontend. What has no room for that goes without,
  * unless it is the first that the backend hears of the flow. */
 static __noinline int write_frontend(struct __sk_buff *skb, struct flow *flow,
@@ -430,7 +439,7 @@ static __noinline int write_frontend(struct __sk_buff *skb, struct flow *flow,
 
 	if (tells && !has_room(skb, flow)) {
 		if (work->is_fresh)
-			return DROP(flow, UNSUPPORTED_PROTOCOL_FOR_DSR_ENCAP);
+			return refuse_large(flow);
 		tells = false;
 	}
 	dropped = remember_choice(flow) ?: write_destination(skb, flow, work);

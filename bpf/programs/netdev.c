@@ -5,6 +5,7 @@
 #include "../lib/finish.h"
 #include "../lib/firewall.h"
 #include "../lib/balance.h"
+#include "../lib/deny.h"
 #include "../lib/nodeport.h"
 
 #undef SOURCE_FILE
@@ -252,8 +253,10 @@ int from_netdev(struct __sk_buff *skb)
 {
 	struct flow flow = {};
 	int result = is_own_tunnel(skb, true) ? DECISION_STACK : handle_arrival(skb, &flow);
+	int action = finish_passing(skb, &flow, result);
 
-	return finish_passing(skb, &flow, result);
+	return is_client_answered(skb, &flow, result) ? answer_client_refusal(skb, &flow, result)
+						      : action;
 }
 
 static __always_inline bool is_masqueraded_family(const struct flow *flow)

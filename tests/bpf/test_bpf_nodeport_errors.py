@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.support.datapath_world import FAR_NODE4, TCX_DROP, World, payload
+from tests.support.datapath_world import (
+    FAR_NODE4,
+    GATEWAY_MAC,
+    TCX_DROP,
+    TCX_REDIRECT,
+    Outcome,
+    World,
+    payload,
+)
 from tests.support.service_world import (
     DIRECT,
     FAMILIES,
     OF,
+    TRANSPORTS,
     Balancer,
     answer,
     balancing,
@@ -147,3 +158,50 @@ def test_a_client_that_asks_the_host_itself(balancer: Balancer, family: int) -> 
     back = world.to_wire(ip(at.node, at.world) / answer("tcp", 8080, 5000))
     assert ends(whole(back.packet.payload)) == (at.node, 8080, at.world, 5000)
     assert back.value != TCX_DROP
+
+
+def arrive_at_device(world: World, packet: Packet) -> Outcome:
+    """A frame that is addressed to the device: only such ones are answered."""
+    with IPRoute() as network:
+        (link,) = network.get_links(world.devices["eth"])
+    frame = Ether(src=GATEWAY_MAC, dst=link.get_attr("IFLA_ADDRESS")) / packet
+    return world.run("from_netdev", frame, ifindex=world.devices["eth"])
+
+
+@FAMILIES
+@TRANSPORTS
+def test_nobody_serves(balancer: Balancer, family: int, transport: str) -> None:
+    """The client hears it from the frontend; where that is not wanted it hears nothing."""
+    world, at = balancer.world, OF[family]
+    balancer.add(at.balancer, 80, protocol=transport, flags=("OUTSIDE", "REJECT"))
+    packet = ip(at.world, at.balancer) / request(transport, 5000, 80) / payload()
+    done = arrive_at_device(world, packet)
+    assert (done.value, done.action, done.reason) == (TCX_REDIRECT, "DROP", 158)
+    seen = done.packet.payload
+    assert (done.packet.dst, seen.src, seen.dst) == (GATEWAY_MAC, at.balancer, at.world)
+    if family == 4:
+        assert (seen[ICMP].type, seen[ICMP].code, bytes(seen[ICMP].payload)) == (3, 3, bytes(packet))
+    else:
+        error = seen[ICMPv6DestUnreach]
+        assert (error.code, bytes(error.payload)) == (4, bytes(packet))
+    left = world.run("to_netdev", done.data, ifindex=world.devices["eth"], mark=0x300)
+    assert (left.action, left.data) == ("STACK", done.data)
+    balancer.add(at.balancer, 81, protocol=transport)
+    assert arrive_at_device(world, ip(at.world, at.balancer) / request(transport, 1, 81)).value == TCX_DROP
+
+
+@FAMILIES
+def test_too_large_to_tell(balancer: Balancer, family: int) -> None:
+    world, at = balancer.world, OF[family]
+    balancer.add(at.balancer, 53, (at.far, 5353), protocol="udp", flags=DIRECT)
+    done = arrive_at_device(
+        world,
+        ip(at.world, at.balancer) / request("udp", 5000, 53) / payload(1450 - (28 if family == 4 else 48)),
+    )
+    assert (done.value, done.reason) == (TCX_REDIRECT, 193)
+    seen = done.packet.payload
+    assert (seen.src, seen.dst) == (at.balancer, at.world)
+    if family == 4:
+        assert (seen[ICMP].type, seen[ICMP].code, seen[ICMP].nexthopmtu) == (3, 4, 1442)
+    else:
+        assert seen[ICMPv6PacketTooBig].mtu == 1426
