@@ -520,9 +520,9 @@ def run_command(config: dict[str, Any]) -> None:
 
 def reap_forever() -> None:
     """Collect ended children, as the first process of a pid namespace must; end when asked to."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while True:
-        signal.sigwait({signal.SIGCHLD})
+        if signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGTERM:
+            os._exit(0)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 continue
@@ -532,7 +532,7 @@ def reap_forever() -> None:
 
 def child(config: dict[str, Any], control: socket.socket, ready: int) -> None:
     """The pod's side of the fork."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
         become_first_process(config)
         spawn(serve_control, control)

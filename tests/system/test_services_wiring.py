@@ -165,7 +165,7 @@ def test_a_service_is_reached_from_pods_and_nodes(cluster: Cluster) -> None:
     targets = [f"{four}@80", f"{six}@80"]
     until(lambda: cluster.dial("default/client", *targets) == "hello hello", "pod to service")
     assert cluster.dial("node-2", *targets) == "hello hello"
-    assert cluster.dial("default/client", f"{four}@81") in ("TimeoutError", "ConnectionRefusedError")
+    assert cluster.dial("default/client", f"{four}@81") != "hello"
 
 
 def test_health_checks_tell_where_endpoints_are(cluster: Cluster) -> None:

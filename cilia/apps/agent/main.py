@@ -204,7 +204,7 @@ def agent(
     bpf_lb_acceleration: Annotated[
         str,
         typer.Option(
-            envvar=_env("bpf_lb_acceleration"), help="XDP: disabled, native, best-effort or generic."
+            envvar=_env("bpf_lb_acceleration"), help="XDP: disabled, native, best-effort or testing-only."
         ),
     ] = "disabled",
     bpf_lb_maglev_table_size: Annotated[
@@ -327,7 +327,7 @@ def agent(
     _one_of("bpf-lb-algorithm", bpf_lb_algorithm, "random", "maglev")
     _one_of("bpf-lb-mode", bpf_lb_mode, "snat", "dsr", "hybrid")
     _one_of("bpf-lb-dsr-dispatch", bpf_lb_dsr_dispatch, "opt", "ipip")
-    _one_of("bpf-lb-acceleration", bpf_lb_acceleration, "disabled", "native", "best-effort", "generic")
+    _one_of("bpf-lb-acceleration", bpf_lb_acceleration, "disabled", "native", "best-effort", "testing-only")
     _one_of("service-no-backend-response", service_no_backend_response, "reject", "drop")
     for flag, text in (
         ("nodeport-addresses", nodeport_addresses),

@@ -103,7 +103,7 @@ class AgentSettings:
     bpf_lb_dsr_dispatch: str = "opt"
     """How the backend's node learns the frontend with DSR: opt (an IP option or extension header), ipip."""
     bpf_lb_acceleration: str = "disabled"
-    """XDP at the native device: disabled, native, best-effort (native, else none) or generic."""
+    """XDP at the native device: disabled, native, best-effort (native or none), testing-only."""
     bpf_lb_maglev_table_size: int = 16_381
     """Slots of a Maglev table, a prime; the same on every node."""
     bpf_lb_maglev_hash_seed: str = ""
