@@ -117,7 +117,7 @@ def pod(rng: random.Random, name: str) -> PodRow:
         addresses=(f"10.0.0.{rng.randrange(6)}", "fd00::9")[: rng.randrange(3)],
         host_ports=tuple(
             HostPort(
-                rng.choice((80, 8080, 30001)), 80, TCP, rng.choice(("", "172.18.0.2", "0.0.0.0", "fd18::2"))
+                rng.choice((80, 8080, 30001)), 80, TCP, rng.choice(("", "172.18.0.2", "127.0.0.1", "fd18::2"))
             )
             for _ in range(rng.randrange(3))
         ),

@@ -12,9 +12,6 @@ from cilia.model.service import Backend, Frontend, FrontendKind, ServiceEntry
 from cilia.schema import PodRow
 from cilia.schema.rows import HostPort
 
-ANYWHERE = ("", *ANY_ADDRESS.values())
-"""As hostIP: every address of the node."""
-
 LEAVING = "~"
 """A pod that stays has a port before one that terminates."""
 
@@ -73,13 +70,9 @@ def _entries(
 def _where(host_ip: str, standing: Standing) -> Iterator[tuple[str, bool]]:
     """The addresses meant, and whether clients outside may use them. The zero address of a family is what the
     node's own sockets find at its loopback."""
-    if host_ip in ANYWHERE:
-        for text in standing.addresses:
-            if host_ip in ("", ANY_ADDRESS[is_ipv6(text)]):
-                yield text, True
-        for text in ANY_ADDRESS.values():
-            if host_ip in ("", text):
-                yield text, False
+    if not host_ip:
+        yield from ((text, True) for text in standing.addresses)
+        yield from ((text, False) for text in ANY_ADDRESS.values())
     elif ipaddress.ip_address(host_ip).is_loopback:
         yield ANY_ADDRESS[is_ipv6(host_ip)], False
     else:
