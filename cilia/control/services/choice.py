@@ -51,7 +51,9 @@ class Asked(NamedTuple):
     port: ServicePort
     ipv6: bool
     own: frozenset[str]
-    """Addresses of the Service's frontends, which can't be its backends."""
+    """The Service's cluster addresses, which can't be its backends."""
+    given: frozenset[str]
+    """Its other addresses: backends only of those who are on a node, whose own address it then is."""
 
 
 class Reading(NamedTuple):
@@ -174,13 +176,14 @@ def _better(before: Known | None, known: Known) -> Known:
 
 
 def _read(row: EndpointSliceRow, number: int, weight: int, asked: Asked) -> Reading:
-    port, ipv6, own = asked
+    port, ipv6 = asked.port, asked.ipv6
     problems: list[str] = []
     found: dict[Place, Known] = {}
     for endpoint in row.endpoints:
         address = endpoint.addresses[0]
-        if is_ipv6(address) is not ipv6 or address in own or _is_nowhere(address):
-            problems.append(_unusable(row, address, own, ipv6=ipv6))
+        itself = address in asked.own or (address in asked.given and not endpoint.node)
+        if itself or is_ipv6(address) is not ipv6 or _is_nowhere(address):
+            problems.append(_unusable(row, address, itself=itself, ipv6=ipv6))
             continue
         backend = Backend(address, number, port.protocol, weight, endpoint.node, endpoint.zone)
         known = Known(backend, endpoint, endpoint.ready and weight > 0)
@@ -192,9 +195,9 @@ def _is_nowhere(address: str) -> bool:
     return address.startswith(NOWHERE) or address in ITSELF
 
 
-def _unusable(row: EndpointSliceRow, address: str, own: frozenset[str], *, ipv6: bool) -> str:
+def _unusable(row: EndpointSliceRow, address: str, *, itself: bool, ipv6: bool) -> str:
     start = f"EndpointSlice {row.name}: endpoints: {address}"
-    if address in own:
+    if itself:
         return f"{start} is an address of the Service itself, so that it would serve itself; it is left out"
     if is_ipv6(address) is not ipv6:
         return f"{start} is not of the slice's family (addressType); it is left out"

@@ -47,6 +47,22 @@ class Sources(NamedTuple):
     """Nothing of the list could be read: whom it lets in can't be told."""
 
 
+class Answering(NamedTuple):
+    """Who answers at a frontend: candidates for clients inside and outside, and who drains."""
+
+    inside: Backends
+    outside: Backends
+    draining: Backends
+
+
+class Shared(NamedTuple):
+    """What all frontends of a port and family share."""
+
+    cluster: Answering
+    """At the cluster addresses."""
+    elsewhere: Answering
+
+
 class Offers(NamedTuple):
     """The ports of slices with ready endpoints."""
 
@@ -113,7 +129,8 @@ class _Drafting:
         self._weights = written.weights(slices, problems)
         self._sources = _sources(row, problems)
         self._families = frozenset(map(is_ipv6, row.cluster_ips))
-        self._own = frozenset((*row.cluster_ips, *row.load_balancer_ips, *row.external_ips))
+        self._own = frozenset(row.cluster_ips)
+        self._given_addresses = frozenset((*row.load_balancer_ips, *row.external_ips))
         self._choices: dict[bool, list[Choice]] = {}
         self._offers: dict[bool, Offers] = {}
 
@@ -122,7 +139,7 @@ class _Drafting:
         seen: set[Frontend] = set()
         addresses = list(self._addresses())
         for place, port in enumerate(self._row.ports):
-            shared = {ipv6: _Shared(self, port, ipv6) for ipv6 in self._families}
+            shared = {ipv6: self._share(port, ipv6) for ipv6 in self._families}
             fresh: set[Frontend] = set()
             for address in addresses:
                 number = port.node_port if address.kind is FrontendKind.NODE_PORT else port.port
@@ -203,9 +220,19 @@ class _Drafting:
 
     # who
 
-    def choice(self, port: ServicePort, ipv6: bool) -> Choice:
+    def _share(self, port: ServicePort, ipv6: bool) -> Shared:
+        row, choice = self._row, self._choice(port, ipv6)
+        inside = choice.local if row.internal_local else choice.cluster
+        outside = choice.local if row.external_local else choice.cluster
+        cluster = Answering(inside, inside, choice.draining(inside, local=row.internal_local))
+        if not (row.internal_local or row.external_local):
+            return Shared(cluster, cluster)
+        draining = choice.draining(choice.cluster, outside, local=False)
+        return Shared(cluster, Answering(choice.cluster, outside, draining))
+
+    def _choice(self, port: ServicePort, ipv6: bool) -> Choice:
         """The candidates of a port."""
-        asked = Asked(port, ipv6, self._own)
+        asked = Asked(port, ipv6, self._own, self._given_addresses)
         bound = Bound(self._settings.max_backends, self._standing.name)
         gathered = gather(self._slices, asked, self._weights, bound, self._readings)
         self._problems += gathered.problems
@@ -244,9 +271,7 @@ class _Drafting:
 
     # how
 
-    def _entry(
-        self, address: Address, frontend: Frontend, port: ServicePort, shared: _Shared
-    ) -> ServiceEntry:
+    def _entry(self, address: Address, frontend: Frontend, port: ServicePort, shared: Shared) -> ServiceEntry:
         row, settings = self._row, self._settings
         at_cluster = address.kind is FrontendKind.CLUSTER_IP
         outside = settings.external_cluster_ip if at_cluster else not address.wildcard
@@ -255,7 +280,7 @@ class _Drafting:
             or settings.source_ranges_everywhere
         )
         sources = self._sources if guarded else Sources()
-        internal, external, draining = shared.cluster if at_cluster else shared.elsewhere
+        answering = shared.cluster if at_cluster else shared.elsewhere
         outside = outside and not sources.nobody
         return ServiceEntry(
             frontend=frontend,
@@ -263,9 +288,9 @@ class _Drafting:
             namespace=row.namespace,
             name=row.name,
             port_name=port.name,
-            internal=internal,
-            external=external if outside else (),
-            draining=draining,
+            internal=answering.inside,
+            external=answering.outside if outside else (),
+            draining=answering.draining,
             outside=outside,
             keeps_client=outside and row.external_local and not at_cluster,
             algorithm=self._algorithm,
@@ -275,30 +300,6 @@ class _Drafting:
             sources_denied=sources.denied,
             reject=settings.reject,
         )
-
-    @property
-    def row(self) -> ServiceRow:
-        return self._row
-
-
-class _Shared:
-    """What all frontends of a port and family share: internal and external candidates, and who drains."""
-
-    def __init__(self, drafting: _Drafting, port: ServicePort, ipv6: bool) -> None:
-        row, choice = drafting.row, drafting.choice(port, ipv6)
-        inside = choice.local if row.internal_local else choice.cluster
-        outside = choice.local if row.external_local else choice.cluster
-        self.cluster: tuple[Backends, Backends, Backends] = (
-            inside,
-            inside,
-            choice.draining(inside, local=row.internal_local),
-        )
-        """At the cluster addresses."""
-        self.elsewhere = self.cluster
-        """At all others."""
-        if row.internal_local or row.external_local:
-            draining = choice.draining(choice.cluster, outside, local=False)
-            self.elsewhere = choice.cluster, outside, draining
 
 
 def _offers(slices: Iterable[EndpointSliceRow], ipv6: bool) -> Offers:

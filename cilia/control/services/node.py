@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
+import msgspec
+
 from cilia.control.nodes import known_nodes
-from cilia.control.services import frontends, hostports, redirects, standalone
+from cilia.control.services import frontends, hostports, redirects, standalone, written
 from cilia.control.services.choice import Readings
 from cilia.control.services.claims import Claims
 from cilia.control.services.drafts import (
@@ -134,16 +136,19 @@ class ServicesNode:
     # what changed
 
     def _take_standing(self) -> set[Owner]:
-        """Everybody, when this node has other addresses or labels, or another zone."""
+        """Everybody, when this node has other addresses or another zone; when labels, who asks for them."""
         if not (self._nodes.pending or self._unsaid):
             return set()
         self._nodes.take()
         self._unsaid = False
         found = standing(self._node, known_nodes(self._inputs.nodes, self._own), self._settings)
-        if found == self._standing:
+        before, self._standing = self._standing, found
+        if found == before:
             return set()
-        self._standing = found
-        return set(self._drafts)
+        if msgspec.structs.replace(found, labels=before.labels) != before:
+            return set(self._drafts)
+        choosy = (row for row in self._inputs.services if written.chooses_nodes(row.annotations))
+        return {(SERVICE, row.namespace, row.name) for row in choosy}
 
     def _take_redirects(self) -> set[Owner]:
         changed = _changed(self._redirects, lambda row: (row.namespace, row.name))

@@ -41,6 +41,11 @@ def field(name: str) -> str:
     return f"metadata.annotations[{name}]"
 
 
+def chooses_nodes(annotations: Mapping[str, str]) -> bool:
+    """Whether a Service is only for nodes with certain labels."""
+    return NODE in annotations or NODE_SELECTOR in annotations
+
+
 def is_exposed(annotations: Mapping[str, str], standing: Standing, problems: list[str]) -> bool:
     """Whether a Service is served on this node; the selector comes before the single label."""
     if (text := annotations.get(NODE_SELECTOR)) is not None:

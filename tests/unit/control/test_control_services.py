@@ -314,6 +314,13 @@ def test_addresses_that_can_be_no_backends(address: str, why: str) -> None:
     assert why in problem
 
 
+def test_a_given_address_is_a_backend_only_where_it_is_a_nodes() -> None:
+    row = service(external_ips=("172.18.0.2", "203.0.113.7"))
+    shop = Shop().add(row, slice_of(endpoint("172.18.0.2"), endpoint("203.0.113.7", "")))
+    assert texts(shop.entry("10.96.0.7").internal) == ["172.18.0.2:8080"]
+    assert "203.0.113.7 is an address of the Service itself" in shop.problems()[0]
+
+
 def test_a_thousand_bad_addresses_are_told_briefly() -> None:
     bad = [endpoint(f"127.0.{n >> 8}.{n & 255}") for n in range(1000)]
     problems = Shop().add(service(), slice_of(*bad)).problems()
@@ -470,6 +477,16 @@ def test_exposure_on_some_nodes(name: str, value: str, served: bool) -> None:
 def test_exposure_on_nodes_with_the_label() -> None:
     own = Node(name="here", labels={"service.cilium.io/node": "edge"})
     assert Shop(own=own).add(service(**note("node", "edge"))).frontends
+
+
+def test_exposure_follows_the_nodes_labels() -> None:
+    shop = Shop(own=Node(name="here"))
+    shop.add(service(**note("node-selector", "pool=edge")))
+    assert shop.frontends == set()
+    for pool, count in (("edge", 1), ("core", 0)):
+        shop.inputs.nodes.put(Node(name="here", labels={"pool": pool}))
+        shop.node.step()
+        assert len(shop.frontends) == count
 
 
 def test_exposure_of_one_kind() -> None:
