@@ -11,12 +11,16 @@ import pytest
 
 from cilia import abi
 from cilia.dataplane.bpf import Map
+from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.maps import packing
 from cilia.dataplane.maps.services import LocalPod, Services
+from cilia.model.node import NodeSettings
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol, ServiceEntry
-from tests.support.dataplane import needs_kernel
+from cilia.schema import Desired
+from tests.support.dataplane import dataplane, endpoint, kernel_state, loaded_once, needs_kernel
 from tests.support.service_rows import Clock, backend, entry, frontend, random_entry, service_maps, target
 
+__all__ = ["dataplane", "loaded_once"]
 pytestmark = needs_kernel
 
 
@@ -371,3 +375,64 @@ def test_whatever_comes_and_goes_the_kernel_has_the_rows(seed: int) -> None:
         clock.now += 1
         services.backends._stretches.reclaim(clock.now)
         assert services.backends._stretches.free == sizes["slots"] and len(services.backends._numbers) == 0
+
+
+def test_packets_are_looked_up_while_there_is_something_to_find(dataplane: Dataplane) -> None:
+    """The node's flags follow the services and the node's addresses, and outlast other settings."""
+    desired, value = Desired(), dataplane.layout.value
+    state = kernel_state(dataplane, desired)
+    row = dataplane.maps["node"].memory()
+
+    def flags() -> tuple[bool, bool]:
+        found = int(row["flags"][0])
+        return bool(found & value("NODE_SERVICES")), bool(found & value("NODE_HOST_BACKENDS"))
+
+    state.set_node(NodeSettings(), ["192.0.2.1"])
+    state.apply(1.0)
+    assert flags() == (False, False)
+    desired.service_entries.put(entry(1, 1, 2))
+    state.apply(2.0)
+    assert flags() == (True, False)
+    state.set_node(NodeSettings(mtu=1400), ["192.0.2.1", "10.0.0.2"])
+    assert flags() == (True, True)
+    desired.service_entries.put(entry(1, 1))
+    state.apply(3.0)
+    assert flags() == (True, False)
+    desired.service_entries.delete(frontend(1))
+    state.apply(4.0)
+    assert flags() == (False, False) and state.errors() == []
+
+
+def test_a_redirect_follows_the_pods_it_leaves_alone(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    state.local_pods.netns_cookie = lambda number: 1000 + number
+    desired.service_entries.put(entry(1, 1, skip=("10.0.0.7",)))
+    state.apply(1.0)
+    assert state.dump("skip_redirect") == []
+    desired.endpoint_entries.put(endpoint(7, "10.0.0.7"))
+    state.apply(2.0)
+    keys = [row["key"] for row in state.dump("skip_redirect")]
+    assert {(key["endpoint"], key["netns"]) for key in keys} == {(7, 0), (0, 1007)}
+    desired.endpoint_entries.delete(endpoint(7).id)
+    state.apply(3.0)
+    assert state.dump("skip_redirect") == []
+
+
+def test_what_no_row_claims_goes_when_the_tables_are_complete(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = kernel_state(dataplane, desired)
+    desired.service_entries.put(entry(1, 1))
+    desired.service_entries.put(entry(2, 2))
+    state.apply(1.0)
+    state.pool.close()
+    desired = Desired()
+    successor = kernel_state(dataplane, desired)
+    desired.service_entries.put(entry(2, 2))
+    successor.apply(2.0)
+    assert len(successor.dump("services")) == 2
+    for table in desired.tables():
+        table.synced = True
+    successor.prune()
+    (left,) = successor.service_maps.rows()
+    assert left["frontend"] == "10.96.0.2:80/TCP" and left["internal"] == ["10.0.0.2:8080/TCP"]
