@@ -12,6 +12,7 @@
 #define VXLAN_HAS_VNI 0x08000000
 #define VXLAN_SOURCE_PORTS 0x8000
 #define TRANSPORT_WORDS 9
+#define IPV4_WORDS 3
 
 /* RFC 7348, 5 */
 struct vxlan_header {
@@ -121,8 +122,16 @@ static __always_inline bool read_ipv6(const struct xdp_md *ctx, __u32 start, str
 	       read_ports(&headers, packet, end);
 }
 
+static __always_inline __u32 shortest(const struct packet *packet)
+{
+	__u32 ip = packet->family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	return ip +
+	       (packet->protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : sizeof(struct udphdr));
+}
+
 /* Reads what begins at an offset, if it is plain TCP or UDP: without IP options, extension headers,
- * tags or fragments, and not longer than what is there. */
+ * tags or fragments, and as long as it says. */
 static __always_inline bool read_plain(const struct xdp_md *ctx, __u32 start, struct packet *packet)
 {
 	struct ethhdr *ethernet = (void *)(long)ctx->data + start;
@@ -136,7 +145,8 @@ static __always_inline bool read_plain(const struct xdp_md *ctx, __u32 start, st
 		is_plain = read_ipv4(ctx, start, packet);
 	else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6) && ipv6_enabled)
 		is_plain = read_ipv6(ctx, start, packet);
-	return is_plain && packet->ttl > 1 && packet->length + ETH_HLEN <= there;
+	return is_plain && packet->ttl > 1 && packet->length >= shortest(packet) &&
+	       packet->length + ETH_HLEN <= there;
 }
 
 static __always_inline __u32 fold(__u32 sum)
@@ -180,27 +190,49 @@ static __always_inline bool is_checksum_ready(const struct xdp_md *ctx, __u32 st
 					     : is_finished(ctx, start, FAMILY_IPV6, packet);
 }
 
+/* A checksum after what it covers has changed; a wrong one stays wrong. */
+static __always_inline __sum16 corrected(__sum16 checksum, __be32 *before, __be32 *after,
+					 __u32 size)
+{
+	return ~fold(bpf_csum_diff(before, size, after, size, (__u16)~checksum));
+}
+
 static __always_inline void correct_transport(__sum16 *checksum, __u8 protocol, __be32 *before,
 					      __be32 *after)
 {
-	__u32 sum;
+	__sum16 sum = corrected(*checksum, before, after, TRANSPORT_WORDS * sizeof(*before));
 
-	/* A datagram over IPv4 without a checksum (RFC 768). */
-	if (protocol == IPPROTO_UDP && !*checksum)
-		return;
-	sum = bpf_csum_diff(before, TRANSPORT_WORDS * 4, after, TRANSPORT_WORDS * 4,
-			    (__u16) ~*checksum);
-	sum = (__u16)~fold(sum);
-	*checksum = protocol == IPPROTO_UDP && !sum ? 0xffff : sum;
+	if (protocol != IPPROTO_UDP)
+		*checksum = sum;
+	else if (*checksum) /* else it is a datagram without one (RFC 768) */
+		*checksum = sum ?: 0xffff;
 }
 
-static __always_inline void write_ipv4(struct iphdr *ip, const struct address *source,
-				       const struct address *destination)
+/* What changes of a header of IPv4: the second half, without its checksum. */
+static __always_inline void collect_ipv4(const struct iphdr *ip, __be32 *words)
 {
-	ip->saddr = bpf_htonl(ipv4_of(source));
-	ip->daddr = bpf_htonl(ipv4_of(destination));
-	ip->check = 0;
-	ip->check = ~fold(bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
+	words[0] = bpf_htonl((__u32)ip->ttl << 24 | (__u32)ip->protocol << 16);
+	words[1] = ip->saddr;
+	words[2] = ip->daddr;
+}
+
+static __always_inline void write_ipv4(struct iphdr *ip, const struct outside_work *work)
+{
+	__be32 before[IPV4_WORDS], after[IPV4_WORDS];
+
+	collect_ipv4(ip, before);
+	ip->ttl--;
+	ip->saddr = bpf_htonl(ipv4_of(&work->source.to));
+	ip->daddr = bpf_htonl(ipv4_of(&work->destination.to));
+	collect_ipv4(ip, after);
+	ip->check = corrected(ip->check, before, after, sizeof(before));
+}
+
+static __always_inline void write_ipv6(struct ipv6hdr *ip, const struct outside_work *work)
+{
+	ip->hop_limit--;
+	copy_bytes(&ip->saddr, &work->source.to, sizeof(ip->saddr));
+	copy_bytes(&ip->daddr, &work->destination.to, sizeof(ip->daddr));
 }
 
 static __always_inline bool write_family(struct xdp_md *ctx, __u8 family,
@@ -213,14 +245,10 @@ static __always_inline bool write_family(struct xdp_md *ctx, __u8 family,
 	if (!find_headers(ctx, 0, family, packet->protocol, &headers))
 		return false;
 	collect(&headers, family, before);
-	if (family == FAMILY_IPV4) {
-		headers.ipv4->ttl--;
-		write_ipv4(headers.ipv4, &work->source.to, &work->destination.to);
-	} else {
-		headers.ipv6->hop_limit--;
-		copy_bytes(&headers.ipv6->saddr, &work->source.to, 16);
-		copy_bytes(&headers.ipv6->daddr, &work->destination.to, 16);
-	}
+	if (family == FAMILY_IPV4)
+		write_ipv4(headers.ipv4, work);
+	else
+		write_ipv6(headers.ipv6, work);
 	headers.udp->source = work->source.to_port;
 	headers.udp->dest = work->destination.to_port;
 	collect(&headers, family, after);
@@ -300,7 +328,10 @@ static __noinline int write_tunnel(struct xdp_md *ctx, const struct flow *flow,
 	tunnel->ip.ttl = TUNNEL_TTL;
 	tunnel->ip.protocol = IPPROTO_UDP;
 	tunnel->ip.tot_len = bpf_htons(length);
-	write_ipv4((void *)tunnel + ETH_HLEN, &settings->ipv4, &flow->next_hop);
+	tunnel->ip.saddr = bpf_htonl(ipv4_of(&settings->ipv4));
+	tunnel->ip.daddr = bpf_htonl(ipv4_of(&flow->next_hop));
+	tunnel->ip.check =
+	    ~fold(bpf_csum_diff(NULL, 0, (void *)tunnel + ETH_HLEN, sizeof(tunnel->ip), 0));
 	tunnel->udp.source = bpf_htons(VXLAN_SOURCE_PORTS | (hash & (VXLAN_SOURCE_PORTS - 1)));
 	tunnel->udp.dest = bpf_htons(settings->tunnel_port);
 	tunnel->udp.len = bpf_htons(length - sizeof(tunnel->ip));

@@ -5,7 +5,9 @@ client ── gateway ══ eth (this node) ══ gateway or far node ── b
 
 from __future__ import annotations
 
+import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,7 +21,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from cilia.dataplane import xdp
+from cilia.dataplane import bpf, xdp
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.xdp import Acceleration
 from tests.support import service_maps
@@ -364,6 +366,53 @@ def test_only_the_backends_node_answers_through_the_tunnel(
         packet[VXLAN].flags = 0
     wire.send(packet, FAR_MAC)
     check_silent(wire)
+
+
+XDP_CONTEXT = struct.Struct("<6I")
+XDP_PASS, XDP_TX = 2, 3
+
+
+def in_driver(world: World, raw: bytes) -> tuple[int, bytes]:
+    context = XDP_CONTEXT.pack(0, len(raw), 0, world.devices["eth"], 0, 0)
+    result = bpf.test_run(world.dataplane.programs["from_driver"], raw, context=context)
+    return result.value, result.data
+
+
+def mutants(frames: list[bytes], count: int) -> Iterator[bytes]:
+    """Frames with a few bytes changed, cut or added, most of them in the headers."""
+    chance = random.Random(20_240)
+    for _ in range(count):
+        raw = bytearray(chance.choice(frames))
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            raw[chance.randrange(14, min(len(raw), 94))] = chance.choice((0, 1, 0x45, 0x60, 0xFF))
+        if chance.random() < 0.2:
+            raw = raw[: chance.randrange(14, len(raw))]
+        elif chance.random() < 0.2:
+            raw += bytes(chance.randrange(1, 40))
+        yield bytes(raw)
+
+
+@pytest.mark.parametrize("accelerated", [Acceleration.NATIVE], indirect=True)
+def test_the_driver_does_what_the_stack_would(services: ServiceMaps, world: World, wire: Wire) -> None:
+    """Whatever goes on leaves as from_netdev sends it; whatever does not is untouched."""
+    frames = []
+    for protocol in KINDS:
+        for client, vip, backend in FAMILIES:
+            offer(services, vip, backend, protocol)
+            open_flow(world, wire, client, vip, protocol)
+            frames.append(bytes(Ether(src=GATEWAY_MAC, dst=wire.mac) / ask(client, vip, protocol)))
+    went = 0
+    for raw in mutants(frames, 1500):
+        verdict, data = in_driver(world, raw)
+        if verdict == XDP_PASS:
+            assert data == raw
+            continue
+        assert verdict == XDP_TX
+        went += 1
+        outcome = world.run("from_netdev", raw, ifindex=world.devices["eth"])
+        assert outcome.action == "NETWORK", (raw.hex(), outcome)
+        assert outcome.data[14:] == data[14:], raw.hex()
+    assert went > 300
 
 
 def test_a_driver_that_cannot_says_so(world: World) -> None:
