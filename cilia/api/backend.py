@@ -28,6 +28,7 @@ from cilia.api.types import (
     SelectorView,
     Setting,
     StatusResponse,
+    VerifyReport,
 )
 from cilia.model.explain import CheckReport, Explanation
 from cilia.wire import cni
@@ -166,6 +167,10 @@ class Backend(CniBackend, Protocol):
         self, reference: EndpointReference, change: OptionChange, caller: Caller
     ) -> list[Setting]:
         """The same for what can be changed of one endpoint."""
+        ...
+
+    async def verify(self, *, repair: bool) -> VerifyReport:
+        """Compare what is intended with what the kernel has, and put it right if asked to."""
         ...
 
     async def local_services(self) -> list[LocalService]: ...

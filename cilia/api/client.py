@@ -33,6 +33,7 @@ from cilia.api.types import (
     SelectorView,
     Setting,
     StatusResponse,
+    VerifyReport,
 )
 from cilia.model.explain import CheckReport, Explanation
 
@@ -154,6 +155,11 @@ class AgentClient:
     def change_endpoint(self, reference: str, change: OptionChange) -> list[Setting]:
         """The same for what can be changed of one endpoint."""
         return self._send("PATCH", f"/v1/endpoint/{quote(reference)}/config", change, list[Setting])
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Compare what is intended with what the kernel has, and put it right if asked to."""
+        path = "/v1/verify?repair=true" if repair else "/v1/verify"
+        return self._decoded(self._request(path, 60.0, "POST"), VerifyReport)
 
     def local_services(self) -> list[LocalService]:
         """Services by hand."""

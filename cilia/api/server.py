@@ -49,6 +49,7 @@ SERVICE_LIMIT = 4 << 20
 """Bytes of a service with all its backends."""
 EXPLAIN_SECONDS = 50.0
 CHECK_SECONDS = 140.0
+VERIFY_SECONDS = 60.0
 NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -284,6 +285,9 @@ def api_application(backend: Backend) -> Starlette:
         limit = _integer(request, "limit", MAP_ENTRIES)
         return await backend.map(request.path_params["name"], min(limit, MAP_ENTRIES_LIMIT))
 
+    async def verify(request: Request) -> Any:
+        return await backend.verify(repair=request.query_params.get("repair") == "true")
+
     async def put_local_service(request: Request) -> Any:
         service = await _body(request, LocalService, SERVICE_LIMIT)
         return await backend.put_local_service(service, request.state.caller)
@@ -314,6 +318,7 @@ def api_application(backend: Backend) -> Starlette:
         ("PATCH", "/v1/endpoint/{reference:path}", change_endpoint, ANSWER_SECONDS),
         ("PATCH", "/v1/config", change_settings, ANSWER_SECONDS),
         ("POST", "/v1/policy/check", check, CHECK_SECONDS),
+        ("POST", "/v1/verify", verify, VERIFY_SECONDS),
         ("PUT", "/v1/local-service", put_local_service, ANSWER_SECONDS),
         ("DELETE", "/v1/local-service/{frontend:path}", delete_local_service, ANSWER_SECONDS),
     ]

@@ -417,6 +417,26 @@ class OptionChange(
     """Options that go back to what they are without such a change."""
 
 
+class MapDifference(Answer, frozen=True, kw_only=True):
+    """One thing that is not in the kernel as it should be."""
+
+    map: str
+    key: str
+    intended: str = ""
+    """Empty: nothing should be there."""
+    actual: str = ""
+    """Empty: nothing is there."""
+
+
+class VerifyReport(Answer, frozen=True, kw_only=True):
+    """POST /v1/verify, with ?repair=true to put right what differs."""
+
+    differences: tuple[MapDifference, ...] = ()
+    """The first thousand."""
+    count: int = 0
+    repaired: int = 0
+
+
 class LocalBackend(
     msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True, omit_defaults=True
 ):

@@ -35,6 +35,7 @@ from cilia.api.types import (
     SelectorView,
     Setting,
     StatusResponse,
+    VerifyReport,
 )
 from cilia.apps.agent import standalone
 from cilia.apps.agent.attach import Attacher
@@ -45,6 +46,7 @@ from cilia.apps.agent.metrics import AgentMetrics
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.switches import EndpointSwitches
 from cilia.apps.agent.usage import PolicyAccounts
+from cilia.apps.agent.verifying import Verifying
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.store import FlowStore
@@ -130,6 +132,8 @@ class AgentBackend(TableBackend):
             revision=lambda: graph.policy.revision,
             flows=hubble,
         )
+        self.verifying: Verifying | None = None
+        """Set by the runtime when the tables are complete."""
         self.attacher: Attacher | None = None
         """Set by the runtime when pods can be served."""
 
@@ -353,6 +357,15 @@ class AgentBackend(TableBackend):
             ) from error
         await self._enforced(lambda: [row.subject for row in self.desired.subjects])
         return await self.settings()
+
+    async def verify(self, *, repair: bool) -> VerifyReport:
+        if self.verifying is None:
+            self._require_ready()
+            raise ApiError(503, "The agent is not ready yet; try again in a moment.")
+        try:
+            return await self.verifying.verify(repair=repair)
+        except OSError as error:
+            raise ApiError(503, f"It can't be compared ({error.strerror or error}); try again.") from error
 
     async def local_services(self) -> list[LocalService]:
         return list(self._local_services.all())

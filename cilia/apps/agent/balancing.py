@@ -129,15 +129,20 @@ class SocketEnder:
         while True:
             await self.wake.wait()
             self.wake.clear()
-            gone, self._gone = list(self._gone.values()), {}
-            networks = [OWN_NETWORK, *(row.netns for row in self._inputs.attachments)]
             try:
-                ended = await asyncio.to_thread(self._kernel.end_sockets, networks, gone)
+                await self.end()
             except (OSError, NetlinkError) as error:
                 log.warning("sockets of gone backends are not ended", reason=str(error))
-                continue
-            if ended:
-                log.info("sockets ended", backends=len(gone), sockets=ended)
+
+    async def end(self) -> None:
+        """End those of the backends that went. Raises OSError and NetlinkError; they are let be then."""
+        gone, self._gone = list(self._gone.values()), {}
+        if not gone:
+            return
+        networks = [OWN_NETWORK, *(row.netns for row in self._inputs.attachments)]
+        ended = await asyncio.to_thread(self._kernel.end_sockets, networks, gone)
+        if ended:
+            log.info("sockets ended", backends=len(gone), sockets=ended)
 
 
 def _backends(row: ServiceEntry | None) -> dict[BackendKey, Backend]:

@@ -307,6 +307,9 @@ def agent(
         int, typer.Option("--bpf-lb-flow-map-max", envvar=_env("service_flow_map_max"), min=0)
     ] = 0,
     nat_map_max: Annotated[int, typer.Option("--bpf-nat-global-max", envvar=_env("nat_map_max"), min=0)] = 0,
+    verify_interval: Annotated[
+        float, typer.Option(envvar=_env("verify_interval"), min=1, help="Seconds.")
+    ] = 60.0,
     exclusive_cni: Annotated[bool, typer.Option(envvar=_env("exclusive_cni"))] = False,
     log_level: Annotated[str, typer.Option(envvar=_env("log_level"))] = "info",
     log_format: Annotated[str, typer.Option(envvar=_env("log_format"), help="text or json.")] = "text",
@@ -404,6 +407,7 @@ def agent(
         service_source_range_map_max=service_source_range_map_max,
         service_flow_map_max=service_flow_map_max,
         nat_map_max=nat_map_max,
+        verify_interval=verify_interval,
         exclusive_cni=exclusive_cni,
         log_level=log_level,
         log_format=log_format,

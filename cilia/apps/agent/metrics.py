@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from cilia import __version__
 from cilia.api.views import enforcement
+from cilia.apps.agent.verifying import Verifying
 from cilia.schema import Desired, Inputs
 
 DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
@@ -71,11 +72,14 @@ class AgentCollector(Collector):
         self._kernel = kernel
         self._hubble = hubble
         self._policy = policy
+        self.verifying: Verifying | None = None
+        """Set by the runtime when the tables are complete."""
 
     def collect(self) -> Iterator[Metric]:
         yield from self._tables()
         yield from self._policies()
         yield from self._datapath()
+        yield from self._verification()
         yield from self._flows()
 
     def _tables(self) -> Iterator[Metric]:
@@ -166,6 +170,14 @@ class AgentCollector(Collector):
             pressure.add_metric([name], share)
         yield pressure
 
+    def _verification(self) -> Iterator[Metric]:
+        if self.verifying is None:
+            return
+        since, checked = self.verifying.since_difference(), self.verifying.since_check()
+        yield _gauge("cilium_verify_differences", "Of the last round", self.verifying.differences)
+        yield _gauge("cilium_verify_seconds_since_difference", "Since the kernel was found wrong", since)
+        yield _gauge("cilium_verify_seconds_since_check", "Since the kernel was compared", checked)
+
     def _flows(self) -> Iterator[Metric]:
         numbers = self._hubble()
         flows = CounterMetricFamily("hubble_flows_processed", "Flow events stored")
@@ -187,6 +199,7 @@ class AgentMetrics:
     """The registry of one agent, and the histograms the engine feeds."""
 
     def __init__(self, collector: AgentCollector) -> None:
+        self.collector = collector
         self.registry = CollectorRegistry()
         self.registry.register(collector)
         ProcessCollector(registry=self.registry)

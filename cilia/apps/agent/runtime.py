@@ -50,12 +50,14 @@ from cilia.apps.agent.standalone import FileFollower, LocalServices
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
 from cilia.apps.agent.switches import EndpointSwitches
+from cilia.apps.agent.verifying import Verifying
 from cilia.cluster.directory import DirectoryStore
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.dataplane.bpf import BpfError
+from cilia.dataplane.verify import Verifier
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
 from cilia.hubble.observer import Observer, ObserverSettings
@@ -272,6 +274,9 @@ class Runtime:
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         tasks.spawn("review policies", self._review(engine, graph))
         self._end_sockets(tasks, engine, kernel)
+        verifying = Verifying(Verifier(state), engine.kick, self.clock, settings.verify_interval)
+        backend.verifying = metrics.collector.verifying = verifying
+        tasks.spawn("verify the kernel", verifying.run())
         events = ServiceEvents(store, self.desired, self.clock, node=settings.node_name)
         tasks.spawn("tell problems of services", events.run())
         if settings.kube_proxy_replacement:

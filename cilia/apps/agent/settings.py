@@ -152,6 +152,8 @@ class AgentSettings:
     """Flows translated packet by packet."""
     nat_map_max: int = 0
     """Translations of source addresses."""
+    verify_interval: float = 60.0
+    """Seconds between two comparisons of what is intended with what the kernel has."""
     exclusive_cni: bool = False
     """Set other CNI configurations aside."""
     log_level: str = "info"

@@ -43,6 +43,7 @@ from cilia.api.types import (
     SelectorView,
     Setting,
     StatusResponse,
+    VerifyReport,
 )
 from cilia.model.endpoint import Attachment, Endpoint, EndpointEntry, EndpointState
 from cilia.model.explain import CheckReport, Explanation
@@ -191,6 +192,9 @@ class FakeAgent(TableBackend):
         self._endpoint(reference)
         self.asked = (change, caller)
         return [Setting(name="policy-audit-mode", value=True, source="live")]
+
+    async def verify(self, *, repair: bool) -> VerifyReport:
+        return VerifyReport(count=1, repaired=int(repair))
 
     async def local_services(self) -> list[LocalService]:
         return list(self.services.values())
@@ -590,5 +594,13 @@ def test_services_by_hand_come_and_go(tmp_path: Path) -> None:
             b'{"front": 1}'
         )
         assert b"makes no sense" in answer
+
+    run(tmp_path, story)
+
+
+def test_verification_repairs_only_when_asked_to(tmp_path: Path) -> None:
+    async def story(opened: Doors) -> None:
+        assert (await opened.ask(lambda client: client.verify())).repaired == 0
+        assert (await opened.ask(lambda client: client.verify(repair=True))).repaired == 1
 
     run(tmp_path, story)

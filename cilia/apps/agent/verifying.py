@@ -1,0 +1,92 @@
+"""Looks now and then whether the kernel has what it should: what was found is told, counted, and put right
+when somebody asks for it.
+
+A round goes beside all other work, a step at a time. One that is asked for does not wait for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from cilia.api.types import MapDifference, VerifyReport
+from cilia.dataplane.verify import Verifier
+from cilia.kit.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+PAUSE_SECONDS = 0.005
+"""Between two steps of a round that nobody waits for."""
+SHOWN = 1000
+"""Differences that are told; the rest is counted."""
+
+
+class Verifying:
+    """Rounds of the verifier, one at a time."""
+
+    def __init__(self, verifier: Verifier, kick: Callable[[], None], clock: Clock, interval: float) -> None:
+        """`kick`: has the tables applied, after a repair. `interval`: seconds between two rounds."""
+        self._verifier = verifier
+        self._kick = kick
+        self._clock = clock
+        self._interval = interval
+        self._turn = asyncio.Lock()
+        self._started = clock.monotonic()
+        self._said: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(self._interval)
+            async with self._turn:
+                await self._round(PAUSE_SECONDS)
+
+    async def verify(self, *, repair: bool) -> VerifyReport:
+        """Compare now; `repair`: and put right what differs. Raises OSError."""
+        async with self._turn:
+            if not await self._round(0):
+                raise OSError("the kernel's maps can't be read: see the agent's log")
+            found = self._verifier.differences
+            repaired = self._verifier.repair() if repair else 0
+        if repaired:
+            log.warning("the kernel is put right", repaired=repaired)
+            self._kick()
+        return VerifyReport(
+            differences=tuple(
+                MapDifference(map=one.map, key=one.key, intended=one.intended, actual=one.actual)
+                for one in found[:SHOWN]
+            ),
+            count=len(found),
+            repaired=repaired,
+        )
+
+    @property
+    def differences(self) -> int:
+        """How many the last round found."""
+        return len(self._verifier.differences)
+
+    def since_difference(self) -> float:
+        """Seconds since a round found something; without any, since the agent began to look."""
+        last = self._verifier.differed
+        return self._clock.monotonic() - (self._started if last is None else last)
+
+    def since_check(self) -> float:
+        """Seconds since a round ended."""
+        last = self._verifier.checked
+        return self._clock.monotonic() - (self._started if last is None else last)
+
+    async def _round(self, pause: float) -> bool:
+        """One round; whether it could be made."""
+        try:
+            for _ in self._verifier.round(self._clock.monotonic):
+                await asyncio.sleep(pause)
+        except OSError as error:
+            log.warning("what the kernel has can't be compared", reason=error.strerror or str(error))
+            return False
+        said = tuple(f"{one.map} {one.key}" for one in self._verifier.differences[:10])
+        if said and said != self._said:
+            log.error("the kernel differs from what is intended", count=self.differences, first=list(said))
+        self._said = said
+        return True
