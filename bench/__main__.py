@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import agent, datapath, netbench, policy, policy_load, rings, services_engine
+from bench import agent, datapath, netbench, policy, policy_load, rings, services_engine, sweeps
 
 app = typer.Typer(add_completion=False)
 GROUPS = {
@@ -26,6 +26,7 @@ GROUPS = {
     "rest": agent.rest,
     "policy-engine": policy.engine,
     "policy-load": policy_load.measure,
+    "sweeps": sweeps.stalls,
     "services-engine": services_engine.engine,
 }
 

@@ -65,6 +65,7 @@ class Sweeps:
         self._used = np.zeros(self._frontends, bool)
         self._alive = FlowSet(self._flows, random.getrandbits(64))
         self._ports = PortUsage(self._layout)
+        yield
 
         def now() -> int:
             return int(clock())
@@ -76,6 +77,7 @@ class Sweeps:
         for _ in self.translations.sweep(now, self._alive, self._see_translations):
             yield
         self._services.forget(self._used, begun)
+        yield
         self._before, self.ports = self.ports, self._ports.sample(clock(), self._node.nat_ports, HEAVIEST)
         self._alive, self._ports = FlowSet(0, 0), PortUsage(self._layout)
 

@@ -197,7 +197,7 @@ def _peer(use: PortUse) -> tuple[Any, ...]:
 
 class PortUsage:
     """Counts the ways back among translations, chunk by chunk, in bounded memory: when there are too many
-    peers, those with the lowest counts are dropped and begin anew if they come again."""
+    peers, the lower half of them is dropped and begins anew when it comes again."""
 
     def __init__(self, layout: abi.Layout) -> None:
         self._reverse = layout.value("NAT_REVERSE")
@@ -236,4 +236,6 @@ class PortUsage:
         return PortSample(time, limit, tuple(sorted(uses, reverse=True)), self.total)
 
     def _drop_small(self) -> None:
-        self._counts = Counter(dict(self._counts.most_common(PEERS // 2)))
+        used = np.fromiter(self._counts.values(), np.int64, len(self._counts))
+        least = np.partition(used, len(used) // 2)[len(used) // 2]
+        self._counts = Counter({raw: used for raw, used in self._counts.items() if used > least})
