@@ -26,7 +26,7 @@ class Acceleration(enum.StrEnum):
     """All of them, or none starts."""
     BEST_EFFORT = "best-effort"
     """Those whose driver can."""
-    GENERIC = "generic"
+    GENERIC = "testing-only"
     """All of them, after the driver has made a socket buffer: for tests, since nothing is won."""
 
 
