@@ -145,7 +145,12 @@ static __always_inline int leave_node(struct __sk_buff *skb, struct flow *flow)
 
 	if (unlikely(result == DECISION_STACK))
 		return judge_as_host(flow);
-	return result < 0 ? result : restore_frontend(skb, flow) ?: result;
+	if (result < 0)
+		return result;
+	/* The frontend may be an address of this node: it is not the host that speaks. */
+	if (flow->translation & (TRANSLATION_RESTORE | TRANSLATION_DSR))
+		skb->mark = MARK_KIND_SERVICE;
+	return restore_frontend(skb, flow) ?: result;
 }
 
 /* The backend of the frontend the packet asks for takes the destination's place. What a pod answers

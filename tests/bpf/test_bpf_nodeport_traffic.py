@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.support.datapath_world import World
+from tests.support.datapath_world import DENY_ALL, INGRESS, Rule, World
 from tests.support.service_world import Balancer, balancing
 from tests.support.traffic_nodes import (
     NODES,
@@ -37,6 +37,7 @@ CLIENT4, CLIENT6 = "192.0.2.9", "2001:db8:f::9"
 VIRTUAL4, VIRTUAL6 = "198.51.100.80", "2001:db8:80::80"
 NODE6 = {1: "2001:db8:f::1", 2: "2001:db8:f::2"}
 ASKED, SERVED = 30080, 7777
+HOST_NUMBER, HOST_SUBJECT = 65_535, 9
 A, C = ONE.pod("a"), TWO.pod("c")
 VIRTUAL = {4: f"{VIRTUAL4}@{ASKED}", 6: f"{VIRTUAL6}@{ASKED}"}
 
@@ -203,3 +204,37 @@ def test_nothing_is_left_open(cluster: dict[str, World], balancers: list[Balance
     keys, values = cluster["n1"].dataplane.maps["snat"].dump()
     assert sorted(int(key["way"]) for key in keys) == [1, 2]
     assert np.ptp(values["seen"]) <= 1
+
+
+@pytest.fixture
+def closed_host(cluster: dict[str, World]) -> Iterator[World]:
+    """The host of node one may neither be talked to nor talk itself."""
+    world = cluster["n1"]
+    value = world.layout.value
+    addresses = (ONE.underlay, NODE6[1], "10.0.1.1", "fd00:1::1")
+    for address in addresses:
+        fields = {"id": HOST_NUMBER, "subject": HOST_SUBJECT}
+        world.add_endpoint(address, identity=1, flags=value("ENDPOINT_HOST"), **fields)
+    world.set_policy(HOST_SUBJECT, DENY_ALL)
+    world.settings["flags"][0] |= value("NODE_HOST_POLICY")
+    try:
+        yield world
+    finally:
+        world.settings["flags"][0] &= ~np.uint32(value("NODE_HOST_POLICY"))
+        world.forget_flows()
+        for address in addresses:
+            world.add_endpoint(address, identity=1, flags=value("ENDPOINT_HOST"))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_the_hosts_policy(balancers: list[Balancer], closed_host: World, kind: str) -> None:
+    """It says nothing of what the node passes on, though that leaves with the node's address."""
+    backend = BACKENDS[kind]
+    for balancer in balancers:
+        balancer.add(ONE.underlay, ASKED, (backend.ipv4, SERVED), flags=backend.flags)
+        balancer.add("0.0.0.0", ASKED, (backend.ipv4, SERVED), flags=backend.flags)
+    asked = f"{ONE.underlay}@{ASKED}"
+    if kind == "the node":
+        assert talk("x", "n1", ONE.underlay, "tcp", asked=asked) == "silence\n"
+        closed_host.set_policy(HOST_SUBJECT, (*DENY_ALL, Rule(INGRESS, protocol=6, port=SERVED, bits=24)))
+    assert talk("x", backend.where, backend.ipv4, "tcp", 1000, asked=asked) == backend.seen4
