@@ -28,9 +28,8 @@ static __always_inline bool needs_first(const struct packet *packet)
 	return has_ports(packet->protocol) || packet->protocol == icmp_protocol(packet);
 }
 
-static __always_inline int remember_first(struct flow *flow, const struct fragment_key *key)
+static __always_inline int remember_first(struct packet *packet, const struct fragment_key *key)
 {
-	const struct packet *packet = &flow->packet;
 	struct fragment_entry first = {
 	    .source_port = packet->source_port,
 	    .destination_port = packet->destination_port,
@@ -44,25 +43,27 @@ static __always_inline int remember_first(struct flow *flow, const struct fragme
 	/* Errors quote no more than fits (RFC 1812, 4.3.2.3; RFC 4443, 2.4), and what is about
 	 * neighbours is never cut (RFC 6980). */
 	if (packet->kind >= PACKET_ERROR)
-		return DROP(flow, IP_FRAGMENTATION_NOT_SUPPORTED);
+		return REFUSE(packet, IP_FRAGMENTATION_NOT_SUPPORTED);
 	bpf_map_update_elem(&fragments, key, &first, BPF_ANY);
 	return 0;
 }
 
-/* scope: ifindex, or VNI in the overlay. */
-static __noinline int resolve_fragment(struct flow *flow, __u32 scope)
+/* scope: ifindex, or VNI in the overlay. Global, as parse_headers is, and for the same reason. */
+__noinline int resolve_piece(struct packet *packet, __u32 scope)
 {
-	struct packet *packet = &flow->packet;
-	struct fragment_key key = fragment_key_of(packet, scope);
 	struct fragment_entry *known;
+	struct fragment_key key;
 
+	if (!packet)
+		return -DROP_FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND;
+	key = fragment_key_of(packet, scope);
 	if (packet->fragment == FRAGMENT_FIRST)
-		return remember_first(flow, &key);
+		return remember_first(packet, &key);
 	if (!needs_first(packet))
 		return 0;
 	known = bpf_map_lookup_elem(&fragments, &key);
 	if (!known)
-		return DROP(flow, FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND);
+		return REFUSE(packet, FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND);
 	packet->source_port = known->source_port;
 	packet->destination_port = known->destination_port;
 	packet->protocol = known->protocol;
@@ -70,4 +71,9 @@ static __noinline int resolve_fragment(struct flow *flow, __u32 scope)
 	packet->icmp_type = known->icmp_type;
 	packet->icmp_code = known->icmp_code;
 	return 0;
+}
+
+static __always_inline int resolve_fragment(struct flow *flow, __u32 scope)
+{
+	return resolve_piece(&flow->packet, scope);
 }
