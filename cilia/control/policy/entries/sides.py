@@ -147,7 +147,8 @@ class Side:
         """Whom the topics mean that are peers, as the world tells; ascending."""
         self._parts: dict[int, Part] = {}
         self._of: dict[IdentityId, Alike] = {}
-        self._users: Counter[Alike] = Counter()
+        self._users: dict[Alike, int] = {}
+        """How many identities are of each class."""
         self._alike: dict[Class, Alike] = {}
         self._used: frozenset[Cookie] | None = None
         """The cookies, once asked for."""
@@ -172,7 +173,7 @@ class Side:
         self._make_parts()
         for topic, members in self._everyone(self._numbers.values()):
             _join(self._of, members, topic)
-        self._users = Counter(self._of.values())
+        self._users = dict(Counter(self._of.values()))
         self._alike = {alike.parts: alike for alike in self._users}
         for alike in self._users:
             alike.layer = self._layer(alike.parts)
@@ -372,7 +373,7 @@ class Side:
                 del self._of[identity]
             return {}
         alike = self._made(parts)
-        self._users[alike] += len(who)
+        self._users[alike] = self._users.get(alike, 0) + len(who)
         self._of |= dict.fromkeys(who, alike)
         return alike.layer
 
@@ -387,8 +388,7 @@ class Side:
         """Make the layers that were taken over from a side that judges otherwise."""
         relaid = {alike: self._made(alike.parts) for alike in self._users}
         self._of = {identity: relaid[alike] for identity, alike in self._of.items()}
-        self._users = Counter()
-        self._users.update(self._of.values())
+        self._users = dict(Counter(self._of.values()))
 
     def _layer(self, parts: Class) -> Layer:
         maker = self._maker
