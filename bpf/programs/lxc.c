@@ -3,9 +3,9 @@
  * stack sends to them. One instance serves all pods; whose packet it is says the interface. */
 #include "../lib/answer.h"
 #include "../lib/balance.h"
-#include "../lib/deny.h"
 #include "../lib/finish.h"
 #include "../lib/related.h"
+#include "../lib/reset.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_LXC
@@ -254,7 +254,9 @@ int from_container(struct __sk_buff *skb)
 	int result = handle_pod_packet(skb, &flow);
 	int action = finish(skb, &flow, result);
 
-	return is_answered(skb, &flow, result) ? answer_refusal(skb, &flow) : action;
+	if (likely(!is_answered(skb, &flow, result)))
+		return action;
+	return is_reset(&flow) ? answer_reset(skb, &flow) : answer_refusal(skb, &flow);
 }
 
 /* Answers to ARP and neighbour discovery come this way, too, and pass. */

@@ -259,6 +259,22 @@ def test_nobody_serves(world: World, to: str) -> None:
     assert ip_of(world.from_pod(world.pod_a, packet).packet).dst == to
 
 
+@pytest.mark.parametrize("to", [VIP4, VIP6])
+def test_a_connection_whose_last_backend_has_gone_is_reset(world: World, to: str) -> None:
+    world.add_service(Frontend(6, to, 80), [], "SERVICE_REJECT")
+    packet = IPv6(src=A6, dst=to) if ":" in to else IP(src=A4, dst=to, options=[b"\x94\x04\0\0"])
+    packet = packet / TCP(sport=4000, dport=80, flags="PA", seq=5, ack=77) / payload(600)
+    done = world.from_pod(world.pod_a, packet)
+    assert (done.value, done.reason) == (TCX_REDIRECT, 158)
+    assert (done.packet.src, done.packet.dst) == (world.pod_a.host_mac, world.pod_a.mac)
+    assert ends(done.packet) == (to, 80, A6 if ":" in to else A4, 4000)
+    told = done.packet[TCP]
+    assert (told.flags, told.seq, len(bytes(told))) == ("R", 77, 20)
+    packet[TCP].flags = "RA"
+    answer = ip_of(world.from_pod(world.pod_a, packet).packet)
+    assert TCP not in answer
+
+
 def test_rejections_are_limited_as_denials_are(world: World) -> None:
     world.add_service(WEB, [], "SERVICE_REJECT")
     packet = bytes(Ether(src=world.pod_a.mac, dst=world.pod_a.host_mac) / ask())

@@ -90,6 +90,26 @@ def test_nobody_serves(node: World, vip: str) -> None:
     assert ask("a", "tcp", f"{vip}@80") == "silence"
 
 
+@pytest.mark.parametrize("backend", [B.ipv4, B.ipv6])
+def test_a_connection_whose_last_backend_has_gone_ends(node: World, backend: str) -> None:
+    vip, family = (VIP6, socket.AF_INET6) if ":" in backend else (VIP4, socket.AF_INET)
+    frontend = Frontend(1, vip, 80)
+    node.add_service(frontend, [(backend, PORT)])
+    with inside(f"{PREFIX}b"):
+        listening = socket.create_server((backend, PORT), family=family)
+    with inside(f"{PREFIX}a"):
+        asking = socket.socket(family)
+    with listening, asking:
+        asking.settimeout(5)
+        asking.connect((vip, 80))
+        asking.sendall(b"question")
+        node.add_service(frontend, [], "SERVICE_REJECT")
+        node.end_backend(frontend, 0)
+        with pytest.raises(ConnectionResetError):
+            asking.sendall(b"another")
+            asking.recv(1)
+
+
 def test_a_node_port_of_a_node_elsewhere(node: World) -> None:
     node.settings["node_port_first"], node.settings["node_port_last"] = 30000, 32767
     node.add_service(Frontend(1, "0.0.0.0", 30080), [(B.ipv4, PORT)], "SERVICE_NODE_PORT")
