@@ -6,6 +6,7 @@ endpoint is reachable only when everything that judges it stands; removals run t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings, Route
 from cilia.schema import Desired
 from cilia.tables.reconciler import Reconciler, State, Target
+
+SERVICES_AT_ONCE = 256
 
 
 class TableError(msgspec.Struct, frozen=True):
@@ -74,7 +77,8 @@ class KernelState:
         self.accounting = Accounting(maps["policy_counters"], maps["conntrack"], layout)
         self.conntrack.closing.append(self.accounting.close)
         self.settings = Settings(maps["node"], layout)
-        self.service_maps = Services(maps, layout, options)
+        self._options = options or ServiceOptions()
+        self.service_maps = Services(maps, layout, self._options)
         self.service_maps.locate = self.local_pods = LocalPods(desired)
         self.sweeps = Sweeps(maps, layout, self.conntrack, self.service_maps, self.settings)
         self._endpoint_maps = Endpoints(maps["endpoints"], maps["ifaces"], layout)
@@ -97,7 +101,7 @@ class KernelState:
         self.conntrack.doom(self._endpoint_maps.gone, int(now))
         self._endpoint_maps.gone.clear()
 
-    def order(self) -> list[Callable[[float], None]]:
+    def order(self) -> list[Callable[[float], object]]:
         """The list: one step per line, the reason beside it."""
         return [
             self.services.step_deletes,  # nothing leads to a backend that is about to go
@@ -111,7 +115,7 @@ class KernelState:
             self.endpoints.step_updates,  # all that judges it stands: the endpoint goes live
             self._ask_for_host,  # and the host is held to a policy that stands
             self._look_for_skips,  # pods may have moved that a redirect leaves alone
-            self.services.step_updates,  # backends can be reached before anything leads to them
+            self._update_services,  # backends can be reached before anything leads to them
             self._follow_services,  # and packets are looked up where there is something to find
             self.subjects.step_deletes,  # no endpoint uses the subject any more
             self.nodes.step_deletes,  # no prefix is behind the node any more
@@ -124,7 +128,10 @@ class KernelState:
         return any(reconciler.pending for reconciler in self.reconcilers())
 
     def next_retry(self) -> float | None:
-        """When a failed row wants another attempt (monotonic seconds), or None."""
+        """When a failed row wants another attempt, or one that had to wait its first (monotonic seconds), or
+        None."""
+        if self.services.pending:
+            return 0.0
         times = [due for due in (found.next_retry() for found in self.reconcilers()) if due is not None]
         return min(times, default=None)
 
@@ -231,6 +238,12 @@ class KernelState:
     def _look_for_skips(self, now: float) -> None:
         for frontend in self.service_maps.moved_skips():
             self.services.mark(frontend)
+
+    def _update_services(self, now: float) -> None:
+        """As many as the time for a step allows."""
+        until = time.monotonic() + self._options.step
+        while self.services.step_updates(now, SERVICES_AT_ONCE) and time.monotonic() < until:
+            pass
 
     def _follow_services(self, now: float) -> None:
         """What the programs need to know of all services together."""

@@ -78,20 +78,19 @@ class Reconciler(Generic[K, R]):
     def step_deletes(self, now: float) -> None:
         """Only the removals of a step (for write orders that interleave tables)."""
         self._requeue(now)
-        rows, keys = self._cursor.take()
-        for row in rows:
-            self._cursor.mark(self.table._key(row))
+        keys = self._cursor.take_deleted()
         if keys:
             self._settle(keys, self.target.delete(keys), now, gone=True)
 
-    def step_updates(self, now: float) -> None:
-        """Only the writes of a step."""
+    def step_updates(self, now: float, limit: int | None = None) -> int:
+        """Only the writes of a step, of at most `limit` rows; how many rows there were."""
         self._requeue(now)
-        rows, keys = self._cursor.take()
+        rows, keys = self._cursor.take(limit)
         for key in keys:
             self._cursor.mark(key)
         if rows:
             self._settle([self.table._key(row) for row in rows], self.target.update(rows), now, gone=False)
+        return len(rows)
 
     def next_retry(self) -> float | None:
         """When the next failed row wants another attempt (monotonic seconds), or None."""

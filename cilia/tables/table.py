@@ -7,6 +7,7 @@ change, and what counts is the row's present state, so readers can't depend on t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -29,18 +30,30 @@ class Cursor(Generic[K, R]):
         """Whether there are changes to take."""
         return bool(self._dirty)
 
-    def take(self) -> tuple[list[R], list[K]]:
-        """Rows put and keys deleted since the last call, in order of first change."""
+    def take(self, limit: int | None = None) -> tuple[list[R], list[K]]:
+        """Rows put and keys deleted since the last call, in order of first change; at most `limit`."""
         put: list[R] = []
         deleted: list[K] = []
-        for key in self._dirty:
+        taken = list(itertools.islice(self._dirty, limit))
+        for key in taken:
             row = self._table.get(key)
             if row is None:
                 deleted.append(key)
             else:
                 put.append(row)
-        self._dirty.clear()
+        if len(taken) == len(self._dirty):
+            self._dirty.clear()
+        else:
+            for key in taken:
+                del self._dirty[key]
         return put, deleted
+
+    def take_deleted(self) -> list[K]:
+        """Keys deleted since the last call, in order of first change; rows put wait."""
+        deleted = [key for key in self._dirty if self._table.get(key) is None]
+        for key in deleted:
+            del self._dirty[key]
+        return deleted
 
     def mark(self, key: K) -> None:
         """Hand `key` out again at the next `take` (used to retry)."""

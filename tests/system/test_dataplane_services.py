@@ -13,11 +13,12 @@ from cilia import abi
 from cilia.dataplane.bpf import Map
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.maps import packing
-from cilia.dataplane.maps.services import LocalPod, Services
+from cilia.dataplane.maps.services import LocalPod, ServiceOptions, Services
+from cilia.dataplane.order import KernelState
 from cilia.model.node import NodeSettings
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol, ServiceEntry
 from cilia.schema import Desired
-from tests.support.dataplane import dataplane, endpoint, kernel_state, loaded_once, needs_kernel
+from tests.support.dataplane import NoRoutes, dataplane, endpoint, kernel_state, loaded_once, needs_kernel
 from tests.support.service_rows import Clock, backend, entry, frontend, random_entry, service_maps, target
 
 __all__ = ["dataplane", "loaded_once"]
@@ -265,6 +266,15 @@ def test_what_does_not_fit_says_so_and_all_else_works(full: str, size: int, fit:
         agree(kernel, rest | {row.frontend: row for row in late}, services)
 
 
+def test_tables_that_can_not_fit_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with service_maps({"slots": 1 << 14}) as maps:
+        services = target(maps, maglev=16381)
+        services.prune([])
+        assert services.update([entry(1, 1, 2, algorithm=Algorithm.MAGLEV)]) == {}
+        monkeypatch.setattr("cilia.model.maglev.table", None)
+        assert len(services.update([entry(2, 3, 4, algorithm=Algorithm.MAGLEV)])) == 1
+
+
 def test_a_service_that_can_not_change_keeps_what_it_had() -> None:
     with service_maps({"backends": 4}) as maps:
         services, kernel = target(maps), Kernel(maps)
@@ -401,6 +411,20 @@ def test_packets_are_looked_up_while_there_is_something_to_find(dataplane: Datap
     desired.service_entries.delete(frontend(1))
     state.apply(4.0)
     assert flags() == (False, False) and state.errors() == []
+
+
+def test_services_that_take_long_leave_others_their_turn(dataplane: Dataplane) -> None:
+    desired = Desired()
+    state = KernelState(dataplane, desired, NoRoutes(), ServiceOptions(step=0.0))
+    for number in range(600):
+        desired.service_entries.put(entry(number, number))
+    turns = 0
+    while state.pending:
+        assert state.next_retry() == 0.0 if turns else True
+        state.apply(float(turns))
+        turns += 1
+    assert turns == 3 and state.next_retry() is None and state.errors() == []
+    assert len(state.dump("services")) == 600
 
 
 def test_a_redirect_follows_the_pods_it_leaves_alone(dataplane: Dataplane) -> None:

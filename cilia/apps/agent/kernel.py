@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 VXLAN_OVERHEAD = 50
 """Bytes of Ethernet, IPv4, UDP and VXLAN headers around a packet (RFC 7348)."""
 VXLAN_OVERHEAD_IPV6 = 70
+SERVICES_STEP = 0.1
+"""Seconds that bringing services into the kernel may hold up all else."""
 QUOTA_SHARE = 4
 """A pod may have this part of all flows unless told otherwise: plenty for one, and no single one starves
 the others."""
@@ -123,7 +125,9 @@ class NodeKernel:
         """The reconcilers of the desired tables, and the node's settings in force. `now`: monotonic
         seconds; new counters count from then."""
         seed = hash_seed(self._settings.bpf_lb_maglev_hash_seed)
-        options = ServiceOptions(maglev_size=self._settings.bpf_lb_maglev_table_size, seed=seed)
+        options = ServiceOptions(
+            maglev_size=self._settings.bpf_lb_maglev_table_size, seed=seed, step=SERVICES_STEP
+        )
         state = KernelState(self._dataplane, desired, Routes(self._links), options)
         state.account(int(now))
         self._hosts = self._host_addresses()

@@ -40,6 +40,9 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     maglev_size: int = 16_381
     """Slots of a Maglev table, a prime: a hundred times the backends of the largest service or more."""
     seed: int = 0x4B3F_91C7
+    step: float = math.inf
+    """Seconds after which a step of the write order leaves the other services to the next one: tables take
+    some milliseconds each, and others wait."""
 
 
 class Stretch:
@@ -103,6 +106,7 @@ class Backends:
         """Numbers whose flags may have to change."""
         self._unclaimed: set[int] = set()
         """Backends a predecessor left live and nobody has spoken of: they drain, perhaps."""
+        self._is_pruned = False
         self._adopt()
 
     @property
@@ -183,6 +187,7 @@ class Backends:
 
     def prune(self) -> None:
         """Backends that a predecessor left and nobody has spoken of are dead."""
+        self._is_pruned = True
         self._touched |= self._unclaimed
         self._unclaimed.clear()
         self.settle()
@@ -252,6 +257,10 @@ class Backends:
         chosen = [backend for backend in backends if backend.weight > 0]
         if not chosen:
             return NO_STRETCH
+        table = algorithm is Algorithm.MAGLEV and len(chosen) > 1
+        if table and self._is_pruned and not self._stretches.fits(self._options.maglev_size):
+            # Before the table is computed, which takes milliseconds; one that a predecessor left may be it.
+            raise BpfError(packing.full(self._slots_map))
         used = self._used
         numbers = [used.get((b.address, b.port, b.protocol)) or self._number(b) for b in chosen]
         slots = self._filled(algorithm, chosen, numbers)

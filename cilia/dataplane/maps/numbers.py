@@ -98,6 +98,10 @@ class Stretches:
         self._split(start, start, larger, order)
         return start
 
+    def fits(self, count: int) -> bool:
+        """Whether a stretch of `count` is free, or may be when those that rest are."""
+        return bool(self._resting) or any(self._free[(count - 1).bit_length() :])
+
     def reserve(self, first: int, count: int) -> bool:
         """Take this very stretch; whether it is free and one that `take` could have given."""
         order = (count - 1).bit_length()

@@ -138,6 +138,32 @@ def test_deletes_and_updates_can_be_stepped_apart() -> None:
     assert reconciler.done("b")
 
 
+def test_many_rows_can_be_brought_in_parts() -> None:
+    table: Table[str, Row] = Table("rows", lambda row: row.key)
+    target = FakeTarget()
+    reconciler = Reconciler(table, target)
+    for key in "abcde":
+        table.put(Row(key, 1))
+    table.delete("b")
+    reconciler.step_deletes(1.0)
+    assert [reconciler.step_updates(1.0, 3) for _ in range(3)] == [3, 1, 0]
+    assert target.calls == [("delete", ("b",)), ("update", ("a", "c", "d")), ("update", ("e",))]
+    assert not reconciler.pending
+
+
+def test_a_marked_row_is_brought_again() -> None:
+    table: Table[str, Row] = Table("rows", lambda row: row.key)
+    target = FakeTarget()
+    reconciler = Reconciler(table, target)
+    table.put(Row("a", 1))
+    reconciler.step(1.0)
+    target.held.clear()
+    reconciler.mark("a")
+    assert reconciler.pending and not reconciler.done("a")
+    reconciler.step(2.0)
+    assert target.held == {"a": 1} and reconciler.done("a")
+
+
 def test_nothing_is_pruned_before_the_table_is_complete() -> None:
     rows, target = table(), FakeTarget()
     target.held = {"stale": 1}
