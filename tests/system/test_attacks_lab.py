@@ -35,7 +35,7 @@ from cilia.abi import object_path
 from tests.support.agent_node import until
 from tests.support.attacker import SETTLE, Place, Siege, siege
 
-NAME = "tattack"
+NAME = f"ta{os.getpid() % 1000000}"
 POD = """
 apiVersion: v1
 kind: Pod

@@ -14,7 +14,7 @@ from cilia.lab.demo.stage import Stage, Unexpected
 from cilia.lab.demo.story import Story
 from cilia.lab.plan import STATE_ROOT, make_plan
 
-NAME = "tdemo"
+NAME = f"td{os.getpid() % 1000000}"
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

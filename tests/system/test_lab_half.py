@@ -14,7 +14,7 @@ import pytest
 from cilia.lab import cgroups, kernel, records, starting, teardown
 from cilia.lab.plan import STATE_ROOT, LabPlan, PlanError, make_plan
 
-NAME = "thalf"
+NAME = f"th{os.getpid() % 1000000}"
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

@@ -17,7 +17,7 @@ from cilia.lab import cgroups, control, kernel, probe, records, starting, teardo
 from cilia.lab.plan import STATE_ROOT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
 
-NAME = "tlab"
+NAME = f"tl{os.getpid() % 1000000}"
 PODS = """
 apiVersion: v1
 kind: Namespace

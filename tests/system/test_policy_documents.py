@@ -52,7 +52,7 @@ def serving(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[PolicyLab]:
-    with policy_lab("tdocuments") as made:
+    with policy_lab(f"tpd{os.getpid() % 1000000}") as made:
         made.apply(*(one for one in DOCUMENTS if one["kind"] != "Pod"))
         made.start_pods([serving(name) for name in PODS])
         yield made

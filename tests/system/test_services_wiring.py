@@ -18,7 +18,7 @@ from cilia.api.types import LocalService
 from cilia.lab import records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 
-NAME = "tsvc"
+NAME = f"tsw{os.getpid() % 1000000}"
 PODS = """
 apiVersion: v1
 kind: Pod
