@@ -88,7 +88,7 @@ static __always_inline void refuse_size(const struct flow *flow, struct refusal 
 {
 	__u8 family = flow->packet.family;
 
-	refusal->mtu = flow->settings->mtu - option_size(family);
+	refusal->mtu = flow->settings->mtu - told_size(family);
 	refusal->type = family == FAMILY_IPV4 ? ICMP_DEST_UNREACH : ICMPV6_PACKET_TOO_BIG;
 	refusal->code = family == FAMILY_IPV4 ? ICMP_FRAGMENTATION_NEEDED : 0;
 }

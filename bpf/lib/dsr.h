@@ -45,6 +45,20 @@ static __always_inline __u32 option_size(__u8 family)
 	return family == FAMILY_IPV4 ? sizeof(struct dsr_option4) : sizeof(struct dsr_option6);
 }
 
+/* A client's packet is wrapped for its backend, instead. */
+static __always_inline bool wraps(void)
+{
+	return dsr_ipip && !tunnel_enabled;
+}
+
+/* By how much a packet grows that tells of its frontend. */
+static __always_inline __u32 told_size(__u8 family)
+{
+	if (wraps())
+		return family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	return option_size(family);
+}
+
 static __always_inline int write_option4(struct __sk_buff *skb, struct packet *packet,
 					 const struct told *told)
 {

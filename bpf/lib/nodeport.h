@@ -397,17 +397,22 @@ static __noinline int write_both_ends(struct __sk_buff *skb, struct flow *flow,
 	return dropped ?: write_destination(skb, flow, work) ?: write_source(skb, flow, work);
 }
 
-/* Only nodes and pods of this cluster know what they are told. */
+/* Only nodes and pods of this cluster know an option when they see it; what is wrapped, others may
+ * as well. */
 static __always_inline bool answers_itself(const struct outside_work *work,
 					   const struct ipcache_entry *known)
 {
-	return work->flow.flags & SERVICE_FLOW_DSR && known &&
-	       (is_workload(known->identity) || known->flags & IPCACHE_HOST_ADDRESS);
+	if (!(work->flow.flags & SERVICE_FLOW_DSR))
+		return false;
+	return wraps() ||
+	       (known && (is_workload(known->identity) || known->flags & IPCACHE_HOST_ADDRESS));
 }
 
 /* A flow with a handshake tells it with that; others can't know which packet arrives. */
 static __always_inline bool must_tell(const struct packet *packet, const struct outside_work *work)
 {
+	if (wraps())
+		return true;
 	if (packet->fragment == FRAGMENT_LATER)
 		return false;
 	return packet->protocol == IPPROTO_UDP || work->is_fresh || is_opening(packet);
@@ -417,8 +422,9 @@ static __always_inline bool has_room(const struct __sk_buff *skb, const struct f
 {
 	const struct packet *packet = &flow->packet;
 
-	return !skb->gso_size &&
-	       packet->length + option_size(packet->family) <= flow->settings->mtu;
+	if (skb->gso_size)
+		return wraps();
+	return packet->length + told_size(packet->family) <= flow->settings->mtu;
 }
 
 /* The client is told to send less at once. */

@@ -6,6 +6,7 @@
 #include "../lib/firewall.h"
 #include "../lib/balance.h"
 #include "../lib/deny.h"
+#include "../lib/ipip.h"
 #include "../lib/nodeport.h"
 
 #undef SOURCE_FILE
@@ -177,6 +178,14 @@ static __always_inline int handle_answer(struct __sk_buff *skb, struct flow *flo
 	return flow->packet.kind == PACKET_ERROR ? answer_error(skb, flow, work) : 0;
 }
 
+static __always_inline int send_away(struct __sk_buff *skb, struct flow *flow,
+				     struct outside_work *work)
+{
+	if (wraps() && work->flow.flags & SERVICE_FLOW_DSR)
+		return send_wrapped(skb, flow, work);
+	return send_to_backend(skb, flow, work);
+}
+
 /* Services that are asked for from outside, and answers of their backends elsewhere. Returns 0 for
  * everything else, and for what has a backend here and was made its own. */
 static __always_inline int handle_service(struct __sk_buff *skb, struct flow *flow)
@@ -192,8 +201,25 @@ static __always_inline int handle_service(struct __sk_buff *skb, struct flow *fl
 	if (result == BACKEND_NONE)
 		return handle_answer(skb, flow, work);
 	if (result == BACKEND_AWAY)
-		return is_error ? send_error(skb, flow, work) : send_to_backend(skb, flow, work);
+		return is_error ? send_error(skb, flow, work) : send_away(skb, flow, work);
 	return result < 0 ? result : 0;
+}
+
+/* Another node may have wrapped what is for a backend here. Returns 0 or a negative reason. */
+static __always_inline int look_inside(struct __sk_buff *skb, struct flow *flow)
+{
+	struct outside_work *work;
+	struct endpoint *local;
+	int dropped;
+
+	if (!wraps() || likely(!is_wrapped(&flow->packet)) || !are_services_known(flow))
+		return 0;
+	local = lookup_endpoint(&flow->packet.destination);
+	if (!local || (!is_pod(local) && !(flow->settings->flags & NODE_HOST_BACKENDS)))
+		return 0;
+	work = outside_work();
+	dropped = work ? unwrap(skb, flow, work) : 0;
+	return dropped ?: check_outside_source(flow);
 }
 
 /* The host is asked itself. */
@@ -219,7 +245,7 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 		return DECISION_STACK;
 	if (carries_tunnel(flow))
 		return DECISION_STACK;
-	result = check_outside_source(flow);
+	result = check_outside_source(flow) ?: look_inside(skb, flow);
 	if (result)
 		return result;
 	local = lookup_endpoint(&packet->destination);
