@@ -8,4 +8,6 @@ opens bpf(2) and netlink.
     Desired tables ──► order ──► maps.* ──► bpf ──► kernel maps          ringbuf ──► batches of events
                          │                            ▲                     ▲
                          └─────► links ──► netlink    loader (programs, pins, attach)
+
+Beside that line: `sweeps` forgets what flows left behind, `verify` compares all of it with what was desired.
 """

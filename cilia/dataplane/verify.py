@@ -32,7 +32,7 @@ from cilia.tables.reconciler import Reconciler
 
 Elements = dict[bytes, bytes]
 
-SLICE = 256
+SLICE = 128
 """Rows per step."""
 NUMBERS = 8192
 """Numbers of backends per step."""
