@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from cilia import abi
+from cilia.dataplane import sockets
 from cilia.dataplane.bpf import Map
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.maps import packing
 from cilia.dataplane.maps.services import LocalPod, ServiceOptions, Services
 from cilia.dataplane.order import KernelState
+from cilia.lab import cgroups
 from cilia.model.node import NodeSettings
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol, ServiceEntry
 from cilia.schema import Desired
@@ -460,3 +467,79 @@ def test_what_no_row_claims_goes_when_the_tables_are_complete(dataplane: Datapla
     successor.prune()
     (left,) = successor.service_maps.rows()
     assert left["frontend"] == "10.96.0.2:80/TCP" and left["internal"] == ["10.0.0.2:8080/TCP"]
+
+
+CLIENT = """
+import socket, sys
+wanted = int(sys.argv[1])
+failures = 0
+for number in range(wanted):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        try:
+            client.connect((f"10.96.0.{1 + number % 2}", 80))
+        except OSError:
+            failures += 1
+    if not number:
+        print("began", flush=True)
+print(failures, flush=True)
+"""
+
+
+@contextmanager
+def clients(dataplane: Dataplane, group: Path, sockets_each: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes whose sockets ask for services 1 and 2, as fast as they can."""
+
+    def join() -> None:
+        cgroups.join(group, os.getpid())
+
+    command = [sys.executable, "-c", CLIENT, str(sockets_each)]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join) for _ in range(2)
+    ]
+    try:
+        for client in started:
+            assert client.stdout is not None and client.stdout.readline() == "began\n"
+        yield started
+    finally:
+        for client in started:
+            client.kill()
+            client.wait()
+            assert client.stdout is not None
+            client.stdout.close()
+
+
+def datagram_service(number: int, *backends: int) -> ServiceEntry:
+    """At an address of the cluster, with backends that are addresses of the loopback device."""
+    made = tuple(Backend(f"127.0.0.{at}", 9000, Protocol.UDP) for at in sorted(backends))
+    return entry(number, frontend=frontend(number, 80, Protocol.UDP), internal=made, external=made)
+
+
+def test_no_socket_meets_a_service_half_changed(dataplane: Dataplane) -> None:
+    """Backends and stretches are few, so that both are used again at once; a service without a backend, or a
+    backend that is gone, would refuse the socket."""
+    group = cgroups.create(cgroups.find_mount() / f"cilia-test-services-{os.getpid()}")
+    desired, rng = Desired(), random.Random(1)
+    state = kernel_state(dataplane, desired)
+    sockets.attach(dataplane, group)
+    try:
+        for number in (1, 2):
+            desired.service_entries.put(datagram_service(number))
+        state.apply(0.0)
+        with clients(dataplane, group, 10) as running:
+            assert [client.communicate()[0] for client in running] == ["10\n", "10\n"]
+        for number in (1, 2):
+            desired.service_entries.put(datagram_service(number, 2))
+        state.apply(1.0)
+        changes = 0
+        with clients(dataplane, group, 20_000) as running:
+            while any(client.poll() is None for client in running):
+                for number in (1, 2):
+                    some = rng.sample(range(2, 40), rng.randrange(1, 6))
+                    desired.service_entries.put(datagram_service(number, *some))
+                changes += 1
+                state.apply(1.0 + changes)
+            assert [client.communicate()[0] for client in running] == ["0\n", "0\n"]
+        assert changes > 10 and state.errors() == []
+    finally:
+        sockets.detach(dataplane)
+        cgroups.remove(group)
