@@ -179,6 +179,27 @@ def test_a_backend_of_the_world_and_of_the_node(world: World) -> None:
     assert (back.action, ends(back.packet)) == ("LOCAL", (VIP4, 80, A4, 40001))
 
 
+def test_what_the_stack_routes_straight_to_the_pod(world: World) -> None:
+    world.add_service(WEB, [(NODE4, 6443)])
+    world.from_pod(world.pod_a, ask())
+    back = Ether() / IP(src=NODE4, dst=A4) / TCP(sport=6443, dport=40000, flags="SA")
+    done = world.run("to_container", back, ifindex=world.pod_a.ifindex)
+    assert (done.action, done.state, ends(done.packet)) == ("STACK", REPLY, (VIP4, 80, A4, 40000))
+
+
+def test_an_answer_too_large_for_the_way_out_is_the_stacks_as_it_is(world: World) -> None:
+    """The stack tells the pod how much fits; of the frontend it knows nothing."""
+    world.add_service(WEB, [(WORLD4, 8080)])
+    packet = IP(src=A4, dst=VIP4, flags="DF") / TCP(sport=40000, dport=80, flags="A") / payload(1600)
+    done = world.from_pod(world.pod_a, packet)
+    assert (done.action, ends(done.packet)) == ("STACK", (A4, 40000, WORLD4, 8080))
+    error = (
+        IP(src=NODE4, dst=A4) / ICMP(type=3, code=4, nexthopmtu=1500) / IPerror(bytes(done.packet[IP])[:68])
+    )
+    told = ip_of(world.from_host(error).packet)
+    assert (told[IPerror].dst, told.payload.payload.payload.dport) == (VIP4, 80)
+
+
 def test_the_policy_sees_the_backend(web: World) -> None:
     web.set_policy(
         1, (Rule(2, 0, precedence=1, flags=4), Rule(2, 1, peer=1002, protocol=6, bits=24, port=8080))
