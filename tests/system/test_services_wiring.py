@@ -15,7 +15,7 @@ import pytest
 
 from cilia.api.client import AgentClient
 from cilia.api.types import LocalService
-from cilia.lab import records, starting, teardown
+from cilia.lab import control, kernel, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 
 NAME = f"tsw{os.getpid() % 1000000}"
@@ -33,7 +33,7 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: far, labels: {app: web}}
+metadata: {name: far, labels: {app: web, at: far}}
 spec:
   nodeName: node-2
   containers: [{name: c, image: cilia.io/lab/server, ports: [{name: http, containerPort: 8080}]}]
@@ -52,6 +52,11 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec: {selector: {at: far}, ports: [{port: 80, targetPort: http}]}
 """
 DIAL = """
 import socket, sys
@@ -227,10 +232,33 @@ def test_a_problem_becomes_an_event(cluster: Cluster) -> None:
     cluster.kubectl("delete", "service", "odd")
 
 
+def test_sockets_end_whose_backend_went_while_no_agent_looked(cluster: Cluster) -> None:
+    """Takes the pod `far` away."""
+    address = cluster.get("service", "far")["spec"]["clusterIP"]
+    until(lambda: cluster.dial("default/client", f"{address}@80") == "hello", "the service of one pod")
+    holder = subprocess.Popen(
+        cluster.command("default/client", HOLD, f"{address}@80"), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "open"
+        control.ask(cluster.plan.control_socket, {"kill_agent": "node-1"})
+        # Its end is not heard: the network of its node goes first.
+        pod = next(found for found in records.pods(cluster.plan) if found.name == "far")
+        with kernel.inside_network(pod.netns):
+            subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+        cluster.kubectl("delete", "pod", "far", "--wait=true")
+        until(lambda: set(cluster.conditions()) == {"near"}, "one pod left")
+        control.ask(cluster.plan.control_socket, {"start_agent": "node-1"})
+        assert holder.stdout.readline().strip() == "ConnectionAbortedError"
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def test_a_pod_that_ends_drains_and_its_sockets_end_with_it(cluster: Cluster) -> None:
-    """Last: it takes a pod away."""
+    """Last: it takes the other pod away."""
     address = cluster.get("service", "web")["spec"]["clusterIP"]
-    cluster.kubectl("delete", "pod", "far", "--wait=true")
     until(lambda: set(cluster.conditions()) == {"near"}, "one pod left")
     holder = subprocess.Popen(
         cluster.command("default/client", HOLD, f"{address}@80"), stdout=subprocess.PIPE, text=True

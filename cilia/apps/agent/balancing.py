@@ -125,7 +125,8 @@ class SocketEnder:
                 self._gone[key] = old[key]
 
     async def run(self) -> None:
-        """End them as they come to be, for ever."""
+        """End those of before, then those that come to be, for ever."""
+        self._recall(await asyncio.to_thread(self._kernel.given_backends))
         while True:
             await self.wake.wait()
             self.wake.clear()
@@ -133,6 +134,14 @@ class SocketEnder:
                 await self.end()
             except (OSError, NetlinkError) as error:
                 log.warning("sockets of gone backends are not ended", reason=str(error))
+
+    def _recall(self, given: Iterable[Backend]) -> None:
+        """Backends that went while no agent looked are gone, too."""
+        for backend in given:
+            key = backend.address, backend.port, int(backend.protocol)
+            if key not in self._uses:
+                self._gone[key] = backend
+                self.wake.set()
 
     async def end(self) -> None:
         """End those of the backends that went. Raises OSError and NetlinkError; they are let be then."""

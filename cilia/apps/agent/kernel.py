@@ -19,14 +19,14 @@ from cilia.apps.agent.settings import AgentSettings
 from cilia.dataplane import loader, namespaces, requirements, sockets, xdp
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.links import Device, Links, PodLink, Routes, random_mac
-from cilia.dataplane.maps import counters
+from cilia.dataplane.maps import counters, packing
 from cilia.dataplane.maps.services import ServiceOptions
 from cilia.dataplane.order import KernelState
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings
-from cilia.model.service import Backend
+from cilia.model.service import Backend, Protocol
 from cilia.schema import Desired
 from cilia.tables.table import Table
 
@@ -116,6 +116,8 @@ class NodeKernel:
     def _attach_sockets(self) -> None:
         """Translate Services where sockets connect, or not. Raises BpfError."""
         settings = self._settings
+        if settings.bpf_lb_sock and settings.cgroup_root is None:
+            log.warning("sockets are not translated: mount control groups of version 2 for it")
         if settings.kube_proxy_replacement and settings.bpf_lb_sock and settings.cgroup_root is not None:
             sockets.attach(self._dataplane, settings.cgroup_root)
         else:
@@ -200,6 +202,23 @@ class NodeKernel:
         """End the sockets in these network namespaces that a service gave one of these backends; how many.
         Takes a while: run it in a thread. Raises OSError."""
         return sockets.destroy(self._dataplane.maps["socket_services"], networks, backends)
+
+    def given_backends(self) -> list[Backend]:
+        """The backends that services gave to sockets, those that are gone by now, too. Raises OSError."""
+        rows: set[bytes] = set()
+        remembered = self._dataplane.maps["socket_services"]
+        for keys, _ in remembered.batches():
+            anonymous = keys.copy()
+            anonymous["cookie"] = 0
+            rows.update(packing.raw_rows(anonymous))
+        found = np.frombuffer(b"".join(rows), remembered.key)
+        addresses = packing.raw_rows(found["address"].copy())
+        return [
+            Backend(packing.address_text(address), int(port), Protocol(protocol))
+            for address, port, protocol in zip(
+                addresses, found["port"].tolist(), found["protocol"].tolist(), strict=True
+            )
+        ]
 
     def local_addresses(self) -> list[str]:
         """Every address at which the node itself answers others."""

@@ -129,3 +129,11 @@ def test_a_backend_that_comes_back_at_once_keeps_its_sockets() -> None:
     story.ender.look()
     story.serve(80, Backend(A.address, A.port, TCP, weight=5))
     assert story.ended() == []
+
+
+def test_backends_that_went_while_no_agent_looked_are_found() -> None:
+    story = Story()
+    story.serve(80, A)
+    story.ended()
+    story.ender._recall([A, B])
+    assert story.ended() == [[B]]
