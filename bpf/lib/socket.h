@@ -10,7 +10,7 @@
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_SOCKET
 
-#define SOCKET_PEERS 4
+#define SOCKET_PEERS (sizeof(((struct socket_peers *)NULL)->peer) / sizeof(struct service_key))
 
 /* What is said of a socket. */
 struct socket_report {
@@ -256,7 +256,7 @@ static __always_inline void note_peer(struct socket_peers *peers, const struct s
 
 static __always_inline void forget_peers(__u64 cookie, const struct socket_peers *peers)
 {
-	for (int at = 0; at < SOCKET_PEERS; at++)
+	for (__u32 at = 0; at < SOCKET_PEERS; at++)
 		if (peers->peer[at].port)
 			forget(cookie, &peers->peer[at]);
 }

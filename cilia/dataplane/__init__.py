@@ -10,4 +10,5 @@ opens bpf(2) and netlink.
                          └─────► links ──► netlink    loader (programs, pins, attach)
 
 Beside that line: `sweeps` forgets what flows left behind, `verify` compares all of it with what was desired.
+`sockets` hangs Services onto control groups and ends sockets whose backend is gone, `xdp` onto drivers.
 """
