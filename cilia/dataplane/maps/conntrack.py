@@ -131,6 +131,7 @@ class Conntrack:
             "bytes": value["bytes"],
             "owner": value["owner"],
             "source_identity": value["source_identity"],
+            "service": value["service"],
             "sides": [_side(side) for side in value["side"]],
         }
 
