@@ -231,6 +231,14 @@ static __always_inline int forget_service(struct flow *flow)
 	return 0;
 }
 
+/* A pod's address is nobody's frontend. */
+static __always_inline bool is_for_pod(const struct flow *flow)
+{
+	struct endpoint *local = lookup_endpoint(&flow->packet.destination);
+
+	return local && is_pod(local);
+}
+
 static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
@@ -248,8 +256,7 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 	result = check_outside_source(flow) ?: look_inside(skb, flow);
 	if (result)
 		return result;
-	local = lookup_endpoint(&packet->destination);
-	if (are_services_known(flow) && !(local && is_pod(local))) {
+	if (are_services_known(flow) && !is_for_pod(flow)) {
 		result = handle_service(skb, flow);
 		if (result)
 			return result;

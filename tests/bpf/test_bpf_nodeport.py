@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
-from scapy.packet import Raw
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
+from scapy.packet import Packet, Raw
 
 from tests.support.datapath_world import (
     DENY_ALL,
@@ -255,3 +256,52 @@ def test_without_services_nothing_is_asked(balancer: Balancer) -> None:
     packet = ip(WORLD4, NODE4) / request("tcp", 5000, 80)
     done = world.from_wire(packet)
     assert (done.value, done.action, bytes(done.packet.payload)) == (TCX_NEXT, "STACK", bytes(packet))
+
+
+def init(sport: int, dport: int) -> Packet:
+    return SCTP(sport=sport, dport=dport, tag=0) / SCTPChunkInit()
+
+
+@FAMILIES
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_associations_keep_their_ports(door: World, balancer: Balancer, family: int, place: str) -> None:
+    """Their checksum covers all of the packet, and is as the client made it."""
+    world, at = balancer.world, OF[family]
+    backend = at.pod if place == "here" else at.far
+    balancer.add(at.balancer, 80, (backend, 80), protocol="sctp")
+    packet = ip(at.world, at.balancer) / init(5000, 80)
+    done = world.from_wire(packet)
+    assert done.action == ("LOCAL" if place == "here" else "TUNNEL")
+    seen = done.packet.payload
+    assert ends(seen) == (at.world if place == "here" else at.router, 5000, backend, 80)
+    assert bytes(seen.payload) == bytes(type(packet)(bytes(packet)).payload)
+    reply = SCTP(sport=80, dport=5000, tag=1) / SCTPChunkInitAck()
+    if place == "here":
+        back = world.from_pod(world.pod_a, ip(at.pod, at.world) / reply)
+    else:
+        back = from_tunnel(world, ip(at.far, at.router) / reply)
+    assert (back.action, ends(back.packet.payload)) == ("NETWORK", (at.balancer, 80, at.world, 5000))
+    balancer.add(at.balancer, 81, (backend, 8080), protocol="sctp")
+    assert world.from_wire(ip(at.world, at.balancer) / init(5000, 81)).reason == 142
+
+
+@pytest.mark.parametrize("flags", [("OUTSIDE", "AFFINITY"), ("OUTSIDE", "MAGLEV")])
+def test_choices_that_stay(balancer: Balancer, flags: tuple[str, ...]) -> None:
+    """Of a client, by its address; of a flow, by its tuple, also where nobody knows the flow."""
+    world = balancer.world
+    made = balancer.add(BALANCER4, 80, *((POD4, port) for port in range(8000, 8016)), flags=flags)
+    if "AFFINITY" in flags:
+        key = world.row("service_key", address=BALANCER4, protocol=6)
+        key["port"] = made.port
+        value = np.array([world.dataplane.maps["services"].lookup(key)])
+        value["affinity"] = 60
+        world.put("services", key, value)
+    seen = set()
+    for _ in range(4):
+        ports = [5000] if "MAGLEV" in flags else range(5000, 5004)
+        for port in ports:
+            seen.add(world.from_wire(ip(WORLD4, BALANCER4) / request("tcp", port, 80)).packet[TCP].dport)
+        for name in ("service_flows", "conntrack"):
+            for known in world.dataplane.maps[name].dump()[0]:
+                world.dataplane.maps[name].delete(known)
+    assert len(seen) == 1
