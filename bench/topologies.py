@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ class CiliaNode:
         with in_namespace(namespace):
             self.kernel = NodeKernel(settings)
             self.kernel.prepare_node(Gateways(str(self.network[1]), ""))
-            self.state: KernelState = self.kernel.follow(self.desired)
+            self.state: KernelState = self.kernel.follow(self.desired, time.monotonic())
         self.store = FlowStore(self.kernel.event_dtype, MemoryDirectory())
         self.reader_lost = 0
         self.received = 0
