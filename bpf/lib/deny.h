@@ -68,13 +68,12 @@ static __always_inline bool is_answered(const struct __sk_buff *skb, const struc
 }
 
 /* "Destination unreachable", and why. */
-static __always_inline struct refusal refusal_of(const struct flow *flow,
+static __always_inline struct refusal refusal_of(const struct packet *packet, bool nobody,
 						 const struct address *from)
 {
-	bool nobody = flow->translation & TRANSLATION_REJECTED;
 	struct refusal refusal = {.from = from, .type = ICMP_DEST_UNREACH};
 
-	if (flow->packet.family == FAMILY_IPV4) {
+	if (packet->family == FAMILY_IPV4) {
 		refusal.code = nobody ? ICMP_PORT_UNREACHABLE : ICMP_ADMINISTRATIVELY_PROHIBITED;
 		return refusal;
 	}
@@ -112,7 +111,7 @@ static __always_inline __s64 sum_quote(struct __sk_buff *skb, __u32 offset, __u3
 	return sum;
 }
 
-static __always_inline int write_refusal4(struct __sk_buff *skb, const struct flow *flow,
+static __always_inline int write_refusal4(struct __sk_buff *skb, const struct packet *packet,
 					  const struct refusal *refusal, __u32 quote)
 {
 	struct refusal4 answer = {};
@@ -126,7 +125,7 @@ static __always_inline int write_refusal4(struct __sk_buff *skb, const struct fl
 	answer.ip.ttl = REFUSAL_TTL;
 	answer.ip.protocol = IPPROTO_ICMP;
 	answer.ip.saddr = bpf_htonl(ipv4_of(refusal->from));
-	answer.ip.daddr = bpf_htonl(ipv4_of(&flow->packet.source));
+	answer.ip.daddr = bpf_htonl(ipv4_of(&packet->source));
 	answer.ip.check =
 	    fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
 	answer.icmp.type = refusal->type;
@@ -153,19 +152,19 @@ static __always_inline __s64 sum_pseudo_header(const struct address *source,
 	return bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
 }
 
-static __always_inline int write_refusal6(struct __sk_buff *skb, const struct flow *flow,
+static __always_inline int write_refusal6(struct __sk_buff *skb, const struct packet *packet,
 					  const struct refusal *refusal, __u32 quote)
 {
 	struct refusal6 answer = {};
 	__u32 length = sizeof(answer.icmp) + quote;
-	__s64 sum = sum_pseudo_header(refusal->from, &flow->packet.source, length);
+	__s64 sum = sum_pseudo_header(refusal->from, &packet->source, length);
 
 	answer.ip.version = 6;
 	answer.ip.payload_len = bpf_htons(length);
 	answer.ip.nexthdr = IPPROTO_ICMPV6;
 	answer.ip.hop_limit = REFUSAL_TTL;
 	copy_bytes(&answer.ip.saddr, refusal->from, sizeof(*refusal->from));
-	copy_bytes(&answer.ip.daddr, &flow->packet.source, sizeof(flow->packet.source));
+	copy_bytes(&answer.ip.daddr, &packet->source, sizeof(packet->source));
 	answer.icmp.type = refusal->type;
 	answer.icmp.code = refusal->code;
 	answer.icmp.sequence = bpf_htons(refusal->mtu);
@@ -194,31 +193,19 @@ static __always_inline int make_room(struct __sk_buff *skb, __u32 headers, __u32
 }
 
 /* Turns the packet into the answer to it. Returns 0, or negative: it could not. */
-static __noinline int turn_into(struct __sk_buff *skb, struct flow *flow,
-				const struct refusal *refusal)
+static __noinline int write_refusal(struct __sk_buff *skb, struct packet *packet,
+				    const struct refusal *refusal)
 {
-	bool ipv4 = flow->packet.family == FAMILY_IPV4;
+	bool ipv4 = packet->family == FAMILY_IPV4;
 	__u32 headers = ipv4 ? sizeof(struct refusal4) : sizeof(struct refusal6);
 	__u32 longest = ipv4 ? LONGEST_QUOTE_IPV4 : LONGEST_QUOTE_IPV6;
-	__u32 quote = flow->packet.length < longest ? flow->packet.length : longest;
+	__u32 quote = packet->length < longest ? packet->length : longest;
 
-	if (is_zero_address(refusal->from) || !take_answer_token(flow) ||
-	    make_room(skb, headers, quote) || swap_macs(skb, &flow->packet))
+	if (is_zero_address(refusal->from) || make_room(skb, headers, quote) ||
+	    swap_macs(skb, packet))
 		return -1;
-	return ipv4 ? write_refusal4(skb, flow, refusal, quote)
-		    : write_refusal6(skb, flow, refusal, quote);
-}
-
-/* The answer goes back to the pod: not by the way out of the host's end, where to_container might
- * stand. Returns what the kernel is told. */
-static __always_inline int answer_refusal(struct __sk_buff *skb, struct flow *flow)
-{
-	const struct node_settings *settings = flow->settings;
-	struct refusal refusal =
-	    refusal_of(flow, flow->packet.family == FAMILY_IPV4 ? &settings->router_ipv4
-								: &settings->router_ipv6);
-
-	return turn_into(skb, flow, &refusal) ? TCX_DROP : bpf_redirect_peer(skb->ifindex, 0);
+	return ipv4 ? write_refusal4(skb, packet, refusal, quote)
+		    : write_refusal6(skb, packet, refusal, quote);
 }
 
 /* Whether a client outside is told of the refusal: as is_answered. */
@@ -233,11 +220,11 @@ static __always_inline bool is_client_answered(const struct __sk_buff *skb, cons
 static __always_inline int answer_client_refusal(struct __sk_buff *skb, struct flow *flow,
 						 int result)
 {
-	struct refusal refusal = refusal_of(flow, &flow->packet.destination);
+	struct refusal refusal = refusal_of(&flow->packet, true, &flow->packet.destination);
 
 	if (result == -DROP_UNSUPPORTED_PROTOCOL_FOR_DSR_ENCAP)
 		refuse_size(flow, &refusal);
-	if (turn_into(skb, flow, &refusal))
+	if (!take_answer_token(0) || write_refusal(skb, &flow->packet, &refusal))
 		return TCX_DROP;
 	skb->mark = MARK_KIND_SERVICE;
 	return bpf_redirect(skb->ifindex, 0);

@@ -231,10 +231,9 @@ static __always_inline bool take_token(const struct bucket_key *key, __u32 rate,
 
 /* A pod that runs into its policy all the time is not told all the time; nor are clients outside,
  * all of them together. */
-static __always_inline bool take_answer_token(const struct flow *flow)
+static __always_inline bool take_answer_token(__u16 endpoint)
 {
-	struct bucket_key key = {.endpoint = flow->source.endpoint ? flow->source.endpoint->id : 0,
-				 .reason = BUCKET_DENY_RESPONSE};
+	struct bucket_key key = {.endpoint = endpoint, .reason = BUCKET_DENY_RESPONSE};
 	__u32 held_back;
 
 	return take_token(&key, deny_response_rate, deny_response_rate, &held_back);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 #pragma once
-/* Floor 12: a connection whose last backend has gone is reset. An ICMP error would end a connection
- * that is being opened only (RFC 5927, 5): an established one takes it for a passing trouble. */
+/* Floor 12: what a pod is told of a packet that was refused. A connection whose last backend has
+ * gone is reset: an ICMP error would end a connection that is being opened only (RFC 5927, 5); an
+ * established one takes it for a passing trouble. */
 #include "deny.h"
 
 #undef SOURCE_FILE
@@ -19,13 +20,11 @@ struct reset6 {
 	struct tcphdr tcp;
 };
 
-/* Whether a refusal is a reset: what acknowledges something belongs to a connection. */
-static __always_inline bool is_reset(const struct flow *flow)
+/* What acknowledges something belongs to a connection. */
+static __always_inline bool belongs_to_connection(const struct packet *packet)
 {
-	const struct packet *packet = &flow->packet;
-
-	return flow->translation & TRANSLATION_REJECTED && packet->protocol == IPPROTO_TCP &&
-	       packet->tcp_flags & TCP_ACK && !(packet->tcp_flags & TCP_RST);
+	return packet->protocol == IPPROTO_TCP && packet->tcp_flags & TCP_ACK &&
+	       !(packet->tcp_flags & TCP_RST);
 }
 
 /* The segment in hand, answered (RFC 9293, 3.10.7.1); its checksum covers nothing yet. */
@@ -59,7 +58,7 @@ static __always_inline __sum16 segment_checksum(const struct packet *packet, str
 	return fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)tcp, sizeof(*tcp), sum));
 }
 
-static __noinline int write_reset4(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int write_reset4(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct reset4 answer = {};
 
@@ -80,7 +79,7 @@ static __noinline int write_reset4(struct __sk_buff *skb, const struct packet *p
 		   ?: bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0);
 }
 
-static __noinline int write_reset6(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int write_reset6(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct reset6 answer = {};
 
@@ -97,16 +96,41 @@ static __noinline int write_reset6(struct __sk_buff *skb, const struct packet *p
 		   ?: bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0);
 }
 
-/* Turns the packet into a reset of its connection, as the frontend's word, and gives it back to the
- * pod as answer_refusal does. */
-static __always_inline int answer_reset(struct __sk_buff *skb, struct flow *flow)
+/* Turns the packet into a reset of its connection, as the frontend's word. Returns 0, or negative:
+ * it could not. */
+static __noinline int write_reset(struct __sk_buff *skb, const struct packet *packet)
 {
-	const struct packet *packet = &flow->packet;
-	int error;
-
-	if (!take_answer_token(flow))
-		return TCX_DROP;
-	error =
+	int error =
 	    packet->family == FAMILY_IPV4 ? write_reset4(skb, packet) : write_reset6(skb, packet);
-	return error || swap_macs(skb, packet) ? TCX_DROP : bpf_redirect_peer(skb->ifindex, 0);
+
+	return error ? error : swap_macs(skb, packet);
+}
+
+/* Turns the packet into what its pod is told, as often as it is told anything; nobody: there is no
+ * backend. Global, as parse_headers is, and for the same reason. Returns as write_reset does. */
+__noinline int write_answer(struct __sk_buff *skb, struct packet *packet, __u16 endpoint,
+			    bool nobody)
+{
+	struct node_settings *settings = node_settings();
+	struct refusal refusal;
+
+	if (!packet || !settings || !take_answer_token(endpoint))
+		return -1;
+	if (nobody && belongs_to_connection(packet))
+		return write_reset(skb, packet);
+	refusal = refusal_of(packet, nobody,
+			     packet->family == FAMILY_IPV4 ? &settings->router_ipv4
+							   : &settings->router_ipv6);
+	return write_refusal(skb, packet, &refusal);
+}
+
+/* The answer goes back to the pod: not by the way out of the host's end, where to_container might
+ * stand. Returns what the kernel is told. */
+static __always_inline int answer_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	__u16 endpoint = flow->source.endpoint ? flow->source.endpoint->id : 0;
+
+	if (write_answer(skb, &flow->packet, endpoint, flow->translation & TRANSLATION_REJECTED))
+		return TCX_DROP;
+	return bpf_redirect_peer(skb->ifindex, 0);
 }

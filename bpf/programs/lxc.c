@@ -254,9 +254,7 @@ int from_container(struct __sk_buff *skb)
 	int result = handle_pod_packet(skb, &flow);
 	int action = finish(skb, &flow, result);
 
-	if (likely(!is_answered(skb, &flow, result)))
-		return action;
-	return is_reset(&flow) ? answer_reset(skb, &flow) : answer_refusal(skb, &flow);
+	return likely(!is_answered(skb, &flow, result)) ? action : answer_pod(skb, &flow);
 }
 
 /* Answers to ARP and neighbour discovery come this way, too, and pass. */
