@@ -20,12 +20,14 @@ from cilia.api.types import (
     LocalService,
     MapDump,
     MapView,
+    NatUse,
     NodeView,
     OptionChange,
     PolicyList,
     PolicyRevision,
     PolicyUsage,
     SelectorView,
+    ServiceList,
     Setting,
     StatusResponse,
     VerifyReport,
@@ -151,7 +153,9 @@ class Backend(CniBackend, Protocol):
 
     async def maps(self) -> list[MapView]: ...
 
-    async def map(self, name: str, limit: int) -> MapDump: ...
+    async def map(self, name: str, limit: int, *, raw: bool = False) -> MapDump:
+        """Elements of a map; `raw`: numbers as the programs have them, where there are names."""
+        ...
 
     async def nodes(self) -> list[NodeView]: ...
 
@@ -171,6 +175,18 @@ class Backend(CniBackend, Protocol):
 
     async def verify(self, *, repair: bool) -> VerifyReport:
         """Compare what is intended with what the kernel has, and put it right if asked to."""
+        ...
+
+    async def services(self) -> ServiceList:
+        """All frontends, and all objects that are wrong in part."""
+        ...
+
+    async def service(self, reference: str) -> ServiceList:
+        """Those of NAMESPACE/NAME, or at ADDRESS:PORT[/PROTOCOL], with what the kernel has of them."""
+        ...
+
+    async def nat(self) -> NatUse:
+        """Ports in use for translated sources."""
         ...
 
     async def local_services(self) -> list[LocalService]: ...

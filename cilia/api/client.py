@@ -25,12 +25,14 @@ from cilia.api.types import (
     LocalService,
     MapDump,
     MapView,
+    NatUse,
     NodeView,
     OptionChange,
     PolicyList,
     PolicyRevision,
     PolicyUsage,
     SelectorView,
+    ServiceList,
     Setting,
     StatusResponse,
     VerifyReport,
@@ -136,8 +138,10 @@ class AgentClient:
     def maps(self) -> list[MapView]:
         return self._get("/v1/map", list[MapView])
 
-    def map(self, name: str, limit: int = 10_000) -> MapDump:
-        return self._get(f"/v1/map/{quote(name, safe='')}?limit={limit}", MapDump)
+    def map(self, name: str, limit: int = 10_000, *, raw: bool = False) -> MapDump:
+        """Elements of a map; `raw`: numbers as the programs have them, where there are names."""
+        query = urlencode({"limit": limit, **({"raw": "true"} if raw else {})})
+        return self._get(f"/v1/map/{quote(name, safe='')}?{query}", MapDump)
 
     def nodes(self) -> list[NodeView]:
         return self._get("/v1/node", list[NodeView])
@@ -160,6 +164,18 @@ class AgentClient:
         """Compare what is intended with what the kernel has, and put it right if asked to."""
         path = "/v1/verify?repair=true" if repair else "/v1/verify"
         return self._decoded(self._request(path, 60.0, "POST"), VerifyReport)
+
+    def services(self) -> ServiceList:
+        """All frontends, and all objects that are wrong in part."""
+        return self._get("/v1/service", ServiceList)
+
+    def service(self, reference: str) -> ServiceList:
+        """`reference`: NAMESPACE/NAME, or ADDRESS:PORT[/PROTOCOL]."""
+        return self._get(f"/v1/service/{quote(reference)}", ServiceList)
+
+    def nat(self) -> NatUse:
+        """Ports in use for translated sources."""
+        return self._get("/v1/nat", NatUse)
 
     def local_services(self) -> list[LocalService]:
         """Services by hand."""

@@ -283,10 +283,14 @@ def api_application(backend: Backend) -> Starlette:
 
     async def map_dump(request: Request) -> Any:
         limit = _integer(request, "limit", MAP_ENTRIES)
-        return await backend.map(request.path_params["name"], min(limit, MAP_ENTRIES_LIMIT))
+        raw = request.query_params.get("raw") == "true"
+        return await backend.map(request.path_params["name"], min(limit, MAP_ENTRIES_LIMIT), raw=raw)
 
     async def verify(request: Request) -> Any:
         return await backend.verify(repair=request.query_params.get("repair") == "true")
+
+    async def service(request: Request) -> Any:
+        return await backend.service(request.path_params["reference"])
 
     async def put_local_service(request: Request) -> Any:
         service = await _body(request, LocalService, SERVICE_LIMIT)
@@ -312,6 +316,9 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/map/{name}", map_dump, ANSWER_SECONDS),
         ("/v1/node", lambda _: backend.nodes(), ANSWER_SECONDS),
         ("/v1/config", lambda _: backend.settings(), ANSWER_SECONDS),
+        ("/v1/service", lambda _: backend.services(), ANSWER_SECONDS),
+        ("/v1/service/{reference:path}", service, ANSWER_SECONDS),
+        ("/v1/nat", lambda _: backend.nat(), ANSWER_SECONDS),
         ("/v1/local-service", lambda _: backend.local_services(), ANSWER_SECONDS),
     ]
     changes: list[tuple[str, str, Callable[[Request], Awaitable[Any]], float]] = [

@@ -6,7 +6,9 @@ settings, metrics, and how far the kernel has got.
 
 from __future__ import annotations
 
-from cilia.api import views
+import asyncio
+
+from cilia.api import service_views, views
 from cilia.api.backend import ApiError, EndpointReference, not_found
 from cilia.api.types import (
     CookieView,
@@ -16,11 +18,18 @@ from cilia.api.types import (
     IpEntry,
     NodeView,
     PolicyList,
+    ServiceList,
+    ServiceView,
 )
+from cilia.control.services.drafts import Owner, owner_of
 from cilia.model.endpoint import Endpoint
 from cilia.model.ids import Cookie, EndpointId, IdentityId
 from cilia.model.policy import CookieRow, SubjectPolicy
+from cilia.model.service import Frontend, ServiceEntry
 from cilia.schema import Desired, Inputs
+
+SERVICES_PER_TURN = 500
+"""Frontends looked at before others get a turn."""
 
 
 class TableBackend:
@@ -87,6 +96,40 @@ class TableBackend:
             raise not_found("rule cookie", number, "`cilia endpoint policy`")
         return views.cookie_view(row)
 
+    async def services(self) -> ServiceList:
+        found: list[ServiceView] = []
+        for entry in sorted(self.desired.service_entries, key=_by_owner):
+            found.append(self._service(entry))
+            if not len(found) % SERVICES_PER_TURN:
+                await asyncio.sleep(0)
+        wrong = [row for row in self.desired.service_states if row.problems]
+        wrong.sort(key=lambda row: row.key)
+        return ServiceList(services=tuple(found), problems=tuple(map(service_views.problem_view, wrong)))
+
+    async def service(self, reference: str) -> ServiceList:
+        entries = self._at(reference) if ":" in reference else self._named(reference)
+        owners = {owner_of(entry) for entry in entries} or self._owners(reference)
+        states = [state for key in sorted(owners) if (state := self.desired.service_states.get(key))]
+        if not entries and not states:
+            raise not_found("service", reference[:100], "`cilia service list`")
+        return ServiceList(
+            services=tuple(map(self._service, sorted(entries, key=_by_owner))),
+            problems=tuple(service_views.problem_view(state) for state in states if state.problems),
+        )
+
+    def number(self, frontend: Frontend) -> int:
+        """The kernel's number of a frontend; the agent asks its reconcilers."""
+        return 0
+
+    def realization(self, frontend: Frontend) -> tuple[str, str]:
+        """How far a frontend is; the agent asks its reconcilers."""
+        return "realized", ""
+
+    def pod(self, address: str) -> str:
+        """namespace/name of the pod at an address."""
+        row = self.desired.ipcache.get(f"{address}/128" if ":" in address else f"{address}/32")
+        return f"{row.namespace}/{row.pod}" if row is not None and row.pod else ""
+
     async def nodes(self) -> list[NodeView]:
         rows = sorted(self.inputs.nodes, key=lambda row: row.name)
         return [views.node_view(row, self.node) for row in rows]
@@ -122,6 +165,34 @@ class TableBackend:
         row = self.desired.endpoints.get(EndpointId(reference.id))
         return [] if row is None else [row]
 
+    def _service(self, entry: ServiceEntry) -> ServiceView:
+        state = self.desired.service_states.get(owner_of(entry))
+        return service_views.service_view(
+            entry, self, service_views.why_none(entry, self.inputs), state.problems if state else ()
+        )
+
+    def _at(self, reference: str) -> list[ServiceEntry]:
+        """Frontends at ADDRESS:PORT, of all protocols unless it names one."""
+        where, _, protocol = reference.partition("/")
+        return [
+            entry
+            for entry in self.desired.service_entries
+            if str(entry.frontend).partition("/")[0] == where
+            and protocol.upper() in ("", entry.frontend.protocol.name)
+        ]
+
+    def _named(self, reference: str) -> list[ServiceEntry]:
+        """Those of NAMESPACE/NAME; without a namespace of a service by hand, or of namespace default."""
+        namespace, _, name = reference.rpartition("/")
+        rows = self.desired.service_entries
+        return rows.by("service", (namespace, name)) or rows.by("service", (namespace or "default", name))
+
+    def _owners(self, reference: str) -> set[Owner]:
+        """Objects of that name that have no frontend."""
+        namespace, _, name = reference.rpartition("/")
+        wanted = {(namespace, name), (namespace or "default", name), ("", reference)}
+        return {row.key for row in self.desired.service_states if row.key[1:] in wanted}
+
     def _policy(self, endpoint: Endpoint) -> SubjectPolicy | None:
         entry = self.desired.endpoint_entries.get(endpoint.id)
         return None if entry is None else self.desired.subjects.get(entry.subject)
@@ -132,3 +203,7 @@ class TableBackend:
 
     def _rules(self, cookie: Cookie) -> CookieRow | None:
         return self.desired.cookies.get(cookie)
+
+
+def _by_owner(entry: ServiceEntry) -> tuple[str, str, str, Frontend]:
+    return entry.namespace, entry.name, entry.kind, entry.frontend

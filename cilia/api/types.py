@@ -91,6 +91,13 @@ class StatusResponse(Answer, frozen=True, kw_only=True):
     policy: Component = Component(state=Health.OK)
     """What is not usual about policy on this node: enforcement always or never, audit, the host firewall,
     refused policies."""
+    services: Component = Component(state=Health.DISABLED)
+    """Who serves Services, and how many frontends have a problem."""
+    nat: Component = Component(state=Health.OK)
+    """A warning when ports for translated sources run out."""
+    kernel: Component = Component(state=Health.DISABLED)
+    """What the last comparison of the kernel with what is intended found."""
+    service_count: int = 0
     policy_revision: int = 0
     """Newest revision that all endpoints enforce."""
     policy_count: int = 0
@@ -434,7 +441,160 @@ class VerifyReport(Answer, frozen=True, kw_only=True):
     differences: tuple[MapDifference, ...] = ()
     """The first thousand."""
     count: int = 0
+    by_map: dict[str, int] = {}
     repaired: int = 0
+
+
+class ServiceAddress(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """What clients ask for."""
+
+    ip: str
+    port: int
+    protocol: str = ""
+    scope: str = ""
+    """external: clients outside the cluster are served, too; internal: they are not."""
+
+
+class ServiceBackend(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """One that serves."""
+
+    ip: str
+    port: int
+    protocol: str = ""
+    state: str = ""
+    """active; maintenance: weight 0, no new flows; terminating: it drains, the flows it has go on."""
+    weight: int = 1
+    node_name: str = msgspec.field(name="nodeName", default="")
+    zone: str = ""
+    pod: str = ""
+    """namespace/name, where the address is a pod's."""
+    only: str = ""
+    """internal or external: only such clients get it; empty: all."""
+
+
+class ServiceFlags(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """Whose the frontend is, and how it is served."""
+
+    type: str = ""
+    """ClusterIP, NodePort, LoadBalancer, ExternalIPs, HostPort, LocalRedirect or Standalone."""
+    namespace: str = ""
+    name: str = ""
+    port_name: str = ""
+    ext_traffic_policy: str = msgspec.field(name="extTrafficPolicy", default="")
+    """Local: outside clients keep their address and get backends of this node only; else Cluster."""
+    algorithm: str = ""
+    mode: str = ""
+    """How backends on other nodes answer clients outside: snat or dsr."""
+    affinity: int = 0
+    """Seconds a client stays with its backend; 0: not at all."""
+    source_ranges: tuple[str, ...] = ()
+    sources_denied: bool = False
+    """The ranges keep clients out instead of in."""
+    without_backends: str = ""
+    """What clients get then: reject, drop, or pass (their packets go on untouched)."""
+    skip: tuple[str, ...] = ()
+    """Addresses of pods that a redirect leaves alone."""
+
+
+class ServiceSpec(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """A frontend with its backends, as intended."""
+
+    id: int = 0
+    """The number that flows and maps know it by; 0: not in the kernel."""
+    frontend_address: ServiceAddress
+    backend_addresses: tuple[ServiceBackend, ...] = ()
+    flags: ServiceFlags = ServiceFlags()
+
+
+class KernelService(Answer, frozen=True, kw_only=True):
+    """What the kernel has of a frontend."""
+
+    flags: tuple[str, ...] = ()
+    affinity: int = 0
+    internal: tuple[str, ...] = ()
+    """Backends that clients inside may get; one with more weight is named once."""
+    external: tuple[str, ...] = ()
+    differences: tuple[MapDifference, ...] = ()
+    """What is not as intended; empty in a sound node."""
+
+
+class ServiceRealization(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a frontend is."""
+
+    state: str
+    """realized, pending or error."""
+    error: str = ""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the object it comes from, each with the field at fault."""
+    why_none: str = ""
+    """Why nobody serves; empty where somebody does."""
+    kernel: KernelService | None = None
+    """Told of single services only."""
+
+
+class ServiceView(Answer, frozen=True, kw_only=True):
+    """A frontend: one address, port and protocol."""
+
+    spec: ServiceSpec
+    status: ServiceRealization
+
+
+class ServiceProblem(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """An object with parts that have no effect."""
+
+    kind: str
+    namespace: str = ""
+    name: str
+    problems: tuple[str, ...] = ()
+
+
+class ServiceList(Answer, frozen=True, kw_only=True):
+    """GET /v1/service, GET /v1/service/{reference}."""
+
+    services: tuple[ServiceView, ...] = ()
+    problems: tuple[ServiceProblem, ...] = ()
+
+
+class PortUseView(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """Ports of this node in use towards one address and port outside."""
+
+    protocol: str
+    peer: str
+    port: int = 0
+    """0: pings."""
+    address: str
+    """Of this node."""
+    used: int
+    share: float
+    """Of those there are, 0..1."""
+    seconds: float | None = None
+    """Until none is left at the present pace; absent: not in sight."""
+
+
+class OwnerUseView(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """Translations that one pod, or clients of services, hold."""
+
+    endpoint: int = 0
+    """0: clients outside, of services whose backend is on another node."""
+    pod: str = ""
+    used: int
+
+
+class NatUse(Answer, frozen=True, kw_only=True):
+    """GET /v1/nat: ports in use for translated sources, as of the last sweep."""
+
+    limit: int = 0
+    """Ports there are towards each peer and protocol; 0: not counted yet."""
+    total: int = 0
+    entries: int = 0
+    """Of the map, both ways."""
+    size: int = 0
+    age: float = 0.0
+    """Seconds since they were counted."""
+    peers: tuple[PortUseView, ...] = ()
+    """The heaviest, most urgent first."""
+    owners: tuple[OwnerUseView, ...] = ()
+    """Heaviest first."""
 
 
 class LocalBackend(

@@ -9,7 +9,7 @@ import typer
 
 from cilia.api.types import IpEntry
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 app = group("The ipcache: prefixes, the identity behind each, and the node they are on.")
 
@@ -42,8 +42,8 @@ def get_address(
 
 
 def _print(entries: list[IpEntry], output: Format) -> None:
-    if output is Format.JSON:
-        return print_json(entries)
+    if output is not Format.TABLE:
+        return print_data(entries, output)
     return print_table(
         ("PREFIX", "IDENTITY", "NODE", "POD"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from cilia.api.client import AgentClient, AgentError
+from cilia.cli.output import end
 
 SECONDS = 2.0
 """A shell waits no longer for an answer."""
@@ -56,6 +57,28 @@ def complete_policies(incomplete: str) -> list[str]:
             yield "/".join(part for part in (policy.kind, policy.namespace, policy.name) if part)
 
     return offered(names, incomplete)
+
+
+def complete_services(incomplete: str) -> list[str]:
+    """NAMESPACE/NAME of every service, and what clients ask for."""
+
+    def names(client: AgentClient) -> Iterable[str]:
+        for service in client.services().services:
+            flags, at = service.spec.flags, service.spec.frontend_address
+            yield "/".join(part for part in (flags.namespace, flags.name) if part)
+            yield end(at.ip, at.port, at.protocol)
+
+    return sorted(set(offered(names, incomplete)))
+
+
+def complete_by_hand(incomplete: str) -> list[str]:
+    """Frontends of services by hand."""
+    return offered(lambda client: (each.frontend for each in client.local_services()), incomplete)
+
+
+def complete_maps(incomplete: str) -> list[str]:
+    """Names of the kernel's maps."""
+    return offered(lambda client: (each.name for each in client.maps()), incomplete)
 
 
 def complete_changes(incomplete: str) -> list[str]:

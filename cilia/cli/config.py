@@ -10,7 +10,7 @@ import typer
 from cilia.api.types import OptionChange, Setting
 from cilia.cli.completing import complete_changes
 from cilia.cli.options import AgentSocket, Output, UserError, connect
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 Changes = Annotated[
     list[str] | None,
@@ -54,8 +54,8 @@ def config(
         wanted = (changes or live_options(client.settings())) if reset else changes or []
         settings = client.change_settings(read_changes(wanted, reset)) if wanted else client.settings()
         shown = settings if every else [row for row in settings if row.option]
-    if output is Format.JSON:
-        return print_json(shown)
+    if output is not Format.TABLE:
+        return print_data(shown, output)
     return print_settings(shown)
 
 

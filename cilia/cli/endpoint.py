@@ -10,7 +10,7 @@ from cilia.api.types import EndpointView, EntryView, RuleView
 from cilia.cli.completing import complete_endpoints
 from cilia.cli.config import Changes, Reset, live_options, print_settings, read_changes
 from cilia.cli.options import AgentSocket, Output, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 app = group("Endpoints of this node: pods, their identities and the policy each enforces.")
 
@@ -28,8 +28,8 @@ Reference = Annotated[
 def list_endpoints(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
     """List all endpoints: pods of this node, and the node itself."""
     endpoints = connect(socket).endpoints()
-    if output is Format.JSON:
-        return print_json(endpoints)
+    if output is not Format.TABLE:
+        return print_data(endpoints, output)
     return print_table(
         ("ENDPOINT", "POD", "STATE", "IDENTITY", "POLICY", "REVISION", "IPV4", "IPV6"),
         (
@@ -66,8 +66,8 @@ def get_endpoint(reference: Reference, output: Output = Format.TABLE, socket: Ag
       cilia endpoint get 65535 -o json
     """
     endpoint = connect(socket).endpoint(qualified(reference))
-    if output is Format.JSON:
-        return print_json(endpoint)
+    if output is not Format.TABLE:
+        return print_data(endpoint, output)
     return print_table(("FIELD", "VALUE"), _fields(endpoint))
 
 
@@ -83,8 +83,8 @@ def endpoint_policy(reference: Reference, output: Output = Format.TABLE, socket:
       cilia endpoint policy 7 | grep deny
     """
     policy = connect(socket).endpoint_policy(qualified(reference))
-    if output is Format.JSON:
-        return print_json(policy)
+    if output is not Format.TABLE:
+        return print_data(policy, output)
     typer.echo(
         f"Endpoint {policy.id}, revision {policy.revision}, enforced: {policy.policy_enabled}, "
         f"{len(policy.entries)} entries (highest precedence first)"
@@ -148,8 +148,8 @@ def endpoint_config(
     wanted = changes or (live_options(settings) if reset else [])
     if wanted:
         settings = client.change_endpoint(name, read_changes(wanted, reset))
-    if output is Format.JSON:
-        return print_json(settings)
+    if output is not Format.TABLE:
+        return print_data(settings, output)
     return print_settings(settings)
 
 

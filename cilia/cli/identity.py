@@ -8,7 +8,7 @@ import typer
 
 from cilia.api.types import IdentityView
 from cilia.cli.options import AgentSocket, Output, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 app = group("Security identities known to this node.")
 
@@ -39,14 +39,14 @@ def get_identity(
 ) -> None:
     """Show one identity."""
     identity = connect(socket).identity(number)
-    if output is Format.JSON:
-        return print_json(identity)
+    if output is not Format.TABLE:
+        return print_data(identity, output)
     return _print([identity], output)
 
 
 def _print(identities: list[IdentityView], output: Format) -> None:
-    if output is Format.JSON:
-        return print_json(identities)
+    if output is not Format.TABLE:
+        return print_data(identities, output)
     return print_table(
         ("IDENTITY", "SCOPE", "LABELS"),
         ((i.id, scope(i.id), i.labels) for i in identities),

@@ -21,7 +21,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "policy": LazyCommand(
         "cilia.cli.policy", "app", "Show policies, explain verdicts, check changes, find a rule."
     ),
+    "service": LazyCommand("cilia.cli.service", "app", "Show services, and write some by hand."),
+    "nat": LazyCommand("cilia.cli.nat", "app", "Show who uses the ports of translated sources."),
     "map": LazyCommand("cilia.cli.maps", "app", "Show the kernel's maps."),
+    "verify": LazyCommand(
+        "cilia.cli.verify", "verify", "Compare the kernel with what is intended, and repair it."
+    ),
     "node": LazyCommand("cilia.cli.node", "app", "Show the nodes of the cluster."),
     "config": LazyCommand("cilia.cli.config", "config", "Show or change the agent's settings."),
     "metrics": LazyCommand("cilia.cli.node", "metrics_app", "Show the agent's metrics."),

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cilia.cli.completing import complete_maps
 from cilia.cli.options import AgentSocket, Output, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 app = group("The eBPF maps of this node.")
 
@@ -16,8 +17,8 @@ app = group("The eBPF maps of this node.")
 def list_maps(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
     """List all maps."""
     maps = connect(socket).maps()
-    if output is Format.JSON:
-        return print_json(maps)
+    if output is not Format.TABLE:
+        return print_data(maps, output)
     return print_table(
         ("MAP", "TYPE", "ENTRIES", "SIZE", "KEY", "VALUE", "PIN"),
         ((m.name, m.type, m.entries, m.max_entries, m.key_size, m.value_size, m.path) for m in maps),
@@ -27,15 +28,27 @@ def list_maps(output: Output = Format.TABLE, socket: AgentSocket = None) -> None
 
 @app.command("get")
 def get_map(
-    name: Annotated[str, typer.Argument(help="The map, as `cilia map list` calls it.")],
+    name: Annotated[
+        str, typer.Argument(help="The map, as `cilia map list` calls it.", autocompletion=complete_maps)
+    ],
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many entries at most.")] = 10_000,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Numbers as the programs have them, where there are names.")
+    ] = False,
     output: Output = Format.TABLE,
     socket: AgentSocket = None,
 ) -> None:
-    """Dump a map."""
-    dump = connect(socket).map(name, limit)
-    if output is Format.JSON:
-        return print_json(dump)
+    """Dump a map: services, backends, conntrack, snat, affinity, ... in words where there are any.
+
+    \b
+    Examples:
+      cilia map get services
+      cilia map get conntrack --limit 100 -o json
+      cilia map get slots --raw
+    """
+    dump = connect(socket).map(name, limit, raw=raw)
+    if output is not Format.TABLE:
+        return print_data(dump, output)
     print_table(
         ("KEY", "VALUE"),
         ((flat(e.key), flat(e.value)) for e in dump.entries),

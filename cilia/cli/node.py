@@ -10,7 +10,7 @@ import typer
 import cilia
 from cilia.api.client import AgentError
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
-from cilia.cli.output import Format, print_json, print_table
+from cilia.cli.output import Format, print_data, print_table
 
 app = group("Nodes of the cluster, as this node knows them.")
 metrics_app = group("Metrics of this node's agent.")
@@ -23,8 +23,8 @@ SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+
 def list_nodes(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
     """List all nodes."""
     nodes = connect(socket).nodes()
-    if output is Format.JSON:
-        return print_json(nodes)
+    if output is not Format.TABLE:
+        return print_data(nodes, output)
     return print_table(
         ("NODE", "ADDRESSES", "POD CIDRS", "ROUTER"),
         (
@@ -49,9 +49,9 @@ def list_metrics(
     except re.error as error:
         raise UserError(f"{pattern!r} is not a regular expression ({error}); mend it.") from None
     samples = [s for s in parse_metrics(connect(socket).metrics()) if wanted.search(s[0])]
-    if output is Format.JSON:
-        return print_json(
-            [{"name": name, "labels": labels, "value": value} for name, labels, value in samples]
+    if output is not Format.TABLE:
+        return print_data(
+            [{"name": name, "labels": labels, "value": value} for name, labels, value in samples], output
         )
     return print_table(("METRIC", "LABELS", "VALUE"), samples, empty="No metric matches.")
 
@@ -78,8 +78,8 @@ def version(output: Output = Format.TABLE, socket: AgentSocket = None) -> None:
         agent = connect(socket, timeout=5.0).status().version
     except AgentError:
         agent = ""
-    if output is Format.JSON:
-        return print_json({"client": cilia.__version__, "agent": agent or None})
+    if output is not Format.TABLE:
+        return print_data({"client": cilia.__version__, "agent": agent or None}, output)
     typer.echo(f"Client: {cilia.__version__}")
     typer.echo(f"Agent:  {agent or 'not running'}")
     return None

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs.
+"""Tables for people, JSON and YAML for programs.
 
 A table goes to the terminal's width; into a pipe or file it is as wide as its content, without colours,
 so that `grep` and `awk` find whole values: lists are joined by commas there, and stand on lines of their
@@ -17,7 +17,16 @@ from typing import Any
 import msgspec
 
 HEALTH_STYLE = {"Ok": "green", "Warning": "yellow", "Failure": "bold red", "Disabled": "dim"}
-STATE_STYLE = {"ready": "green", "valid": "green", "invalid": "bold red", "allow": "green", "deny": "red"}
+STATE_STYLE = {
+    "ready": "green",
+    "valid": "green",
+    "invalid": "bold red",
+    "allow": "green",
+    "deny": "red",
+    "realized": "green",
+    "pending": "yellow",
+    "error": "bold red",
+}
 PIPE_WIDTH = 10_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal obeys, and what turns text around."""
@@ -31,6 +40,7 @@ class Format(enum.StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
 
 
 def printable(text: str) -> str:
@@ -48,8 +58,15 @@ def _spelt(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-def print_json(value: object) -> None:
-    """Print `value` as indented JSON."""
+def print_data(value: object, form: Format) -> None:
+    """Print `value` as indented JSON, or as YAML."""
+    if form is Format.YAML:
+        import yaml
+
+        # In ASCII, what a terminal would obey is spelt out.
+        plain = msgspec.to_builtins(value, str_keys=True)
+        sys.stdout.write(yaml.dump(plain, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=False))
+        return
     sys.stdout.write(
         printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n"
     )
@@ -139,6 +156,12 @@ def cell(value: object, joiner: str = "\n") -> Any:
         return Text(joiner.join(printable(str(item)) for item in value))
     text = printable(str(value))
     return Text(text, style=STATE_STYLE.get(text, ""))
+
+
+def end(ip: str, port: int, protocol: str = "") -> str:
+    """An address and a port as one types them."""
+    text = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    return f"{text}/{protocol}" if protocol else text
 
 
 def health(state: str, message: str = "") -> Any:

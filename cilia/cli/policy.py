@@ -15,7 +15,7 @@ from cilia.api.types import CheckRequest, Document, PolicyUsage
 from cilia.cli.completing import complete_ends, complete_policies
 from cilia.cli.endpoint import rule_text
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
-from cilia.cli.output import Format, print_json, print_table, printable
+from cilia.cli.output import Format, print_data, print_table, printable
 from cilia.model.explain import CheckReport
 
 app = group("Policies as this node sees them: what they say, why, and what a change would do.")
@@ -49,8 +49,8 @@ def get_policies(
     if unused:
         return print_unused(client.policy_usage(), output)
     policies = client.policies()
-    if output is Format.JSON:
-        return print_json(policies)
+    if output is not Format.TABLE:
+        return print_data(policies, output)
     typer.echo(f"Revision {policies.revision}, enforced by all endpoints: {policies.realized}")
     return print_table(
         ("KIND", "POLICY", "STATE", "ENDPOINTS HERE", "PROBLEMS", "WARNINGS"),
@@ -73,8 +73,8 @@ def get_policies(
 def print_unused(usage: PolicyUsage, output: Format) -> None:
     """The rules nobody has used."""
     rules = [row.rule for row in usage.rules if not row.hits and not row.packets]
-    if output is Format.JSON:
-        return print_json({"counted-since": usage.counted_since, "rules": rules})
+    if output is not Format.TABLE:
+        return print_data({"counted-since": usage.counted_since, "rules": rules}, output)
     typer.echo(
         f"{len(rules)} of {len(usage.rules)} rules in force here were not used since {usage.counted_since}."
     )
@@ -138,8 +138,8 @@ def explain_policy(
         raise UserError("Say what to explain: a flow's UUID, or --from and --to.")
     client = connect(socket)
     told = client.explain_flow(flow) if flow else client.explain(source, destination, port)
-    if output is Format.JSON:
-        return print_json(told)
+    if output is not Format.TABLE:
+        return print_data(told, output)
     # Imported late: rich is for people only.
     from cilia.cli.explain import print_explanation
 
@@ -199,8 +199,8 @@ def check_policies(
     except (UserError, AgentError) as error:
         typer.echo(f"cilia: {printable(str(error))}", err=True)
         raise typer.Exit(2) from None
-    if output is Format.JSON:
-        print_json(report)
+    if output is not Format.TABLE:
+        print_data(report, output)
     else:
         from cilia.cli.explain import print_report
 
@@ -271,8 +271,8 @@ def list_selectors(
       cilia policy selectors -v
     """
     found = connect(socket).selectors()
-    if output is Format.JSON:
-        return print_json(found)
+    if output is not Format.TABLE:
+        return print_data(found, output)
     return print_table(
         ("SELECTOR", "IDENTITIES", "RULES"),
         (
@@ -319,8 +319,8 @@ def wait_policy(
             f"After {timeout:g} seconds revision {answer.realized} is enforced and {wanted} is not; "
             "`cilia status` shows what holds it up."
         )
-    if output is Format.JSON:
-        return print_json(answer)
+    if output is not Format.TABLE:
+        return print_data(answer, output)
     typer.echo(f"Revision {answer.realized} is enforced.")
     return None
 
@@ -338,8 +338,8 @@ def show_rule(
       cilia policy rule 2886794313
     """
     answer = connect(socket).cookie(cookie)
-    if output is Format.JSON:
-        return print_json(answer)
+    if output is not Format.TABLE:
+        return print_data(answer, output)
     kind = "the default verdict; these policies isolate" if answer.default else "these rules"
     typer.echo(f"Cookie {answer.cookie} stands for {kind}:")
     for rule in answer.rules:

@@ -10,7 +10,7 @@ import typer
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.types import Component, Health, StatusResponse
 from cilia.cli.options import AgentSocket, Output, UserError, connect
-from cilia.cli.output import Format, cell, console, health, print_json, printable
+from cilia.cli.output import Format, cell, console, health, print_data, printable
 
 POLL_SECONDS = 0.5
 FULL_AT = 0.8
@@ -30,8 +30,8 @@ def status(
     """Show how this node is. Exit code 1 when it isn't well."""
     client = connect(socket, timeout=10.0)
     answer = await_ready(client, wait_duration) if wait else client.status()
-    if output is Format.JSON:
-        print_json(answer)
+    if output is not Format.TABLE:
+        print_data(answer, output)
     elif brief:
         typer.echo(printable(brief_line(answer.agent)))
     else:
@@ -97,6 +97,9 @@ def lines(answer: StatusResponse) -> list[tuple[str, Any]]:
         ("CNI", _component(answer.cni_file)),
         ("IPAM", _ipam(answer)),
         ("Policy", _policy(answer)),
+        ("Services", _services(answer)),
+        *([("NAT", _component(answer.nat))] if answer.nat.state is not Health.OK else []),
+        ("Kernel", _component(answer.kernel)),
         ("Endpoints", _endpoints(answer.endpoints)),
         ("Identities", str(answer.identity_count)),
         ("Nodes", str(answer.node_count)),
@@ -141,6 +144,13 @@ def _policy(answer: StatusResponse) -> Any:
     count = _count(answer.policy_count, "policy", "policies")
     told = _join(f"revision {answer.policy_revision}, {count}", answer.policy.msg)
     return told if answer.policy.state is Health.OK else health(answer.policy.state, told)
+
+
+def _services(answer: StatusResponse) -> Any:
+    if answer.services.state is Health.DISABLED:
+        return _component(answer.services)
+    told = _join(_count(answer.service_count, "frontend", "frontends"), answer.services.msg)
+    return told if answer.services.state is Health.OK else health(answer.services.state, told)
 
 
 def _join(*parts: str) -> str:

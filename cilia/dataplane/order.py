@@ -68,6 +68,7 @@ class KernelState:
     ) -> None:
         maps, layout = dataplane.maps, dataplane.layout
         self._maps = maps
+        self.layout = layout
         active = maps["policy_active"].memory()
         live = active["slot"][active["revision"] != 0].tolist()
         self.pool = PolicyPool(maps["policies"], layout, live)

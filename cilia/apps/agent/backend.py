@@ -28,11 +28,13 @@ from cilia.api.types import (
     MapEntry,
     MapPressure,
     MapView,
+    NatUse,
     OptionChange,
     PolicyList,
     PolicyRevision,
     PolicyUsage,
     SelectorView,
+    ServiceList,
     Setting,
     StatusResponse,
     VerifyReport,
@@ -42,7 +44,9 @@ from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.check import Checker, Config
 from cilia.apps.agent.explain import Explainer
 from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, option_of, read_change
+from cilia.apps.agent.map_words import MapWords
 from cilia.apps.agent.metrics import AgentMetrics
+from cilia.apps.agent.service_answers import ServiceAnswers
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.switches import EndpointSwitches
 from cilia.apps.agent.usage import PolicyAccounts
@@ -54,11 +58,21 @@ from cilia.kit.clock import Clock
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, EndpointEntry
 from cilia.model.explain import CheckReport, Explanation
 from cilia.model.ids import EndpointId, SubjectId
+from cilia.model.service import Frontend
 from cilia.wire import cni
 
 ENFORCE_SECONDS = 10.0
 """How long a change may take to reach the kernel before its author is told that it has not."""
-SHOWN_MAPS = ("endpoints", "ipcache", "conntrack", "snat", "policies")
+SHOWN_MAPS = (
+    "endpoints",
+    "ipcache",
+    "conntrack",
+    "snat",
+    "policies",
+    "services",
+    "service_flows",
+    "source_ranges",
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -123,6 +137,8 @@ class AgentBackend(TableBackend):
             config=Config(cluster=settings.cluster_name, host_firewall=settings.host_firewall),
             clock=clock,
         )
+        self._services = ServiceAnswers(graph.desired, kernel, clock, enabled=settings.kube_proxy_replacement)
+        self._words = MapWords(kernel, graph.desired, kernel.layout)
         self._accounts = PolicyAccounts(graph, kernel, clock)
         self._explainer = Explainer(
             graph.inputs,
@@ -223,6 +239,10 @@ class AgentBackend(TableBackend):
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started,
             policy=self._policy_component(),
+            services=self._services.component(),
+            nat=self._services.nat_component(),
+            kernel=self._kernel_component(),
+            service_count=len(self.desired.service_entries),
             policy_revision=self.realized_revision(),
             policy_count=len(self.inputs.policies),
             identity_count=len(self.desired.identities),
@@ -249,6 +269,16 @@ class AgentBackend(TableBackend):
             state=Health.WARNING if any(holds for _, holds in alarming) else Health.OK,
             msg=", ".join(words for words, holds in alarming + telling if holds),
         )
+
+    def _kernel_component(self) -> Component:
+        if self.verifying is None:
+            return Component(state=Health.DISABLED, msg="not compared with what is intended yet")
+        found = self.verifying.differences
+        if found:
+            return Component(
+                state=Health.WARNING, msg=f"{found} differences from what is intended (`cilia verify`)"
+            )
+        return Component(state=Health.OK, msg=f"as intended {self.verifying.since_check():.0f} seconds ago")
 
     def _source(self) -> Component:
         errors = self._condition.source_errors()
@@ -318,11 +348,16 @@ class AgentBackend(TableBackend):
             for use in self._kernel.map_uses()
         ]
 
-    async def map(self, name: str, limit: int) -> MapDump:
+    async def map(self, name: str, limit: int, *, raw: bool = False) -> MapDump:
+        def elements() -> list[dict[str, Any]]:
+            found = self._kernel.dump(name, limit + 1)
+            return found if raw else self._words.tell(name, found)
+
         try:
-            rows: list[dict[str, Any]] = await asyncio.to_thread(self._kernel.dump, name, limit + 1)
+            self._kernel.map(name)
         except KeyError:
             raise not_found("map", name, "`cilia map list`") from None
+        rows = await asyncio.to_thread(elements)
         return MapDump(
             name=name,
             entries=tuple(MapEntry(key=row["key"], value=row["value"]) for row in rows[:limit]),
@@ -367,6 +402,19 @@ class AgentBackend(TableBackend):
         except OSError as error:
             raise ApiError(503, f"It can't be compared ({error.strerror or error}); try again.") from error
 
+    def number(self, frontend: Frontend) -> int:
+        return self._kernel.service_maps.id_of(frontend)
+
+    def realization(self, frontend: Frontend) -> tuple[str, str]:
+        return self._services.realization(frontend)
+
+    async def service(self, reference: str) -> ServiceList:
+        found = await super().service(reference)
+        return self._services.with_kernel(found)
+
+    async def nat(self) -> NatUse:
+        return self._services.nat()
+
     async def local_services(self) -> list[LocalService]:
         return list(self._local_services.all())
 
@@ -386,7 +434,7 @@ class AgentBackend(TableBackend):
         except OSError as error:
             raise _not_saved(error) from error
         if not found:
-            raise not_found("service by hand at", frontend, "GET /v1/local-service lists them")
+            raise not_found("service by hand at", frontend, "`cilia service list --type Standalone`")
         return await self.local_services()
 
     async def endpoint_settings(self, reference: EndpointReference) -> list[Setting]:

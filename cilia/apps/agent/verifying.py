@@ -7,6 +7,7 @@ A round goes beside all other work, a step at a time. One that is asked for does
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -59,6 +60,7 @@ class Verifying:
                 for one in found[:SHOWN]
             ),
             count=len(found),
+            by_map=dict(Counter(one.map for one in found)),
             repaired=repaired,
         )
 

@@ -181,20 +181,27 @@ class Services:
     def rows(self) -> list[dict[str, Any]]:
         """Frontends as the kernel has them, for people: backends as "address:port/PROTOCOL"."""
         frontends, values = self._read()
-        found = []
-        for frontend, value in zip(frontends, packing.records(values), strict=True):
-            inside, outside = (self.backends.in_range(r["first"], r["count"]) for r in value["range"])
-            found.append(
-                {
-                    "frontend": packing.served_text(frontend.address, frontend.port, frontend.protocol),
-                    "id": value["id"],
-                    "flags": [name for name, bit in self._flag_values.items() if value["flags"] & bit],
-                    "affinity": value["affinity"],
-                    "internal": inside,
-                    "external": outside,
-                }
-            )
-        return found
+        return [
+            self.told(frontend, value)
+            for frontend, value in zip(frontends, packing.records(values), strict=True)
+        ]
+
+    def row(self, frontend: Frontend) -> dict[str, Any] | None:
+        """One of them; None: the kernel does not have it."""
+        value = self._services.lookup(self._keys([frontend])[0])
+        return None if value is None else self.told(frontend, packing.records(value.reshape(1))[0])
+
+    def told(self, frontend: Frontend, value: Mapping[str, Any]) -> dict[str, Any]:
+        """A record of `services` for people."""
+        inside, outside = (self.backends.in_range(r["first"], r["count"]) for r in value["range"])
+        return {
+            "frontend": packing.served_text(frontend.address, frontend.port, frontend.protocol),
+            "id": value["id"],
+            "flags": [name for name, bit in self._flag_values.items() if value["flags"] & bit],
+            "affinity": value["affinity"],
+            "internal": inside,
+            "external": outside,
+        }
 
     # what was found otherwise than intended
 

@@ -163,6 +163,9 @@ class PortSample(msgspec.Struct, frozen=True):
     """Most used first."""
     total: int = 0
     """Translations with a port of this node."""
+    owners: tuple[tuple[int, int], ...] = ()
+    """(translations, endpoint) of those who hold most, most first; endpoint 0: clients outside, of services
+    with a backend on another node, and the node itself."""
 
 
 class PortForecast(msgspec.Struct, frozen=True):
@@ -204,13 +207,16 @@ class PortUsage:
         address = layout.dtype("address")
         self._group = np.dtype([("peer", address), ("own", address), ("port", "<u2"), ("protocol", "<u2")])
         self._counts: Counter[bytes] = Counter()
+        self._owners = np.zeros(1 << 16, np.int64)
         self.total = 0
 
     def look(self, keys: Array, values: Array) -> None:
         """Count translations."""
-        keys = keys[keys["way"] == self._reverse]
+        back = keys["way"] == self._reverse
+        keys = keys[back]
         if not len(keys):
             return
+        self._owners += np.bincount(values["endpoint"][back], minlength=len(self._owners))
         groups = np.zeros(len(keys), self._group)
         groups["peer"], groups["own"] = keys["source"], keys["destination"]
         groups["port"] = np.where(np.isin(keys["protocol"], PINGS), 0, keys["source_port"])
@@ -233,7 +239,9 @@ class PortUsage:
             )
             for row, used in rows
         ]
-        return PortSample(time, limit, tuple(sorted(uses, reverse=True)), self.total)
+        owners = np.argsort(self._owners)[: -top - 1 : -1].tolist()
+        held = tuple((int(self._owners[owner]), owner) for owner in owners if self._owners[owner])
+        return PortSample(time, limit, tuple(sorted(uses, reverse=True)), self.total, held)
 
     def _drop_small(self) -> None:
         used = np.fromiter(self._counts.values(), np.int64, len(self._counts))

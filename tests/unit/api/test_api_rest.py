@@ -37,6 +37,7 @@ from cilia.api.types import (
     MapDump,
     MapEntry,
     MapView,
+    NatUse,
     OptionChange,
     PolicyRevision,
     PolicyUsage,
@@ -80,7 +81,7 @@ class FakeAgent(TableBackend):
         self.failure: Exception | None = None
         self.hang = False
         self.asked: tuple[OptionChange, Caller] | None = None
-        self.services: dict[str, LocalService] = {}
+        self.by_hand: dict[str, LocalService] = {}
         self.waiting = asyncio.Event()
         attachment = Attachment(
             id=EndpointId(7),
@@ -170,7 +171,10 @@ class FakeAgent(TableBackend):
     async def maps(self) -> list[MapView]:
         return [MapView(name="ipcache", type="lpm_trie", max_entries=10)]
 
-    async def map(self, name: str, limit: int) -> MapDump:
+    async def nat(self) -> NatUse:
+        return NatUse(limit=100, total=1)
+
+    async def map(self, name: str, limit: int, *, raw: bool = False) -> MapDump:
         if name != "ipcache":
             raise ApiError(404, f"There is no map {name}; `cilia map list` lists the maps.")
         return MapDump(name=name, entries=(MapEntry(key={"prefix": "10.0.1.3/32"}, value={"identity": 300}),))
@@ -197,14 +201,14 @@ class FakeAgent(TableBackend):
         return VerifyReport(count=1, repaired=int(repair))
 
     async def local_services(self) -> list[LocalService]:
-        return list(self.services.values())
+        return list(self.by_hand.values())
 
     async def put_local_service(self, service: LocalService, caller: Caller) -> LocalService:
-        self.services[service.frontend] = service
+        self.by_hand[service.frontend] = service
         return service
 
     async def delete_local_service(self, frontend: str, caller: Caller) -> list[LocalService]:
-        if self.services.pop(frontend, None) is None:
+        if self.by_hand.pop(frontend, None) is None:
             raise not_found("service by hand at", frontend, "GET /v1/local-service lists them")
         return await self.local_services()
 

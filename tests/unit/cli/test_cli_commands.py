@@ -90,7 +90,7 @@ class FakeClient:
         FakeClient.path = path
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*arguments: Any) -> Any:
+        def ask(*arguments: Any, **named: Any) -> Any:
             FakeClient.asked.append((name, *arguments))
             answer = FakeClient.answers.get(name, ANSWERS.get(name))
             if isinstance(answer, Exception):

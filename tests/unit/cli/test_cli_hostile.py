@@ -12,7 +12,7 @@ import pytest
 
 from cilia.cli import flows, main
 from cilia.cli.explain import print_explanation
-from cilia.cli.output import print_json, print_table, printable, printable_lines
+from cilia.cli.output import Format, print_data, print_table, printable, printable_lines
 from cilia.model.explain import End, Explanation, RuleStory, Side
 
 EVIL = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\rf\ng\x1b[8mh\x00"
@@ -42,7 +42,7 @@ def test_tables_keep_their_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_says_the_same_and_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({EVIL: [EVIL]})
+    print_data({EVIL: [EVIL]}, Format.JSON)
     told = capsys.readouterr().out
     assert harmless(told)
     assert json.loads(told) == {EVIL: [EVIL]}
