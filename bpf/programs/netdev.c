@@ -7,7 +7,7 @@
 #include "../lib/balance.h"
 #include "../lib/deny.h"
 #include "../lib/ipip.h"
-#include "../lib/nodeport.h"
+#include "../lib/nodeport_error.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_NETDEV

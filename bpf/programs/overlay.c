@@ -3,7 +3,7 @@
  * ipcache says the same of the sender. */
 #include "../lib/balance.h"
 #include "../lib/finish.h"
-#include "../lib/nodeport.h"
+#include "../lib/nodeport_error.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_OVERLAY
