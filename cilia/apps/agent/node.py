@@ -126,7 +126,10 @@ class Registration:
                 if prefixes:
                     return list(prefixes)
                 if not told:
-                    log.info("waiting for the operator to give this node its pod prefixes")
+                    log.info(
+                        "waiting for the operator to give this node its pod prefixes: where there is none, "
+                        "give them with --ipv4-pod-cidr and --ipv6-pod-cidr"
+                    )
                     told = True
                 await asyncio.sleep(POLL)
             except cluster.StoreError as error:
