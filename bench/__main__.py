@@ -12,7 +12,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import agent, datapath, netbench, policy, policy_load, rings, services_engine, sweeps
+from bench import (
+    agent,
+    datapath,
+    netbench,
+    policy,
+    policy_load,
+    rings,
+    services_engine,
+    services_sockets,
+    sweeps,
+)
 
 app = typer.Typer(add_completion=False)
 GROUPS = {
@@ -28,6 +38,8 @@ GROUPS = {
     "policy-load": policy_load.measure,
     "sweeps": sweeps.stalls,
     "services-engine": services_engine.engine,
+    "services-sockets": services_sockets.sockets,
+    "services-kube-proxy": services_sockets.against_kube_proxy,
 }
 
 

@@ -109,14 +109,5 @@ def _rows(
 
 
 def _row(group: str, found: Comparison, name: str) -> dict[str, Any]:
-    return {
-        "group": group,
-        "test": found.test.name,
-        "path": name,
-        "against": found.baseline,
-        "ratio": round(found.ratio(name), 3),
-        "spread": round(found.spread(name), 3),
-        "baseline": round(found.median(found.baseline), 2),
-        "measured": round(found.median(name), 2),
-        "reach": REACH.get((group, found.test.name)) if name.startswith(("cilia", "events")) else None,
-    }
+    reach = REACH.get((group, found.test.name)) if name.startswith(("cilia", "events")) else None
+    return netbench.row(group, found, name, reach)

@@ -12,13 +12,16 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 BINARY = HERE / "netbench"
+PORT = 5000
+"""The servers' ports: TCP echo, TCP sink, UDP echo, UDP sink from here on."""
 SERVER_START = 0.3
 """Seconds the four server processes get to bind."""
 
@@ -50,14 +53,24 @@ UDP_PACKETS = Test("UDP packets per second, two CPUs", "UDP_PPS", "recv_pps", 0,
 STREAM = Test("one TCP stream, two CPUs", "TCP_STREAM", "gbps", 0, 1)
 
 
+def as_it_is() -> None:
+    """Nothing to change before a run."""
+
+
 @dataclass(frozen=True)
 class Way:
-    """A way from a client to a server: namespaces by name, and the server's address."""
+    """A way from a client to a server: namespaces by name, and the address that is asked for."""
 
     name: str
     client: str
     server: str
     address: str
+    port: int = PORT
+    """First of the ports that are asked for; the servers have theirs from `PORT` on."""
+    cgroup: Path | None = None
+    """Control group of the client; None: that of this process."""
+    before: Callable[[], object] = as_it_is
+    """What is changed before each run of this way."""
 
 
 def inside(namespace: str) -> list[str]:
@@ -65,6 +78,13 @@ def inside(namespace: str) -> list[str]:
     if namespace.startswith("pid:"):
         return ["nsenter", "-t", namespace[4:], "-n", "--"]
     return ["ip", "netns", "exec", namespace]
+
+
+def of_group(cgroup: Path | None) -> list[str]:
+    """The words that run a command in a control group."""
+    if cgroup is None:
+        return []
+    return ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh"]
 
 
 @contextmanager
@@ -84,8 +104,10 @@ def server(path: Way, cpu: int) -> Iterator[None]:
 
 def measure(path: Way, test: Test, seconds: float) -> float:
     """One run. Raises RuntimeError with netbench's own words when it fails."""
+    path.before()
     with server(path, test.server_cpu):
-        words = [*inside(path.client), "nice", "-n", "-10", str(BINARY), "-c", path.address, "-m", test.mode]
+        words = [*of_group(path.cgroup), *inside(path.client), "nice", "-n", "-10", str(BINARY)]
+        words += ["-c", path.address, "-p", str(path.port), "-m", test.mode]
         words += ["-t", str(seconds), "-A", str(test.client_cpu)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 30)
     if done.returncode:
@@ -134,3 +156,20 @@ def compare(paths: Sequence[Way], into: Comparison, *, rounds: int, seconds: flo
         order = paths if index % 2 == 0 else list(reversed(paths))
         for path in order:
             into.samples[path.name].append(measure(path, into.test, seconds))
+
+
+def row(group: str, found: Comparison, name: str, reach: float | None, note: str = "") -> dict[str, Any]:
+    """One line of the table: a path of a comparison against its baseline. `note` is added to the test."""
+    return {
+        "group": group,
+        "test": f"{found.test.name}{note}",
+        "path": name,
+        "against": found.baseline,
+        "ratio": round(found.ratio(name), 3),
+        "spread": round(found.spread(name), 3),
+        "baseline": round(found.median(found.baseline), 2),
+        "measured": round(found.median(name), 2),
+        "reach": reach,
+        "rounds": len(found.samples[name]),
+        "load": round(os.getloadavg()[0], 1),
+    }

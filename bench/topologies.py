@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.netbench import Way
 from cilia.apps.agent.attach import Gateways
@@ -90,9 +91,9 @@ def veth(one: str, one_name: str, two: str, two_name: str) -> None:
 
 
 @contextmanager
-def routed() -> Iterator[Way]:
-    """Two namespaces joined by a third that routes: what same-node pods are compared with."""
-    client, server, router = f"{PREFIX}-rc", f"{PREFIX}-rs", f"{PREFIX}-rr"
+def routed(name: str = "routed", tag: str = "r") -> Iterator[Way]:
+    """Two namespaces joined by one that routes (`router_of(tag)`): what same-node pods are compared with."""
+    client, server, router = f"{PREFIX}-{tag}c", f"{PREFIX}-{tag}s", router_of(tag)
     with namespaces(client, server, router):
         for index, pod in ((1, client), (2, server)):
             veth(pod, "eth0", router, f"v{index}")
@@ -100,7 +101,12 @@ def routed() -> Iterator[Way]:
             ip("addr", "add", f"10.71.{index}.1/24", "dev", f"v{index}", namespace=router)
             ip("route", "add", "default", "via", f"10.71.{index}.1", namespace=pod)
         sysctl(router, ipv4__ip_forward="1", ipv4__conf__all__rp_filter="0")
-        yield Way("routed", client, server, "10.71.2.2")
+        yield Way(name, client, server, "10.71.2.2")
+
+
+def router_of(tag: str) -> str:
+    """The namespace that routes in `routed`."""
+    return f"{PREFIX}-{tag}r"
 
 
 @contextmanager
@@ -160,8 +166,11 @@ class CiliaNode:
         aggregation: str = "medium",
         followed: bool = False,
         drain: bool = True,
+        cgroup: Path | None = None,
+        **changes: Any,
     ) -> None:
-        """`followed`: one client (`cilia observe --follow`, another process) reads every flow.
+        """`cgroup`: whose sockets are translated. `changes`: of the agent's settings.
+        `followed`: one client (`cilia observe --follow`, another process) reads every flow.
         `drain`: events are read as they come; else the caller reads them."""
         self.namespace = namespace
         self.network = ipaddress.ip_network(cidr)
@@ -173,6 +182,8 @@ class CiliaNode:
             native_device="eth0",
             events=events,
             aggregation=aggregation,
+            cgroup_root=cgroup,
+            **changes,
         )
         with in_namespace(namespace):
             self.kernel = NodeKernel(settings)
@@ -235,7 +246,9 @@ class CiliaNode:
     def apply(self) -> None:
         """Bring the rows into the kernel. Raises RuntimeError when one does not fit."""
         with in_namespace(self.namespace):
-            self.state.apply(0.0)
+            self.state.apply(time.monotonic())
+            while self.state.services.pending:
+                self.state.apply(time.monotonic())
         errors = self.state.errors()
         if errors:
             raise RuntimeError(f"{errors[0].table}: {errors[0].error}")
@@ -315,7 +328,13 @@ def policy_of(subject: SubjectId, identity: IdentityId, entries: int = 1000) -> 
 
 @contextmanager
 def same_node(
-    name: str, tag: str, *, events: bool, aggregation: str = "medium", followed: bool = False
+    name: str,
+    tag: str,
+    *,
+    events: bool,
+    aggregation: str = "medium",
+    followed: bool = False,
+    cgroup: Path | None = None,
 ) -> Iterator[tuple[Way, CiliaNode]]:
     """Two pods of one Cilia node, with a 1,000-entry policy each and 10,000 ipcache entries."""
     node, client, server = (f"{PREFIX}-{tag}{part}" for part in "ncs")
@@ -323,7 +342,9 @@ def same_node(
     with namespaces(node, client, server, fabric), ExitStack() as stack:
         veth(node, "eth0", fabric, "eth0")
         ip("addr", "add", "172.30.72.1/24", "dev", "eth0", namespace=node)
-        found = CiliaNode(node, "10.75.1.0/24", events=events, aggregation=aggregation, followed=followed)
+        found = CiliaNode(
+            node, "10.75.1.0/24", events=events, aggregation=aggregation, followed=followed, cgroup=cgroup
+        )
         stack.callback(found.close)
         found.add_pod(Pod(client, "10.75.1.2", IdentityId(501), 1))
         found.add_pod(Pod(server, "10.75.1.3", IdentityId(502), 2))
