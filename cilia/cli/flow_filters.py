@@ -172,6 +172,7 @@ def commas(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 SIDED: dict[str, Callable[[str], Sided]] = {
     "pod": lambda text: ("pod", [text]),
+    "service": lambda text: ("service", [text]),
     "namespace": lambda text: ("pod", [part.strip().rstrip("/") + "/" for part in text.split(",")]),
     "ip": lambda text: ("ip", [text]),
     "label": lambda text: ("label", [text]),

@@ -109,7 +109,15 @@ def side(flow: flow_pb2.Flow, source: bool, style: Style) -> tuple[str, str]:
     port = getattr(header, "source_port" if source else "destination_port", 0)
     if port:
         name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-    return name, identity(who.identity, style)
+    return served(flow, source, name, style), identity(who.identity, style)
+
+
+def served(flow: flow_pb2.Flow, source: bool, name: str, style: Style) -> str:
+    """`shop/web (shop/web-0:8080)` where a side answers for a service that somebody asked for."""
+    service = flow.source_service if source else flow.destination_service
+    if not service.name or not style.names or style.numeric:
+        return name
+    return f"{'/'.join(filter(None, (service.namespace, service.name)))} ({name})"
 
 
 def identity(number: int, style: Style) -> str:
@@ -130,6 +138,8 @@ def what(flow: flow_pb2.Flow) -> str:
     if kind == VERDICT:
         match = MATCHES[flow.policy_match_type] if flow.policy_match_type < len(MATCHES) else "unknown"
         return f"policy-verdict:{match} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
+    if kind == SOCKET and flow.verdict == flow_pb2.DROPPED:
+        return reason(flow)
     if kind == SOCKET:
         point = flow_pb2.SocketTranslationPoint.Name(flow.sock_xlate_point)
         return point.removeprefix("SOCK_XLATE_POINT_").lower().replace("_direction_", "-xlate-")

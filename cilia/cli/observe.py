@@ -99,6 +99,11 @@ def show_flows(
     pod: Annotated[Texts, filter_flag("[NAMESPACE/]POD prefix, either side.", "--pod")] = None,
     from_pod: Annotated[Texts, filter_flag("The same, of the source.", "--from-pod")] = None,
     to_pod: Annotated[Texts, filter_flag("The same, of the destination.", "--to-pod")] = None,
+    service: Annotated[
+        Texts, filter_flag("[NAMESPACE/]SERVICE prefix that was asked for.", "--service")
+    ] = None,
+    from_service: Annotated[Texts, filter_flag("The same, in what it answers.", "--from-service")] = None,
+    to_service: Annotated[Texts, filter_flag("The same, in what it is asked.", "--to-service")] = None,
     namespace: Annotated[Texts, filter_flag("Namespace, either side.", "--namespace", "-n")] = None,
     from_namespace: Annotated[Texts, filter_flag("Of the source.", "--from-namespace")] = None,
     to_namespace: Annotated[Texts, filter_flag("Of the destination.", "--to-namespace")] = None,
@@ -125,7 +130,10 @@ def show_flows(
     to_fqdn: Annotated[Texts, filter_flag("Of the destination.", "--to-fqdn")] = None,
     cluster: Annotated[Texts, filter_flag("Cluster name, either side.", "--cluster")] = None,
     type_: Annotated[
-        Texts, filter_flag("drop, trace, policy-verdict; with a sub-type: trace:to-endpoint.", "--type", "-t")
+        Texts,
+        filter_flag(
+            "drop, trace, policy-verdict, trace-sock; with a sub-type: trace:to-endpoint.", "--type", "-t"
+        ),
     ] = None,
     traffic_direction: Annotated[Texts, filter_flag("ingress or egress.", "--traffic-direction")] = None,
     drop_reason_desc: Annotated[Texts, filter_flag("Such as POLICY_DENIED.", "--drop-reason-desc")] = None,

@@ -29,7 +29,7 @@ FIELDS = tuple(
     egress_cookie ingress_cookie source_identity destination_identity source_endpoint destination_endpoint
     source_port destination_port original_source_port original_destination_port proxy_port line length
     ifindex vni suppressed cpu vlan source_mac destination_mac kind point verdict reason file protocol
-    icmp_type icmp_code tcp_flags direction state flags egress_match ingress_match auth ring
+    icmp_type icmp_code tcp_flags direction state flags egress_match ingress_match auth ring service
     """.split()  # noqa: SIM905
 )
 
@@ -37,6 +37,13 @@ KIND_DROP = 1
 KIND_TRACE = 2
 KIND_VERDICT = 3
 KIND_SOCKET = 4
+
+REASON_NO_BACKEND = 158
+"""A packet or a socket asked for a service that nobody serves (flow.DropReason)."""
+
+PRE_REVERSE = 3
+POST_REVERSE = 4
+"""Points of socket events about what comes back to the socket (flow.SocketTranslationPoint)."""
 
 FLAG_REPLY = 1
 FLAG_IPV6 = 2
@@ -85,6 +92,25 @@ def translated(events: Events) -> Mask:
     """Which packets left with another source than their sender gave them."""
     high, low = address_words(events, "original_source")
     return np.asarray((high | low) != 0, np.bool_)
+
+
+def service_is_source(events: Events) -> Mask:
+    """Where the service that the initiator asked for stands on the source's side."""
+    socket = events["kind"] == KIND_SOCKET
+    return np.where(socket, events["point"] >= PRE_REVERSE, flagged(events, FLAG_REPLY))
+
+
+def service_key(events: Events) -> list[Words]:
+    """What names the service of a flow, in three words: the frontend's number; of packets that ended before
+    they were translated where they went, and whether any address of the node will do."""
+    high, low = address_words(events, "destination")
+    numbered = events["service"] != 0
+    asked = ~numbered & (events["kind"] == KIND_DROP)
+    port = events["destination_port"].astype(np.uint64) << np.uint64(8) | events["protocol"]
+    port |= (events["reason"] == REASON_NO_BACKEND).astype(np.uint64) << np.uint64(24)
+    zero = np.uint64(0)
+    word = np.where(asked, port, events["service"].astype(np.uint64) << np.uint64(32))
+    return [np.where(asked, high, zero), np.where(asked, low, zero), word]
 
 
 def sender_words(events: Events) -> tuple[Words, Words]:

@@ -1,10 +1,11 @@
 """Rows to GetFlowsResponse bytes, from fragments made once per distinct value.
 
-A protobuf message is the concatenation of its fields in any order, so a flow is put together from four
+A protobuf message is the concatenation of its fields in any order, so a flow is put together from
 fragments, each remembered under the bytes of the columns it depends on:
 
     time, uuid                    its own in every flow
     ports and flags               per (protocol, ports, flags)
+    service                       per service and side
     both sides, addresses, rules  per pair of peers
     verdict, kind, point, ...     per meaning
 
@@ -34,6 +35,7 @@ from cilia.hubble.columns import (
     Bytes,
     Events,
     octets,
+    service_is_source,
     translated,
 )
 from cilia.hubble.directory import Party
@@ -71,7 +73,6 @@ ICMPV6_TYPES = {
 
 VERDICT_DROPPED = 2
 VERDICT_AUDIT = 4
-VERDICT_TRANSLATED = 7
 EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
 """Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
 
@@ -84,7 +85,6 @@ REMEMBERED_FRAGMENTS = 1 << 14
 
 VXLAN = 1
 FROM_OVERLAY, FROM_NETWORK = 9, 10
-POST_DIRECTION_FORWARD = 2
 
 Key = TypeVar("Key", bytes, int)
 
@@ -92,7 +92,7 @@ PAIR_FIELDS = ("source", "destination", "original_source", "tunnel", "vni", "sou
 MEANING_FIELDS = tuple(
     """
     kind point verdict reason file line protocol icmp_type icmp_code tcp_flags direction state flags
-    egress_match ingress_match auth proxy_port
+    egress_match ingress_match auth proxy_port original_destination original_destination_port
     """.split()  # noqa: SIM905
 )
 
@@ -128,7 +128,8 @@ class Converter:
         self._pairs: Remembered[bytes] = Remembered()
         self._meanings: Remembered[bytes] = Remembered()
         self._transports: Remembered[int] = Remembered()
-        self._generations = (0, 0, 0)
+        self._services: Remembered[int] = Remembered()
+        self._generations: tuple[int, ...] = ()
 
     def responses(self, rows: Rows) -> list[bytes]:
         """Serialised GetFlowsResponse messages, one per row and in their order."""
@@ -139,20 +140,34 @@ class Converter:
         pairs = self._pairs.look_up(pair_keys(rows), rows, self._pair)
         meanings = self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning)
         transports = self._transports.look_up(transport_keys(events), rows, transport)
+        services = self._services.look_up(service_keys(rows), rows, self._service)
         out = []
-        for stamp, row, ports, source, destination, pair, told, rest in zip(
+        for stamp, row, ports, source, destination, service, pair, told, rest in zip(
             encode.timestamps(rows.wall),
             rows.numbers.tolist(),
             transports,
             sources,
             destinations,
+            services,
             pairs,
             meanings,
             socket_fragments(events),
             strict=True,
         ):
             flow = b"".join(
-                (b"\n", stamp, self._uuid, b"%012x" % row, ports, source, destination, pair, told, rest)
+                (
+                    b"\n",
+                    stamp,
+                    self._uuid,
+                    b"%012x" % row,
+                    ports,
+                    source,
+                    destination,
+                    service,
+                    pair,
+                    told,
+                    rest,
+                )
             )
             out.append(b"".join((b"\n", remembered_varint(len(flow)), flow, tail, stamp)))
         return out
@@ -169,10 +184,11 @@ class Converter:
 
     def _forget_compacted(self) -> None:
         store = self._store
-        generations = (store.parties.generation, store.rules.generation, store.devices.generation)
+        interners = (store.parties, store.rules, store.devices, store.services)
+        generations = tuple(interner.generation for interner in interners)
         if generations != self._generations:
             self._generations = generations
-            for remembered in (self._sources, self._destinations, self._pairs):
+            for remembered in (self._sources, self._destinations, self._pairs, self._services):
                 remembered.clear()
 
     def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
@@ -182,6 +198,12 @@ class Converter:
     def _destination(self, ref: int, _rows: Rows, _index: int) -> bytes:
         who = self._store.parties.values[ref]
         return block(9, party(who)) + texts(14, who.names)
+
+    def _service(self, key: int, _rows: Rows, _index: int) -> bytes:
+        service = self._store.services.values[key >> 1]
+        if not service.name:
+            return b""
+        return block(20 if key & 1 else 21, text(1, service.name) + text(2, service.namespace))
 
     def _meaning(self, _key: bytes, rows: Rows, index: int) -> bytes:
         return self._head + meaning(rows.events[index], self._node.files)
@@ -242,6 +264,12 @@ def void(columns: list[Bytes]) -> list[bytes]:
     return cast(list[bytes], keys.tolist())
 
 
+def service_keys(rows: Rows) -> list[int]:
+    """The service's index, and in the lowest bit whether it is the source's."""
+    keys: list[int] = (rows.service.astype(np.int64) << 1 | service_is_source(rows.events)).tolist()
+    return keys
+
+
 def transport_keys(events: Events) -> list[int]:
     """Everything the fragment of the transport header depends on, in one word."""
     ports = np.where(translated(events), events["original_source_port"], events["source_port"])
@@ -289,9 +317,9 @@ def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
     point, state, flags = int(event["point"]), int(event["state"]), int(event["flags"])
     direction = int(event["direction"])
     reply = flags & FLAG_REPLY
-    sub_type = {KIND_DROP: reason, KIND_TRACE: point}.get(kind, 0)
+    sub_type = {KIND_DROP: reason, KIND_TRACE: point, KIND_SOCKET: point}.get(kind, 0)
     parts = [
-        number(2, VERDICT_TRANSLATED if kind == KIND_SOCKET else verdict),
+        number(2, verdict),
         number(35, int(event["auth"])),
         number(10, 3 if kind == KIND_SOCKET else 1),
         number(16, reply),
@@ -315,7 +343,19 @@ def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
 
 
 def summary(event: np.void) -> str:
-    """One line about the transport header, as older clients print it."""
+    """One line about the transport header, as older clients print it, and what the packet or the socket had
+    asked for before it was translated: flow.IP has no field for that."""
+    asked = event["original_destination"].tobytes()
+    if not any(asked):
+        return header_summary(event)
+    host, port = address(asked), int(event["original_destination_port"])
+    via = f"via [{host}]:{port}" if ":" in host else f"via {host}:{port}"
+    told = header_summary(event) if int(event["kind"]) != KIND_SOCKET else ""
+    return f"{told}, {via}" if told else via
+
+
+def header_summary(event: np.void) -> str:
+    """Flags, types and codes; else the protocol's name."""
     protocol = int(event["protocol"])
     if protocol == TCP:
         bits = int(event["tcp_flags"])
@@ -367,11 +407,13 @@ def socket_fragments(events: Events) -> list[bytes]:
     if not events["socket_cookie"].any() and not events["cgroup"].any():
         return [b""] * len(events)
     return [
-        number(31, POST_DIRECTION_FORWARD if kind == KIND_SOCKET else 0)
-        + number(32, cookie)
-        + number(33, cgroup)
-        for kind, cookie, cgroup in zip(
-            events["kind"].tolist(), events["socket_cookie"].tolist(), events["cgroup"].tolist(), strict=True
+        number(31, point if kind == KIND_SOCKET else 0) + number(32, cookie) + number(33, cgroup)
+        for kind, point, cookie, cgroup in zip(
+            events["kind"].tolist(),
+            events["point"].tolist(),
+            events["socket_cookie"].tolist(),
+            events["cgroup"].tolist(),
+            strict=True,
         )
     ]
 

@@ -49,6 +49,13 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
 
 
+class Service(msgspec.Struct, frozen=True):
+    """What a flow's initiator asked for; without a name: no service."""
+
+    namespace: str = ""
+    name: str = ""
+
+
 class Device(msgspec.Struct, frozen=True):
     """A network device of the node; index 0 is none."""
 
@@ -79,6 +86,18 @@ class Directory(Protocol):
         """The rules a cookie stands for."""
         ...
 
+    def service(self, number: int) -> Service | None:
+        """The service of a frontend's number."""
+        ...
+
+    def service_at(self, address: str, port: int, protocol: int, *, any_address: bool) -> Service | None:
+        """The service at an address; `any_address`: also one at that port of every node."""
+        ...
+
+    def service_revision(self) -> int:
+        """Changes whenever one of the two answers above may change."""
+        ...
+
     def policy_revision(self) -> int:
         """Newest policy revision of this node; 0: unknown."""
         ...
@@ -98,6 +117,10 @@ class MemoryDirectory:
         self.dns: dict[str, tuple[str, ...]] = {}
         self.cookies: dict[int, CookieRow] = {}
         self.devices: dict[int, str] = {}
+        self.services: dict[int, Service] = {}
+        """By the number of a frontend."""
+        self.frontends: dict[tuple[str, int, int], Service] = {}
+        """By address, port and protocol; an empty address: of every node."""
         self.policies = 0
         """Newest policy revision."""
         self._revision = 1
@@ -123,6 +146,16 @@ class MemoryDirectory:
 
     def rules(self, cookie: int) -> CookieRow | None:
         return self.cookies.get(cookie)
+
+    def service(self, number: int) -> Service | None:
+        return self.services.get(number)
+
+    def service_at(self, address: str, port: int, protocol: int, *, any_address: bool) -> Service | None:
+        found = self.frontends.get((address, port, protocol))
+        return found or (self.frontends.get(("", port, protocol)) if any_address else None)
+
+    def service_revision(self) -> int:
+        return self._revision
 
     def policy_revision(self) -> int:
         return self.policies

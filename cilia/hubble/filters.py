@@ -18,8 +18,6 @@ from cilia.hubble.store import Rows
 from cilia.proto.flow import flow_pb2
 
 UNSUPPORTED = {
-    "source_service": "services are not recorded in flows yet: filter by pod or IP",
-    "destination_service": "services are not recorded in flows yet: filter by pod or IP",
     "http_status_code": NEEDS_L7,
     "http_method": NEEDS_L7,
     "http_path": NEEDS_L7,

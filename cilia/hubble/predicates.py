@@ -25,6 +25,7 @@ from cilia.hubble.columns import (
     equal,
     flagged,
     sender_words,
+    service_is_source,
     translated,
 )
 from cilia.hubble.convert import (
@@ -36,10 +37,9 @@ from cilia.hubble.convert import (
     TCP_FLAGS,
     UDP,
     VERDICT_DROPPED,
-    VERDICT_TRANSLATED,
     NodeFacts,
 )
-from cilia.hubble.directory import Device, Party
+from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
     Prefix,
@@ -121,21 +121,26 @@ def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> SideFi
     return field
 
 
-def pods(values: list[str]) -> Callable[[Party], bool]:
-    """`namespace/prefix`, `namespace/`, `/prefix` (any namespace); without a slash: default."""
+def namespaced(what: str, values: list[str]) -> Callable[[str, str], bool]:
+    """`namespace/prefix`, `namespace/`, `/prefix` (any namespace); without a slash: default. Asked with a
+    namespace and a name."""
     wanted = [("default", value) if "/" not in value else value.split("/", 1) for value in values]
     if {"", "/"} & set(values):
-        raise FilterError("an empty pod filter: write namespace/pod-prefix or namespace/")
+        raise FilterError(f"an empty {what} filter: write namespace/{what}-prefix or namespace/")
 
-    def question(party: Party) -> bool:
+    def question(namespace: str, name: str) -> bool:
         return any(
-            (not namespace or party.namespace == namespace)
-            and (not prefix or bool(party.pod))
-            and party.pod.startswith(prefix)
-            for namespace, prefix in wanted
+            (not where or namespace == where) and (not prefix or bool(name)) and name.startswith(prefix)
+            for where, prefix in wanted
         )
 
     return question
+
+
+def pods(values: list[str]) -> Callable[[Party], bool]:
+    """Namespaces and beginnings of pods' names."""
+    wanted = namespaced("pod", values)
+    return lambda party: wanted(party.namespace, party.pod)
 
 
 def labels(values: list[str]) -> Callable[[Party], bool]:
@@ -177,6 +182,18 @@ def fqdns(values: list[str]) -> Callable[[Party], bool]:
         return any(p.fullmatch(name.rstrip(".").lower()) for p in patterns for name in party.names)
 
     return question
+
+
+def by_service(context: Context, side: str, values: list[str]) -> Predicate:
+    """Services that initiators asked for: `namespace/prefix`, `namespace/`, `/prefix`; without a slash:
+    default. They stand on the destination's side, of replies on the source's."""
+    wanted = namespaced("service", values)
+
+    def question(service: Service) -> bool:
+        return bool(service.name) and wanted(service.namespace, service.name)
+
+    asked = ReferencePredicate(context.store.services, "service", question)
+    return lambda rows: asked(rows) & (service_is_source(rows.events) == (side == "source"))
 
 
 def by_address(context: Context, side: str, values: list[str]) -> Predicate:
@@ -225,11 +242,7 @@ def by_port(_context: Context, side: str, values: list[str]) -> Predicate:
 def by_verdict(_context: Context, values: list[int]) -> Predicate:
     """What became of the packet."""
 
-    def predicate(rows: Rows) -> Mask:
-        socket = equal(rows.events, "kind", KIND_SOCKET)
-        return np.isin(np.where(socket, VERDICT_TRANSLATED, rows.events["verdict"]), values)
-
-    return predicate
+    return lambda rows: np.isin(rows.events["verdict"], values)
 
 
 def by_drop_reason(_context: Context, values: list[int]) -> Predicate:
@@ -364,6 +377,7 @@ SIDE_FIELDS: dict[str, SideField] = {
     "workload": of_party(workloads),
     "cluster_name": of_party(clusters),
     "fqdn": of_party(fqdns),
+    "service": by_service,
 }
 """Fields that exist for both sides, without `source_` or `destination_`."""
 
@@ -384,4 +398,4 @@ FIELDS: dict[str, Field] = {
     "node_labels": by_node_labels,
 }
 
-SUB_TYPES = {KIND_DROP: "reason", KIND_TRACE: "point"}
+SUB_TYPES = {KIND_DROP: "reason", KIND_TRACE: "point", KIND_SOCKET: "point"}

@@ -27,8 +27,9 @@ from cilia.hubble.columns import (
     blobs,
     check_layout,
     sender_words,
+    service_key,
 )
-from cilia.hubble.directory import Device, Directory, Party, describe
+from cilia.hubble.directory import Device, Directory, Party, Service, describe
 from cilia.hubble.intern import Interner
 from cilia.model.address import unpack
 from cilia.model.ids import Cookie
@@ -85,6 +86,8 @@ class Rows(NamedTuple):
     """Index of the rules the egress cookie stands for."""
     ingress: Refs
     device: Refs
+    service: Refs
+    """Index of the service that the initiator asked for."""
 
     def where(self, mask: Mask) -> Rows:
         """A copy with the rows the mask selects."""
@@ -147,9 +150,11 @@ class FlowStore:
         """Called after each append."""
         self._directory = directory
         self._revision = directory.revision()
+        self._service_revision = directory.service_revision()
         self.parties: Interner[Party] = Interner(3, self._party)
         self.rules: Interner[Rules] = Interner(1, self._rules)
         self.devices: Interner[Device] = Interner(1, self._device, bits=10)
+        self.services: Interner[Service] = Interner(3, self._service)
         self._last_seen = np.zeros(0, np.int64)
         self._events = np.zeros(capacity, dtype)
         self._blobs = blobs(self._events)
@@ -196,6 +201,7 @@ class FlowStore:
             "egress": self.rules.refs([events["egress_cookie"].astype(np.uint64)]),
             "ingress": self.rules.refs([events["ingress_cookie"].astype(np.uint64)]),
             "device": self.devices.refs([events["ifindex"].astype(np.uint64)]),
+            "service": self.services.refs(service_key(events)),
         }
 
     def _note_seen(self, columns: dict[str, Refs], now: int) -> None:
@@ -230,6 +236,10 @@ class FlowStore:
             self._revision = revision
             for interner in (self.parties, self.rules, self.devices):
                 interner.forget()
+        revision = self._directory.service_revision()
+        if revision != self._service_revision:
+            self._service_revision = revision
+            self.services.forget()
 
     def _compact(self) -> None:
         """Forget meanings no row points at, before they outgrow the ring."""
@@ -237,6 +247,7 @@ class FlowStore:
             (self.parties, ("source", "destination")),
             (self.rules, ("egress", "ingress")),
             (self.devices, ("device",)),
+            (self.services, ("service",)),
         ):
             if len(interner.values) <= 2 * self.capacity + 1024:
                 continue
@@ -263,6 +274,17 @@ class FlowStore:
 
     def _device(self, words: Sequence[int]) -> Device:
         return Device(words[0], self._directory.device(words[0])) if words[0] else Device()
+
+    def _service(self, words: Sequence[int]) -> Service:
+        number, port = words[2] >> 32, words[2] >> 8 & 0xFFFF
+        if number:
+            return self._directory.service(number) or Service()
+        if not words[2]:
+            return Service()
+        address = str(unpack(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little")))
+        anywhere = bool(words[2] >> 24 & 1)
+        found = self._directory.service_at(address, port, words[2] & 0xFF, any_address=anywhere)
+        return found or Service()
 
     # -- reading ------------------------------------------------------------------------------------------
 

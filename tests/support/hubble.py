@@ -15,7 +15,7 @@ import numpy as np
 from cilia.abi import layout
 from cilia.hubble.columns import Events
 from cilia.hubble.convert import NodeFacts, file_names
-from cilia.hubble.directory import MemoryDirectory, Pod, Workload
+from cilia.hubble.directory import MemoryDirectory, Pod, Service, Workload
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore, joined
@@ -102,6 +102,8 @@ def directory() -> MemoryDirectory:
     }
     known.dns = {"192.0.2.80": ("www.example.com",)}
     known.devices = {7: "lxc1234"}
+    known.services = {9: Service("demo", "web"), 10: Service("demo", "web-admin")}
+    known.frontends = {("10.96.0.7", 80, 6): Service("demo", "web"), ("", 30080, 6): Service("demo", "web")}
     cnp = "CiliumNetworkPolicy"
     known.cookies = {
         ALLOW_WEB: CookieRow(

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cilia.hubble.directory import Pod, Workload
+from cilia.dataplane.maps.services import Services
+from cilia.hubble.directory import Pod, Service, Workload
 from cilia.model.endpoint import Endpoint
 from cilia.model.ids import Cookie, EndpointId, IdentityId
 from cilia.model.policy import CookieRow
+from cilia.model.service import Frontend, Protocol, ServiceEntry
 from cilia.schema import Desired, Inputs
+
+PROTOCOLS = frozenset(map(int, Protocol))
 
 
 class TableDirectory:
     """Who is behind an address, an identity, a cookie or an interface, at this moment."""
 
     def __init__(
-        self, inputs: Inputs, desired: Desired, *, cluster: str, device: Callable[[int], str]
+        self,
+        inputs: Inputs,
+        desired: Desired,
+        services: Services,
+        *,
+        cluster: str,
+        device: Callable[[int], str],
     ) -> None:
         self._inputs = inputs
         self._desired = desired
+        self._services = services
         self._cluster = cluster
         self._device = device
 
@@ -68,6 +79,22 @@ class TableDirectory:
     def rules(self, cookie: int) -> CookieRow | None:
         return self._desired.cookies.get(Cookie(cookie))
 
+    def service(self, number: int) -> Service | None:
+        return _service(self._services.entry(number))
+
+    def service_at(self, address: str, port: int, protocol: int, *, any_address: bool) -> Service | None:
+        if protocol not in PROTOCOLS:
+            return None
+        everywhere = ("::" if ":" in address else "0.0.0.0") if any_address else ""
+        for host in filter(None, (address, everywhere)):
+            number = self._services.id_of(Frontend(host, port, Protocol(protocol)))
+            if number:
+                return _service(self._services.entry(number))
+        return None
+
+    def service_revision(self) -> int:
+        return self._services.names
+
     def policy_revision(self) -> int:
         return self._inputs.policies.revision
 
@@ -87,3 +114,8 @@ class TableDirectory:
             labels=tuple(endpoint.labels.strings()),
             workloads=owner,
         )
+
+
+def _service(entry: ServiceEntry | None) -> Service | None:
+    """What is not a Service goes by the name of what asks for it: a pod's host port, a redirect."""
+    return Service(entry.namespace, entry.name or str(entry.frontend)) if entry is not None else None

@@ -57,6 +57,7 @@ from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.dataplane.bpf import BpfError
+from cilia.dataplane.order import KernelState
 from cilia.dataplane.verify import Verifier
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
@@ -182,7 +183,7 @@ class Runtime:
         kernel.update_settings(live.settings)
         state.local_pods.netns_cookie = PodNetworks(self.inputs).cookie
         engine = Engine(graph, state, self.clock)
-        flows = self._hubble(kernel)
+        flows = self._hubble(kernel, state)
         delays: list[PolicyDelays] = []
         metrics = AgentMetrics(
             AgentCollector(
@@ -395,9 +396,13 @@ class Runtime:
 
         return look
 
-    def _hubble(self, kernel: NodeKernel) -> FlowStore:
+    def _hubble(self, kernel: NodeKernel, state: KernelState) -> FlowStore:
         directory = TableDirectory(
-            self.inputs, self.desired, cluster=self.settings.cluster_name, device=kernel.device_name
+            self.inputs,
+            self.desired,
+            state.service_maps,
+            cluster=self.settings.cluster_name,
+            device=kernel.device_name,
         )
         return FlowStore(kernel.event_dtype, directory, capacity=self.settings.hubble_capacity)
 

@@ -91,6 +91,8 @@ class Services:
         self._skipping: set[Frontend] = set()
         """Those that leave some pods alone."""
         self._named: dict[int, ServiceEntry] = {}
+        self.names = 0
+        """Grows whenever a number or a frontend may belong to another service than before."""
         self.locate: Callable[[str], LocalPod | None] = lambda address: None
         """The pod of this node that has an address."""
         self._revision = self._adopt(maps["affinity"])
@@ -124,6 +126,7 @@ class Services:
         self._services.remove(self._keys(keys))
         for frontend in keys:
             held = self._held.pop(frontend, None)
+            self.names += 1
             self._skipping.discard(frontend)
             if held is not None:
                 self._close(held, None)
@@ -361,10 +364,16 @@ class Services:
             before = self._before(plan)
             self._held[rows[at].frontend] = plan
             (self._skipping.add if rows[at].skip else self._skipping.discard)(rows[at].frontend)
-            self._named[plan.id] = rows[at]
+            self._name_number(plan.id, rows[at])
             if before is not None:
                 self._close(before, plan)
                 self._release(before)
+
+    def _name_number(self, number: int, row: ServiceEntry) -> None:
+        former = self._named.get(number)
+        if former is None or (former.namespace, former.name) != (row.namespace, row.name):
+            self.names += 1
+        self._named[number] = row
 
     def _encode(self, plans: Sequence[Held], rows: Sequence[ServiceEntry]) -> tuple[Array, Array]:
         values = self._services.values(len(rows))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cilia.hubble import convert, encode
 from cilia.hubble.convert import Converter, NodeFacts, file_names
+from cilia.hubble.directory import Service
 from cilia.hubble.store import FlowStore, Loss
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
@@ -26,6 +27,7 @@ from tests.support.hubble import (
     SERVER,
     SERVER6,
     WALL,
+    directory,
     events,
     store,
 )
@@ -156,10 +158,75 @@ def test_an_overlay_packet_names_its_tunnel() -> None:
     assert flow.destination.pod_name == "db-0"
 
 
-def test_a_socket_event_is_a_translation() -> None:
-    flow = one(kind=4, socket_cookie=99, cgroup=77)
-    assert (flow.Type, flow.verdict) == (flow_pb2.SOCK, flow_pb2.TRANSLATED)
-    assert (flow.socket_cookie, flow.cgroup_id) == (99, 77)
+VIP = "10.96.0.7"
+SOCKET = {"kind": 4, "service": 9, "state": 0, "tcp_flags": 0, "socket_cookie": 99, "cgroup": 77}
+WEB = flow_pb2.Service(namespace="demo", name="web")
+
+
+def test_a_socket_before_and_after_it_is_translated() -> None:
+    before = one(**SOCKET, point=1, verdict=6, destination=VIP, destination_port=80)
+    assert (before.Type, before.verdict) == (flow_pb2.SOCK, flow_pb2.TRACED)
+    assert before.sock_xlate_point == flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD
+    assert (before.IP.destination, before.destination_service) == (VIP, WEB)
+    assert (before.event_type.type, before.event_type.sub_type) == (7, 1)
+    after = one(**SOCKET, point=2, verdict=7, original_destination=VIP, original_destination_port=80)
+    assert after.verdict == flow_pb2.TRANSLATED
+    assert (after.IP.destination, after.destination_service) == (SERVER, WEB)
+    assert after.Summary == "via 10.96.0.7:80"
+    assert (after.socket_cookie, after.cgroup_id) == (99, 77)
+
+
+def test_what_a_socket_gets_back_has_both_addresses() -> None:
+    flow = one(
+        **SOCKET, point=4, verdict=7, source=VIP, source_port=80, original_source=SERVER,
+        original_source_port=8080,
+    )  # fmt: skip
+    assert flow.sock_xlate_point == flow_pb2.SOCK_XLATE_POINT_POST_DIRECTION_REV
+    assert (flow.IP.source, flow.IP.source_xlated, flow.source_service) == (SERVER, VIP, WEB)
+    assert not flow.HasField("destination_service")
+
+
+def test_a_refused_socket_says_why() -> None:
+    flow = one(**SOCKET, point=1, verdict=2, reason=158, destination=VIP, destination_port=80)
+    assert (flow.verdict, flow.drop_reason_desc) == (flow_pb2.DROPPED, flow_pb2.SERVICE_BACKEND_NOT_FOUND)
+
+
+def test_flows_name_the_service_on_the_side_that_answers() -> None:
+    asked = one(service=9, original_destination=VIP, original_destination_port=80)
+    assert (asked.destination_service, asked.IP.destination) == (WEB, SERVER)
+    assert asked.Summary == "TCP Flags: SYN, via 10.96.0.7:80"
+    assert not asked.HasField("source_service")
+    answer = one(service=9, flags=1, source=SERVER, destination=CLIENT, tcp_flags=0x12)
+    assert answer.source_service == WEB and not answer.HasField("destination_service")
+    assert not one(service=77).HasField("destination_service")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"destination": VIP, "destination_port": 80, "reason": 158}, True),
+        ({"destination": VIP, "destination_port": 80, "reason": 133}, True),
+        ({"destination": VIP, "destination_port": 81, "reason": 158}, False),
+        ({"destination": VIP, "destination_port": 80, "protocol": 17, "reason": 158}, False),
+        ({"destination": "172.18.0.3", "destination_port": 30080, "reason": 158}, True),
+        ({"destination": "172.18.0.3", "destination_port": 30080, "reason": 133}, False),
+    ],
+)
+def test_packets_that_ended_before_translation_are_named_by_address(
+    fields: dict[str, Any], named: bool
+) -> None:
+    assert one(kind=1, verdict=2, **fields).HasField("destination_service") == named
+    assert not one(**fields).HasField("destination_service")
+
+
+def test_a_number_may_come_to_mean_another_service() -> None:
+    known = directory()
+    flows = store(known=known)
+    flows.append([events({"service": 9})], offset=WALL)
+    known.services[9] = Service("shop", "new")
+    known.touch()
+    flows.append([events({"service": 9})], offset=WALL)
+    assert [r.flow.destination_service.name for r in responses(flows)] == ["web", "new"]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +309,8 @@ ROW = st.fixed_dictionaries(
         "ifindex": st.sampled_from([0, 7, 8]),
         "socket_cookie": st.sampled_from([0, 2**64 - 1]),
         "vni": st.integers(0, 2**24 - 1),
+        "service": st.sampled_from([0, 9, 10, 11]),
+        "original_destination": st.sampled_from(["10.96.0.7", CLIENT6]),
         "tunnel": st.sampled_from(["192.0.2.2", "2001:db8::2"]),
     }
 )
@@ -267,7 +336,7 @@ def test_any_row_reads_back_as_itself(rows: list[dict[str, Any]]) -> None:
             )
         if row["protocol"] == 1:
             assert (flow.l4.ICMPv4.type, flow.l4.ICMPv4.code) == (row["icmp_type"], row["icmp_code"])
-        assert flow.verdict == (7 if row["kind"] == 4 else row["verdict"])
+        assert flow.verdict == row["verdict"]
         assert flow.traffic_direction == row["direction"]
         assert flow.proxy_port == row["proxy_port"]
         assert flow.source.identity in (row["source_identity"], 4321, 1234, 5000)
