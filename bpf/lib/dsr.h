@@ -175,17 +175,17 @@ static __noinline struct service *service_of_told(const struct flow *flow, const
 {
 	const struct packet *packet = &flow->packet;
 	struct service *service = lookup_service(&told->address, told->port, packet->protocol);
+	__u32 needed = SERVICE_DSR | SERVICE_OUTSIDE;
 	struct ipcache_entry *known;
 
 	if (!service && is_node_port(flow->settings, told->port)) {
 		known = lookup_ipcache(packet->family, &told->address);
 		if (known && known->flags & IPCACHE_HOST_ADDRESS)
 			service = lookup_node_port(packet->family, told->port, packet->protocol);
+		/* Clients outside ask the other node: they are none of this entry. */
+		needed = SERVICE_DSR;
 	}
-	if (!service ||
-	    (service->flags & (SERVICE_DSR | SERVICE_OUTSIDE)) != (SERVICE_DSR | SERVICE_OUTSIDE))
-		return NULL;
-	return service;
+	return service && (service->flags & needed) == needed ? service : NULL;
 }
 
 /* The key of what is known of a frontend: the client's flow as the backend gets it. */

@@ -82,12 +82,13 @@ def test_heard_through_the_tunnel(
 ) -> None:
     world, at = balancer.world, OF[family]
     vni = 9 if family == 4 else 10
+    flags: tuple[str, ...] = DIRECT
     if kind == "balancer":
         frontend, port, key = at.balancer, 80, at.balancer
     else:
         frontend = FAR_NODE4 if family == 4 else "2001:db8:f::2"
-        port, key = NODE_PORT, "0.0.0.0" if family == 4 else "::"
-    balancer.add(key, port, (at.pod, 8080), protocol=transport, flags=DIRECT)
+        port, key, flags = NODE_PORT, "0.0.0.0" if family == 4 else "::", ("DSR",)
+    balancer.add(key, port, (at.pod, 8080), protocol=transport, flags=flags)
     bare = ip(at.world, at.pod) / request(transport, 5000, 8080) / payload()
     assert from_tunnel(world, bare, vni=vni).reason == 171
     done = from_tunnel(world, telling(bare, frontend, port), vni=vni)
