@@ -197,6 +197,18 @@ class ServicesLab:
         ports = self.get("Service", name)["spec"]["ports"]
         return {port["name"]: port["nodePort"] for port in ports}
 
+    def endpoints(self, name: str) -> set[str]:
+        """Addresses of ready endpoints in a Service's slices."""
+        path = PATHS["EndpointSlice"][1].format("default")
+        return {
+            address
+            for item in self.api.get(path).json["items"]
+            if item["metadata"]["labels"].get("kubernetes.io/service-name") == name
+            for endpoint in item["endpoints"] or ()
+            if endpoint["conditions"]["ready"]
+            for address in endpoint["addresses"]
+        }
+
     def events(self, name: str) -> list[str]:
         """What was told of an object."""
         found = self.api.get("/api/v1/namespaces/default/events").json["items"]
