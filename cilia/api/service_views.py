@@ -78,7 +78,7 @@ def backend_views(entry: ServiceEntry, around: Surroundings) -> Iterable[Service
             only = "internal" if backend in inside else "external"
         yield _backend(backend, "active" if backend.weight > 0 else "maintenance", only, around)
     for backend in entry.draining:
-        yield _backend(backend, "terminating", "", around)
+        yield _backend(backend, "terminating" if backend.weight > 0 else "maintenance", "", around)
 
 
 def _backend(backend: Backend, state: str, only: str, around: Surroundings) -> ServiceBackend:
@@ -117,7 +117,7 @@ def why_none(entry: ServiceEntry, inputs: Inputs) -> str:
 
 
 def _why(entry: ServiceEntry, candidates: tuple[Backend, ...], inputs: Inputs, outside: bool = False) -> str:
-    if candidates:
+    if candidates or (entry.draining and not is_served(entry.draining)):
         return "all backends are in maintenance (weight 0)"
     if entry.draining:
         return "the last backends are terminating"

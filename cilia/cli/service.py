@@ -225,7 +225,7 @@ def fields(view: ServiceView) -> list[tuple[str, object]]:
     """The page of one frontend."""
     spec, flags, status = view.spec, view.spec.flags, view.status
     outside = spec.frontend_address.scope == "external"
-    return [
+    found = [
         ("frontend", frontend(view)),
         ("service", name(view)),
         ("type", flags.type),
@@ -240,12 +240,13 @@ def fields(view: ServiceView) -> list[tuple[str, object]]:
         ("without backends", flags.without_backends),
         ("algorithm", flags.algorithm),
         ("mode", flags.mode),
-        ("affinity", f"{flags.affinity} seconds" if flags.affinity else "none"),
+        ("affinity", f"{flags.affinity} seconds" if flags.affinity else ""),
         ("source ranges" if not flags.sources_denied else "sources kept out", flags.source_ranges),
         ("pods left alone", flags.skip),
         *_kernel_fields(view),
         ("problems", status.problems),
     ]
+    return [(title, value) for title, value in found if value or title == "backends"]
 
 
 def _kernel_fields(view: ServiceView) -> list[tuple[str, object]]:

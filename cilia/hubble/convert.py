@@ -345,13 +345,13 @@ def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
 def summary(event: np.void) -> str:
     """One line about the transport header, as older clients print it, and what the packet or the socket had
     asked for before it was translated: flow.IP has no field for that."""
+    header = header_summary(event) if int(event["kind"]) != KIND_SOCKET else ""
     asked = event["original_destination"].tobytes()
     if not any(asked):
-        return header_summary(event)
+        return header
     host, port = address(asked), int(event["original_destination_port"])
     via = f"via [{host}]:{port}" if ":" in host else f"via {host}:{port}"
-    told = header_summary(event) if int(event["kind"]) != KIND_SOCKET else ""
-    return f"{told}, {via}" if told else via
+    return f"{header}, {via}" if header else via
 
 
 def header_summary(event: np.void) -> str:

@@ -73,6 +73,10 @@ class Sources:
         """Return each kind's plural name, and why the store can't be heard of it (empty when it can)."""
         return [(reflector.resource.plural, reflector.error) for reflector in self.reflectors]
 
+    def lists(self) -> int:
+        """How often a collection was listed: it grows when a watch was lost and everything is compared."""
+        return sum(reflector.lists for reflector in self.reflectors)
+
     def errors(self) -> dict[str, str]:
         """Return, by plural name, why the store can't be heard right now."""
         return {

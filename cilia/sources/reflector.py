@@ -51,6 +51,8 @@ class Reflector(Generic[K, R]):
         """Set when the first complete list is in the table."""
         self.error = ""
         """Why the store can't be heard right now; empty when it can."""
+        self.lists = 0
+        """How many complete lists were taken up: more than one after gaps."""
         self._store = store
         self._table = table
         self._translation = translation
@@ -95,6 +97,7 @@ class Reflector(Generic[K, R]):
             if key not in fresh and row is not None and translation.owns(row):
                 self._table.delete(key)
         self._heard()
+        self.lists += 1
         self.synced.set()
         return listing.resource_version
 

@@ -138,6 +138,7 @@ class AgentBackend(TableBackend):
             clock=clock,
         )
         self._services = ServiceAnswers(graph.desired, kernel, clock, enabled=settings.kube_proxy_replacement)
+        metrics.collector.port_saturation = self._services.saturation
         self._words = MapWords(kernel, graph.desired, kernel.layout)
         self._accounts = PolicyAccounts(graph, kernel, clock)
         self._explainer = Explainer(

@@ -28,6 +28,10 @@ FLAGS = {
     "service_flows": ("service_flow_flags", "SERVICE_FLOW_"),
 }
 """By map: the enum of `flags` in its values, and what its names begin with."""
+SHOWN_OF_FLOWS = (
+    "service", "packets", "bytes", "created", "expires", "flags", "source_identity", "owner", "proxy_port",
+)  # fmt: skip
+"""Fields of conntrack's values that mean something to people; of no value where they are zero."""
 PORTLESS = ("ICMP", "ICMPv6")
 
 
@@ -41,6 +45,7 @@ class MapWords:
         self._maps: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
             "services": self._service,
             "frontends": self._frontend,
+            "backends": lambda key, value: (key, self._backend_row(value)),
             "slots": lambda key, value: (key, self._backend(value)),
             "source_ranges": self._source_range,
             "conntrack": self._flow,
@@ -114,6 +119,10 @@ class MapWords:
         named = {"service": owner_text(entry)} if entry is not None else {}
         return self._end_of(key), {**named, **rest, "internal": inside, "external": outside}
 
+    def _backend_row(self, value: Record) -> Record:
+        """A row without any flag belongs to a backend that is gone."""
+        return {"backend": self._end_of(value), "flags": value["flags"] or ["GONE"]}
+
     def _frontend(self, key: int, value: Record) -> tuple[Any, Any]:
         entry = self._kernel.service_maps.entry(key)
         return key, {
@@ -127,7 +136,25 @@ class MapWords:
         return {"service": key["service"], "prefix": f"{key['address']}/{bits}"}, value
 
     def _flow(self, key: Record, value: Record) -> tuple[Any, Any]:
-        return self._tuple(key, turned="INITIATOR_HIGH" in value["flags"]), value
+        turned = "INITIATOR_HIGH" in value["flags"]
+        sides = {
+            way: self._side(side)
+            for way, side in zip(("egress", "ingress"), value["side"], strict=True)
+            if side["judged"]
+        }
+        plain = {name: value[name] for name in SHOWN_OF_FLOWS if value.get(name)}
+        return self._tuple(key, turned=turned), {**sides, **plain}
+
+    def _side(self, side: Record) -> Record:
+        """Bit 63: denied; bits 62..32: policy revision; bits 31..0: the peer's identity."""
+        judged = side["judged"]
+        return {
+            "verdict": "denied" if judged >> 63 else "allowed",
+            "peer": judged & 0xFFFFFFFF,
+            "revision": judged >> 32 & 0x7FFFFFFF,
+            "endpoint": self._endpoint(side["endpoint"]),
+            "cookie": side["cookie"],
+        }
 
     def _service_flow(self, key: Record, value: Record) -> tuple[Any, Any]:
         """The client's end is the one that is not the frontend's."""

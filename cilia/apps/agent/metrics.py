@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from cilia import __version__
+from cilia.api.service_views import is_served
 from cilia.api.views import enforcement
 from cilia.apps.agent.verifying import Verifying
 from cilia.schema import Desired, Inputs
@@ -74,10 +75,13 @@ class AgentCollector(Collector):
         self._policy = policy
         self.verifying: Verifying | None = None
         """Set by the runtime when the tables are complete."""
+        self.port_saturation: Callable[[], Mapping[str, float]] = dict
+        """By family: the largest share, 0..1, of ports that translations took towards one peer."""
 
     def collect(self) -> Iterator[Metric]:
         yield from self._tables()
         yield from self._policies()
+        yield from self._services()
         yield from self._datapath()
         yield from self._verification()
         yield from self._flows()
@@ -146,6 +150,22 @@ class AgentCollector(Collector):
             found[enforcement(self._desired.subjects.get(entry.subject), audit=audit)] += 1
         return found
 
+    def _services(self) -> Iterator[Metric]:
+        entries, states = self._desired.service_entries, self._desired.service_states
+        idle = sum(not is_served(entry.internal) for entry in entries)
+        wrong = sum(bool(row.problems) for row in states)
+        yield _gauge("cilium_service_frontends", "Addresses and ports that stand for others", len(entries))
+        yield _gauge("cilium_service_frontends_without_backends", "Of these, those nobody serves", idle)
+        yield _gauge("cilium_service_problems", "Services and the like with parts that have no effect", wrong)
+        ports = GaugeMetricFamily(
+            "cilium_nat_endpoint_max_connection",
+            "Percent of the ports for translated sources in use towards the most used peer",
+            labels=["family"],
+        )
+        for family, share in self.port_saturation().items():
+            ports.add_metric([family], 100 * share)
+        yield ports
+
     def _datapath(self) -> Iterator[Metric]:
         numbers = self._kernel()
         labels = ["reason", "direction"]
@@ -175,6 +195,10 @@ class AgentCollector(Collector):
             return
         since, checked = self.verifying.since_difference(), self.verifying.since_check()
         yield _gauge("cilium_verify_differences", "Of the last round", self.verifying.differences)
+        maps = GaugeMetricFamily("cilium_verify_map_differences", "Of the last round", labels=["map_name"])
+        for name, number in self.verifying.by_map.items():
+            maps.add_metric([name], number)
+        yield maps
         yield _gauge("cilium_verify_seconds_since_difference", "Since the kernel was found wrong", since)
         yield _gauge("cilium_verify_seconds_since_check", "Since the kernel was compared", checked)
 

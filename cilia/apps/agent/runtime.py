@@ -275,7 +275,9 @@ class Runtime:
         tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
         tasks.spawn("review policies", self._review(engine, graph))
         self._end_sockets(tasks, engine, kernel)
-        verifying = Verifying(Verifier(state), engine.kick, self.clock, settings.verify_interval)
+        verifying = Verifying(
+            Verifier(state), engine.kick, self.clock, settings.verify_interval, sources.lists
+        )
         backend.verifying = metrics.collector.verifying = verifying
         tasks.spawn("verify the kernel", verifying.run())
         events = ServiceEvents(store, self.desired, self.clock, node=settings.node_name)

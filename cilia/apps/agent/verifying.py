@@ -1,14 +1,15 @@
 """Looks now and then whether the kernel has what it should: what was found is told, counted, and put right
 when somebody asks for it.
 
-A round goes beside all other work, a step at a time. One that is asked for does not wait for the next.
+A round goes beside all other work, a step at a time. One that is asked for does not wait for the next, and
+one follows soon when a source was listed anew: what a gap hid may have got lost further down, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 0.005
 """Between two steps of a round that nobody waits for."""
+GLANCE_SECONDS = 1.0
+"""Between two looks for sources that were listed anew; what these say is in the kernel by then."""
 SHOWN = 1000
 """Differences that are told; the rest is counted."""
 
@@ -27,12 +30,21 @@ SHOWN = 1000
 class Verifying:
     """Rounds of the verifier, one at a time."""
 
-    def __init__(self, verifier: Verifier, kick: Callable[[], None], clock: Clock, interval: float) -> None:
-        """`kick`: has the tables applied, after a repair. `interval`: seconds between two rounds."""
+    def __init__(
+        self,
+        verifier: Verifier,
+        kick: Callable[[], None],
+        clock: Clock,
+        interval: float,
+        lists: Callable[[], int] = int,
+    ) -> None:
+        """`kick`: has the tables applied, after a repair. `interval`: seconds between two rounds. `lists`:
+        how often a source was listed."""
         self._verifier = verifier
         self._kick = kick
         self._clock = clock
         self._interval = interval
+        self._lists = lists
         self._turn = asyncio.Lock()
         self._started = clock.monotonic()
         self._said: tuple[str, ...] = ()
@@ -40,7 +52,7 @@ class Verifying:
     async def run(self) -> None:
         """For ever."""
         while True:
-            await asyncio.sleep(self._interval)
+            await self._rest()
             async with self._turn:
                 await self._round(PAUSE_SECONDS)
 
@@ -63,6 +75,19 @@ class Verifying:
             by_map=dict(Counter(one.map for one in found)),
             repaired=repaired,
         )
+
+    async def _rest(self) -> None:
+        """Until the next round."""
+        before, left = self._lists(), self._interval
+        while left > 0 and self._lists() == before:
+            step = min(GLANCE_SECONDS, left)
+            await asyncio.sleep(step)
+            left -= step
+
+    @property
+    def by_map(self) -> Mapping[str, int]:
+        """How many the last round found, by map."""
+        return Counter(one.map for one in self._verifier.differences)
 
     @property
     def differences(self) -> int:

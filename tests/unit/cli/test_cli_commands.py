@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
+import yaml
 
 from cilia.api.client import AgentError
 from cilia.api.types import (
@@ -29,19 +30,35 @@ from cilia.api.types import (
     IpamStatus,
     IpEntry,
     IpMetadata,
+    KernelService,
+    LocalBackend,
+    LocalService,
+    MapDifference,
     MapDump,
     MapEntry,
     MapPressure,
     MapView,
+    NatUse,
     NodeView,
+    OwnerUseView,
     PolicyList,
     PolicyRevision,
     PolicyView,
+    PortUseView,
     ProblemView,
     RealizedPolicy,
     RuleView,
+    ServiceAddress,
+    ServiceBackend,
+    ServiceFlags,
+    ServiceList,
+    ServiceProblem,
+    ServiceRealization,
+    ServiceSpec,
+    ServiceView,
     Setting,
     StatusResponse,
+    VerifyReport,
 )
 from cilia.cli import main, status
 from cilia.cli.node import parse_metrics
@@ -61,6 +78,47 @@ ENDPOINT = EndpointView(
         external_identifiers=EndpointIdentifiers(pod_name="demo/web-0"),
         networking=EndpointNetworking(addressing=(AddressPair(ipv4="10.0.0.7", ipv6="fd00::7"),)),
         policy=EndpointPolicyStatus(realized=RealizedPolicy(policy_enabled="both", policy_revision=4)),
+    ),
+)
+SERVICES = ServiceList(
+    services=(
+        ServiceView(
+            spec=ServiceSpec(
+                id=4,
+                frontend_address=ServiceAddress(ip="10.96.0.7", port=80, protocol="TCP", scope="external"),
+                backend_addresses=(
+                    ServiceBackend(
+                        ip="10.0.0.7", port=8080, protocol="TCP", state="active", pod="demo/web-0"
+                    ),
+                    ServiceBackend(
+                        ip="10.0.1.3",
+                        port=8080,
+                        protocol="TCP",
+                        state="terminating",
+                        only="internal",
+                        weight=2,
+                    ),
+                ),
+                flags=ServiceFlags(type="ClusterIP", namespace="demo", name="web", affinity=60),
+            ),
+            status=ServiceRealization(
+                state="realized",
+                kernel=KernelService(
+                    internal=("10.0.0.7:8080/TCP",),
+                    differences=(MapDifference(map="services", key="10.96.0.7:80/TCP", intended="all"),),
+                ),
+            ),
+        ),
+        ServiceView(
+            spec=ServiceSpec(
+                frontend_address=ServiceAddress(ip="fd00::99", port=53, protocol="UDP", scope="internal"),
+                flags=ServiceFlags(type="NodePort", namespace="kube-system", name="dns"),
+            ),
+            status=ServiceRealization(state="pending", why_none="none of its 2 endpoints is ready"),
+        ),
+    ),
+    problems=(
+        ServiceProblem(kind="Service", namespace="demo", name="odd", problems=("spec.externalIPs[0]: No.",)),
     ),
 )
 STATUS = StatusResponse(
@@ -150,6 +208,30 @@ ANSWERS: dict[str, Any] = {
         entries=(MapEntry(key={"prefix": "10.0.1.3/32", "at": {"family": 4}}, value=[1, 2]),),
         truncated=True,
     ),
+    "services": SERVICES,
+    "service": SERVICES,
+    "local_services": [LocalService(frontend="192.0.2.10:80/TCP", backends=("10.0.0.5:8080",), affinity=60)],
+    "nat": NatUse(
+        limit=16384,
+        total=3,
+        entries=6,
+        size=100,
+        age=4.0,
+        peers=(
+            PortUseView(
+                protocol="TCP",
+                peer="192.0.2.9",
+                port=443,
+                address="172.18.0.2",
+                used=900,
+                share=0.9,
+                seconds=61,
+            ),
+            PortUseView(protocol="ICMP", peer="2001:db8::9", address="fd00::2", used=1, share=0.001),
+        ),
+        owners=(OwnerUseView(endpoint=7, pod="demo/web-0", used=2), OwnerUseView(used=1)),
+    ),
+    "verify": VerifyReport(),
     "nodes": [NodeView(name="n1", local=True, addresses=("172.18.0.2",), pod_cidrs=("10.0.0.0/24",))],
     "settings": [Setting(name="tunnel", value="vxlan", source="flag")],
     "metrics": '# HELP a b\na_total{x="1 2"} 3\nb 4.5 1700000000\nrubbish\n',
@@ -196,6 +278,32 @@ def cilia(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         ("policy get", ["Revision 5", "demo/odd", "invalid", "spec.egress[0]: Not yet.", "valid, audit"]),
         ("policy wait", ["Revision 5 is enforced."]),
         ("policy rule 5", ["allow-web", "resourceVersion 17"]),
+        (
+            "service list",
+            [
+                "10.96.0.7:80/TCP",
+                "demo/web",
+                "10.0.0.7:8080 (active),10.0.1.3:8080 (terminating, internal clients only, weight 2)",
+                "[fd00::99]:53/UDP",
+                "none of its 2 endpoints is ready",
+                "Service demo/odd",
+                "spec.externalIPs[0]: No.",
+            ],
+        ),
+        (
+            "service get demo/web",
+            [
+                "10.0.0.7:8080 (active) demo/web-0",
+                "60 seconds",
+                "missing in place of all",
+                "does not have it",
+            ],
+        ),
+        (
+            "nat top",
+            ["192.0.2.9:443", "90.0%", "1m1s at this pace", "2001:db8::9", "not growing", "demo/web"],
+        ),
+        ("verify", ["The kernel is as intended."]),
         ("map list", ["ipcache", "lpm_trie"]),
         ("map get ipcache", ["prefix=10.0.1.3/32 at=(family=4)", "1,2"]),
         ("node list", ["n1 (this node)", "172.18.0.2"]),
@@ -224,6 +332,10 @@ def test_tables_show_what_the_agent_says(cilia: Cilia, line: str, words: list[st
         "ip get 10.0.1.3",
         "policy get",
         "policy rule 5",
+        "service list",
+        "service get demo/web",
+        "nat top",
+        "verify",
         "map list",
         "map get ipcache",
         "node list",
@@ -232,10 +344,114 @@ def test_tables_show_what_the_agent_says(cilia: Cilia, line: str, words: list[st
         "version",
     ],
 )
-def test_json_is_json(cilia: Cilia, line: str) -> None:
+def test_json_and_yaml_say_the_same(cilia: Cilia, line: str) -> None:
     code, out, _ = cilia(line + " -o json")
     assert code == 0
-    json.loads(out)
+    assert yaml.safe_load(cilia(line + " -o yaml")[1]) == json.loads(out)
+
+
+def test_services_are_chosen(cilia: Cilia) -> None:
+    for flags, found in (
+        ("-n demo", ["web"]),
+        ("--type nodeport", ["dns"]),
+        ("--without-backends", ["dns"]),
+        ("-n nobody", []),
+    ):
+        told = json.loads(cilia(f"service list {flags} -o json")[1])["services"]
+        assert [view["spec"]["flags"]["name"] for view in told] == found
+    assert cilia("service list -n nobody")[1] == "There are no services here.\n"
+
+
+def written(agent: type[FakeClient]) -> LocalService:
+    (name, service) = agent.asked[-1]
+    assert name == "put_local_service"
+    return cast(LocalService, service)
+
+
+def test_a_service_by_hand_is_written_whole(cilia: Cilia, agent: type[FakeClient]) -> None:
+    agent.answers["put_local_service"] = LocalService(frontend="192.0.2.11:53/UDP", backends=("a", "b"))
+    code, out, _ = cilia(
+        "service update --frontend 192.0.2.11:53/UDP --backends 10.0.0.5:53,10.0.0.6:53 "
+        "--backend-weights 3,0 --name dns --algorithm maglev --mode dsr "
+        "--affinity 2m --source-range 10.0.0.0/8 --local-only"
+    )
+    assert (code, out) == (0, "192.0.2.11:53/UDP is written, with 2 backends.\n")
+    assert written(agent) == LocalService(
+        frontend="192.0.2.11:53/UDP",
+        backends=(
+            LocalBackend(address="10.0.0.5:53", weight=3),
+            LocalBackend(address="10.0.0.6:53", weight=0),
+        ),
+        name="dns",
+        algorithm="maglev",
+        mode="dsr",
+        affinity=120,
+        source_ranges=("10.0.0.0/8",),
+        local_only=True,
+    )
+
+
+def test_what_is_not_told_of_a_service_stays(cilia: Cilia, agent: type[FakeClient]) -> None:
+    agent.answers["put_local_service"] = LocalService(frontend="x")
+    assert cilia("service update --frontend 192.0.2.10:80/tcp --algorithm maglev")[0] == 0
+    assert written(agent) == LocalService(
+        frontend="192.0.2.10:80/TCP", backends=("10.0.0.5:8080",), algorithm="maglev", affinity=60
+    )
+    cilia("service update --frontend 192.0.2.10:80 --backend-weights 0 --affinity 0")
+    assert written(agent).backends == (LocalBackend(address="10.0.0.5:8080", weight=0),)
+    assert written(agent).affinity == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ("--frontend 192.0.2.99:80", "--backend"),
+        ("--frontend 192.0.2.10:80 --affinity soon", "60s"),
+        ("--frontend 192.0.2.10:80 --backend-weights 1,2", "1 numbers"),
+    ],
+)
+def test_a_service_that_makes_no_sense_is_refused(cilia: Cilia, flags: str, word: str) -> None:
+    code, _, err = cilia(f"service update {flags}")
+    assert code == 1
+    assert word in err
+
+
+def test_a_service_by_hand_is_removed_by_any_spelling(cilia: Cilia, agent: type[FakeClient]) -> None:
+    agent.answers["delete_local_service"] = []
+    code, out, _ = cilia("service delete 192.0.2.10:80")
+    assert (code, out) == (0, "192.0.2.10:80/TCP is removed.\n")
+    assert agent.asked[-1] == ("delete_local_service", "192.0.2.10:80/TCP")
+
+
+def test_differences_are_an_exit_code_until_they_are_put_right(cilia: Cilia, agent: type[FakeClient]) -> None:
+    one = MapDifference(map="backends", key="17", intended="10.0.0.7:8080/TCP", actual="")
+    agent.answers["verify"] = VerifyReport(differences=(one,), count=1, by_map={"backends": 1})
+    code, out, _ = cilia("verify")
+    assert code == 1
+    assert "10.0.0.7:8080/TCP" in out and "1 differences (1 in backends). cilia verify --repair" in out
+    assert cilia("verify -o json")[0] == 1
+    agent.answers["verify"] = VerifyReport(differences=(one,), count=1, by_map={"backends": 1}, repaired=1)
+    code, out, _ = cilia("verify --repair")
+    assert (code, "1 put right." in out) == (0, True)
+
+
+def test_nothing_counted_yet(cilia: Cilia, agent: type[FakeClient]) -> None:
+    agent.answers["nat"] = NatUse()
+    assert cilia("nat top")[1].startswith("Ports are not counted yet")
+
+
+def test_status_tells_of_ports_and_differences_when_something_is_wrong(
+    cilia: Cilia, agent: type[FakeClient]
+) -> None:
+    assert "NAT" not in cilia("status")[1]
+    agent.answers["status"] = StatusResponse(
+        agent=Component(state=Health.OK),
+        services=Component(state=Health.WARNING, msg="1 are not in the kernel"),
+        nat=Component(state=Health.WARNING, msg="ports run out"),
+        service_count=2,
+    )
+    out = cilia("status")[1]
+    assert "ports run out" in out and "2 frontends, 1 are not in the kernel" in out
 
 
 def test_status_shows_the_page_and_what_is_wrong(cilia: Cilia) -> None:

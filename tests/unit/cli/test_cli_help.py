@@ -18,7 +18,9 @@ def commands(name: str) -> list[tuple[str, click.Command]]:
     return [(f"{name} {part}", each) for part, each in inner.items()] if inner else [(name, found)]
 
 
-POLICY_COMMANDS = [pair for name in ("policy", "endpoint", "config") for pair in commands(name)]
+POLICY_COMMANDS = [
+    pair for name in ("policy", "endpoint", "config", "service", "nat", "verify") for pair in commands(name)
+]
 
 
 def help_of(command: click.Command) -> str:

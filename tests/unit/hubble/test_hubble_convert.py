@@ -168,7 +168,7 @@ def test_a_socket_before_and_after_it_is_translated() -> None:
     assert (before.Type, before.verdict) == (flow_pb2.SOCK, flow_pb2.TRACED)
     assert before.sock_xlate_point == flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD
     assert (before.IP.destination, before.destination_service) == (VIP, WEB)
-    assert (before.event_type.type, before.event_type.sub_type) == (7, 1)
+    assert (before.event_type.type, before.event_type.sub_type, before.Summary) == (7, 1, "")
     after = one(**SOCKET, point=2, verdict=7, original_destination=VIP, original_destination_port=80)
     assert after.verdict == flow_pb2.TRANSLATED
     assert (after.IP.destination, after.destination_service) == (SERVER, WEB)
