@@ -3,16 +3,16 @@
 /* Lifetimes of tracked flows, in seconds since the last packet. */
 #include <linux/types.h>
 
-/* TCP, until both sides have been heard. */
+/* TCP, until its handshake is over. */
 const volatile __u32 ct_lifetime_syn = 60;
 
-/* TCP, once both sides have been heard. */
+/* TCP, once it is over. */
 const volatile __u32 ct_lifetime_tcp = 8000;
 
 /* TCP, after a reset or the second FIN; not renewed by stragglers. */
 const volatile __u32 ct_lifetime_closing = 10;
 
-/* SCTP, once both sides have been heard: heartbeats come at most 120 s apart (RFC 9260, 8.3). */
+/* SCTP, once its handshake is over: heartbeats come at most 120 s apart (RFC 9260, 8.3). */
 const volatile __u32 ct_lifetime_sctp = 300;
 
 /* UDP, and every protocol without ports. */

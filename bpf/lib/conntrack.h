@@ -178,17 +178,21 @@ static __always_inline int judge_sides(struct flow *flow, struct ct_entry *entry
 	return dropped;
 }
 
+/* Until more is heard than SYN or INIT and what answers it, the opener may be anybody: a flood of
+ * forged ones, each of which is answered, must not be remembered for hours. */
 static __always_inline __u32 lifetime_of(const struct packet *packet, __u32 flags)
 {
+	bool answered = flags & CT_SEEN_REPLY && !(packet->tcp_flags & TCP_SYN);
+
 	if (packet->protocol == IPPROTO_TCP) {
 		if (flags & CT_CLOSED)
 			return ct_lifetime_closing;
-		return flags & CT_SEEN_REPLY ? ct_lifetime_tcp : ct_lifetime_syn;
+		return answered ? ct_lifetime_tcp : ct_lifetime_syn;
 	}
 	if (packet->protocol == IPPROTO_SCTP) {
 		if (flags & CT_CLOSED)
 			return ct_lifetime_closing;
-		return flags & CT_SEEN_REPLY ? ct_lifetime_sctp : ct_lifetime_syn;
+		return answered ? ct_lifetime_sctp : ct_lifetime_syn;
 	}
 	return packet->kind == PACKET_PLAIN ? ct_lifetime_any : ct_lifetime_icmp;
 }
@@ -487,7 +491,8 @@ static __always_inline void touch(struct flow *flow, struct ct_entry *entry, boo
 	}
 	if (!(flags & CT_CLOSED)) {
 		expires = flow->now + lifetime_of(packet, flags | added);
-		if (entry->expires != expires)
+		/* A forged SYN does not cut it short. */
+		if (entry->expires < expires || added & CT_CLOSED)
 			entry->expires = expires;
 	}
 	note_lifetime(flow, entry->expires);

@@ -108,7 +108,7 @@ static __noinline bool recall_flow(struct flow *flow, const struct service *serv
 	if (heard_of(packet, known->flags) != known->flags)
 		known->flags = heard_of(packet, known->flags);
 	expires = flow->now + service_lifetime(packet, known->flags);
-	if (known->expires != expires)
+	if (known->expires < expires || known->flags & SERVICE_FLOW_CLOSED)
 		known->expires = expires;
 	work->flow = *known;
 	return true;

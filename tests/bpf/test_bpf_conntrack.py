@@ -92,6 +92,8 @@ def test_lifetimes(world: World) -> None:
     world.from_pod(world.pod_a, ahead("S"))
     assert 57 <= life_left(world) <= 60
     world.from_pod(world.pod_b, back("SA"))
+    assert 57 <= life_left(world) <= 60
+    world.from_pod(world.pod_a, ahead("A"))
     assert 7997 <= life_left(world) <= 8000
     world.from_pod(world.pod_a, ahead("FA"))
     assert life_left(world) > 7000
@@ -100,6 +102,21 @@ def test_lifetimes(world: World) -> None:
     change_flow(world, expires=int(time.clock_gettime(time.CLOCK_MONOTONIC)) + 4)
     world.from_pod(world.pod_a, ahead("A"))
     assert life_left(world) <= 4
+
+
+def test_half_open_flows_are_soon_forgotten(world: World) -> None:
+    """Whoever forges SYNs never says more, though each of them is answered, again and again."""
+    world.from_pod(world.pod_a, ahead("S"))
+    for _ in range(3):
+        world.from_pod(world.pod_b, back("SA"))
+        assert life_left(world) <= 60
+
+
+def test_a_forged_syn_does_not_cut_a_connection_short(world: World) -> None:
+    shake_hands(world)
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_b, back("SA"))
+    assert life_left(world) > 7000
 
 
 def test_reset_closes(world: World) -> None:

@@ -109,6 +109,8 @@ def test_sctp_lifetimes(world: World) -> None:
     world.from_pod(world.pod_a, ahead(SCTPChunkInit()))
     assert 57 <= life_left(world) <= 60
     world.from_pod(world.pod_b, back(SCTPChunkInitAck()))
+    assert 57 <= life_left(world) <= 60
+    world.from_pod(world.pod_a, ahead(SCTPChunkCookieEcho()))
     assert 297 <= life_left(world) <= 300
     world.from_pod(world.pod_a, ahead(SCTPChunkShutdown()))
     assert life_left(world) > 290
