@@ -20,7 +20,9 @@ from bench import (
     policy_load,
     rings,
     services_engine,
+    services_nodeport,
     services_sockets,
+    services_xdp,
     sweeps,
 )
 
@@ -39,6 +41,8 @@ GROUPS = {
     "sweeps": sweeps.stalls,
     "services-engine": services_engine.engine,
     "services-sockets": services_sockets.sockets,
+    "services-nodeport": services_nodeport.node_ports,
+    "services-xdp": services_xdp.packets,
     "services-kube-proxy": services_sockets.against_kube_proxy,
 }
 

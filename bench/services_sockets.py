@@ -1,6 +1,6 @@
 """Pods that ask for a service, against pods that ask each other; and the same with kube-proxy's rules.
 
-All of one node. The asked service has one backend, the other pod; those beside it have more, whom nobody asks.
+All of one node. The asked service has one backend, the other pod; nobody asks those beside it.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ from cilia.schema import Desired
 
 PREFIX = "cilia-bench"
 TCP = 6
+WORLD = 9
+"""Identity of who is outside, over IPv4."""
 
 
 def ip(*words: str, namespace: str = "") -> None:
@@ -183,6 +185,7 @@ class CiliaNode:
             events=events,
             aggregation=aggregation,
             cgroup_root=cgroup,
+            bpf_lb_sock=cgroup is not None,
             **changes,
         )
         with in_namespace(namespace):
@@ -301,13 +304,13 @@ class CiliaNode:
 
 
 def policy_of(subject: SubjectId, identity: IdentityId, entries: int = 1000) -> SubjectPolicy:
-    """A policy of `entries` entries that isolates both ways and allows the benchmark's peers."""
+    """A policy of `entries` entries that isolates both ways and allows the benchmark's peers and world."""
     held: dict[EntryKey, Entry] = {}
     deny = Entry(0, False, Cookie(1), MatchKind.NONE, EntryFlags.DEFAULT)
     allow = Entry(1 << 31 | 8, True, Cookie(2), MatchKind.L3_L4)
     for direction in (Direction.INGRESS, Direction.EGRESS):
         held[EntryKey(direction, 0)] = deny
-        for peer in (501, 502):
+        for peer in (WORLD, 501, 502):
             held[EntryKey(direction, peer, TCP, 0, 8)] = allow
             held[EntryKey(direction, peer, 17, 0, 8)] = allow
     number = 0
