@@ -74,7 +74,7 @@ class Sweeps:
             yield
         for _ in self.service_flows.sweep(now, self._see_service_flows):
             yield
-        for _ in self.translations.sweep(now, self._alive, self._see_translations):
+        for _ in self.translations.sweep(int(begun), now, self._alive, self._see_translations):
             yield
         self._services.forget(self._used, begun)
         yield

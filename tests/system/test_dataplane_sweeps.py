@@ -152,11 +152,34 @@ def test_a_translation_lives_as_long_as_its_flow(flows: Flows) -> None:
 def test_what_was_just_used_stays_without_a_flow(flows: Flows) -> None:
     flows.translation(POD, 1, PEER, 53, 50_000, UDP, idle=59)
     flows.translation(POD, 2, PEER, 53, 50_001, UDP, idle=61)
-    flows.translation(POD, 3, PEER, 443, 50_002, TCP, idle=299)
-    flows.translation(POD, 4, PEER, 443, 50_003, TCP, idle=301)
+    flows.translation(POD, 3, PEER, 443, 50_002, TCP, idle=2)
+    flows.translation(POD, 4, PEER, 443, 50_003, TCP, idle=3)
     flows.collect()
     left = packing.records(flows.maps["snat"].dump()[0])
     assert {key["source_port"] for key in left if key["way"] == flows.forward} == {1, 3} and len(left) == 4
+
+
+def test_what_came_while_a_round_goes_on_stays(flows: Flows) -> None:
+    """Its flow was not there yet when flows were looked at, or was passed by."""
+    clock = iter(NOW + step for step in range(1000))
+    round_of_sweeps = flows.sweeps.collect(lambda: next(clock))
+    next(round_of_sweeps)
+    flows.translation(POD, 3, PEER, 443, 50_002, TCP, idle=0)
+    flows.translation(POD, 4, PEER, 443, 50_003, TCP, idle=30)
+    for _ in round_of_sweeps:
+        pass
+    assert flows.count("snat") == 2
+
+
+def test_what_the_node_was_told_as_a_backend_stays_longer(flows: Flows) -> None:
+    keys, values = flows.maps["snat"].keys(2), flows.maps["snat"].values(2)
+    keys["source"], keys["destination"] = flows.address(PEER), flows.address(NODE)
+    keys["source_port"], keys["protocol"] = [1, 2], TCP
+    keys["way"] = abi.layout().value("NAT_DSR")
+    values["seen"] = [NOW - 299, NOW - 301]
+    assert flows.maps["snat"].put(keys, values) == {}
+    flows.collect()
+    assert flows.maps["snat"].dump()[0]["source_port"].tolist() == [1]
 
 
 def test_a_client_of_a_remote_backend_keeps_its_port_while_its_flow_lives(flows: Flows) -> None:
@@ -175,7 +198,7 @@ def test_numbers_of_frontends_wait_for_every_map(flows: Flows) -> None:
     ids = {number: flows.services.id_of(frontend(number)) for number in range(1, 5)}
     flows.flow(POD, 1000, PEER, 443, service=ids[1])
     flows.service_flow(POD, 1000, BACKEND, service=ids[2])
-    flows.translation(PEER, 4000, VIP, 80, 50_000, service=ids[3], idle=5)
+    flows.translation(PEER, 4000, VIP, 80, 50_000, service=ids[3], idle=1)
     flows.services.delete([frontend(number) for number in range(1, 5)])
     flows.collect()
     assert [flows.services.entry(ids[number]) is not None for number in range(1, 5)] == [

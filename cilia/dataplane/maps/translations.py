@@ -1,8 +1,8 @@
 """Maps `service_flows` and `snat`: flows that are translated on their way, swept and counted.
 
 A translation lives as long as what it serves. A sweep of `conntrack` and of `service_flows` notes the flows
-that are left (`FlowSet`); one of `snat` then keeps the entries of these flows, and those used a moment ago,
-whose flow may have come since. Generators all, one bounded run of entries per step.
+that are left (`FlowSet`); one of `snat` then keeps the entries of these flows, and those used since the round
+began, whose flow may have come since. Generators all, one bounded run of entries per step.
 
 Ports of the node are used up towards one peer at a time, since a translation's way back is known by the
 peer's address and port, too: `PortUsage` finds the peers that use most.
@@ -24,9 +24,11 @@ from cilia.dataplane.maps import packing
 from cilia.dataplane.maps.conntrack import CHUNK, GRACE, Look, ignore
 
 FRESH = 60
-"""Seconds a translation stays after its last use, whether its flow was seen or not."""
-FRESH_STREAM = 300
-"""The same for TCP and SCTP."""
+"""Seconds a translation stays after its last use, whether its flow was seen or not: it may serve answers that
+go on without a word of the client. Not of TCP and SCTP, whose clients always say something: with a minute
+more for each connection, no more than a thousand could be opened in a second."""
+FRESH_TOLD = 300
+"""The same for TCP and SCTP, of what a backend was told: the node itself, as a backend, has no other flow."""
 STREAMS = (socket.IPPROTO_TCP, socket.IPPROTO_SCTP)
 PINGS = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 TABLE_SHARE = 16
@@ -106,17 +108,22 @@ class Translations:
 
     def __init__(self, snat: Map, layout: abi.Layout) -> None:
         self._map = snat
-        self._forward, self._reverse = layout.value("NAT_FORWARD"), layout.value("NAT_REVERSE")
+        self._reverse, self._told = layout.value("NAT_REVERSE"), layout.value("NAT_DSR")
         self.entries: int | None = None
         """Left by the last whole sweep."""
 
-    def sweep(self, now: Callable[[], int], alive: FlowSet, look: Look = ignore) -> Iterator[int | None]:
+    def sweep(
+        self, begun: int, now: Callable[[], int], alive: FlowSet, look: Look = ignore
+    ) -> Iterator[int | None]:
         """Remove translations whose flow is not alive and that were not used for a while; yields None per
-        step, the count at the end. `now`: coarse seconds; `look` is shown the translations that are left."""
+        step, the count at the end. `begun`: when flows were looked at first, and `now`, both in coarse
+        seconds; `look` is shown the translations that are left."""
         removed = left = 0
         for keys, values in self._map.batches(CHUNK):
-            fresh = np.where(np.isin(keys["protocol"], STREAMS), FRESH_STREAM, FRESH)
-            old = values["seen"].astype(np.int64) + fresh < now()
+            stream = np.isin(keys["protocol"], STREAMS)
+            fresh = np.where(stream, np.where(keys["way"] == self._told, FRESH_TOLD, 0), FRESH)
+            used = values["seen"].astype(np.int64)
+            old = (used + fresh < now()) & (used + GRACE < begun)
             if old.any():
                 old[old] = ~self._serves(keys[old], values[old], alive)
                 removed += self._map.remove(keys[old])
