@@ -6,10 +6,11 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
     main.py      the root command; loads the module of a command only when it is called
     lazy.py      how it does that
     options.py   flags all commands share, and the way to the agent
-    output.py    tables and JSON
+    output.py    tables, JSON and YAML
     completing.py  names a shell offers after Tab
     explain.py   explanations and check reports as trees, for policy.py
-    status.py endpoint.py identity.py addresses.py policy.py maps.py node.py observe.py
+    status.py endpoint.py identity.py addresses.py policy.py service.py nat.py maps.py bpf.py verify.py
+    node.py observe.py
 
 Errors are one sentence on standard error and exit code 1; exit code 2 is a wrong command line,
 and for `policy check` whatever keeps it from checking.

@@ -114,7 +114,15 @@ def named(enum: Any, what: str) -> Callable[[str], int]:
 VERDICT = named(flow_pb2.Verdict, "verdict")
 DROP_REASON = named(flow_pb2.DropReason, "drop reason")
 DIRECTION = named(flow_pb2.TrafficDirection, "traffic direction")
+SOCKET_POINTS = {"pre-xlate-fwd": 1, "post-xlate-fwd": 2, "pre-xlate-rev": 3, "post-xlate-rev": 4}
 POINT = named(flow_pb2.TraceObservationPoint, "observation point")
+
+
+def socket_point(text: str) -> int:
+    """`pre-xlate-fwd`, `post-xlate-rev`, ... as flows are printed."""
+    if text not in SOCKET_POINTS:
+        raise FlagError(f"unknown translation point {text!r}: use one of {', '.join(SOCKET_POINTS)}")
+    return SOCKET_POINTS[text]
 
 
 def identity(text: str) -> int:
@@ -141,7 +149,7 @@ def event_type(text: str) -> flow_pb2.EventTypeFilter:
     number = EVENT_TYPES[kind] if kind in EVENT_TYPES else int(kind)
     if not separator:
         return flow_pb2.EventTypeFilter(type=number)
-    readers = {1: DROP_REASON, 4: POINT}
+    readers = {1: DROP_REASON, 4: POINT, 7: socket_point}
     if number not in readers and not sub_type.isdigit():
         raise FlagError(f"the type {kind!r} has no sub-type {sub_type!r}: use a number or leave it out")
     found = int(sub_type) if sub_type.isdigit() else readers[number](sub_type)

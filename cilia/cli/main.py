@@ -24,6 +24,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "service": LazyCommand("cilia.cli.service", "app", "Show services, and write some by hand."),
     "nat": LazyCommand("cilia.cli.nat", "app", "Show who uses the ports of translated sources."),
     "map": LazyCommand("cilia.cli.maps", "app", "Show the kernel's maps."),
+    "bpf": LazyCommand("cilia.cli.bpf", "app", "Show maps under the names cilium-dbg has for them."),
     "verify": LazyCommand(
         "cilia.cli.verify", "verify", "Compare the kernel with what is intended, and repair it."
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.dataplane.ringbuf import Batch
 from cilia.hubble.store import FlowStore, Loss
 
@@ -23,8 +24,10 @@ def clock_offset() -> int:
 class FlowPump:
     """Appends what the rings give; measures the clocks' distance anew now and then."""
 
-    def __init__(self, store: FlowStore) -> None:
+    def __init__(self, store: FlowStore, owners: SocketOwners | None = None) -> None:
+        """`owners`: who finds out whose sockets are spoken of."""
         self._store = store
+        self._owners = owners
         self._offset = clock_offset()
         self._measured = time.monotonic()
 
@@ -34,7 +37,7 @@ class FlowPump:
         if now - self._measured > 10.0:
             self._offset, self._measured = clock_offset(), now
         self._store.append(
-            [batch.events],
+            [batch.events if self._owners is None else self._owners.tell(batch.events)],
             [
                 Loss(cpu=gap.cpu, ring=gap.ring, count=gap.count, first=gap.first_time, last=gap.last_time)
                 for gap in batch.lost

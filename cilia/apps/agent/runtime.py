@@ -46,6 +46,7 @@ from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.realisation import PolicyDelays, PolicyWords
 from cilia.apps.agent.service_events import ServiceEvents
 from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.apps.agent.standalone import FileFollower, LocalServices
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
@@ -221,7 +222,8 @@ class Runtime:
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)
         if settings.events:
-            reader = kernel.reader(FlowPump(flows).take)
+            owners = SocketOwners(self.inputs, self.desired, settings.cgroup_root)
+            reader = kernel.reader(FlowPump(flows, owners).take)
             reader.start()
             stack.callback(reader.stop)
 

@@ -305,6 +305,9 @@ def cilia(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         ),
         ("verify", ["The kernel is as intended."]),
         ("map list", ["ipcache", "lpm_trie"]),
+        ("bpf lb list", ["prefix=10.0.1.3/32", "1,2"]),
+        ("bpf ct list global", ["prefix=10.0.1.3/32"]),
+        ("bpf nat list", ["prefix=10.0.1.3/32"]),
         ("map get ipcache", ["prefix=10.0.1.3/32 at=(family=4)", "1,2"]),
         ("node list", ["n1 (this node)", "172.18.0.2"]),
         ("config", ["tunnel", "vxlan", "flag"]),
@@ -433,6 +436,31 @@ def test_differences_are_an_exit_code_until_they_are_put_right(cilia: Cilia, age
     agent.answers["verify"] = VerifyReport(differences=(one,), count=1, by_map={"backends": 1}, repaired=1)
     code, out, _ = cilia("verify --repair")
     assert (code, "1 put right." in out) == (0, True)
+
+
+def test_names_of_maps_that_users_of_others_type(cilia: Cilia, agent: type[FakeClient]) -> None:
+    for line, name in (
+        ("bpf lb list", "services"),
+        ("bpf lb list --backends", "backends"),
+        ("bpf lb list --revnat", "frontends"),
+        ("bpf lb list --source-ranges", "source_ranges"),
+        ("bpf ct list global", "conntrack"),
+        ("bpf nat list", "snat"),
+    ):
+        assert cilia(line)[0] == 0
+        assert agent.asked[-1][:2] == ("map", name)
+
+
+def test_only_services_with_a_table_are_shown_as_tables(cilia: Cilia, agent: type[FakeClient]) -> None:
+    values = [{"flags": ["MAGLEV"], "id": 7}, {"flags": ["REJECT"], "id": 8}, {"flags": ["MAGLEV"], "id": 9}]
+    agent.answers["map"] = MapDump(
+        name="services", entries=tuple(MapEntry(key=f"at {value['id']}", value=value) for value in values)
+    )
+    told = cilia("bpf lb maglev list")[1]
+    assert "at 7" in told and "at 9" in told and "at 8" not in told
+    told = cilia("bpf lb maglev get 9")[1]
+    assert "at 9" in told and "at 7" not in told
+    assert "no such table" in cilia("bpf lb maglev get 8")[1]
 
 
 def test_nothing_counted_yet(cilia: Cilia, agent: type[FakeClient]) -> None:
