@@ -19,6 +19,8 @@ from cilia.hubble.store import Loss
 from cilia.proto.observer import observer_pb2
 from tests.support.hubble import ALLOW_WEB, DEFAULT_DENY, WALL, Beside, beside, flow
 
+SOCKET_AFTER = {"type": 7, "match_sub_type": True, "sub_type": 2}
+
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -66,6 +68,15 @@ def raw_filters(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str
     ("arguments", "expected"),
     [
         (["--verdict", "dropped"], {"allowlist": [{"verdict": ["DROPPED"]}]}),
+        (
+            ["--service", "demo/web", "--type", "trace-sock:post-xlate-fwd"],
+            {
+                "allowlist": [
+                    {"source_service": ["demo/web"], "event_type": [SOCKET_AFTER]},
+                    {"destination_service": ["demo/web"], "event_type": [SOCKET_AFTER]},
+                ]
+            },
+        ),
         (
             ["--pod", "demo/web", "--port", "80"],
             {
@@ -130,6 +141,36 @@ def test_compact_lines(running: Beside, capsys: pytest.CaptureFixture[str]) -> N
         f"{client.format(5)} -> www.example.com:8080 (world) to-endpoint FORWARDED (UDP)",
     ]
     assert err == "5 flows, complete\n"
+
+
+def test_services_stand_before_who_answers_for_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"original_destination": "10.96.0.7", "original_destination_port": 80, "service": 9}
+    with beside(tmp_path / "hubble.sock") as running:
+        running.append(
+            flow(1, **asked),
+            flow(2, service=9, flags=1, state=3, tcp_flags=18),
+            flow(
+                3,
+                kind=4,
+                point=1,
+                verdict=2,
+                reason=158,
+                state=0,
+                service=9,
+                destination="10.96.0.7",
+                destination_endpoint=0,
+            ),
+        )
+        run(running)
+        first, second, third = capsys.readouterr().out.splitlines()
+        assert "-> demo/web (demo/server-0:8080) (ID:1234) to-endpoint FORWARDED" in first
+        assert first.endswith("(TCP Flags: SYN, via 10.96.0.7:80)")
+        assert "demo/web (demo/client-5f:10002)" in second and "<-" in second
+        assert "demo/web (10.96.0.7:8080)" in third and "Service backend not found DROPPED" in third
+        run(running, "--to-service", "demo/web", "--numeric")
+        assert "demo/web" not in capsys.readouterr().out
 
 
 def test_colours_only_when_asked(running: Beside, capsys: pytest.CaptureFixture[str]) -> None:
