@@ -219,12 +219,19 @@ static __always_inline int write_destination(struct __sk_buff *skb, struct flow 
 	return dropped;
 }
 
+/* Reports tell both sources. */
 static __always_inline int write_source(struct __sk_buff *skb, struct flow *flow,
 					struct outside_work *work)
 {
 	struct packet *packet = &flow->packet;
+	struct workspace *space = own_workspace();
 	int dropped = rewrite(skb, flow, &work->source);
 
+	if (space) {
+		space->client = packet->source;
+		space->client_port = packet->source_port;
+		flow->translation |= TRANSLATION_CLIENT;
+	}
 	packet->source = work->source.to;
 	packet->source_port = work->source.to_port;
 	return dropped;

@@ -22,6 +22,7 @@ from tests.support.datapath_world import (
     World,
     payload,
 )
+from tests.support.ring_reader import Ring
 from tests.support.service_world import (
     BALANCER4,
     FAMILIES,
@@ -89,6 +90,21 @@ def test_a_pod_behind_the_tunnel(door: World, balancer: Balancer, family: int, t
     again = world.from_wire(ip(at.world, at.balancer) / request(transport, 5000, 80, "A"))
     assert (again.action, again.state) == ("TUNNEL", 2)
     assert ends(verified(again)) == (at.router, port, at.far, 8080)
+
+
+def test_events_know_both_sources(balancer: Balancer) -> None:
+    """The client behind the node's address, and the backend behind the service's."""
+    world, at = balancer.world, OF[4]
+    balancer.add(at.balancer, 80, (at.far, 8080))
+    ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
+    ring.read()
+    port = ends(world.from_wire(ip(at.world, at.balancer) / request("tcp", 5000, 80)).packet)[1]
+    (event,) = ring.read()
+    assert event["source"].tobytes() == world.address(at.router).tobytes()
+    assert event["original_source"].tobytes() == world.address(at.world).tobytes()
+    assert (int(event["source_port"]), int(event["original_source_port"])) == (port, 5000)
+    assert event["original_destination"].tobytes() == world.address(at.balancer).tobytes()
+    assert int(event["destination_port"]) == 8080
 
 
 @FAMILIES
