@@ -78,12 +78,23 @@ def _host_port(port: ContainerPort) -> HostPort | None:
     protocol = Protocol.__members__.get(port.protocol)
     wanted = port.host_port or 0
     try:
-        address = ipaddress.ip_address(port.host_ip or "0.0.0.0")
-    except ValueError:
+        address = _host_ip(port.host_ip or "0.0.0.0")
+    except (ValueError, Invalid):
         return None
     if protocol is None or not (0 < wanted < 65536 and 0 < port.container_port < 65536):
         return None
-    return HostPort(wanted, port.container_port, protocol, "" if address.is_unspecified else str(address))
+    return HostPort(wanted, port.container_port, protocol, address)
+
+
+def _host_ip(text: str) -> str:
+    """The address in its one spelling; empty: any. Nobody has looked at it before: one in disguise would be
+    another's. Raises ValueError and Invalid."""
+    found = ipaddress.ip_address(text)
+    if found.is_unspecified:
+        return ""
+    return (
+        str(found) if found.is_loopback and not getattr(found, "ipv4_mapped", None) else checks.address(text)
+    )
 
 
 def named_ports(spec: PodSpec) -> tuple[NamedPort, ...]:

@@ -11,7 +11,6 @@ that stands in the file belongs to the file.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,8 @@ def _one_of(path: str, text: str, words: type[Algorithm] | type[ForwardingMode])
 
 def _prefix(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text, strict=False))
-    except ValueError:
+        return checks.block(text)
+    except Invalid:
         raise Refused(f"source-ranges: {text[:60]!r} is no address prefix") from None
 
 

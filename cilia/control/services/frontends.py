@@ -6,9 +6,7 @@ binds clients from outside only. internalTrafficPolicy binds the cluster address
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from cilia.control.services import written
@@ -271,6 +269,17 @@ class _Drafting:
 
     # how
 
+    def _sources_at(self, address: Address) -> Sources:
+        """Those of the address's family; a list that has none of it lets nobody in."""
+        sources, ipv6 = self._sources, is_ipv6(address.text)
+        ranges = tuple(text for text in sources.ranges if is_ipv6(text) is ipv6)
+        if ranges or not sources.ranges or sources.denied:
+            return sources._replace(ranges=ranges, denied=sources.denied and bool(ranges))
+        self._problems.append(
+            f"spec.loadBalancerSourceRanges: none is of {address.text}'s family; it lets nobody outside in"
+        )
+        return Sources(nobody=True)
+
     def _entry(self, address: Address, frontend: Frontend, port: ServicePort, shared: Shared) -> ServiceEntry:
         row, settings = self._row, self._settings
         at_cluster = address.kind is FrontendKind.CLUSTER_IP
@@ -279,7 +288,7 @@ class _Drafting:
             address.kind in (FrontendKind.LOAD_BALANCER, FrontendKind.EXTERNAL_IP)
             or settings.source_ranges_everywhere
         )
-        sources = self._sources if guarded else Sources()
+        sources = self._sources_at(address) if guarded else Sources()
         answering = shared.cluster if at_cluster else shared.elsewhere
         outside = outside and not sources.nobody
         return ServiceEntry(
@@ -317,7 +326,7 @@ def _sources(row: ServiceRow, problems: list[str]) -> Sources:
     if not row.source_ranges:
         return Sources()
     denied = written.are_sources_denied(row.annotations, problems)
-    valid = tuple(text for text in row.source_ranges if _is_prefix(text))
+    valid = tuple(text for text in row.source_ranges if written.is_prefix(text))
     problems += (
         f"spec.loadBalancerSourceRanges: {text!r} is no prefix; it has no effect"
         for text in sorted(set(row.source_ranges).difference(valid))
@@ -327,12 +336,3 @@ def _sources(row: ServiceRow, problems: list[str]) -> Sources:
             "spec.loadBalancerSourceRanges: none of them can be read; nobody outside is let in until one can"
         )
     return Sources(valid, denied and bool(valid), nobody=not valid and not denied)
-
-
-@lru_cache(maxsize=16_384)
-def _is_prefix(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Set
 
 from cilia.control.services import written
@@ -18,7 +17,7 @@ def draft(row: LocalServiceRow, here: Set[str], standing: Standing, settings: Se
     problems: list[str] = []
     algorithm = written.choice(Algorithm, row.algorithm, "algorithm", problems)
     mode = written.choice(ForwardingMode, row.mode, "mode", problems)
-    ranges = tuple(text for text in row.source_ranges if _is_prefix(text, problems))
+    ranges = tuple(text for text in row.source_ranges if _admits(row, text, problems))
     backends = tuple(sorted({one for one in row.backends if _fits(row, one, problems)}))
     if row.local_only:
         backends = tuple(one for one in backends if one.address in here or one.node == standing.name)
@@ -55,10 +54,11 @@ def _fits(row: LocalServiceRow, backend: Backend, problems: list[str]) -> bool:
     return True
 
 
-def _is_prefix(text: str, problems: list[str]) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
+def _admits(row: LocalServiceRow, text: str, problems: list[str]) -> bool:
+    if not written.is_prefix(text):
         problems.append(f"source_ranges: {text!r} is no prefix; it lets nobody in")
+        return False
+    if is_ipv6(text) != is_ipv6(row.frontend.address):
+        problems.append(f"source_ranges: {text} is not of the frontend's family; it lets nobody in")
         return False
     return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from cilia.control.services.selectors import read_line
@@ -44,6 +46,15 @@ def field(name: str) -> str:
 def chooses_nodes(annotations: Mapping[str, str]) -> bool:
     """Whether a Service is only for nodes with certain labels."""
     return NODE in annotations or NODE_SELECTOR in annotations
+
+
+@lru_cache(maxsize=16_384)
+def is_prefix(text: str) -> bool:
+    """Whether a text is a prefix in its one spelling: no mask of bits, no zone, no IPv4 in disguise."""
+    try:
+        return "%" not in text and str(ipaddress.ip_network(text)) == text
+    except ValueError:
+        return False
 
 
 def is_exposed(annotations: Mapping[str, str], standing: Standing, problems: list[str]) -> bool:

@@ -527,6 +527,32 @@ def test_source_ranges_that_cannot_be_read_open_nothing() -> None:
     assert shop.entry("172.18.0.2", 30080).outside
 
 
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/255.0.0.0", "fe80::%1/64", "fe80::1%eth0/128", "::ffff:10.0.0.0/104", "10.0.0.1/8"]
+)
+def test_source_ranges_that_only_look_like_prefixes(text: str) -> None:
+    shop = Shop().add(balanced(source_ranges=(text,)))
+    assert f"{text!r} is no prefix" in shop.problems()[0]
+    assert not shop.entry("203.0.113.7").outside
+
+
+def test_source_ranges_are_of_the_frontends_family() -> None:
+    """::/0 is everybody of IPv6, and nobody of IPv4."""
+    both: dict[str, Any] = {
+        "type": "LoadBalancer",
+        "cluster_ips": ("10.96.0.7", "fd96::7"),
+        "load_balancer_ips": ("203.0.113.7", "2001:db8::7"),
+    }
+    shop = Shop().add(service(**both, source_ranges=("::/0",)))
+    assert not shop.entry("203.0.113.7").outside
+    assert shop.entry("2001:db8::7").outside and shop.entry("2001:db8::7").source_ranges == ("::/0",)
+    assert "none is of 203.0.113.7's family" in shop.problems()[0]
+    shop.add(service(**both, source_ranges=("::/0",), **note("src-ranges-policy", "deny")))
+    entry = shop.entry("203.0.113.7")
+    assert entry.outside and not entry.sources_denied and not entry.source_ranges
+    assert shop.entry("2001:db8::7").sources_denied
+
+
 def test_affinity_and_rejection() -> None:
     entry = Shop(ServiceSettings(reject=False)).add(service(affinity=600)).entry("10.96.0.7")
     assert entry.affinity == 600

@@ -319,6 +319,8 @@ def test_maintenance_by_hand() -> None:
         (by_hand(algorithm="best"), "algorithm: 'best'"),
         (by_hand(mode="best"), "mode: 'best'"),
         (by_hand(source_ranges=("ten",)), "source_ranges: 'ten' is no prefix"),
+        (by_hand(source_ranges=("fe80::1%eth0/128",)), "is no prefix"),
+        (by_hand(source_ranges=("::/0",)), "is not of the frontend's family; it lets nobody in"),
     ],
 )
 def test_what_is_wrong_by_hand(row: LocalServiceRow, told: str) -> None:

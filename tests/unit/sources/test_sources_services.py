@@ -205,6 +205,11 @@ def test_what_services_need_of_a_pod() -> None:
         {"containerPort": 53, "hostPort": 53, "hostIP": "127.0.0.1", "protocol": "UDP"},
         {"containerPort": 54, "hostPort": 54, "hostIP": "0.0.0.0"},
         {"containerPort": 55, "hostPort": 55, "hostIP": "nowhere"},
+        {"containerPort": 56, "hostPort": 56, "hostIP": "::ffff:10.96.0.10"},
+        {"containerPort": 56, "hostPort": 56, "hostIP": "::ffff:0.0.0.0"},
+        {"containerPort": 56, "hostPort": 56, "hostIP": "::ffff:127.0.0.1"},
+        {"containerPort": 57, "hostPort": 57, "hostIP": "fe80::1%eth0"},
+        {"containerPort": 58, "hostPort": 58, "hostIP": "224.0.0.1"},
         {"containerPort": 56},
     ]
     spec = {"containers": [{"name": "c", "ports": ports}]}
