@@ -20,7 +20,9 @@ from bench import (
     policy_load,
     rings,
     services_engine,
+    services_load,
     services_nodeport,
+    services_rolling,
     services_sockets,
     services_xdp,
     sweeps,
@@ -44,6 +46,8 @@ GROUPS = {
     "services-nodeport": services_nodeport.node_ports,
     "services-xdp": services_xdp.packets,
     "services-kube-proxy": services_sockets.against_kube_proxy,
+    "services-load": services_load.measure,
+    "services-rolling": services_rolling.roll,
 }
 
 

@@ -380,24 +380,24 @@ async def _rest(quick: bool) -> list[dict[str, Any]]:
         await asyncio.sleep(5.0)
         memory, loads = [], []
         for _ in range(1 if quick else 3):
-            used, start = _cpu_seconds(node.agent_pid), time.monotonic()
+            used, start = cpu_seconds(node.agent_pid), time.monotonic()
             await asyncio.sleep(seconds)
-            loads.append((_cpu_seconds(node.agent_pid) - used) / (time.monotonic() - start) * 100)
-            memory.append(_resident(node.agent_pid))
+            loads.append((cpu_seconds(node.agent_pid) - used) / (time.monotonic() - start) * 100)
+            memory.append(resident(node.agent_pid))
     return [
         row(GROUP, "memory (VmRSS), 12 pods", "MiB", 110.0, memory, statistics.median),
         row(GROUP, "idle CPU, 12 pods", "% of a core", 0.5, loads, statistics.median),
     ]
 
 
-def _resident(pid: int) -> float:
-    """MiB."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+def resident(pid: int, kind: str = "VmRSS") -> float:
+    """MiB; VmHWM: the most it ever was."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU time of all threads, to the nanosecond (proc(5), schedstat)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
