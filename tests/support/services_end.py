@@ -187,7 +187,8 @@ class Talk:
 
     def connect(self) -> None:
         """All that comes before the first exchange."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.protocol == "tcp":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.settimeout(self.timeout)
         if self.question.get("source_port"):
             self.socket.bind(("::" if ":" in self.target[0] else "0.0.0.0", self.question["source_port"]))
