@@ -69,13 +69,17 @@ static __always_inline bool is_node_address(const struct address *address)
 	return known && known->flags & IPCACHE_HOST_ADDRESS;
 }
 
-/* What somebody of the cluster asks for: a frontend, or a node port at any address of any node. */
+/* What somebody of the cluster asks for: a frontend, or a node port at any address of any node. Its
+ * own loopback, and the zero address, which is the same to it, are nobody else's. */
 static __always_inline struct service *find_service(const struct node_settings *settings,
 						    const struct address *address, __be16 port,
 						    __u8 protocol)
 {
-	struct service *service = lookup_service(address, port, protocol);
+	struct service *service;
 
+	if (is_host_internal(address))
+		return NULL;
+	service = lookup_service(address, port, protocol);
 	if (service || !is_node_port(settings, port) || !is_node_address(address))
 		return service;
 	return lookup_node_port(family_of(address), port, protocol);

@@ -499,6 +499,12 @@ def test_nobody_usurps_an_address_of_the_world(world: World, flag: str) -> None:
     assert ends(done.packet)[2] == B4
 
 
+def test_the_zero_address_asks_for_nothing(world: World) -> None:
+    """Though node ports of all nodes are kept under it."""
+    world.add_service(Frontend(2, "0.0.0.0", 30080), ((B4, 8080),))
+    assert world.from_pod(world.pod_a, ask(to="0.0.0.0", dport=30080)).action == "DROP"
+
+
 def test_a_redirect_leaves_some_pods_alone(world: World) -> None:
     world.add_service(WEB, [(B4, 8080)], "SERVICE_REDIRECT")
     skipped = world.row("skip_redirect_key", address=VIP4, port=80, endpoint=101, protocol=TCP_NUMBER)

@@ -312,10 +312,16 @@ def test_node_ports_of_ipv6(services: ServiceMaps, node: str) -> None:
     assert peer_of((node, NODE_PORT), UDP) == (SERVER6, 8080)
 
 
-def test_a_pods_loopback_is_its_own(services: ServiceMaps, pod: int) -> None:
-    services.add(("0.0.0.0", NODE_PORT), (SERVER4, 8080), flags=("SERVICE_NODE_PORT",), protocol=UDP)
+@pytest.mark.parametrize("kind", ["SERVICE_NODE_PORT", "SERVICE_HOST_PORT"])
+@pytest.mark.parametrize("name", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_a_pods_loopback_is_its_own(services: ServiceMaps, pod: int, name: str, kind: str) -> None:
+    """By any of its names; the zero address, under which node ports stand for all nodes, is one."""
+    at, backend = ("::", SERVER6) if ":" in name else ("0.0.0.0", SERVER4)
+    services.add((at, NODE_PORT), (backend, 8080), flags=(kind,), protocol=UDP)
+    itself = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
     with namespaces.entered(pod):
-        assert peer_of(("127.0.0.1", NODE_PORT), UDP) == ("127.0.0.1", NODE_PORT)
+        assert peer_of((name, NODE_PORT), UDP) == (itself, NODE_PORT)
+    assert peer_of((name, NODE_PORT), UDP) == (backend, 8080)
 
 
 def test_ports_outside_the_range_and_foreign_addresses_are_no_node_ports(services: ServiceMaps) -> None:
