@@ -104,7 +104,10 @@ def problem_view(state: ServiceState) -> ServiceProblem:
 
 def is_served(backends: Iterable[Backend]) -> bool:
     """Whether new flows get a backend."""
-    return any(backend.weight > 0 for backend in backends)
+    for backend in backends:  # noqa: SIM110 - a generator costs more, and this is asked of all frontends
+        if backend.weight > 0:
+            return True
+    return False
 
 
 def why_none(entry: ServiceEntry, inputs: Inputs) -> str:

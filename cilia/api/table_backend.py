@@ -7,6 +7,7 @@ settings, metrics, and how far the kernel has got.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 
 from cilia.api import service_views, views
 from cilia.api.backend import ApiError, EndpointReference, not_found
@@ -25,10 +26,10 @@ from cilia.control.services.drafts import Owner, owner_of
 from cilia.model.endpoint import Endpoint
 from cilia.model.ids import Cookie, EndpointId, IdentityId
 from cilia.model.policy import CookieRow, SubjectPolicy
-from cilia.model.service import Frontend, ServiceEntry
+from cilia.model.service import Frontend, Protocol, ServiceEntry
 from cilia.schema import Desired, Inputs
 
-SERVICES_PER_TURN = 500
+SERVICES_PER_TURN = 100
 """Frontends looked at before others get a turn."""
 
 
@@ -98,7 +99,7 @@ class TableBackend:
 
     async def services(self) -> ServiceList:
         found: list[ServiceView] = []
-        for entry in sorted(self.desired.service_entries, key=_by_owner):
+        for entry in await asyncio.to_thread(sorted, list(self.desired.service_entries), key=_by_owner):
             found.append(self._service(entry))
             if not len(found) % SERVICES_PER_TURN:
                 await asyncio.sleep(0)
@@ -174,12 +175,14 @@ class TableBackend:
     def _at(self, reference: str) -> list[ServiceEntry]:
         """Frontends at ADDRESS:PORT, of all protocols unless it names one."""
         where, _, protocol = reference.partition("/")
-        return [
-            entry
-            for entry in self.desired.service_entries
-            if str(entry.frontend).partition("/")[0] == where
-            and protocol.upper() in ("", entry.frontend.protocol.name)
-        ]
+        host, _, port = where.rpartition(":")
+        try:
+            address, number = str(ipaddress.ip_address(host.strip("[]"))), int(port)
+        except ValueError:
+            return []
+        asked = [each for each in Protocol if protocol.upper() in ("", each.name)]
+        rows = self.desired.service_entries
+        return [row for each in asked if (row := rows.get(Frontend(address, number, each))) is not None]
 
     def _named(self, reference: str) -> list[ServiceEntry]:
         """Those of NAMESPACE/NAME; without a namespace of a service by hand, or of namespace default."""
@@ -205,5 +208,5 @@ class TableBackend:
         return self.desired.cookies.get(cookie)
 
 
-def _by_owner(entry: ServiceEntry) -> tuple[str, str, str, Frontend]:
-    return entry.namespace, entry.name, entry.kind, entry.frontend
+def _by_owner(entry: ServiceEntry) -> str:
+    return "\0".join((entry.namespace, entry.name, entry.kind, str(entry.frontend)))

@@ -445,7 +445,7 @@ class VerifyReport(Answer, frozen=True, kw_only=True):
     repaired: int = 0
 
 
-class ServiceAddress(Answer, frozen=True, kw_only=True, omit_defaults=True):
+class ServiceAddress(Answer, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What clients ask for."""
 
     ip: str
@@ -455,7 +455,7 @@ class ServiceAddress(Answer, frozen=True, kw_only=True, omit_defaults=True):
     """external: clients outside the cluster are served, too; internal: they are not."""
 
 
-class ServiceBackend(Answer, frozen=True, kw_only=True, omit_defaults=True):
+class ServiceBackend(Answer, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One that serves."""
 
     ip: str
@@ -472,7 +472,7 @@ class ServiceBackend(Answer, frozen=True, kw_only=True, omit_defaults=True):
     """internal or external: only such clients get it; empty: all."""
 
 
-class ServiceFlags(Answer, frozen=True, kw_only=True, omit_defaults=True):
+class ServiceFlags(Answer, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Whose the frontend is, and how it is served."""
 
     type: str = ""
@@ -496,7 +496,7 @@ class ServiceFlags(Answer, frozen=True, kw_only=True, omit_defaults=True):
     """Addresses of pods that a redirect leaves alone."""
 
 
-class ServiceSpec(Answer, frozen=True, kw_only=True, omit_defaults=True):
+class ServiceSpec(Answer, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A frontend with its backends, as intended."""
 
     id: int = 0
@@ -518,7 +518,7 @@ class KernelService(Answer, frozen=True, kw_only=True):
     """What is not as intended; empty in a sound node."""
 
 
-class ServiceRealization(Answer, frozen=True, kw_only=True, omit_defaults=True):
+class ServiceRealization(Answer, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How far a frontend is."""
 
     state: str
@@ -532,7 +532,7 @@ class ServiceRealization(Answer, frozen=True, kw_only=True, omit_defaults=True):
     """Told of single services only."""
 
 
-class ServiceView(Answer, frozen=True, kw_only=True):
+class ServiceView(Answer, frozen=True, kw_only=True, gc=False):
     """A frontend: one address, port and protocol."""
 
     spec: ServiceSpec

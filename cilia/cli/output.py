@@ -28,6 +28,7 @@ STATE_STYLE = {
     "error": "bold red",
 }
 PIPE_WIDTH = 10_000
+"""Columns of what is not a terminal."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal obeys, and what turns text around."""
 _COLOUR = r"\x1b\[(?:[012](?:;(?:0|3[1-6]))?|3[1-6])m"
@@ -97,21 +98,45 @@ def print_table(
     if not rows and empty:
         sys.stdout.write(empty + "\n")
         return
-    table = _table(columns, rows, "\n" if out.is_terminal else ",")
+    if not out.is_terminal:
+        _print_plain(columns, rows)
+        return
+    table = _table(columns, rows)
     if below and Measurement.get(out, out.options.update(max_width=PIPE_WIDTH), table).maximum > out.width:
         _print_narrow(out, columns, rows, below)
     else:
         out.print(table)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], joiner: str) -> Any:
+def _print_plain(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """For pipes and files: tens of thousands of rows take a moment, not a minute."""
+    from rich.cells import cell_len
+
+    lines = [list(columns), *([_plain(value) for value in row] for row in rows)]
+    sizes = [[len(text) if text.isascii() else cell_len(text) for text in line] for line in lines]
+    widths = [max(column) for column in zip(*sizes, strict=True)]
+    for line, size in zip(lines, sizes, strict=True):
+        padded = (text + " " * (width - own) for text, width, own in zip(line, widths, size, strict=True))
+        sys.stdout.write("   ".join(padded).rstrip() + "\n")
+
+
+def _plain(value: object) -> str:
+    """The text of a cell."""
+    if value is None or value == "" or value == ():
+        return "-"
+    if isinstance(value, tuple | list):
+        return ",".join(printable(str(item)) for item in value)
+    return printable(str(value))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(cell(value, joiner) for value in row))
+        table.add_row(*(cell(value) for value in row))
     return table
 
 

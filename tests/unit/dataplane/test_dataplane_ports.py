@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from cilia.dataplane.maps.translations import PortSample, PortUse, forecast
+import numpy as np
+
+from cilia.abi import layout
+from cilia.dataplane.maps.translations import PortSample, PortUsage, PortUse, forecast
+
+
+def test_who_holds_translations_is_counted_by_the_way_back() -> None:
+    described = layout()
+    usage = PortUsage(described)
+    keys = np.zeros(6, described.dtype("nat_key"))
+    values = np.zeros(6, described.dtype("nat_entry"))
+    keys["way"] = [described.value("NAT_REVERSE")] * 4 + [described.value("NAT_FORWARD")] * 2
+    keys["source"]["lo"] = [1, 1, 2, 2, 3, 3]
+    values["endpoint"] = [7, 7, 9, 0, 9, 9]
+    usage.look(keys, values)
+    found = usage.sample(1.0, 1000, 2)
+    assert (found.total, found.owners[0], len(found.owners)) == (4, (2, 7), 2)
+    assert PortUsage(described).sample(1.0, 1000, 5).owners == ()
 
 
 def use(used: int, peer: str = "198.51.100.1") -> PortUse:
