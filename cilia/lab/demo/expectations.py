@@ -42,6 +42,19 @@ SAMPLES = (
 )
 """Asked again one by one while the flows are shown live: each rule decides at least one of them."""
 
+SERVICES = {"backend": "shop", "visitor": "guests"}
+"""The Services and their namespaces."""
+NODE_PORT = 30080
+
+SERVICE_ANSWERS: dict[tuple[str, str], frozenset[str]] = {
+    ("shop/frontend-1", "backend"): frozenset({"tcp"}),
+    ("shop/frontend-2", "backend"): frozenset({"tcp"}),
+    ("guests/visitor-1", "backend"): NOTHING,
+    (OUTSIDE, "visitor"): frozenset({"tcp", "udp"}),
+}
+"""(from, Service) to the protocols that get through: as to its pods, whichever of them is chosen. Clients in
+the cluster ask its cluster addresses, those outside its port at either node."""
+
 POLICIES = {
     "NetworkPolicy": "backend-from-frontend",
     "CiliumNetworkPolicy": "frontend-for-guests",

@@ -1,4 +1,4 @@
-"""The nine steps. Every step ends in a check; what is not as expected raises Unexpected."""
+"""The ten steps. Every step ends in a check; what is not as expected raises Unexpected."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from cilia.lab.records import PodRecord
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "demo"
 POLICY_FILES = ("1-networkpolicy.yaml", "2-ciliumnetworkpolicy.yaml", "3-ciliumclusterwidenetworkpolicy.yaml")
+SERVICES_FILE = "4-services.yaml"
 PROPOSAL = EXAMPLES.parent / "tour" / "visitors.yaml"
 PROGRAM = (sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()")
 PATIENCE = 20.0
@@ -33,6 +35,8 @@ PATIENCE = 20.0
 STREAM_RATE = 4 << 20
 """Bytes per second of the stream that must survive the agent's death."""
 FLOW_LINES = 24
+CONNECTIONS = 32
+"""So many to one Service that all go to the same of two backends once in two thousand million times."""
 
 
 class Story:
@@ -53,6 +57,7 @@ class Story:
             self._second_matrix()
             self._show_flows()
             self._ask_why()
+            self._ask_services()
             self._kill_agent()
         except BaseException:
             teardown.take_down(self._plan.name, Path(self._plan.state).parent)
@@ -238,7 +243,103 @@ class Story:
             self._expect(bool(found), f"a line `{words} ...` of `cilia {command}`", answer)
             self._stage.note(found)
 
-    # -- 8: the agent dies -----------------------------------------------------------------------------------
+    # -- 8: services -----------------------------------------------------------------------------------------
+
+    def _ask_services(self) -> None:
+        with self._stage.step("one address for many pods: a ClusterIP and a NodePort, over both families"):
+            words = self._kubectl("apply", "-f", str(EXAMPLES / SERVICES_FILE))
+            for line in words.splitlines():
+                self._stage.done(f"kubectl apply: {line}")
+            started = time.monotonic()
+            for node in self._plan.nodes:
+                self._await_services(node)
+            self._stage.done(f"both agents serve them {(time.monotonic() - started) * 1000:.0f} ms later")
+            self._check_services()
+            self._show_spread()
+
+    def _await_services(self, node: NodePlan) -> None:
+        client = AgentClient(node.agent_socket)
+
+        def served() -> bool:
+            found = client.services().services
+            names = {view.spec.flags.name for view in found if len(view.spec.backend_addresses) > 1}
+            return set(expectations.SERVICES) <= names and all(
+                view.status.state == "realized" for view in found if view.spec.flags.name in names
+            )
+
+        self._until(served, f"the agent of {node.name} to serve {', '.join(expectations.SERVICES)}")
+
+    def _check_services(self, *, show: bool = True) -> None:
+        """Who reaches which Service is who reaches its pods; raises Unexpected."""
+        pods = {probe.label(pod): pod for pod in [*self._pods(), self._outside()]}
+        for (source, service), reached in expectations.SERVICE_ANSWERS.items():
+            places = self._places(source, service)
+            cells = [(place, protocol) for place in places for protocol in ("tcp", "udp")]
+            questions = [
+                {"protocol": protocol, "address": address, "port": port, "timeout": probe.TIMEOUT}
+                for (address, port), protocol in cells
+            ]
+            answers = control.ask(pods[source].control_socket, {"probe": questions})["results"]
+            for ((address, port), protocol), answer in zip(cells, answers, strict=True):
+                seen = str(answer["answer"])
+                wish = "reaches" if protocol in reached else "does not reach"
+                self._expect(
+                    (seen == "ok") == (protocol in reached),
+                    f"{source} {wish} Service {service} at {address} port {port} by {protocol}",
+                    seen,
+                )
+            if show:
+                got = f"reaches it by {' and '.join(sorted(reached))}" if reached else "is kept out"
+                where = ", ".join(dict.fromkeys(address for address, _ in places))
+                self._stage.done(f"{source} asks {service} at {where}: {got}")
+
+    def _places(self, source: str, service: str) -> list[tuple[str, int]]:
+        """Where a Service is found: inside its cluster addresses, outside its port at all nodes."""
+        if source == expectations.OUTSIDE:
+            nodes = (address for node in self._plan.nodes for address in (node.ipv4, node.ipv6))
+            return [(address, expectations.NODE_PORT) for address in nodes]
+        namespace = expectations.SERVICES[service]
+        found = self._kubectl("get", "service", service, "-n", namespace, "-o", "json")
+        return [(address, 80) for address in msgspec.json.decode(found)["spec"]["clusterIPs"]]
+
+    def _show_spread(self) -> None:
+        """Many connections are shared by the backends, and flows tell the Service and who served it."""
+        source, service = "shop/frontend-1", "backend"
+        address, port = self._places(source, service)[0]
+        pods = {probe.label(pod): pod for pod in self._pods()}
+        question = {"protocol": "tcp", "address": address, "port": port, "timeout": probe.TIMEOUT}
+        asked = {"probe": [question] * CONNECTIONS}
+        answers = control.ask(pods[source].control_socket, asked)["results"]
+        lost = [answer for answer in answers if answer["answer"] != "ok"]
+        self._expect(not lost, f"{CONNECTIONS} connections to {address}", f"{len(lost)} failed: {lost[:1]}")
+        self._until(lambda: len(self._served(source, service)) > 1, f"flows to both pods of {service}")
+        served = sorted(self._served(source, service).items())
+        shares = ", ".join(f"{pod} {count}" for pod, count in served)
+        self._stage.done(f"{CONNECTIONS} connections more, told by their flows: {shares}")
+        node = self._plan.nodes[0]
+        arguments = (
+            "--from-pod",
+            source,
+            "--to-service",
+            f"shop/{service}",
+            "--last",
+            "2",
+            "--color",
+            "always",
+        )
+        for line in self._run(self._observe(node, *arguments)).splitlines():
+            self._stage.line(line)
+
+    def _served(self, source: str, service: str) -> dict[str, int]:
+        """How many flows of a pod to a Service went to each backend, as its node has seen them begin."""
+        node = self._plan.nodes[0]
+        arguments = ("--from-pod", source, "--to-service", f"shop/{service}", "--protocol", "tcp")
+        told = self._run(self._observe(node, *arguments, "--last", "2000", "-o", "json"))
+        flows = [msgspec.json.decode(line)["flow"] for line in told.splitlines()]
+        opened = [flow for flow in flows if flow["l4"].get("TCP", {}).get("flags") == {"SYN": True}]
+        return dict(Counter(flow["destination"].get("pod_name", "?") for flow in opened))
+
+    # -- 9: the agent dies -----------------------------------------------------------------------------------
 
     def _kill_agent(self) -> None:
         node = self._plan.nodes[0]
@@ -253,7 +354,8 @@ class Story:
                 answer = control.ask(self._plan.control_socket, {"kill_agent": node.name})
                 self._stage.done(f"process {answer['pid']} got SIGKILL")
                 self._check_matrix(expectations.policies, show=False)
-                self._stage.done("policy is still enforced while it is away: the whole matrix as before")
+                self._check_services(show=False)
+                self._stage.done("while it is away: the whole matrix and the services answer as before")
                 self._restart(node, before)
                 self._check_matrix(expectations.policies, show=False)
                 result = stream.ask({"finish": True})
@@ -289,7 +391,7 @@ class Story:
             raise Unexpected(f"the endpoints of {node.name}", str(error)) from error
         return [view for view in views if view.status.external_identifiers.pod_name]
 
-    # -- 9: the end ------------------------------------------------------------------------------------------
+    # -- 10: the end -----------------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
         with self._stage.step("everything is torn down"):
