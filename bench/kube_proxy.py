@@ -11,8 +11,10 @@ kubernetes/enhancements). Only what a packet for a ClusterIP meets is there.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -34,10 +36,6 @@ class Service(msgspec.Struct, frozen=True):
     endpoints: tuple[tuple[str, int], ...]
 
 
-class MissingTool(Exception):
-    """A tool of the system is not there; the message says how to get it."""
-
-
 def cluster(count: int, served: tuple[str, int]) -> list[Service]:
     """`count` services; the one that is asked stands in their middle and has one endpoint."""
     found = [
@@ -54,33 +52,25 @@ def cluster(count: int, served: tuple[str, int]) -> list[Service]:
 
 
 def install_iptables(namespace: str, cluster: list[Service]) -> None:
-    """Replace all rules of a namespace. Raises MissingTool, CalledProcessError."""
-    _feed(
-        namespace,
-        ["iptables-nft-restore"],
-        "\n".join([*_filter_table(cluster), *_nat_table(cluster)]),
-        "iptables",
-    )
+    """Replace all rules of a namespace. Raises CalledProcessError."""
+    rules = "\n".join([*_filter_table(), *_nat_table(cluster)])
+    _feed(namespace, ["iptables-nft-restore"], rules)
 
 
 def install_nftables(namespace: str, cluster: list[Service]) -> None:
-    """Replace the table of kube-proxy in a namespace. Raises MissingTool, CalledProcessError."""
-    _feed(namespace, ["nft", "-f", "-"], "\n".join(_nft_table(cluster)), "nftables")
+    """Replace the table of kube-proxy in a namespace. Raises CalledProcessError."""
+    _feed(namespace, ["nft", "-f", "-"], "\n".join(_nft_table(cluster)))
 
 
-def _feed(namespace: str, command: list[str], rules: str, package: str) -> None:
-    try:
-        subprocess.run(
-            ["ip", "netns", "exec", namespace, *command], input=rules + "\n", text=True, check=True
-        )
-    except FileNotFoundError as error:
-        raise MissingTool(f"{command[0]} is missing: install the package {package}") from error
+def _feed(namespace: str, command: list[str], rules: str) -> None:
+    words = ["ip", "netns", "exec", namespace, *command]
+    subprocess.run(words, input=rules + "\n", text=True, check=True)
 
 
 # iptables
 
 
-def _filter_table(cluster: list[Service]) -> Iterator[str]:
+def _filter_table() -> Iterator[str]:
     yield "*filter"
     yield from (f":{chain} ACCEPT [0:0]" for chain in ("INPUT", "FORWARD", "OUTPUT"))
     own = ("EXTERNAL-SERVICES", "FIREWALL", "FORWARD", "NODEPORTS", "PROXY-FIREWALL", "SERVICES")
@@ -217,3 +207,18 @@ def _nft_service(number: int, service: Service) -> Iterator[str]:
 
 def _chain(name: str, *rules: str) -> str:
     return "\n".join([f"chain {name} {{", *rules, "}"])
+
+
+MODES: dict[str, tuple[str, Callable[[str, list[Service]], None]]] = {
+    "iptables-nft": ("iptables-nft-restore", install_iptables),
+    "nftables": ("nft", install_nftables),
+}
+"""kube-proxy's modes: the program that each needs, and how its rules are installed."""
+
+
+def usable() -> list[str]:
+    """The modes whose programs are there; the others are named on standard error."""
+    missing = [program for program, _ in MODES.values() if shutil.which(program) is None]
+    if missing:
+        print(f"left out: kube-proxy's rules need {' and '.join(missing)}", file=sys.stderr)
+    return [mode for mode, (program, _) in MODES.items() if program not in missing]

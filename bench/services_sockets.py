@@ -47,23 +47,22 @@ def sockets(quick: bool) -> list[dict[str, Any]]:
 def against_kube_proxy(quick: bool) -> list[dict[str, Any]]:
     """Connections to a service by three ways, against two namespaces behind a router that has no rules."""
     rows = []
+    modes = kube_proxy.usable()
     with ExitStack() as stack:
         base = stack.enter_context(topologies.routed())
-        by_rules = stack.enter_context(topologies.routed("kube-proxy, iptables-nft", "ri"))
-        by_maps = stack.enter_context(topologies.routed("kube-proxy, nftables", "rn"))
         group = stack.enter_context(services.control_group("proxy"))
         direct, node = stack.enter_context(topologies.same_node("cilia", "k", events=False, cgroup=group))
-        ours = _way(direct, "cilia", netbench.as_it_is, cgroup=group, address=services.ASKED)
+        ways = [base, _way(direct, "cilia", netbench.as_it_is, cgroup=group, address=services.ASKED)]
+        for mode in modes:
+            routed = stack.enter_context(topologies.routed(f"kube-proxy, {mode}", mode))
+            ways.append(_way(routed, routed.name, netbench.as_it_is, address=services.ASKED))
         node.desired.service_entries.put(services.entry(services.ASKED, PORT, (SERVER, PORT)))
-        theirs = [
-            _way(way, way.name, netbench.as_it_is, address=services.ASKED) for way in (by_rules, by_maps)
-        ]
         for count in THEIRS:
             cluster = kube_proxy.cluster(count, (base.address, PORT))
-            kube_proxy.install_iptables(topologies.router_of("ri"), cluster)
-            kube_proxy.install_nftables(topologies.router_of("rn"), cluster)
+            for mode in modes:
+                kube_proxy.MODES[mode][1](topologies.router_of(mode), cluster)
             services.fill(node, count, kube_proxy.ENDPOINTS)
-            rows += _rows("services-kube-proxy", count, [base, ours, *theirs], CONNECTIONS, quick)
+            rows += _rows("services-kube-proxy", count, ways, CONNECTIONS, quick)
     return rows
 
 
