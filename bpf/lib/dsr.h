@@ -240,8 +240,26 @@ static __noinline int hear_frontend(struct __sk_buff *skb, struct flow *flow)
 	service = service_of_told(flow, &told);
 	if (!service)
 		return DROP(flow, INVALID_IDENTITY);
-	flow->now = coarse_seconds();
 	flow->destination.service = service->id;
 	flow->translation |= TRANSLATION_DSR;
-	return remember_told(flow, &told, service->id) ?: 1;
+	return 1;
+}
+
+/* Remembers what was heard, of a packet that may pass: what is denied leaves nothing behind. */
+static __noinline int keep_heard(struct __sk_buff *skb, struct flow *flow)
+{
+	struct told told = {};
+
+	if (!read_option(skb, &flow->packet, &told))
+		return 0;
+	flow->now = coarse_seconds();
+	return remember_told(flow, &told, flow->destination.service);
+}
+
+static __always_inline int keep_told(struct __sk_buff *skb, struct flow *flow)
+{
+	if (likely(!(flow->translation & TRANSLATION_DSR) || !flow->destination.service ||
+		   !may_tell(&flow->packet)))
+		return 0;
+	return keep_heard(skb, flow);
 }

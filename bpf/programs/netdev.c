@@ -149,10 +149,18 @@ static __always_inline int hear(struct __sk_buff *skb, struct flow *flow)
 	int result;
 
 	if (likely(!may_tell(&flow->packet)) || tunnel_enabled || !are_services_known(flow) ||
-	    is_workload(flow->source.identity))
+	    is_workload(flow->source.identity) || flow->destination.service)
 		return 0;
 	result = hear_frontend(skb, flow);
 	return result < 0 ? result : 0;
+}
+
+/* The same for the node itself, where it is a backend. */
+static __always_inline int hear_for_host(struct __sk_buff *skb, struct flow *flow)
+{
+	if (likely(!(flow->settings->flags & NODE_HOST_BACKENDS)))
+		return 0;
+	return hear(skb, flow) ?: keep_told(skb, flow);
 }
 
 static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *flow)
@@ -166,6 +174,8 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *fl
 	dropped = track_packet(skb, flow, skb->ifindex) ?: restore_answer(skb, flow);
 	if (flow->translation & TRANSLATION_GIVEN)
 		dropped = dropped ?: remember_choice(flow);
+	else
+		dropped = dropped ?: keep_told(skb, flow);
 	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
 }
 
@@ -266,14 +276,14 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 		if (result < 0)
 			return result;
 		if (!result && !is_host_judged(flow))
-			return hear(skb, flow) ?: forget_service(flow) ?: DECISION_STACK;
+			return hear_for_host(skb, flow) ?: forget_service(flow) ?: DECISION_STACK;
 	}
 	local = lookup_endpoint(&packet->destination);
 	if (local && is_pod(local)) {
 		set_party(flow, &flow->destination, local);
 		return deliver_to_pod(skb, flow);
 	}
-	result = local ? hear(skb, flow) ?: forget_service(flow) : 0;
+	result = local ? hear_for_host(skb, flow) ?: forget_service(flow) : 0;
 	if (result)
 		return result;
 	if (is_host_judged(flow) && note_host_as_receiver(skb, flow, local))

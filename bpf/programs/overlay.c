@@ -120,11 +120,11 @@ static __always_inline int deliver(struct __sk_buff *skb, struct flow *flow)
 		if (dropped)
 			return dropped;
 		dropped = flow->destination.endpoint ? track_packet(skb, flow, flow->vni) : 0;
-		return dropped ?: prepare_host(skb, flow);
+		return dropped ?: keep_told(skb, flow) ?: prepare_host(skb, flow);
 	}
 	dropped =
 	    check_ttl(flow) ?: track_packet(skb, flow, flow->vni) ?: restore_answer(skb, flow);
-	return dropped ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
+	return dropped ?: keep_told(skb, flow) ?: decrement_ttl(skb, flow) ?: prepare_local(skb, flow);
 }
 
 static __always_inline int handle_overlay_packet(struct __sk_buff *skb, struct flow *flow)

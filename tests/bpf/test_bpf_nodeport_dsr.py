@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
-from tests.support.datapath_world import FAR_NODE4, TCX_DROP, WORLD4, World, payload
+from tests.support.datapath_world import DENY_ALL, FAR_NODE4, TCX_DROP, WORLD4, World, payload
 from tests.support.service_world import (
     BALANCER4,
     DIRECT,
@@ -120,6 +120,15 @@ def test_forged_tellings(
     packet = telling(ip(WORLD4, POD4) / request("tcp", 5000, 8080), frontend, port)
     done = from_tunnel(world, packet, vni=vni, node=node)
     assert (done.value, done.reason) == (TCX_DROP, 171)
+
+
+def test_what_is_denied_is_not_remembered(door: World, balancer: Balancer) -> None:
+    world = balancer.world
+    balancer.add(BALANCER4, 80, (POD4, 8080), flags=DIRECT)
+    world.set_policy(1, DENY_ALL)
+    packet = telling(ip(WORLD4, POD4) / request("tcp", 5000, 8080), BALANCER4, 80)
+    assert from_tunnel(world, packet, vni=9).action == "DROP"
+    assert not len(world.dataplane.maps["snat"].dump()[0])
 
 
 def test_pods_tell_nothing(door: World, balancer: Balancer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.datapath_world import WORLD4, Outcome, World, load_world, payload
+from tests.support.datapath_world import DENY_ALL, WORLD4, Outcome, World, load_world, payload
 from tests.support.service_world import (
     BALANCER4,
     DIRECT,
@@ -67,3 +67,32 @@ def test_a_host_that_is_told(native: Balancer) -> None:
     assert done.action == "STACK"
     back = world.to_wire(ip(at.node, WORLD4) / answer("tcp", 8080, 5000))
     assert ends(whole(back.packet.payload)) == (BALANCER4, 80, WORLD4, 5000)
+
+
+def test_what_is_denied_tells_nothing(native: Balancer) -> None:
+    """Else anybody could fill the table of translations, with datagrams to a pod that hears none."""
+    world = native.world
+    native.add(BALANCER4, 80, (OF[4].pod, 8080), protocol="udp", flags=DIRECT)
+    packet = telling(ip(WORLD4, OF[4].pod) / request("udp", 5000, 8080), BALANCER4, 80)
+    world.set_policy(1, DENY_ALL)
+    assert world.from_wire(packet).action == "DROP"
+    assert not len(world.dataplane.maps["snat"].dump()[0])
+
+
+def test_a_host_that_is_no_backend_is_told_nothing(native: Balancer) -> None:
+    world, at = native.world, OF[4]
+    native.add(BALANCER4, 80, (at.pod, 8080), flags=DIRECT)
+    packet = telling(ip(WORLD4, at.node) / request("tcp", 5000, 22), BALANCER4, 80)
+    assert world.from_wire(packet).action == "STACK"
+    assert not len(world.dataplane.maps["snat"].dump()[0])
+
+
+def test_a_client_tells_nothing_that_this_node_was_asked_itself(native: Balancer) -> None:
+    """An option of its own does not change whose answers it hears."""
+    world, at = native.world, OF[4]
+    native.add(BALANCER4, 80, (at.pod, 8080), flags=DIRECT)
+    native.add(BALANCER4, 81, (at.pod, 8080), flags=DIRECT)
+    done = world.from_wire(telling(ip(WORLD4, BALANCER4) / request("tcp", 5000, 81), BALANCER4, 80))
+    assert done.action == "LOCAL"
+    back = world.from_pod(world.pod_a, ip(at.pod, WORLD4) / answer("tcp", 8080, 5000))
+    assert ends(whole(back.packet.payload)) == (BALANCER4, 81, WORLD4, 5000)
