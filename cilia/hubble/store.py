@@ -201,8 +201,14 @@ class FlowStore:
             "egress": self.rules.refs([events["egress_cookie"].astype(np.uint64)]),
             "ingress": self.rules.refs([events["ingress_cookie"].astype(np.uint64)]),
             "device": self.devices.refs([events["ifindex"].astype(np.uint64)]),
-            "service": self.services.refs(service_key(events)),
+            "service": self._services_of(events),
         }
+
+    def _services_of(self, events: Events) -> Refs:
+        """Most batches on most nodes are about no service at all."""
+        if events["service"].any() or (events["kind"] == KIND_DROP).any():
+            return self.services.refs(service_key(events))
+        return np.repeat(self.services.refs([np.zeros(1, np.uint64)] * 3), len(events))
 
     def _note_seen(self, columns: dict[str, Refs], now: int) -> None:
         missing = len(self.parties.values) - len(self._last_seen)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cilia import abi
 from cilia.api.views import PROTOCOLS
+from cilia.dataplane.maps import packing
 from cilia.dataplane.order import KernelState
 from cilia.model.ids import EndpointId
 from cilia.model.service import ServiceEntry
@@ -32,6 +33,8 @@ SHOWN_OF_FLOWS = (
     "service", "packets", "bytes", "created", "expires", "flags", "source_identity", "owner", "proxy_port",
 )  # fmt: skip
 """Fields of conntrack's values that mean something to people; of no value where they are zero."""
+NETWORK_MARK = b"\xff" * 8
+"""Upper half of a client's address whose lower half is the cookie of its network namespace."""
 PORTLESS = ("ICMP", "ICMPv6")
 
 
@@ -53,7 +56,7 @@ class MapWords:
             "snat": self._translation,
             "affinity": self._affinity,
             "socket_services": self._socket,
-            "skip_redirect": lambda key, value: (self._end_of(key), value),
+            "skip_redirect": self._skip,
         }
 
     def tell(self, name: str, elements: Elements) -> Elements:
@@ -178,7 +181,16 @@ class MapWords:
         )
 
     def _affinity(self, key: Record, value: Record) -> tuple[Any, Any]:
+        client = packing.address_bytes(key["client"])
+        if client.startswith(NETWORK_MARK):
+            cookie = int.from_bytes(client[8:], "little")
+            key = {**key, "client": f"sockets of network namespace {cookie}"}
         return key, {**value, "backend": self._backend(value["backend"])}
+
+    def _skip(self, key: Record, value: Any) -> tuple[Any, Any]:
+        """Each pod stands there twice: as packets show it, and as its sockets do."""
+        pod = {"endpoint": key["endpoint"]} if key["endpoint"] else {"network namespace": key["netns"]}
+        return {"frontend": self._end_of(key), **pod}, value
 
     def _socket(self, key: Record, value: Record) -> tuple[Any, Any]:
         asked = {"asked_for": self._end(value["address"], value["port"]), "service": value["service"]}

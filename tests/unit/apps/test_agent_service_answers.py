@@ -163,6 +163,21 @@ def test_translations_in_words() -> None:
     assert told["becomes"] == "172.18.0.2:50000"
 
 
+def test_clients_that_stay_are_addresses_or_networks() -> None:
+    value = {"backend": 3, "seen": 0, "revision": 4}
+    key, told = words("affinity", {"client": "10.0.0.5", "service": 9}, value)
+    assert (key["client"], told["backend"]) == ("10.0.0.5", "10.0.0.3:8080/TCP")
+    key, _ = words("affinity", {"client": "ffff:ffff:ffff:ffff:110::", "service": 9}, value)
+    assert key["client"] == "sockets of network namespace 4097"
+
+
+def test_pods_that_a_redirect_leaves_alone() -> None:
+    key = {"address": "10.96.0.7", "port": 80, "protocol": 6, "netns": 0, "endpoint": 7}
+    assert words("skip_redirect", key, 1)[0] == {"frontend": "10.96.0.7:80/TCP", "endpoint": 7}
+    told = words("skip_redirect", {**key, "endpoint": 0, "netns": 99}, 1)[0]
+    assert told == {"frontend": "10.96.0.7:80/TCP", "network namespace": 99}
+
+
 class Compared:
     """A verifier that finds what it is told to."""
 
