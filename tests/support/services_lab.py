@@ -7,6 +7,7 @@ Clients run where they are asked for, and stay: a question costs no process.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -107,9 +108,14 @@ def service(name: str, selector: Document | None, **spec: Any) -> Document:
 
 
 class Place:
-    """A client that runs somewhere: `ask` it. Closing ends its process."""
+    """A client that runs somewhere: `ask` it. Closing ends its process.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    Where packets are translated, not sockets, a client whose kernel gives one port to two flows towards one
+    backend by two frontends has one of them dropped. Questions there (`numbered`) have a port each.
+    """
+
+    def __init__(self, command: Sequence[str], *, numbered: bool) -> None:
+        self._ports = itertools.cycle(range(10_000, 30_000)) if numbered else None
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def request(self, request: Document) -> Document:
@@ -124,7 +130,10 @@ class Place:
 
     def ask_all(self, questions: Sequence[Document]) -> list[Document]:
         """All at once."""
-        answers: list[Document] = self.request({"ask": list(questions)})["answers"]
+        asked = list(questions)
+        if self._ports is not None:
+            asked = [{"source_port": next(self._ports), **one} for one in asked]
+        answers: list[Document] = self.request({"ask": asked})["answers"]
         return answers
 
     def ask(self, protocol: str, address: str, port: int, **more: Any) -> Document:
@@ -247,7 +256,8 @@ class ServicesLab:
         """
         place = self._places.get(where)
         if place is None:
-            place = self._places[where] = Place(self._command(where))
+            numbered = where == "outside" or where.startswith("packets:")
+            place = self._places[where] = Place(self._command(where), numbered=numbered)
         return place
 
     def _command(self, where: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Every kind of service from every place to a backend here and one elsewhere, as real traffic on a lab.
 
-    node-1: near, client      node-2: far      outside: 203.0.113.2, whose packets to the services' own
-                                               addresses come to node-1
+    node-1: near, client, raw      node-2: far      outside: 203.0.113.2, whose packets to the services' own
+                                                    addresses come to node-1
 
 Each question is asked over both families and by each protocol. Its answer says who served it, which client
 the server saw and where the answer came from; all three must be right.
@@ -41,7 +41,7 @@ BALANCED = {"near": ("198.51.100.11", "2001:db8:198::11"), "far": ("198.51.100.1
 EXTERNAL = {"near": ("198.51.100.21", "2001:db8:198::21"), "far": ("198.51.100.22", "2001:db8:198::22")}
 BY_HAND = {"near": ("198.51.100.31", "2001:db8:198::31"), "far": ("198.51.100.32", "2001:db8:198::32")}
 REDIRECTED = ("169.254.20.10", "fd00:20::10")
-INSIDE = ("client", "packets:client", "node-1")
+INSIDE = ("client", "packets:raw", "node-1")
 EVERYWHERE = (*INSIDE, "outside")
 KINDS = {
     "ClusterIP": INSIDE,
@@ -111,7 +111,7 @@ class Matrix:
             return (OUTSIDE_HOST[six] if who == "near" else self.routers["node-1"][six],)
         if place in self.nodes:
             return (self.routers[place][six],)
-        return (self.lab.addresses("client")[six],)
+        return (self.lab.addresses(place.removeprefix("packets:"))[six],)
 
     def add(
         self,
@@ -180,7 +180,7 @@ def pods() -> list[dict[str, Any]]:
             if port["containerPort"] == PORTS["tcp"]:
                 port["hostPort"] = HOST_PORT
         found.append(made)
-    return [*found, client("client", "node-1")]
+    return [*found, client("client", "node-1"), client("raw", "node-1")]
 
 
 def services(lab: ServicesLab) -> None:

@@ -1,6 +1,6 @@
 """What a Service may say about who is served by whom, and what policies say about it, on a lab of two nodes.
 
-node-1: near, other, client, stranger      node-2: far      outside: 203.0.113.2
+node-1: near, other, client, raw, stranger      node-2: far      outside: 203.0.113.2
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def lab() -> Iterator[ServicesLab]:
             server("far", 2, "node-2"),
             server("other", 3, "node-1", labels={"app": "other"}, ports=OTHER_PORTS),
             client("client", "node-1"),
+            client("raw", "node-1"),
             client("stranger", "node-1"),
         )
         node = made.plan.nodes[0]
@@ -109,7 +110,7 @@ def who(lab: ServicesLab, where: str, address: str, port: int, protocol: str = "
 
 def test_both_backends_share_the_work(lab: ServicesLab, offered: Callable[..., tuple[str, str]]) -> None:
     for address in offered("both", {"app": "web"}):
-        for where in ("client", "packets:client", "node-1"):
+        for where in ("client", "packets:raw", "node-1"):
             assert set(who(lab, where, address, 80)) == {"near", "far"}, where
 
 
@@ -133,7 +134,7 @@ def test_a_node_without_backends_of_a_local_service_serves_nobody_outside(
     assert "error" in lab.at("outside").ask("tcp", node.ipv4, port, timeout=0.5)
     assert lab.at("outside").ask("tcp", lab.plan.nodes[1].ipv4, port)["who"] == "far"
     for address in offered("inner", {"pod": "far"}, internalTrafficPolicy="Local"):
-        for where in ("client", "packets:client", "node-1"):
+        for where in ("client", "packets:raw", "node-1"):
             assert "error" in lab.at(where).ask("tcp", address, 80, timeout=0.5)
         assert lab.at("node-2").ask("tcp", address, 80)["who"] == "far"
 
@@ -142,7 +143,7 @@ def test_internal_clients_of_a_local_service_get_this_nodes_backends(
     lab: ServicesLab, offered: Callable[..., tuple[str, str]]
 ) -> None:
     for address in offered("here", {"app": "web"}, internalTrafficPolicy="Local"):
-        for where, name in (("client", "near"), ("packets:client", "near"), ("node-2", "far")):
+        for where, name in (("client", "near"), ("packets:raw", "near"), ("node-2", "far")):
             assert set(who(lab, where, address, 80)) == {name}
 
 
@@ -150,7 +151,7 @@ def test_close_backends_are_preferred_when_asked_for(
     lab: ServicesLab, offered: Callable[..., tuple[str, str]]
 ) -> None:
     for address in offered("close", {"app": "web"}, trafficDistribution="PreferClose"):
-        for where, name in (("client", "near"), ("packets:client", "near"), ("node-2", "far")):
+        for where, name in (("client", "near"), ("packets:raw", "near"), ("node-2", "far")):
             assert set(who(lab, where, address, 80)) == {name}
 
 
@@ -160,7 +161,7 @@ def test_a_client_stays_with_its_backend_when_asked_for(
     addresses = offered("sticky", {"app": "web"}, type="NodePort", sessionAffinity="ClientIP")
     ports = lab.node_ports("sticky")
     for number, address in enumerate(addresses):
-        for where in ("client", "packets:client", "node-1"):
+        for where in ("client", "packets:raw", "node-1"):
             assert len(who(lab, where, address, 80)) == 1
             assert len(who(lab, where, address, 80, "udp-each")) == 1
         node = lab.plan.nodes[0]
@@ -219,7 +220,7 @@ def test_policies_judge_the_backend_and_name_their_rule(
             until(partial(is_kept_out, lab, where, addresses[0]), f"{where} to be kept out")
         for address in addresses:
             assert lab.at("client").ask("tcp", address, 80)["who"] == "near"
-            assert lab.at("packets:client").ask("tcp", address, 80)["who"] == "near"
+            assert lab.at("packets:raw").ask("tcp", address, 80)["who"] == "near"
             for where in ("stranger", "packets:stranger"):
                 assert is_kept_out(lab, where, address)
             assert "error" in lab.at("client").ask("udp", address, 80, timeout=0.4)
@@ -258,7 +259,7 @@ def test_without_backends_clients_are_refused_at_once(lab: ServicesLab) -> None:
     try:
         ports = lab.node_ports("nobody")
         for number, address in enumerate(lab.cluster_ips("nobody")):
-            for where in ("client", "packets:client", "node-1"):
+            for where in ("client", "packets:raw", "node-1"):
                 for protocol in ("tcp", "udp"):
                     what = f"{where} to be refused by {protocol} at {address}"
                     until(partial(is_refused, lab, where, protocol, address), what, 5)
@@ -306,7 +307,7 @@ def test_a_named_port_is_each_pods_own(lab: ServicesLab, offered: Callable[..., 
     lab.api.merge("/api/v1/namespaces/default/pods/far", {"metadata": {"labels": {"set": "named"}}})
     ports = [{"name": "web", "port": 80, "targetPort": "on-tcp"}]
     for address in offered("named", {"set": "named"}, ports=ports):
-        for where in ("client", "packets:client", "node-1"):
+        for where in ("client", "packets:raw", "node-1"):
             assert set(who(lab, where, address, 80)) == {"other", "far"}
 
 
@@ -324,7 +325,7 @@ def test_tcp_and_udp_on_one_port_are_two_services(
         lab.give_addresses(f"dns-{protocol}", SHARED)
     for protocol, pod in (("tcp", "near"), ("udp", "far")):
         until(partial(is_answered, lab, SHARED, pod, port=53, protocol=protocol), f"{pod} by {protocol}")
-        for where in ("client", "packets:client", "node-1"):
+        for where in ("client", "packets:raw", "node-1"):
             assert lab.at(where).ask(protocol, SHARED, 53)["who"] == pod
 
 
@@ -349,7 +350,7 @@ def test_backends_that_answer_directly_see_the_client(
                 assert told == ("far", seen, address), (name, protocol, found)
 
 
-@pytest.mark.parametrize("where", ["client", "packets:client", "outside"])
+@pytest.mark.parametrize("where", ["client", "packets:raw", "outside"])
 def test_large_messages_pass_both_ways(
     lab: ServicesLab, offered: Callable[..., tuple[str, str]], where: str
 ) -> None:
