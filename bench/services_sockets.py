@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from bench import kube_proxy, netbench, services, topologies
-from bench.netbench import CONNECTIONS, PORT, ROUND_TRIPS, Comparison, Test, Way
+from bench.netbench import CONNECTIONS, PORT, ROUND_TRIP, Comparison, Test, Way
 
 OURS = (1, 1_000, 10_000)
 THEIRS = (1, 1_000, 5_000)
@@ -39,7 +39,7 @@ def sockets(quick: bool) -> list[dict[str, Any]]:
         for count in OURS:
             services.fill(node, count)
             ways = [base, asked, beside] if count == OURS[-1] else [base, asked]
-            for test in (ROUND_TRIPS, CONNECTIONS):
+            for test in (ROUND_TRIP, CONNECTIONS):
                 rows += _rows("services-sockets", count, ways, test, quick)
     return rows
 
