@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -47,7 +48,9 @@ def address_text(raw: bytes) -> str:
         return ""
     if raw.startswith(MAPPED):
         return socket.inet_ntop(socket.AF_INET, raw[12:])
-    return socket.inet_ntop(socket.AF_INET6, raw)
+    text = socket.inet_ntop(socket.AF_INET6, raw)
+    # The C library ends those of ::/96 in dots, and nobody else here does.
+    return str(ipaddress.IPv6Address(raw)) if "." in text else text
 
 
 def addresses(texts: Iterable[str], dtype: np.dtype[Any]) -> Array:

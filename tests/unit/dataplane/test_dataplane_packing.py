@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cilia.dataplane import links, requirements
@@ -16,6 +18,8 @@ ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 
 
 @given(st.ip_addresses())
+@example(ipaddress.ip_address("::102:304"))
+@example(ipaddress.ip_address("::2"))
 def test_addresses_come_back(address: object) -> None:
     text = str(address)
     raw = packing.address_bytes(text)
