@@ -33,7 +33,7 @@ from cilia.dataplane.bpf import Attach
 from cilia.model.node import IpcacheEntry, NodeAddress
 from cilia.model.service import FrontendKind, Protocol
 
-BATCHES, BATCH = 6_000, 64
+BATCHES, BATCH = 3_000, 64
 ROUNDS = 9
 CPU = 1
 PROG_LOAD = 5
