@@ -17,6 +17,7 @@ from cilia.control.services import written
 from cilia.control.services.node import ServicesNode
 from cilia.model.service import Algorithm, ForwardingMode, FrontendKind
 from cilia.schema import Desired, Inputs
+from cilia.sources import redirects
 from cilia.sources.services import endpoint_slice, service
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,6 +97,12 @@ def test_the_annotated_example_is_as_it_says() -> None:
     for entry in entries(document).service_entries:
         assert (entry.algorithm, entry.mode) == (Algorithm.MAGLEV, ForwardingMode.DSR)
         assert entry.affinity == 60
+
+
+def test_the_redirect_of_the_examples_is_one() -> None:
+    document = yaml.safe_load((EXAMPLES / "redirect" / "web.yaml").read_text())
+    found = redirects.row(msgspec.Raw(msgspec.json.encode(document)))
+    assert (found.service, found.problem) == ("web", "")
 
 
 def test_the_file_of_services_by_hand_is_one() -> None:
