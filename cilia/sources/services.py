@@ -64,6 +64,7 @@ def service(raw: msgspec.Raw) -> ServiceRow | None:
     return ServiceRow(
         namespace=meta.namespace,
         name=meta.name,
+        created=meta.creation_timestamp or "",
         labels=meta.labels or {},
         annotations=_relevant(meta.annotations),
         selector=spec.selector or {},

@@ -72,9 +72,12 @@ def test_a_service_of_everything() -> None:
         }
     }
     annotations = {"service.cilium.io/type": "LoadBalancer", "example.org/x": "y"}
-    assert service(spec, status, labels={"a": "b"}, annotations=annotations) == ServiceRow(
+    made = "2026-01-02T03:04:05Z"
+    found = service(spec, status, creationTimestamp=made, labels={"a": "b"}, annotations=annotations)
+    assert found == ServiceRow(
         namespace="shop",
         name="db",
+        created=made,
         labels={"a": "b"},
         annotations={"service.cilium.io/type": "LoadBalancer"},
         selector={"app": "db"},
