@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from cilia.hubble import encode
 from cilia.hubble.columns import Times
 from cilia.hubble.convert import Converter, NodeFacts
+from cilia.hubble.cursor import Cursor
 from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.predicates import Context
@@ -170,18 +171,16 @@ class Answer:
         self._since = nanoseconds(request.since) if request.HasField("since") else None
         self._until = nanoseconds(request.until) if request.HasField("until") else None
         self._mask = FlowMask(request.field_mask) if request.HasField("field_mask") else None
-        self._cursor = self._store.head
+        self._cursor = Cursor(self._store)
         """Where history ends and following begins."""
-        self._gap = self._store.gaps
-        """Serial of the first gap not told yet."""
 
     async def send_history(self, sink: Sink) -> None:
         """Send what the store has when the call begins."""
         request = self._request
         if request.follow and not request.number and self._since is None:
             return
-        numbers = self._select(self._store.oldest, self._cursor)
-        first, last = self._store.oldest, self._cursor
+        first, last = self._store.oldest, self._cursor.position
+        numbers = self._select(first, last)
         if request.number and request.number < len(numbers):
             # As clients expect: with `since` or `first` the count runs forward, else back from the end.
             if (request.first or self._since is not None) and not request.follow:
@@ -190,52 +189,29 @@ class Answer:
             else:
                 numbers = numbers[-request.number :]
                 first = int(numbers[0])
-        gaps = [g for g in self._store.losses if g.serial < self._gap and first <= g.position <= last]
+        gaps = [g for g in self._store.losses if g.serial < self._cursor.gap and first <= g.position <= last]
         await self._send(sink, numbers, gaps)
 
     async def follow(self, sink: Sink) -> None:
         """Send what comes until the client goes away or `until` has passed."""
-        arrived = asyncio.Event()
-        self._store.listeners.add(arrived.set)
-        try:
-            while await self._more(arrived):
-                await self._tell_overwritten(sink)
-                end = min(self._store.head, self._cursor + FOLLOW_CHUNK)
-                gaps = [g for g in self._store.losses if g.serial >= self._gap and g.position <= end]
-                numbers = self._select(self._cursor, end)
-                self._cursor = end
-                self._gap = gaps[-1].serial + 1 if gaps else self._gap
-                await self._send(sink, numbers, gaps)
-        finally:
-            self._store.listeners.discard(arrived.set)
+        with self._cursor as cursor:
+            while await cursor.wait(self._left()):
+                arrived = cursor.step(FOLLOW_CHUNK)
+                if arrived.overwritten:
+                    await self._send_overwritten(sink, arrived.overwritten, arrived.first)
+                await self._send(sink, self._select(arrived.first, arrived.end), arrived.gaps)
 
-    async def _more(self, arrived: asyncio.Event) -> bool:
-        """Wait for rows or gaps not seen yet; False when `until` has passed."""
-        while self._cursor == self._store.head and self._gap == self._store.gaps:
-            arrived.clear()
-            left = None if self._until is None else (self._until - self._observer.now()) / 1e9
-            if left is not None and left <= 0:
-                return False
-            try:
-                async with asyncio.timeout(left):
-                    await arrived.wait()
-            except TimeoutError:
-                return False
-        return True
+    def _left(self) -> float | None:
+        """Seconds until `until`; None: for ever."""
+        return None if self._until is None else (self._until - self._observer.now()) / 1e9
 
-    async def _tell_overwritten(self, sink: Sink) -> None:
+    async def _send_overwritten(self, sink: Sink, count: int, position: int) -> None:
         """Say how many rows went by while the client was not reading."""
-        missed = self._store.oldest - self._cursor
-        if missed > 0:
-            self._cursor += missed
-            await self._send_overwritten(sink, missed)
-
-    async def _send_overwritten(self, sink: Sink, count: int) -> None:
         self._store.metrics.lost[LossSource.HUBBLE_RING_BUFFER] += count
         now = self._observer.now()
         gap = LossRow(
             serial=0,
-            position=self._cursor,
+            position=position,
             source=LossSource.HUBBLE_RING_BUFFER,
             count=count,
             cpu=None,
@@ -273,7 +249,7 @@ class Answer:
             here = chunk[chunk >= self._store.oldest]
             responses = self._converter.responses(self._store.take(here))
             if len(here) < len(chunk):
-                await self._send_overwritten(sink, len(chunk) - len(here))
+                await self._send_overwritten(sink, len(chunk) - len(here), int(chunk[0]))
             await sink.send(self._mask.apply(responses) if self._mask else responses)
             await asyncio.sleep(0)
 

@@ -424,7 +424,8 @@ def start(settings: AgentSettings) -> int:
     with startup.importing(without=["rich"]):
         import uvloop
 
-        from cilia.apps.agent.runtime import Runtime, StartError
+        from cilia.apps.agent.errors import StartError
+        from cilia.apps.agent.runtime import Runtime
         from cilia.kit import log
 
     log.configure(settings.log_level, "json" if settings.log_format == "json" else "text")

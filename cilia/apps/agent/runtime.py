@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from cilia import __version__
 from cilia.abi import ObjectMissing
 from cilia.api import sockets
 from cilia.api.cni_server import CniServer
@@ -31,22 +30,21 @@ from cilia.api.sockets import SocketError
 from cilia.apps.agent.attach import Attacher, Gateways
 from cilia.apps.agent.backend import AgentBackend, Condition
 from cilia.apps.agent.balancing import PodNetworks, SocketEnder, brain_settings
-from cilia.apps.agent.directory import TableDirectory
 from cilia.apps.agent.engine import Engine
-from cilia.apps.agent.flows import FlowPump
+from cilia.apps.agent.errors import StartError
 from cilia.apps.agent.health_ports import HealthPorts
 from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.live import LiveSettings
-from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, HubbleNumbers, PolicyNumbers
+from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, PolicyNumbers
 from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration, own_labels
+from cilia.apps.agent.observability import Observability
 from cilia.apps.agent.operator_watch import OperatorWatch
 from cilia.apps.agent.persist import each, persist
 from cilia.apps.agent.publish import EndpointPublisher
 from cilia.apps.agent.realisation import PolicyDelays, PolicyWords
 from cilia.apps.agent.service_events import ServiceEvents
 from cilia.apps.agent.settings import AgentSettings
-from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.apps.agent.standalone import FileFollower, LocalServices
 from cilia.apps.agent.state import EndpointFiles, NodeFile
 from cilia.apps.agent.statuses import StatusPublisher
@@ -58,14 +56,7 @@ from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.dataplane.bpf import BpfError
-from cilia.dataplane.order import KernelState
 from cilia.dataplane.verify import Verifier
-from cilia.hubble.convert import NodeFacts, file_names
-from cilia.hubble.health import Health
-from cilia.hubble.observer import Observer, ObserverSettings
-from cilia.hubble.peer import Peer, Peers
-from cilia.hubble.rpc.server import Server as HubbleServer
-from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit import startup
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
@@ -99,10 +90,6 @@ EXPECTED = (
     conflist.ConflistError,
 )
 """What can be wrong with a machine or its settings; the message says what to do."""
-
-
-class StartError(Exception):
-    """The agent can't start; one sentence that says what to do."""
 
 
 class Stopped(Exception):
@@ -184,14 +171,14 @@ class Runtime:
         kernel.update_settings(live.settings)
         state.local_pods.netns_cookie = PodNetworks(self.inputs).cookie
         engine = Engine(graph, state, self.clock)
-        flows = self._hubble(kernel, state)
+        observability = Observability(settings, self.inputs, self.desired, kernel, state, self.clock)
         delays: list[PolicyDelays] = []
         metrics = AgentMetrics(
             AgentCollector(
                 self.inputs,
                 self.desired,
                 kernel.numbers,
-                lambda: _hubble_numbers(flows),
+                observability.numbers,
                 lambda: _policy_numbers(graph, delays),
             )
         )
@@ -209,7 +196,7 @@ class Runtime:
             apply=lambda changed: self._apply(changed, kernel, graph),
             graph=graph,
             kernel=state,
-            hubble=flows,
+            hubble=observability.store,
             metrics=metrics,
             condition=self.condition,
             addresses=addresses.usage,
@@ -217,15 +204,11 @@ class Runtime:
             kick=engine.kick,
             clock=self.clock,
         )
-        await self._open_doors(stack, backend, flows, kernel)
+        await self._open_doors(stack, backend, observability)
         cni_server = CniServer(backend, settings.cni_socket)
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)
-        if settings.events:
-            owners = SocketOwners(self.inputs, self.desired, settings.cgroup_root)
-            reader = kernel.reader(FlowPump(flows, owners).take)
-            reader.start()
-            stack.callback(reader.stop)
+        observability.read(stack)
 
         identities = IdentityAllocator(store, self.inputs)
         publisher = EndpointPublisher(
@@ -400,18 +383,8 @@ class Runtime:
 
         return look
 
-    def _hubble(self, kernel: NodeKernel, state: KernelState) -> FlowStore:
-        directory = TableDirectory(
-            self.inputs,
-            self.desired,
-            state.service_maps,
-            cluster=self.settings.cluster_name,
-            device=kernel.device_name,
-        )
-        return FlowStore(kernel.event_dtype, directory, capacity=self.settings.hubble_capacity)
-
     async def _open_doors(
-        self, stack: AsyncExitStack, backend: AgentBackend, flows: FlowStore, kernel: NodeKernel
+        self, stack: AsyncExitStack, backend: AgentBackend, observability: Observability
     ) -> None:
         settings = self.settings
         api = ApiServer(
@@ -422,20 +395,7 @@ class Runtime:
         )
         await api.start()
         stack.push_async_callback(api.stop)
-        name = f"{settings.cluster_name}/{settings.node_name}"
-        facts = NodeFacts(name=name, files=file_names(kernel.source_files))
-        observer = Observer(flows, facts, ObserverSettings(version=__version__), self.clock)
-        peers = Peers([Peer(name, f"unix://{settings.hubble_socket}")])
-        health = Health(["observer.Observer", "peer.Peer"])
-        server = HubbleServer({**observer.methods(), **peers.methods(), **health.methods()})
-        try:
-            await server.listen_unix(settings.hubble_socket)
-        except OSError as error:
-            raise StartError(
-                f"the Hubble socket {settings.hubble_socket} can't be opened ({error.strerror or error}): "
-                "stop the agent that serves it, or choose another --hubble-socket"
-            ) from error
-        stack.push_async_callback(server.close)
+        await observability.open(stack)
 
     def _end_sockets(self, tasks: TaskGroup, engine: Engine, kernel: NodeKernel) -> None:
         """End sockets whose backend is gone, from now on."""
@@ -593,8 +553,3 @@ def _policy_numbers(graph: ControlGraph, delays: list[PolicyDelays]) -> PolicyNu
         largest_peers=graph.policy.largest_peers(),
         audit=graph.policy.audit,
     )
-
-
-def _hubble_numbers(flows: FlowStore) -> HubbleNumbers:
-    lost = {source.name.lower(): flows.metrics.lost.get(source, 0) for source in LossSource}
-    return HubbleNumbers(flows=flows.head, lost=lost)

@@ -1,0 +1,78 @@
+"""A place in the store: for everybody who reads flows as they come, each at its own pace.
+
+    with Cursor(store) as cursor:
+        while await cursor.wait():
+            arrived = cursor.step(limit)
+            for rows in store.spans(arrived.first, arrived.end):
+                ...
+
+A cursor is two numbers. Who is late costs nothing and learns exactly how many rows the ring has overwritten
+before it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple, Self
+
+from cilia.hubble.store import FlowStore, LossRow
+
+
+class Arrived(NamedTuple):
+    """What came since the last step."""
+
+    first: int
+    """Number of the first row."""
+    end: int
+    """Number after the last row."""
+    overwritten: int
+    """Rows before `first` that are gone unread."""
+    gaps: list[LossRow]
+    """What the kernel could not hand over, by position; each is told once."""
+
+
+class Cursor:
+    """Follows a store from a row on; a context manager, for it listens."""
+
+    def __init__(self, store: FlowStore, position: int | None = None) -> None:
+        """`position`: number of the first row wanted; None: what comes from now on."""
+        self._store = store
+        self.position = store.head if position is None else position
+        """Number of the next row not seen."""
+        self.gap = store.gaps
+        """Serial of the next gap not told."""
+        self._bell = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._store.listeners.add(self._bell.set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.listeners.discard(self._bell.set)
+
+    @property
+    def waiting(self) -> bool:
+        """Nothing is there that was not seen."""
+        return self.position == self._store.head and self.gap == self._store.gaps
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Until something is there; False when so many seconds went by without."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.waiting:
+                    self._bell.clear()
+                    await self._bell.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def step(self, limit: int) -> Arrived:
+        """Go on by at most `limit` rows."""
+        overwritten = max(0, self._store.oldest - self.position)
+        first = self.position + overwritten
+        end = min(self._store.head, first + limit)
+        gaps = [gap for gap in self._store.losses if gap.serial >= self.gap and gap.position <= end]
+        self.position = end
+        if gaps:
+            self.gap = gaps[-1].serial + 1
+        return Arrived(first, end, overwritten, gaps)
