@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -112,6 +112,18 @@ def file_names(sources: Mapping[str, int]) -> dict[int, str]:
     return {number: name.removeprefix("FILE_").lower() for name, number in sources.items() if number}
 
 
+class Fragments(NamedTuple):
+    """Parts of flows, per row; no two columns hold the same field of a flow."""
+
+    transports: list[bytes]
+    sources: list[bytes]
+    destinations: list[bytes]
+    services: list[bytes]
+    pairs: list[bytes]
+    meanings: list[bytes]
+    sockets: list[bytes]
+
+
 class Converter:
     """Makes messages of rows; one per store, shared by all clients."""
 
@@ -131,28 +143,26 @@ class Converter:
         self._services: Remembered[int] = Remembered()
         self._generations: tuple[int, ...] = ()
 
+    def fragments(self, rows: Rows) -> Fragments:
+        """Everything of flows but their time and UUID: one fragment per row in each column."""
+        self._forget_compacted()
+        events = rows.events
+        return Fragments(
+            transports=self._transports.look_up(transport_keys(events), rows, transport),
+            sources=self._sources.look_up(rows.source.tolist(), rows, self._source),
+            destinations=self._destinations.look_up(rows.destination.tolist(), rows, self._destination),
+            services=self._services.look_up(service_keys(rows), rows, self._service),
+            pairs=self._pairs.look_up(pair_keys(rows), rows, self._pair),
+            meanings=self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning),
+            sockets=socket_fragments(events),
+        )
+
     def responses(self, rows: Rows) -> list[bytes]:
         """Serialised GetFlowsResponse messages, one per row and in their order."""
-        self._forget_compacted()
-        events, tail = rows.events, self._tail + tag(1001, LENGTH)
-        sources = self._sources.look_up(rows.source.tolist(), rows, self._source)
-        destinations = self._destinations.look_up(rows.destination.tolist(), rows, self._destination)
-        pairs = self._pairs.look_up(pair_keys(rows), rows, self._pair)
-        meanings = self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning)
-        transports = self._transports.look_up(transport_keys(events), rows, transport)
-        services = self._services.look_up(service_keys(rows), rows, self._service)
+        tail = self._tail + tag(1001, LENGTH)
         out = []
         for stamp, row, ports, source, destination, service, pair, told, rest in zip(
-            encode.timestamps(rows.wall),
-            rows.numbers.tolist(),
-            transports,
-            sources,
-            destinations,
-            services,
-            pairs,
-            meanings,
-            socket_fragments(events),
-            strict=True,
+            encode.timestamps(rows.wall), rows.numbers.tolist(), *self.fragments(rows), strict=True
         ):
             flow = b"".join(
                 (
