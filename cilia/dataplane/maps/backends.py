@@ -305,10 +305,12 @@ class Backends:
     # numbers
 
     def _number(self, backend: Backend) -> int:
-        """The backend's number; it comes into use with whatever names it next. Raises BpfError."""
+        """The backend's number; it comes into use with whatever names it next. Raises BpfError, and
+        ValueError for a backend that can't be."""
         key = backend.address, backend.port, int(backend.protocol)
         if key in self._used:
             return self._used[key]
+        packing.check_served(*key)
         number = self._numbers.take(key)
         if number is None:
             self._numbers.reclaim(self._clock() - REST)
@@ -351,16 +353,19 @@ class Backends:
 
     # what a predecessor left
 
-    def adopt(self, first: int, count: int) -> Stretch:
-        """A range that a service has, in use once more; none if it can't be one of ours."""
+    def adopt(self, first: int, count: int) -> Stretch | None:
+        """A range that a service has, in use once more; None if it can't be one of ours: whoever has a range
+        has it for himself, and it leads to live backends."""
         if not count:
             return NO_STRETCH
         found = self._adopted.get((first, count))
         if found is None:
-            if first + count > len(self._slots) or not self._stretches.reserve(first, count):
-                return NO_STRETCH
             slots = self._slots[first : first + count]
-            numbers = tuple(n for n in dict.fromkeys(slots.tolist()) if n < len(self._chosen))
+            numbers = tuple(dict.fromkeys(slots.tolist()))
+            if len(slots) < count or any(number not in self._key_of for number in numbers):
+                return None
+            if not self._stretches.reserve(first, count):
+                return None
             found = self._adopted[first, count] = Stretch(first, count, numbers, _digest(slots))
             self._by_content.setdefault(found.content, found)
             for number in numbers:
@@ -374,7 +379,8 @@ class Backends:
         self._adopted.clear()
 
     def _adopt(self) -> None:
-        numbers = np.flatnonzero(self._rows["port"])
+        readable = (self._rows["port"] != 0) & np.isin(self._rows["protocol"], list(packing.PROTOCOLS))
+        numbers = np.flatnonzero(readable & (self._rows["flags"] <= self._live | self._is_draining))
         rows = self._rows[numbers]
         addresses = packing.raw_rows(np.ascontiguousarray(rows["address"]))
         columns = (rows["port"].tolist(), rows["protocol"].tolist())
@@ -388,6 +394,8 @@ class Backends:
         for key, number in live.items():
             self._enlist(number, key)
         self._unclaimed = set(live.values())
+        # One who was killed may not have come to this.
+        self._touched.update(np.flatnonzero(self._rows["flags"]).tolist())
 
 
 def shares(weights: Sequence[int]) -> list[int]:

@@ -70,6 +70,18 @@ def served_text(address: str, port: int, protocol: int) -> str:
     return f"{host}:{port}/{named.name if named else protocol}"
 
 
+def check_served(address: str, port: int, protocol: int) -> None:
+    """Raise ValueError unless the kernel can be told of such a frontend or backend."""
+    try:
+        address_bytes(address)
+    except (OSError, TypeError):
+        raise ValueError(f"{address!r} is no address") from None
+    if not 0 < port < 65536:
+        raise ValueError(f"{port} is no port")
+    if not 0 < protocol < 256:
+        raise ValueError(f"{protocol} is no transport protocol")
+
+
 def macs(texts: Iterable[str]) -> Array:
     """MACs as an array (n, 6)."""
     return np.frombuffer(b"".join(map(mac_bytes, texts)), np.uint8).reshape(-1, 6)

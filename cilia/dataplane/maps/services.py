@@ -8,8 +8,10 @@ A change is written from right to left: backends under fresh numbers, a free str
 under its number, and then the one hash entry, in one store as packets see it. What the old entry named comes
 back afterwards.
 
-A successor finds all of it by reading the maps; what no row claims goes in `prune`. When something is full,
-the frontends that do not fit keep what they had (new ones are not there), and say so; all others work.
+A successor finds all of it by reading the maps; what no row claims goes in `prune`. What can't have been
+written so (the number of another frontend, slots that lead to nobody) is damaged: it is told, taken away
+before anything is written, and made anew from its row. When something is full, or a row makes no sense, the
+frontends concerned keep what they had (new ones are not there), and say so; all others work.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
+import structlog
 
 from cilia import abi
 from cilia.dataplane.bpf import Array, BpfError, Map
@@ -38,7 +41,13 @@ from cilia.model.service import (
 
 __all__ = ["LocalPod", "ServiceOptions", "Services"]
 
+log = structlog.get_logger(__name__)
+
 REVISIONS = 1 << 32
+SECONDS = 1 << 32
+"""Of an affinity: fewer than these."""
+TOLD = 5
+"""Damaged frontends that the log names; the rest is counted."""
 
 
 class LocalPod(msgspec.Struct, frozen=True):
@@ -95,6 +104,8 @@ class Services:
         """Grows whenever a number or a frontend may belong to another service than before."""
         self.locate: Callable[[str], LocalPod | None] = lambda address: None
         """The pod of this node that has an address."""
+        self._damaged: list[Frontend] = []
+        """In the kernel, but not as anybody wrote them: they go before the first write."""
         self._revision = self._adopt(maps["affinity"])
 
     # the five verbs
@@ -107,12 +118,16 @@ class Services:
         """Bring frontends in force, all in few system calls."""
         failures: dict[Frontend, str] = {}
         plans: list[Held] = []
+        self._drop_damaged()
         self.backends.begin()
         for row in rows:
             try:
                 plans.append(self._plan(row))
             except BpfError as error:
                 failures[row.frontend] = str(error)
+            except Exception as error:
+                # Whatever is wrong with one row, even by a fault of ours, must not cost the others.
+                failures[row.frontend] = _unexpected(error)
         self.backends.write()
         self._write_frontends(plans)
         for field, target in self._extras:
@@ -123,7 +138,7 @@ class Services:
 
     def delete(self, keys: Sequence[Frontend]) -> dict[Frontend, str]:
         """Remove frontends; absent ones are no error. Replies of flows they had still find their way."""
-        self._services.remove(self._keys(keys))
+        self._services.remove(self._keys([key for key in keys if _is_possible(key)]))
         for frontend in keys:
             held = self._held.pop(frontend, None)
             self.names += 1
@@ -137,6 +152,7 @@ class Services:
 
     def prune(self, keep: Iterable[ServiceEntry]) -> int:
         """Remove all frontends but these, backends that nobody speaks of, and what belongs to no frontend."""
+        self._drop_damaged()
         strangers = self.ours() - {row.frontend for row in keep}
         self.delete(sorted(strangers))
         self.backends.prune()
@@ -276,21 +292,26 @@ class Services:
     # planning: numbers and stretches for a row, before anything refers to them
 
     def _plan(self, row: ServiceEntry) -> Held:
+        """Raises BpfError when something is full, and anything else where the row makes no sense; nothing of
+        it is in use then."""
+        packing.check_served(row.frontend.address, row.frontend.port, row.frontend.protocol)
+        if not 0 <= row.affinity < SECONDS:
+            raise ValueError(f"{row.affinity} are no seconds of an affinity")
         before = self._held.get(row.frontend)
         number = self._ids.take(row.frontend)
         if number is None:
             raise BpfError(packing.full(self._frontends_map))
         plan = Held(row, number, (NO_STRETCH, NO_STRETCH), 0)
         try:
+            plan.sources = self._source_keys(number, row)
+            plan.skips = self._skip_keys(row)
             internal = self.backends.use(row.algorithm, row.internal)
             plan.ranges = internal, NO_STRETCH
             plan.ranges = internal, self.backends.use(row.algorithm, row.external)
             plan.draining = self.backends.drain(_without_new_flows(row))
-        except BpfError:
+        except Exception:
             self._abandon(plan)
             raise
-        plan.sources = self._source_keys(number, row)
-        plan.skips = self._skip_keys(row)
         same = before is not None and before.ranges == plan.ranges
         plan.revision = before.revision if before is not None and same else self._next_revision()
         return plan
@@ -439,25 +460,54 @@ class Services:
     # what a predecessor left
 
     def _adopt(self, affinity: Map) -> int:
-        """Begin with what is in the maps; the highest revision given out. What contradicts itself is left for
-        `update` to replace."""
-        frontends, values = self._read()
+        """Begin with what is in the maps; the highest revision given out."""
+        keys, values = self._services.dump()
+        frontends = self._frontends_of(keys)
         found: dict[Frontend, int] = {}
-        taken: set[int] = set()
         columns = (values["id"].tolist(), values["revision"].tolist(), values["range"].tolist())
-        for frontend, number, revision, ranges in zip(frontends, *columns, strict=True):
-            if not 0 < number < len(self._frontends) or number in taken:
-                continue
-            taken.add(number)
-            found[frontend] = number
-            inside, outside = (self.backends.adopt(*where) for where in ranges)
-            self._held[frontend] = Held(None, number, (inside, outside), revision)
+        rows = zip(frontends, self._are_named(keys, values["id"]), *columns, strict=True)
+        for frontend, is_named, number, revision, ranges in rows:
+            adopted = [self.backends.adopt(*where) for where in ranges] if is_named else [None]
+            if None in adopted:
+                self._damaged.append(frontend)
+            if is_named:
+                found[frontend] = number
+                inside, outside = (stretch or NO_STRETCH for stretch in adopted)
+                self._held[frontend] = Held(None, number, (inside, outside), revision)
         self.backends.adopted()
         self._adopt_ids(found)
         self._adopt_extras()
-        # A sticky client may remember a higher one, of a frontend that went.
+        if self._damaged:
+            log.warning(
+                "damaged services in the kernel; they are written anew",
+                count=len(self._damaged),
+                first=[str(frontend) for frontend in self._damaged[:TOLD]],
+            )
+        return self._highest_revision(columns[1], affinity)
+
+    def _are_named(self, keys: Array, ids: Array) -> list[bool]:
+        """Whether `frontends` has each of these keys of `services` under its number, as it does from before
+        the entry is written until after it is gone."""
+        known = (ids > 0) & (ids < len(self._frontends))
+        named = self._frontends[np.where(known, ids, 0)]
+        for field in ("address", "port", "protocol"):
+            known &= named[field] == keys[field]
+        return list(known.tolist())
+
+    def _highest_revision(self, given: Iterable[int], affinity: Map) -> int:
+        """The next must be new to every sticky client: they may remember a higher one, of a frontend that
+        went. Nobody has counted up to the upper half: numbers there are no revisions, and clients that
+        remember them forget their backends."""
         remembered = [int(seen["revision"].max()) for _, seen in affinity.batches() if len(seen)]
-        return max([*columns[1], *remembered], default=0)
+        if max(remembered, default=0) >= REVISIONS // 2:
+            affinity.remove(affinity.dump()[0])
+            remembered = []
+        return max((one for one in (*given, *remembered) if one < REVISIONS // 2), default=0)
+
+    def _drop_damaged(self) -> None:
+        damaged, self._damaged = self._damaged, []
+        if damaged:
+            self.delete(damaged)
 
     def _adopt_ids(self, found: dict[Frontend, int]) -> None:
         """Numbers whose frontend went rest: flows may name them."""
@@ -523,6 +573,18 @@ class Services:
     def _remove_raw(self, target: Map, keys: Collection[bytes]) -> None:
         if keys:
             target.remove(np.frombuffer(b"".join(keys), target.key))
+
+
+def _unexpected(error: Exception) -> str:
+    return f"it can't be written ({type(error).__name__}: {error}): change the object, and please report it"
+
+
+def _is_possible(frontend: Frontend) -> bool:
+    try:
+        packing.check_served(frontend.address, frontend.port, frontend.protocol)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(value: Array | None) -> str:
