@@ -38,6 +38,10 @@ KIND_TRACE = 2
 KIND_VERDICT = 3
 KIND_SOCKET = 4
 
+VERDICT_DROPPED = 2
+VERDICT_AUDIT = 4
+"""Of flow.Verdict."""
+
 REASON_NO_BACKEND = 158
 """A packet or a socket asked for a service that nobody serves (flow.DropReason)."""
 
@@ -86,6 +90,12 @@ def equal(events: Events, name: str, value: int) -> Mask:
 def flagged(events: Events, flag: int) -> Mask:
     """Where a bit of `flags` is set."""
     return np.asarray((events["flags"] & flag) != 0, np.bool_)
+
+
+def important(events: Events) -> Mask:
+    """Drops and verdicts, and what else ended here: what is worth keeping when traces flood the ring."""
+    kind = events["kind"]
+    return np.asarray((kind == KIND_DROP) | (kind == KIND_VERDICT) | (events["verdict"] == VERDICT_DROPPED))
 
 
 def translated(events: Events) -> Mask:

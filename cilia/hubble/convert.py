@@ -32,6 +32,8 @@ from cilia.hubble.columns import (
     KIND_SOCKET,
     KIND_TRACE,
     KIND_VERDICT,
+    VERDICT_AUDIT,
+    VERDICT_DROPPED,
     Bytes,
     Events,
     octets,
@@ -71,8 +73,6 @@ ICMPV6_TYPES = {
     137: "Redirect",
 }
 
-VERDICT_DROPPED = 2
-VERDICT_AUDIT = 4
 EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
 """Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
 

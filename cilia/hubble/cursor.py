@@ -22,11 +22,11 @@ class Arrived(NamedTuple):
     """What came since the last step."""
 
     first: int
-    """Number of the first row."""
+    """Number of the first row that may have come; `FlowStore.spans` knows which are here."""
     end: int
     """Number after the last row."""
     overwritten: int
-    """Rows before `first` that are gone unread."""
+    """Rows of [first, end) that are gone unread."""
     gaps: list[LossRow]
     """What the kernel could not hand over, by position; each is told once."""
 
@@ -68,9 +68,9 @@ class Cursor:
 
     def step(self, limit: int) -> Arrived:
         """Go on by at most `limit` rows."""
-        overwritten = max(0, self._store.oldest - self.position)
-        first = self.position + overwritten
-        end = min(self._store.head, first + limit)
+        first = self.position
+        end = self._store.reach(first, limit)
+        overwritten = self._store.missing(first, end)
         gaps = [gap for gap in self._store.losses if gap.serial >= self.gap and gap.position <= end]
         self.position = end
         if gaps:

@@ -19,6 +19,7 @@ from cilia.hubble.columns import (
     KIND_DROP,
     KIND_SOCKET,
     KIND_TRACE,
+    VERDICT_DROPPED,
     Mask,
     Refs,
     address_words,
@@ -36,7 +37,6 @@ from cilia.hubble.convert import (
     TCP,
     TCP_FLAGS,
     UDP,
-    VERDICT_DROPPED,
     NodeFacts,
 )
 from cilia.hubble.directory import Device, Party, Service

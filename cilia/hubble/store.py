@@ -1,8 +1,12 @@
-"""The columnar ring: the last 2^n events of this node, with their meaning at that time.
+"""The last 2^n events of this node as columns, with their meaning at that time.
 
-A row's number counts from the start of the agent and never repeats; number N lives in slot N mod capacity.
-A reader holds a number, not a place: when its number is older than `oldest`, the difference is exactly what
-it missed. So slow readers cost no memory and every gap is counted.
+A row's number counts from the start of the agent and never repeats. A reader holds a number, not a place:
+when its number is older than `oldest`, what it missed is counted exactly. So slow readers cost no memory.
+
+    append ─► ring of all rows ──(overwritten: drops and verdicts)──► ring of a quarter of its size
+
+A flood of traces pushes out traces only: what was dropped or judged leaves when newer drops and verdicts need
+its place. Readers see one store: `spans` gives the older rows first.
 """
 
 from __future__ import annotations
@@ -26,17 +30,25 @@ from cilia.hubble.columns import (
     address_words,
     blobs,
     check_layout,
+    important,
     sender_words,
     service_key,
 )
 from cilia.hubble.directory import Device, Directory, Party, Service, describe
 from cilia.hubble.intern import Interner
+from cilia.hubble.ring import Ring, together
+from cilia.hubble.ring import Rows as Rows
 from cilia.model.address import unpack
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow
 
 DEFAULT_CAPACITY = 65_536
 KEPT_LOSSES = 1024
+KEPT_SHARE = 4
+"""The second ring has one of so many rows of the first."""
+KEPT_MARKS = 8192
+MARK_EVERY = 1_000_000_000
+"""Nanoseconds between two marks."""
 
 
 class LossSource(enum.IntEnum):
@@ -74,25 +86,12 @@ class LossRow(msgspec.Struct, frozen=True, kw_only=True):
     last: int
 
 
-class Rows(NamedTuple):
-    """Some rows of the store, as columns of equal length."""
+class Mark(NamedTuple):
+    """When a number was given."""
 
-    numbers: Times
-    events: Events
-    wall: Times
-    source: Refs
-    destination: Refs
-    egress: Refs
-    """Index of the rules the egress cookie stands for."""
-    ingress: Refs
-    device: Refs
-    service: Refs
-    """Index of the service that the initiator asked for."""
-
-    def where(self, mask: Mask) -> Rows:
-        """A copy with the rows the mask selects."""
-        refs = (column[mask] for column in self[3:])
-        return Rows(self.numbers[mask], self.events[mask], self.wall[mask], *refs)
+    number: int
+    wall: int
+    """Nanoseconds since the Unix epoch."""
 
 
 class Rules(NamedTuple):
@@ -133,7 +132,8 @@ class FlowStore:
     def __init__(
         self, dtype: np.dtype[np.void], directory: Directory, *, capacity: int = DEFAULT_CAPACITY
     ) -> None:
-        """`dtype`: of `struct event`; `capacity`: flows kept, a power of two. Raises ValueError."""
+        """`dtype`: of `struct event`; `capacity`: flows kept, a power of two; drops and verdicts get a
+        quarter more. Raises ValueError."""
         if capacity < 1 or capacity & (capacity - 1):
             raise ValueError(f"the flow capacity must be a power of two, not {capacity}: try 65536")
         check_layout(dtype)
@@ -156,10 +156,10 @@ class FlowStore:
         self.devices: Interner[Device] = Interner(1, self._device, bits=10)
         self.services: Interner[Service] = Interner(3, self._service)
         self._last_seen = np.zeros(0, np.int64)
-        self._events = np.zeros(capacity, dtype)
-        self._blobs = blobs(self._events)
-        self._wall = np.zeros(capacity, np.int64)
-        self._refs = {name: np.zeros(capacity, np.uint32) for name in Rows._fields[3:]}
+        self._dtype = dtype
+        self._ring = Ring(dtype, capacity)
+        self._kept = Ring(dtype, max(1, capacity // KEPT_SHARE))
+        self._marks: deque[Mark] = deque(maxlen=KEPT_MARKS)
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -169,30 +169,45 @@ class FlowStore:
         `batches`: arrays of the store's dtype, copied here; `offset`: wall clock minus ktime in
         nanoseconds, measured by the caller. Calls the listeners.
         """
-        events = merged(list(batches), self._events.dtype)
+        events = merged(list(batches), self._dtype)
         self._keep_losses(losses, offset, events["time"])
         if len(events):
             self._adopt_revision()
             self.metrics.count(events)
-            self._write(events[-self.capacity :], len(events), offset)
+            self._write(events, offset)
             self._compact()
         if len(events) or losses:
             for listener in tuple(self.listeners):
                 listener()
 
-    def _write(self, events: Events, seen: int, offset: int) -> None:
-        """Fill the next slots; `seen` counts rows that a batch larger than the ring left out, too."""
-        wall = events["time"].astype(np.int64) + offset
-        columns = self._interned(events)
-        self.head += seen - len(events)
-        start = self.head & (self.capacity - 1)
-        room = min(self.capacity - start, len(events))
-        targets = [self._blobs, self._wall, *(self._refs[name] for name in columns)]
-        for target, values in zip(targets, [blobs(events), wall, *columns.values()], strict=True):
-            target[start : start + room] = values[:room]
-            target[: len(events) - room] = values[room:]
+    def _write(self, events: Events, offset: int) -> None:
+        """Fill the next slots. Of a batch larger than the ring the first part is as good as overwritten."""
+        first = self.head
+        self._mark(first, int(events["time"][0]) + offset)
+        for rows in self._ring.oldest(max(0, len(self._ring) + len(events) - self.capacity)):
+            self._keep(rows, important(rows.events))
+        early = max(0, len(events) - self.capacity)
+        if early:
+            mask = important(events[:early])
+            if mask.any():
+                self._kept.write(self._rows(events[:early][mask], first + np.flatnonzero(mask), offset))
+            self._ring.written += early
+        late = self._rows(events[early:], np.arange(first + early, first + len(events)), offset)
+        self._ring.write(late)
         self.head += len(events)
-        self._note_seen(columns, int(wall[-1]))
+        self._note_seen(late)
+
+    def _keep(self, rows: Rows, mask: Mask) -> None:
+        if mask.any():
+            self._kept.write(rows.where(mask))
+
+    def _mark(self, number: int, wall: int) -> None:
+        """Remember once a second when a number was given."""
+        if not self._marks or wall - self._marks[-1].wall >= MARK_EVERY:
+            self._marks.append(Mark(number, wall))
+
+    def _rows(self, events: Events, numbers: Times, offset: int) -> Rows:
+        return Rows(numbers, events, events["time"].astype(np.int64) + offset, **self._interned(events))
 
     def _interned(self, events: Events) -> dict[str, Refs]:
         return {
@@ -210,12 +225,13 @@ class FlowStore:
             return self.services.refs(service_key(events))
         return np.repeat(self.services.refs([np.zeros(1, np.uint64)] * 3), len(events))
 
-    def _note_seen(self, columns: dict[str, Refs], now: int) -> None:
+    def _note_seen(self, rows: Rows) -> None:
         missing = len(self.parties.values) - len(self._last_seen)
         if missing > 0:
             self._last_seen = np.concatenate([self._last_seen, np.zeros(missing + 64, np.int64)])
-        self._last_seen[columns["source"]] = now
-        self._last_seen[columns["destination"]] = now
+        now = int(rows.wall[-1])
+        self._last_seen[rows.source] = now
+        self._last_seen[rows.destination] = now
 
     def _keep_losses(self, losses: Sequence[Loss], offset: int, times: Words) -> None:
         """File gaps before the first event after them; `times`: ktime of the batch they came with."""
@@ -257,11 +273,11 @@ class FlowStore:
         ):
             if len(interner.values) <= 2 * self.capacity + 1024:
                 continue
-            live = slice(0, min(self.head, self.capacity))
-            used = np.unique(np.concatenate([self._refs[name][live] for name in names]))
+            columns = [*self._ring.references(names), *self._kept.references(names)]
+            used = np.unique(np.concatenate(columns))
             table = interner.compact(used)
-            for name in names:
-                self._refs[name][live] = table[self._refs[name][live]]
+            for column in columns:
+                column[:] = table[column]
             if interner is self.parties:
                 self._last_seen = self._last_seen[used]
 
@@ -296,11 +312,57 @@ class FlowStore:
 
     @property
     def oldest(self) -> int:
-        """Number of the oldest row still here."""
+        """Number of the oldest row of the ring; older ones are drops and verdicts only."""
         return max(0, self.head - self.capacity)
+
+    @property
+    def first(self) -> int:
+        """Number of the oldest row still here."""
+        kept = self._kept.oldest(1)
+        return int(kept[0].numbers[0]) if kept else self.oldest
+
+    @property
+    def kept(self) -> int:
+        """Drops and verdicts that are here beyond the ring."""
+        return len(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns."""
+        return self._ring.nbytes + self._kept.nbytes
 
     def __len__(self) -> int:
         return self.head - self.oldest
+
+    def missing(self, first: int, last: int, *, important_only: bool = False) -> int:
+        """How many rows of [first, last) are gone; or at most how many drops and verdicts among them."""
+        last = min(last, self.oldest)
+        if first >= last:
+            return 0
+        low, high = np.searchsorted(self._kept.numbers(), (first, last)).tolist()
+        gone = last - first - (high - low)
+        if not important_only:
+            return int(gone)
+        return int(min(gone, self._kept.gone)) if first < self.first else 0
+
+    def reach(self, first: int, limit: int) -> int:
+        """The number after the `limit`-th row that is here from `first` on; at most `head`."""
+        if first >= self.oldest:
+            return min(self.head, first + limit)
+        older = self._kept.numbers()
+        older = older[np.searchsorted(older, first) :]
+        if len(older) >= limit:
+            return int(older[limit - 1]) + 1
+        return min(self.head, self.oldest + limit - len(older))
+
+    def number_at(self, wall: int) -> int:
+        """The number of a row stored at or (by up to a second) before a moment, in nanoseconds since the
+        epoch; 0 for moments nobody remembers."""
+        return next((mark.number for mark in reversed(self._marks) if mark.wall <= wall), 0)
+
+    def time_of(self, number: int) -> int:
+        """When a row was stored, to a second; 0: nobody remembers."""
+        return next((mark.wall for mark in reversed(self._marks) if mark.number <= number), 0)
 
     def row_of(self, uuid: str) -> int | None:
         """The row a UUID of this store names, which may be gone by now; None for others'."""
@@ -314,23 +376,26 @@ class FlowStore:
         return row & (1 << 48) - 1
 
     def spans(self, first: int, last: int) -> list[Rows]:
-        """Rows [first, last), clipped to what is here: one or two views into the ring."""
-        first, last = max(first, self.oldest), min(last, self.head)
+        """Rows [first, last), as far as they are here: a few views into the rings, oldest first."""
         spans = []
-        while first < last:
-            start = first & (self.capacity - 1)
-            count = min(self.capacity - start, last - first)
-            spans.append(self._rows(slice(start, start + count), np.arange(first, first + count)))
-            first += count
-        return spans
+        if first < self.oldest:
+            low, high = np.searchsorted(self._kept.numbers(), (first, last)).tolist()
+            spans += self._kept.between(self._kept.gone + low, self._kept.gone + high)
+        return spans + self._ring.between(first, last)
+
+    def present(self, numbers: Times) -> Mask:
+        """Which rows are still here."""
+        here: Mask = numbers >= self.oldest
+        return here if here.all() else here | np.isin(numbers, self._kept.numbers())
 
     def take(self, numbers: Times) -> Rows:
-        """A copy of some rows; every number must lie within [oldest, head)."""
-        return self._rows(numbers & (self.capacity - 1), numbers)
-
-    def _rows(self, where: slice | Times, numbers: Times) -> Rows:
-        events = self._blobs[where].view(self._events.dtype)
-        return Rows(numbers, events, self._wall[where], *(refs[where] for refs in self._refs.values()))
+        """A copy of some rows, in ascending order; all must be present."""
+        split = int(np.searchsorted(numbers, self.oldest))
+        late = self._ring.at(numbers[split:])
+        if not split:
+            return late
+        places = self._kept.gone + np.searchsorted(self._kept.numbers(), numbers[:split])
+        return together([self._kept.at(places), late])
 
     def namespaces(self, since: int) -> set[tuple[str, str]]:
         """(cluster, namespace) of everybody seen at or after a moment (nanoseconds since the epoch)."""
@@ -341,7 +406,7 @@ class FlowStore:
 
     def rate(self, now: int, window: int = 60_000_000_000) -> float:
         """Flows per second over the last `window` nanoseconds, or over what is still here."""
-        wall = self._wall[: len(self)]
+        wall = self._ring.wall
         recent = wall[wall >= now - window]
         if not len(recent):
             return 0.0
