@@ -258,16 +258,27 @@ def _pin_programs(programs: Mapping[str, int], directory: Path, ready: Path) -> 
 
 def _adopt(found: libbpf.BpfObject, layout: abi.Layout, name: str, handle: int, pinned: int) -> None:
     try:
-        info, spec = bpf.map_info(pinned), layout.maps[name]
-        if info.type != spec.type:
-            raise BpfError(f"the pinned map {name} is of another type: remove the pins and start again")
-        found.resize(handle, info.max_entries)
+        checked = _map(layout, name, os.dup(pinned))
+        checked.close()
+        found.resize(handle, checked.info.max_entries)
         found.reuse(handle, pinned)
     finally:
         os.close(pinned)
 
 
+def _check_kind(layout: abi.Layout, name: str, fd: int) -> None:
+    """Raise BpfError for a pinned map that this version would not have made so. Its size may be any."""
+    info, spec = bpf.map_info(fd), layout.maps[name]
+    what = "of another type" if info.type != spec.type else "made with other flags"
+    if (info.type, info.flags) != (spec.type, spec.flags):
+        raise BpfError(
+            f"the pinned map {name} is {what} than this version's: remove the pins (cilia-agent --cleanup) "
+            "and start again"
+        )
+
+
 def _map(layout: abi.Layout, name: str, fd: int) -> Map:
+    _check_kind(layout, name, fd)
     spec = layout.maps[name]
     if spec.type == MapType.RINGBUF:
         return Map(fd, np.dtype("V0"), np.dtype("V0"), name)

@@ -119,16 +119,30 @@ def test_constants_reach_the_programs() -> None:
         loader.load(PREFIX, {"no_such_constant": 1})
 
 
-def test_a_map_of_another_layout_is_refused() -> None:
+OTHERS = {
+    "of other keys": ("endpoints", bpf.MapType.HASH, 4, 4, 1, "has keys of 4 bytes"),
+    "of another type": ("services", bpf.MapType.LRU_HASH, 0, 0, 0, "is of another type"),
+    "with other flags": ("slots", bpf.MapType.ARRAY, 0, 0, 0, "made with other flags"),
+}
+
+
+@pytest.mark.parametrize(("name", "kind", "key", "value", "flags", "words"), OTHERS.values(), ids=OTHERS)
+def test_a_map_of_another_kind_is_refused(
+    name: str, kind: bpf.MapType, key: int, value: int, flags: int, words: str
+) -> None:
+    """Zero: as ours."""
     with loaded():
         pass
-    path = PINS / "maps" / "endpoints"
+    path, spec, layout = PINS / "maps" / name, abi.layout().maps[name], abi.layout()
     path.unlink()
-    other = bpf.create_map(bpf.MapType.HASH, np.dtype("<u4"), np.dtype("<u4"), 8, name="endpoints")
+    keys = np.dtype(f"V{key or layout.dtype(spec.key).itemsize}")
+    values = np.dtype(f"V{value or layout.dtype(spec.value).itemsize}")
+    other = bpf.create_map(kind, keys, values, 8, flags=flags and spec.flags, name=name)
     bpf.pin(other.fd, path)
     other.close()
-    with pytest.raises(BpfError, match="remove the pins"):
-        loader.load(PREFIX)
+    for changed in ({}, {"ct_lifetime_any": 31}):
+        with pytest.raises(BpfError, match=f"{words}.* remove the pins"):
+            loader.load(PREFIX, changed)
 
 
 def test_a_broken_program_shows_the_verifiers_words(tmp_path: Path) -> None:
