@@ -115,7 +115,6 @@ def file_names(sources: Mapping[str, int]) -> dict[int, str]:
 class Fragments(NamedTuple):
     """Parts of flows, per row; no two columns hold the same field of a flow."""
 
-    transports: list[bytes]
     sources: list[bytes]
     destinations: list[bytes]
     services: list[bytes]
@@ -144,11 +143,10 @@ class Converter:
         self._generations: tuple[int, ...] = ()
 
     def fragments(self, rows: Rows) -> Fragments:
-        """Everything of flows but their time and UUID: one fragment per row in each column."""
+        """Everything of flows but their time, UUID and transport header: one per row in each column."""
         self._forget_compacted()
         events = rows.events
         return Fragments(
-            transports=self._transports.look_up(transport_keys(events), rows, transport),
             sources=self._sources.look_up(rows.source.tolist(), rows, self._source),
             destinations=self._destinations.look_up(rows.destination.tolist(), rows, self._destination),
             services=self._services.look_up(service_keys(rows), rows, self._service),
@@ -160,9 +158,11 @@ class Converter:
     def responses(self, rows: Rows) -> list[bytes]:
         """Serialised GetFlowsResponse messages, one per row and in their order."""
         tail = self._tail + tag(1001, LENGTH)
+        fragments = self.fragments(rows)
+        transports = self._transports.look_up(transport_keys(rows.events), rows, transport)
         out = []
         for stamp, row, ports, source, destination, service, pair, told, rest in zip(
-            encode.timestamps(rows.wall), rows.numbers.tolist(), *self.fragments(rows), strict=True
+            encode.timestamps(rows.wall), rows.numbers.tolist(), transports, *fragments, strict=True
         ):
             flow = b"".join(
                 (
