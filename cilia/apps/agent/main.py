@@ -225,7 +225,10 @@ def agent(
         ),
     ] = False,
     node_port_range: Annotated[
-        str, typer.Option(envvar=_env("node_port_range"), help="FIRST,LAST.")
+        str,
+        typer.Option(
+            envvar=_env("node_port_range"), help="FIRST,LAST; node ports beyond have no effect on this node."
+        ),
     ] = "30000,32767",
     nodeport_addresses: Annotated[
         str,

@@ -137,10 +137,11 @@ class _Drafting:
         seen: set[Frontend] = set()
         addresses = list(self._addresses())
         for place, port in enumerate(self._row.ports):
+            node_port = self._node_port(place, port)
             shared = {ipv6: self._share(port, ipv6) for ipv6 in self._families}
             fresh: set[Frontend] = set()
             for address in addresses:
-                number = port.node_port if address.kind is FrontendKind.NODE_PORT else port.port
+                number = node_port if address.kind is FrontendKind.NODE_PORT else port.port
                 frontend = Frontend(address.text, number, port.protocol)
                 if number and frontend not in fresh:
                     if frontend in seen:
@@ -200,6 +201,21 @@ class _Drafting:
         if not self._row.external_local:
             for ipv6 in sorted(self._families):
                 yield Address(FrontendKind.NODE_PORT, ANY_ADDRESS[ipv6], wildcard=True)
+
+    def _node_port(self, place: int, port: ServicePort) -> int:
+        """The port's number at nodes; 0 if it has none, or one that this node keeps for others: sockets would
+        share it, and packets to other nodes' addresses are not looked up at it."""
+        first, last = self._settings.node_ports
+        asked = (
+            port.node_port if self._row.type in WITH_NODE_PORTS and self._wants(FrontendKind.NODE_PORT) else 0
+        )
+        if not asked or first <= asked <= last:
+            return asked
+        self._problems.append(
+            f"spec.ports[{place}].nodePort: {asked} is none of this node's node ports ({first} to {last}, "
+            f"--node-port-range); it has no effect here"
+        )
+        return 0
 
     def _given(self, kind: FrontendKind, texts: Iterable[str], path: str) -> Iterator[Address]:
         for text in texts:

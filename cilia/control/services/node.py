@@ -5,7 +5,7 @@
     local_services, nodes ──────┘  one an object        └─► health_checks
 
 A change makes the draft of the objects it is about anew, and judges what others ask for, too. The rows equal
-those computed from scratch, whatever came first.
+those computed from scratch, whatever came first. An object over which we fail costs itself, and says so.
 """
 
 from __future__ import annotations
@@ -225,6 +225,14 @@ class ServicesNode:
 
     def _draft(self, owner: Owner) -> Draft | None:
         """What an object asks for now; None: there is no such object, or it asks for nothing here."""
+        try:
+            return self._draft_any(owner)
+        except Exception as error:
+            # A fault of ours, which one object has brought to light: it must not cost the others.
+            why = f"{type(error).__name__}: {error}"
+            return Draft(problems=(f"it can't be served ({why}): change the object, and please report it",))
+
+    def _draft_any(self, owner: Owner) -> Draft | None:
         kind, namespace, name = owner
         match kind:
             case "Service":

@@ -47,7 +47,7 @@ class ServiceSettings:
     node_port_addresses: tuple[str, ...] = ()
     """Addresses of this node where node ports and host ports are; empty: all its underlay addresses."""
     node_ports: tuple[int, int] = (30000, 32767)
-    """First and last: host ports among them are refused."""
+    """First and last: node ports beyond them are refused, as are host ports among them."""
     health_checks: bool = True
     """Health-check node ports are answered."""
     health_checks_at_load_balancer: bool = False

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cilia.control.services import frontends
+from cilia.control.services.drafts import Draft
 from cilia.control.services.node import ServicesNode
 from cilia.control.services.settings import Mode, ServiceSettings
 from cilia.model.node import Node
@@ -686,3 +688,39 @@ def test_a_service_goes_with_all_it_had() -> None:
 def test_what_a_row_says_of_itself_is_told() -> None:
     shop = Shop().add(service(problems=("spec.x: bad",)), slice_of(HERE, problems=("endpoints[3]: bad",)))
     assert shop.problems() == ("spec.x: bad", "EndpointSlice web-1: endpoints[3]: bad")
+
+
+def test_node_ports_beyond_the_range_of_this_node_are_refused() -> None:
+    """They are neither kept from sockets of the node nor looked up at other nodes' addresses."""
+    ports = (HTTP, ServicePort("ssh", 22, TCP, 22), ServicePort("dns", 53, UDP, 32768))
+    shop = Shop().add(service(type="NodePort", ports=ports), slice_of(HERE))
+    assert {found.port for found in shop.frontends} == {80, 30080, 22, 53}
+    assert {found.address for found in shop.frontends if found.port in (22, 53)} == {"10.96.0.7"}
+    words = "is none of this node's node ports (30000 to 32767, --node-port-range); it has no effect here"
+    assert {
+        f"spec.ports[1].nodePort: 22 {words}",
+        f"spec.ports[2].nodePort: 32768 {words}",
+    } < set(shop.problems())
+    wide = Shop(ServiceSettings(node_ports=(20, 40000))).add(service(type="NodePort", ports=ports))
+    assert wide.entry("172.18.0.2", 22).outside and wide.entry("0.0.0.0", 32768, UDP)
+    silent = Shop().add(service(ports=(ServicePort("ssh", 22, TCP, 22),)))
+    assert silent.problems() == (), "a ClusterIP Service has no node ports"
+
+
+def test_an_object_over_which_we_fail_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop().add(service("bad", cluster_ips=("10.96.0.8",)), slice_of(HERE))
+    drafted = frontends.draft
+
+    def fail(row: ServiceRow, *rest: Any) -> Draft:
+        if row.name == "bad":
+            raise KeyError("depth")
+        return drafted(row, *rest)
+
+    monkeypatch.setattr(frontends, "draft", fail)
+    shop.add(service("bad", cluster_ips=("10.96.0.9",)), service())
+    assert shop.frontends == {Frontend("10.96.0.7", 80, TCP)}
+    (told,) = shop.problems("bad")
+    assert told.startswith("it can't be served (KeyError: 'depth')")
+    monkeypatch.undo()
+    shop.add(service("bad", cluster_ips=("10.96.0.10",)))
+    assert shop.entry("10.96.0.10") and shop.problems("bad") == ()
