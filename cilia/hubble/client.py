@@ -31,6 +31,7 @@ from cilia.hubble.rpc.messages import (
     frame,
     status_of,
 )
+from cilia.kit.tls import refusal
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 
@@ -43,10 +44,20 @@ DEFAULT_PORT = 4244
 class Client:
     """One connection; calls run one after the other."""
 
-    def __init__(self, target: str, *, timeout: float = 5.0, tls: ssl.SSLContext | None = None) -> None:
-        """Connect. Raises RpcError(UNAVAILABLE) when nobody answers within `timeout` seconds."""
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 5.0,
+        tls: ssl.SSLContext | None = None,
+        server_name: str = "",
+    ) -> None:
+        """Connect. Raises RpcError(UNAVAILABLE) when nobody answers within `timeout` seconds.
+
+        `server_name`: what the server's certificate must name; empty: the target's host.
+        """
         self._target = target
-        self._socket = connect(target, timeout, tls)
+        self._socket = connect(target, timeout, tls, server_name)
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         )
@@ -198,7 +209,9 @@ class Client:
             raise RpcError(Code.UNAVAILABLE, f"the connection to {self._target} broke: {error}") from error
 
 
-def connect(target: str, timeout: float, tls: ssl.SSLContext | None = None) -> socket.socket:
+def connect(
+    target: str, timeout: float, tls: ssl.SSLContext | None = None, server_name: str = ""
+) -> socket.socket:
     """A connected socket without a time-out. Raises RpcError(UNAVAILABLE)."""
     try:
         if target.startswith(("unix:", "/")):
@@ -212,7 +225,11 @@ def connect(target: str, timeout: float, tls: ssl.SSLContext | None = None) -> s
             if scheme == "tls" or tls:
                 context = tls or ssl.create_default_context()
                 context.set_alpn_protocols(["h2"])
-                connection = context.wrap_socket(connection, server_hostname=host)
+                connection = context.wrap_socket(connection, server_hostname=server_name or host)
+    except ssl.SSLError as error:
+        raise RpcError(
+            Code.UNAVAILABLE, f"Hubble at {target} is not trusted, or does not trust us: {refusal(error)}"
+        ) from error
     except (OSError, ValueError) as error:
         raise RpcError(
             Code.UNAVAILABLE, f"can't reach Hubble at {target} ({error}): is the agent running?"

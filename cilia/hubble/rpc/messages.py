@@ -25,10 +25,14 @@ class Code(enum.IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class RpcError(Exception):
@@ -42,6 +46,11 @@ class RpcError(Exception):
 
 class FramingError(Exception):
     """The peer's bytes are not gRPC messages; its text is a sentence."""
+
+    def __init__(self, sentence: str, code: Code = Code.INTERNAL) -> None:
+        super().__init__(sentence)
+        self.code = code
+        """What the call ends with."""
 
 
 class Unframer:
@@ -59,9 +68,14 @@ class Unframer:
         while len(self._buffer) - start >= PREFIX.size:
             compressed, length = PREFIX.unpack_from(self._buffer, start)
             if compressed:
-                raise FramingError("compressed messages are not supported: send them as they are")
+                raise FramingError(
+                    "compressed messages are not supported: send them as they are", Code.UNIMPLEMENTED
+                )
             if length > self._limit:
-                raise FramingError(f"a message of {length} bytes is larger than {self._limit}")
+                raise FramingError(
+                    f"a message of {length} bytes is larger than {self._limit}: ask for less at once",
+                    Code.RESOURCE_EXHAUSTED,
+                )
             end = start + PREFIX.size + length
             if end > len(self._buffer):
                 break
@@ -71,9 +85,9 @@ class Unframer:
         return messages
 
     @property
-    def pending(self) -> bool:
-        """Whether a message is cut off."""
-        return bool(self._buffer)
+    def pending(self) -> int:
+        """Bytes of a message that is not whole yet."""
+        return len(self._buffer)
 
 
 def frame(messages: Iterable[bytes]) -> bytes:

@@ -1,8 +1,8 @@
-"""A gRPC server on asyncio: one connection is one h2 state machine and some tasks.
+"""A gRPC server on asyncio: sockets, clients and their bounds.
 
-A handler writes when the client's flow-control window and the socket's buffer have room; it waits until
-then, so a slow client holds one chunk in memory and no more. Whatever a connection does wrong ends that
-connection only.
+    socket ─► (Secured: TLS) ─► Connection: HTTP/2 ─► Stream: a call ─► handler
+
+Handlers are handed in as a table of methods. What clients may take is bounded by `ServerLimits`.
 """
 
 from __future__ import annotations
@@ -10,308 +10,92 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any
 
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.exceptions
-import h2.settings
 import structlog
 
-from cilia.hubble.rpc.messages import (
-    Code,
-    FramingError,
-    RpcError,
-    Unframer,
-    frame,
-    parse_timeout,
-    trailers,
-)
+from cilia.hubble.rpc.calls import Call, Conversation, Handler, Methods, Sink
+from cilia.hubble.rpc.connection import Connection, Transport
+from cilia.hubble.rpc.limits import ServerLimits
+from cilia.hubble.rpc.secure import Secured, address
 from cilia.kit.tasks import TaskGroup
+from cilia.kit.tls import ServerTls
+
+__all__ = ["Call", "Conversation", "Handler", "Methods", "Server", "Sink"]
 
 log = structlog.get_logger(__name__)
 
-MAX_STREAMS = 64
-MAX_CONNECTIONS = 256
-MAX_RESETS = 1000
-"""Streams a client may cancel on one connection before it is taken for a flood."""
-MAX_UNREAD = 1 << 20
-"""Bytes of answers (to pings, settings) a client may leave unread while it goes on asking."""
-RESPONSE_HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
-
-
-class Sink(Protocol):
-    """Where a handler puts its answers."""
-
-    async def send(self, messages: Sequence[bytes]) -> None:
-        """Send serialised messages in as few frames as possible; returns when there is room again."""
-        ...
-
-
-Handler = Callable[[bytes, Sink], Awaitable[None]]
-"""Gets the serialised request; raises RpcError to end with another status than OK."""
-
-Methods = Mapping[str, Handler]
-"""By path: `/package.Service/Method`."""
-
-
-class Stream:
-    """One call: what arrived of its request, and its window."""
-
-    def __init__(self, connection: Connection, stream_id: int, method: str, timeout: float | None) -> None:
-        self._connection = connection
-        self.id = stream_id
-        self.method = method
-        self.timeout = timeout
-        self.unframer = Unframer()
-        self.messages: list[bytes] = []
-        self.task: asyncio.Task[None] | None = None
-        self.room = asyncio.Event()
-        self._opened = False
-
-    async def send(self, messages: Sequence[bytes]) -> None:
-        """Send serialised messages, waiting for the window and the socket."""
-        self.open()
-        data = memoryview(frame(messages))
-        while data:
-            size = await self._connection.room_for(self, len(data))
-            self._connection.write(self.id, bytes(data[:size]))
-            data = data[size:]
-
-    def open(self) -> None:
-        """Send the response headers, once."""
-        if not self._opened:
-            self._opened = True
-            self._connection.write_headers(self.id, RESPONSE_HEADERS)
-
-    def end(self, code: Code, sentence: str = "") -> None:
-        """Send the trailers; without any answer before, headers and trailers in one."""
-        headers = trailers(code, sentence)
-        if not self._opened:
-            headers = RESPONSE_HEADERS + headers
-        self._opened = True
-        self._connection.write_headers(self.id, headers, end=True)
-
-
-class Connection(asyncio.Protocol):
-    """One client."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
-        )
-        self._streams: dict[int, Stream] = {}
-        self._transport: asyncio.Transport | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._resets = 0
-
-    # -- the socket's side --------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        if not self._server.admit(self, transport.get_extra_info("socket")):
-            self._transport.abort()
-            return
-        self._h2.initiate_connection()
-        self._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
-        self._flush()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for event in self._h2.receive_data(data):
-                self._handle(event)
-        except (h2.exceptions.ProtocolError, FramingError, UnicodeDecodeError, ValueError) as error:
-            log.info("closing a client that does not speak gRPC", error=str(error))
-            self.close()
-            return
-        self._flush()
-        if self._transport and self._transport.get_write_buffer_size() > MAX_UNREAD + self._server.high_water:
-            log.info("closing a client that asks without reading")
-            self._transport.abort()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self._transport = None
-        self._server.forget(self)
-        for stream in list(self._streams.values()):
-            self._cancel(stream)
-
-    def close(self) -> None:
-        """Say goodbye (if that is still possible) and close."""
-        try:
-            self._h2.close_connection()
-        except h2.exceptions.ProtocolError:
-            pass
-        self._flush()
-        if self._transport:
-            self._transport.close()
-
-    # -- the protocol's side ------------------------------------------------------------------------------
-
-    def _handle(self, event: h2.events.Event) -> None:
-        if isinstance(event, h2.events.RequestReceived):
-            self._begin(event.stream_id, {str(name): str(value) for name, value in event.headers})
-        elif isinstance(event, h2.events.DataReceived):
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            self._feed(event.stream_id, event.data)
-        elif isinstance(event, h2.events.StreamEnded):
-            self._start(event.stream_id)
-        elif isinstance(event, h2.events.WindowUpdated):
-            self._wake(event.stream_id)
-        elif isinstance(event, h2.events.RemoteSettingsChanged):
-            self._wake(0)
-        elif isinstance(event, h2.events.StreamReset):
-            self._reset(event.stream_id)
-        elif isinstance(event, h2.events.ConnectionTerminated) and self._transport:
-            self._transport.close()
-
-    def _begin(self, stream_id: int, headers: dict[str, str]) -> None:
-        if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith(
-            "application/grpc"
-        ):
-            self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
-            return
-        timeout = parse_timeout(headers["grpc-timeout"]) if "grpc-timeout" in headers else None
-        self._streams[stream_id] = Stream(self, stream_id, headers.get(":path", ""), timeout)
-
-    def _feed(self, stream_id: int, data: bytes) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        try:
-            stream.messages += stream.unframer.feed(data)
-        except FramingError as error:
-            self._fail(stream, Code.RESOURCE_EXHAUSTED, str(error))
-
-    def _start(self, stream_id: int) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        handler = self._server.methods.get(stream.method)
-        if handler is None:
-            self._fail(stream, Code.UNIMPLEMENTED, f"there is no method {stream.method} here")
-        elif len(stream.messages) != 1 or stream.unframer.pending:
-            self._fail(stream, Code.INTERNAL, "a call takes exactly one message")
-        else:
-            stream.task = self._server.tasks.spawn(f"rpc {stream.method}", self._run(stream, handler))
-
-    async def _run(self, stream: Stream, handler: Handler) -> None:
-        code, sentence = Code.OK, ""
-        try:
-            async with asyncio.timeout(stream.timeout):
-                await handler(stream.messages[0], stream)
-        except TimeoutError:
-            code, sentence = Code.DEADLINE_EXCEEDED, "the deadline of the call has passed"
-        except RpcError as error:
-            code, sentence = error.code, error.sentence
-        except Exception as error:
-            log.error("a handler failed", method=stream.method, error=repr(error), exc_info=error)
-            code, sentence = Code.INTERNAL, "the server failed to answer; its log says why"
-        if self._streams.pop(stream.id, None) and self._transport:
-            stream.end(code, sentence)
-
-    def _fail(self, stream: Stream, code: Code, sentence: str) -> None:
-        self._streams.pop(stream.id, None)
-        stream.end(code, sentence)
-
-    def _reset(self, stream_id: int) -> None:
-        self._resets += 1
-        if self._resets > MAX_RESETS:
-            raise FramingError("too many cancelled calls on one connection")
-        stream = self._streams.get(stream_id)
-        if stream:
-            self._cancel(stream)
-
-    def _cancel(self, stream: Stream) -> None:
-        self._streams.pop(stream.id, None)
-        if stream.task:
-            stream.task.cancel()
-
-    def _wake(self, stream_id: int) -> None:
-        for stream in [self._streams.get(stream_id)] if stream_id else list(self._streams.values()):
-            if stream:
-                stream.room.set()
-
-    # -- writing ------------------------------------------------------------------------------------------
-
-    async def room_for(self, stream: Stream, wanted: int) -> int:
-        """Wait until something can be sent on a stream; how many bytes (one frame at most)."""
-        while True:
-            await self._writable.wait()
-            stream.room.clear()
-            window = self._h2.local_flow_control_window(stream.id)
-            if window > 0:
-                return min(wanted, window, self._h2.max_outbound_frame_size)
-            await stream.room.wait()
-
-    def write(self, stream_id: int, data: bytes) -> None:
-        """Send one DATA frame."""
-        self._h2.send_data(stream_id, data)
-        self._flush()
-
-    def write_headers(self, stream_id: int, headers: list[tuple[str, str]], *, end: bool = False) -> None:
-        """Send headers or trailers."""
-        self._h2.send_headers(stream_id, headers, end_stream=end)
-        self._flush()
-
-    def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data and self._transport and not self._transport.is_closing():
-            self._transport.write(data)
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds, seconds, times: a client whose machine is gone is noticed within a minute."""
+TELL_INTERVAL = 10.0
+"""Seconds between two lines about refused handshakes: strangers must not fill the log."""
 
 
 class Server:
     """Listens on sockets and runs handlers."""
 
-    def __init__(self, methods: Methods) -> None:
+    def __init__(self, methods: Methods, limits: ServerLimits | None = None) -> None:
         self.methods = methods
+        self.limits = limits or ServerLimits()
         self.tasks = TaskGroup()
-        self.high_water = 256 << 10
-        """Bytes in a socket's buffer at which handlers wait."""
+        self.calls = 0
+        """Calls that run."""
+        self.refused_handshakes = 0
+        """Since the start."""
         self._connections: set[Connection] = set()
+        self._handshakes: set[Secured] = set()
         self._listeners: list[asyncio.Server] = []
         self._paths: list[Path] = []
+        self._group: int | None = None
+        self._untold = 0
+        self._told = -TELL_INTERVAL
 
-    async def listen_unix(self, path: Path, *, mode: int = 0o600) -> None:
+    @property
+    def clients(self) -> int:
+        """Connections that are open."""
+        return len(self._connections)
+
+    async def listen_unix(self, path: Path, *, group: int | None = None) -> None:
         """Listen on a unix socket, replacing one that nobody serves.
 
-        Only root and the own user are served. Raises OSError with a sentence when somebody serves it.
+        Root, the own user and members of `group` (a number) are served. Raises OSError with a sentence when
+        somebody serves it, or when the group can't be given the socket.
         """
         remove_stale(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(str(path))
-            path.chmod(mode)
+            path.chmod(0o600)
+            if group is not None:
+                os.chown(path, -1, group)
+                path.chmod(0o660)
             server = await asyncio.get_running_loop().create_unix_server(
                 lambda: Connection(self), sock=listener
             )
         except BaseException:
             listener.close()
             raise
+        self._group = group
         self._listeners.append(server)
         self._paths.append(path)
 
-    async def listen_tcp(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen on TCP; gives the port (of use when it was 0). Raises OSError."""
-        if tls:
-            tls.set_alpn_protocols(["h2"])
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(self), host, port, ssl=tls)
+    async def listen_tcp(self, host: str, port: int, tls: ServerTls | None = None) -> int:
+        """Listen on TCP; gives the port (of use when it was 0). Raises OSError.
+
+        `host`: empty: all addresses of both families. Without `tls` everybody who can connect is served.
+        """
+        factory: Callable[[], asyncio.Protocol] = lambda: Connection(self)  # noqa: E731
+        if tls is not None:
+            context = tls
+            factory = lambda: Secured(  # noqa: E731
+                self, context, self.limits.patience, lambda: Connection(self)
+            )
+        server = await asyncio.get_running_loop().create_server(factory, host or None, port)
         self._listeners.append(server)
         return int(server.sockets[0].getsockname()[1])
 
@@ -319,32 +103,96 @@ class Server:
         """Stop listening, end all calls and connections, remove the sockets."""
         for listener in self._listeners:
             listener.close()
+        for handshake in list(self._handshakes):
+            handshake.abort()
         for connection in list(self._connections):
             connection.close()
         await self.tasks.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
 
-    def admit(self, connection: Connection, peer: socket.socket) -> bool:
-        """Whether a client may stay."""
-        if len(self._connections) >= MAX_CONNECTIONS:
-            log.warning("too many clients", limit=MAX_CONNECTIONS)
-            return False
-        if peer.family == socket.AF_UNIX and peer_uid(peer) not in (0, os.geteuid()):
-            log.warning("refusing a client of another user", uid=peer_uid(peer))
-            return False
+    # -- for connections ----------------------------------------------------------------------------------
+
+    def admit(self, connection: Connection, transport: Transport) -> str:
+        """Take a client in; the sentence that refuses it, or nothing."""
+        peer = transport.get_extra_info("socket")
+        if peer.family == socket.AF_UNIX:
+            uid = peer_uid(peer)
+            connection.peer = f"user {uid}"
+            if uid not in (0, os.geteuid()) and not (self._group and self._group in peer_groups(peer)):
+                return "this socket is for root, the agent and the socket's group: become one of them"
+        else:
+            connection.peer = address(transport.get_extra_info("peername"))
+            keep_alive(peer)
+        if len(self._connections) >= self.limits.connections and not self._make_room():
+            return f"{self.limits.connections} clients are connected, all with calls: end one of them"
         self._connections.add(connection)
-        return True
+        return ""
 
     def forget(self, connection: Connection) -> None:
         """A client is gone."""
         self._connections.discard(connection)
 
+    def _make_room(self) -> bool:
+        """Close the connection that has been without a call for longest; False when all have one."""
+        idle = [connection for connection in self._connections if connection.idle_since is not None]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda connection: connection.idle_since or 0.0)
+        self.forget(longest)
+        longest.close("others need the place: connect again")
+        return True
 
-def peer_uid(peer: socket.socket) -> int:
+    # -- for handshakes -----------------------------------------------------------------------------------
+
+    def handshaking(self, secured: Secured) -> bool:
+        """Whether one more handshake may begin."""
+        if len(self._handshakes) >= self.limits.handshakes:
+            self._refuse(secured, f"{self.limits.handshakes} handshakes are under way")
+            return False
+        self._handshakes.add(secured)
+        return True
+
+    def handshaken(self, secured: Secured, failure: str | None) -> None:
+        """A handshake is over; why it failed, or None when it did not."""
+        self._handshakes.discard(secured)
+        if failure is not None:
+            self._refuse(secured, failure)
+
+    def _refuse(self, secured: Secured, reason: str) -> None:
+        """Count a refused client, and tell the first of each ten seconds."""
+        self.refused_handshakes += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._told < TELL_INTERVAL:
+            self._untold += 1
+            return
+        log.warning("a TLS client is refused", client=secured.peer, reason=reason, more_before=self._untold)
+        self._told = now
+        self._untold = 0
+
+
+def keep_alive(peer: Any) -> None:
+    """Let the kernel notice a client whose machine is gone."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE:
+        peer.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def peer_uid(peer: Any) -> int:
     """The user at the other end of a unix socket."""
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int(struct.unpack("3i", credentials)[1])
+
+
+def peer_groups(peer: Any) -> set[int]:
+    """All groups of the process at the other end of a unix socket."""
+    primary = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[2]
+    more = peer.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+    return {primary, *struct.unpack(f"{len(more) // 4}I", more)}
+
+
+SO_PEERGROUPS = 59
+"""Of asm-generic/socket.h, since Linux 4.13; the socket module has no name for it."""
 
 
 def remove_stale(path: Path) -> None:

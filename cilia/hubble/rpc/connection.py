@@ -1,0 +1,456 @@
+"""One client of a gRPC server: an h2 state machine, and a task for each call.
+
+A handler writes when the client's flow-control window and the socket's buffer have room; it waits until
+then, so a slow client holds one chunk in memory and no more. Whatever a connection does wrong ends that
+connection only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import structlog
+
+from cilia.hubble.rpc.calls import Conversation, Handler, Methods
+from cilia.hubble.rpc.limits import ServerLimits
+from cilia.hubble.rpc.messages import (
+    PREFIX,
+    Code,
+    FramingError,
+    RpcError,
+    Unframer,
+    parse_timeout,
+    trailers,
+)
+from cilia.kit.tasks import TaskGroup
+
+log = structlog.get_logger(__name__)
+
+RESPONSE_HEADERS = [
+    (":status", "200"),
+    ("content-type", "application/grpc"),
+    ("grpc-accept-encoding", "identity"),
+]
+CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?( *;.*)?")
+LINGER = 5.0
+"""Seconds a client has to read the goodbye."""
+
+
+class Transport(Protocol):
+    """What a connection needs of the way to its client: asyncio's transports, and TLS over them."""
+
+    def write(self, data: bytes, /) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def is_closing(self) -> bool: ...
+    def get_write_buffer_size(self) -> int: ...
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+
+class Host(Protocol):
+    """What a connection needs of its server."""
+
+    methods: Methods
+    limits: ServerLimits
+    tasks: TaskGroup
+    calls: int
+
+    def admit(self, connection: Connection, transport: Transport) -> str:
+        """Take a client in; the sentence that refuses it, or nothing."""
+        ...
+
+    def forget(self, connection: Connection) -> None:
+        """A client is gone."""
+        ...
+
+
+class Stream:
+    """One call: what arrived of its request, and its window. It is the `Call` that handlers get."""
+
+    def __init__(self, connection: Connection, stream_id: int, headers: Mapping[str, str]) -> None:
+        self._connection = connection
+        self.id = stream_id
+        self.headers = headers
+        self.method = headers.get(":path", "")
+        self.timeout = parse_timeout(headers["grpc-timeout"]) if "grpc-timeout" in headers else None
+        self.unframer = Unframer(connection.limits.request)
+        self.messages: deque[bytes] = deque()
+        self.complete = False
+        """The client has said all."""
+        self.impatience: asyncio.TimerHandle | None = None
+        """Ends the call unless its request arrives."""
+        self.task: asyncio.Task[None] | None = None
+        self.room = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._opened = False
+
+    @property
+    def client(self) -> str:
+        """Common name in the client's certificate."""
+        return self._connection.client
+
+    @property
+    def peer(self) -> str:
+        """Where the client is."""
+        return self._connection.peer
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send serialised messages, waiting for the window and the socket."""
+        self.open()
+        parts: list[bytes] = []
+        size = 0
+        for message in messages:
+            parts += PREFIX.pack(0, len(message)), message
+            size += PREFIX.size + len(message)
+            if size >= self._connection.frame_size:
+                await self._write(b"".join(parts))
+                parts, size = [], 0
+        if parts:
+            await self._write(b"".join(parts))
+
+    async def _write(self, data: bytes) -> None:
+        start = 0
+        while start < len(data):
+            size = await self._connection.room_for(self, len(data) - start)
+            self._connection.write(self.id, data[start : start + size])
+            start += size
+
+    async def receive(self) -> bytes | None:
+        """The next message of a conversation; None when the client has said all."""
+        while not self.messages:
+            if self.complete:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self.messages.popleft()
+
+    def arrived(self) -> None:
+        """Something came, or the end."""
+        self._arrived.set()
+
+    def open(self) -> None:
+        """Send the response headers, once."""
+        if not self._opened:
+            self._opened = True
+            self._connection.write_headers(self.id, RESPONSE_HEADERS)
+
+    def end(self, code: Code, sentence: str = "") -> None:
+        """Send the trailers; without any answer before, headers and trailers in one."""
+        headers = trailers(code, sentence)
+        if not self._opened:
+            headers = RESPONSE_HEADERS + headers
+        self._opened = True
+        self._connection.write_headers(self.id, headers, end=True)
+        if not self.complete:
+            self._connection.stop_reading(self.id)
+
+    def be_patient(self, patient: bool) -> None:
+        """Stop or start to wait for the rest of the request."""
+        if self.impatience:
+            self.impatience.cancel()
+            self.impatience = None
+        if not patient:
+            self.impatience = asyncio.get_running_loop().call_later(
+                self._connection.limits.patience, self._connection.give_up, self
+            )
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: Host) -> None:
+        self._server = server
+        self.limits = server.limits
+        self._h2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        )
+        self._h2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self.limits.streams,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: self.limits.headers,
+            },
+        )
+        self._h2.decoder.max_header_list_size = self.limits.headers
+        self._streams: dict[int, Stream] = {}
+        self._transport: Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._greeted = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancels = 0.0
+        self._cancelled = 0.0
+        self.client = ""
+        self.peer = ""
+        self.idle_since: float | None = 0.0
+        """When the last call ended; None while one runs."""
+
+    # -- the socket's side --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.idle_since = asyncio.get_running_loop().time()
+        refusal = self._server.admit(self, transport)
+        self._h2.initiate_connection()
+        if refusal:
+            log.warning("a client is refused", client=self.peer, reason=refusal)
+            self.close(refusal)
+            return
+        self._flush()
+        self._timer = asyncio.get_running_loop().call_later(self.limits.patience, self._must_have_greeted)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for event in self._h2.receive_data(data):
+                self._handle(event)
+        except (h2.exceptions.ProtocolError, FramingError, UnicodeDecodeError, ValueError) as error:
+            log.info("closing a client that does not speak gRPC", client=self.peer, error=str(error))
+            self.close(str(error))
+            return
+        self._flush()
+        if self._transport and self._transport.get_write_buffer_size() > self.limits.unread:
+            log.info("closing a client that asks without reading", client=self.peer)
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._transport = None
+        self._forget_timer()
+        self._server.forget(self)
+        self._cancel_all()
+
+    def close(self, sentence: str = "") -> None:
+        """Say goodbye (if that is still possible), end all calls and close."""
+        self._cancel_all()
+        self._forget_timer()
+        code = h2.errors.ErrorCodes.ENHANCE_YOUR_CALM if sentence else h2.errors.ErrorCodes.NO_ERROR
+        try:
+            self._h2.close_connection(code, sentence.encode()[:500])
+        except h2.exceptions.ProtocolError:
+            pass
+        self._flush()
+        if self._transport and not self._transport.is_closing():
+            self._transport.close()
+            self._timer = asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+
+    def _must_have_greeted(self) -> None:
+        if not self._greeted:
+            log.info("closing a client that says nothing", client=self.peer)
+            self.close("say something within 10 seconds")
+
+    def _forget_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- the protocol's side ------------------------------------------------------------------------------
+
+    def _handle(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.RequestReceived):
+            self._begin(event.stream_id, {str(name): str(value) for name, value in event.headers})
+        elif isinstance(event, h2.events.DataReceived):
+            self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+            self._feed(event.stream_id, event.data or b"")
+        elif isinstance(event, h2.events.StreamEnded):
+            self._complete(event.stream_id)
+        elif isinstance(event, h2.events.WindowUpdated):
+            self._wake(event.stream_id)
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
+            self._greeted = True
+            self._wake(0)
+        elif isinstance(event, h2.events.StreamReset):
+            self._reset(event.stream_id)
+        elif isinstance(event, h2.events.ConnectionTerminated) and self._transport:
+            self._cancel_all()
+            self._transport.close()
+
+    def _begin(self, stream_id: int, headers: dict[str, str]) -> None:
+        if headers.get(":method") != "POST" or not CONTENT_TYPE.fullmatch(headers.get("content-type", "")):
+            self.write_headers(stream_id, [(":status", "415")], end=True)
+            return
+        try:
+            stream = Stream(self, stream_id, headers)
+        except FramingError as error:
+            self.write_headers(
+                stream_id, RESPONSE_HEADERS + trailers(Code.INVALID_ARGUMENT, str(error)), end=True
+            )
+            return
+        self._streams[stream_id] = stream
+        self._server.calls += 1
+        self.idle_since = None
+        method = self._server.methods.get(stream.method)
+        if method is None:
+            self._fail(stream, Code.UNIMPLEMENTED, f"there is no method {stream.method} here")
+        elif self._server.calls > self.limits.calls:
+            self._fail(
+                stream,
+                Code.RESOURCE_EXHAUSTED,
+                f"{self.limits.calls} calls run here already: end one, or try again later",
+            )
+        elif isinstance(method, Conversation):
+            stream.task = self._server.tasks.spawn(
+                f"rpc {stream.method}", self._run(stream, method.talk(stream))
+            )
+        else:
+            stream.be_patient(False)
+
+    def _feed(self, stream_id: int, data: bytes) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        try:
+            stream.messages += stream.unframer.feed(data)
+            self._check(stream)
+        except FramingError as error:
+            self._fail(stream, error.code, str(error))
+            return
+        stream.arrived()
+
+    def _check(self, stream: Stream) -> None:
+        """Raise FramingError for what no client needs to send."""
+        if stream.task is None and len(stream.messages) > 1:
+            raise FramingError("a call takes exactly one message")
+        if len(stream.messages) > self.limits.waiting:
+            raise FramingError("read answers before you send more", Code.RESOURCE_EXHAUSTED)
+        unfinished = sum(other.unframer.pending for other in self._streams.values())
+        if unfinished > self.limits.unfinished:
+            raise FramingError(
+                f"requests of more than {self.limits.unfinished} bytes are under way: finish them first",
+                Code.RESOURCE_EXHAUSTED,
+            )
+
+    def _complete(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        stream.complete = True
+        stream.be_patient(True)
+        if stream.task is not None:
+            stream.arrived()
+        elif len(stream.messages) != 1 or stream.unframer.pending:
+            self._fail(stream, Code.INTERNAL, "a call takes exactly one message")
+        else:
+            handler: Handler = self._server.methods[stream.method]  # type: ignore[assignment]
+            stream.task = self._server.tasks.spawn(
+                f"rpc {stream.method}", self._run(stream, handler(stream.messages.popleft(), stream))
+            )
+
+    async def _run(self, stream: Stream, work: Any) -> None:
+        code, sentence = Code.OK, ""
+        try:
+            async with asyncio.timeout(stream.timeout):
+                await work
+        except TimeoutError:
+            code, sentence = Code.DEADLINE_EXCEEDED, "the deadline of the call has passed"
+        except RpcError as error:
+            code, sentence = error.code, error.sentence
+        except Exception as error:
+            log.error("a handler failed", method=stream.method, error=repr(error), exc_info=error)
+            code, sentence = Code.INTERNAL, "the server failed to answer; its log says why"
+        if self._drop(stream) and self._transport:
+            stream.end(code, sentence)
+
+    def give_up(self, stream: Stream) -> None:
+        """End a call whose request does not arrive."""
+        if not stream.complete and self._transport:
+            sentence = f"the request did not arrive whole within {self.limits.patience:g} s: send it at once"
+            self._fail(stream, Code.DEADLINE_EXCEEDED, sentence)
+
+    def _fail(self, stream: Stream, code: Code, sentence: str) -> None:
+        if not self._drop(stream):
+            return
+        if stream.task:
+            stream.task.cancel()
+        stream.end(code, sentence)
+
+    def _drop(self, stream: Stream) -> bool:
+        """Count a call as ended; False when it was already."""
+        if self._streams.pop(stream.id, None) is None:
+            return False
+        stream.be_patient(True)
+        self._server.calls -= 1
+        if not self._streams:
+            self.idle_since = asyncio.get_running_loop().time()
+        return True
+
+    def _reset(self, stream_id: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._cancels = max(0.0, self._cancels - (now - self._cancelled) * self.limits.forgiven) + 1
+        self._cancelled = now
+        if self._cancels > self.limits.cancels:
+            raise FramingError("too many cancelled calls on one connection")
+        stream = self._streams.get(stream_id)
+        if stream:
+            self._cancel(stream)
+
+    def _cancel(self, stream: Stream) -> None:
+        self._drop(stream)
+        if stream.task:
+            stream.task.cancel()
+
+    def _cancel_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._cancel(stream)
+
+    def _wake(self, stream_id: int) -> None:
+        for stream in [self._streams.get(stream_id)] if stream_id else list(self._streams.values()):
+            if stream:
+                stream.room.set()
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes the client takes in one frame."""
+        return int(self._h2.max_outbound_frame_size)
+
+    async def room_for(self, stream: Stream, wanted: int) -> int:
+        """Wait until something can be sent on a stream; how many bytes (one frame at most)."""
+        while True:
+            await self._writable.wait()
+            stream.room.clear()
+            window = self._h2.local_flow_control_window(stream.id)
+            if window > 0:
+                return min(wanted, window, self._h2.max_outbound_frame_size)
+            await stream.room.wait()
+
+    def write(self, stream_id: int, data: bytes) -> None:
+        """Send one DATA frame."""
+        self._h2.send_data(stream_id, data)
+        self._flush()
+
+    def write_headers(self, stream_id: int, headers: list[tuple[str, str]], *, end: bool = False) -> None:
+        """Send headers or trailers, unless the client has cancelled the call."""
+        try:
+            self._h2.send_headers(stream_id, headers, end_stream=end)
+        except h2.exceptions.StreamClosedError:
+            return
+        self._flush()
+
+    def stop_reading(self, stream_id: int) -> None:
+        """Tell a client that the rest of its request is of no interest."""
+        try:
+            self._h2.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
+        except h2.exceptions.StreamClosedError:
+            return  # All of it came meanwhile.
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if data and self._transport and not self._transport.is_closing():
+            self._transport.write(data)
