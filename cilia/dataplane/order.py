@@ -29,7 +29,7 @@ from cilia.model.endpoint import HOST_ENDPOINT
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings, Route
 from cilia.schema import Desired
-from cilia.tables.reconciler import Reconciler, State, Target
+from cilia.tables.reconciler import Reconciler, Target
 
 SERVICES_AT_ONCE = 256
 
@@ -148,8 +148,7 @@ class KernelState:
         found = [
             TableError(reconciler.table.name, str(key), status.error, status.since)
             for reconciler in self.reconcilers()
-            for key, status in reconciler.status.items()
-            if status.state is State.ERROR
+            for key, status in reconciler.errors().items()
         ]
         if self._problem:
             found.append(TableError("subjects", "*", self._problem, self._problem_since))

@@ -64,6 +64,7 @@ class Reconciler(Generic[K, R]):
         self._retry_first = retry
         self._retry_limit = limit
         self._due: dict[K, float] = {}
+        self._failed: dict[K, Status] = {}
 
     @property
     def pending(self) -> bool:
@@ -106,8 +107,8 @@ class Reconciler(Generic[K, R]):
         return status is not None and status.state is State.DONE and key not in self._cursor._dirty
 
     def errors(self) -> dict[K, Status]:
-        """The rows that failed, with why and since when."""
-        return {key: status for key, status in self.status.items() if status.state is State.ERROR}
+        """The rows that failed, with why and since when; at the cost of these only."""
+        return dict(self._failed)
 
     def prune(self) -> int:
         """Remove from the target what the complete table does not hold."""
@@ -124,6 +125,7 @@ class Reconciler(Generic[K, R]):
         for key in keys:
             error = failures.get(key)
             if error is None:
+                self._failed.pop(key, None)
                 if gone:
                     self.status.pop(key, None)
                 else:
@@ -133,6 +135,6 @@ class Reconciler(Generic[K, R]):
             before = self.status.get(key)
             attempts = before.attempts + 1 if before is not None else 1
             since = before.since if before is not None and before.state is State.ERROR else now
-            self.status[key] = Status(State.ERROR, since, error, attempts)
+            self.status[key] = self._failed[key] = Status(State.ERROR, since, error, attempts)
             pause = min(self._retry_limit, self._retry_first * 2 ** min(attempts - 1, 10))
             self._due[key] = now + pause

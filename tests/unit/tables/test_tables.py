@@ -187,3 +187,19 @@ def test_the_target_ends_up_equal_whatever_the_rhythm(changes: list[tuple[str, i
             reconciler.step(0.0)
     reconciler.step(0.0)
     assert target.held == {row.key: row.value for row in rows}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 2)), st.booleans())))
+def test_errors_are_those_that_stand(changes: list[tuple[str, int | None, bool]]) -> None:
+    """They are kept apart from the other states, which may be ten thousand."""
+    rows, target = table(), FakeTarget()
+    reconciler = Reconciler(rows, target)
+    for at, (key, value, is_broken) in enumerate(changes):
+        (target.broken.add if is_broken else target.broken.discard)(key)
+        if value is None:
+            rows.delete(key)
+        else:
+            rows.put(Row(key, value))
+        reconciler.step(float(at))
+        failed = {key: found for key, found in reconciler.status.items() if found.state is State.ERROR}
+        assert reconciler.errors() == failed
