@@ -38,6 +38,7 @@ from cilia.hubble.directory import Device, Directory, Party, Service, describe
 from cilia.hubble.intern import Interner
 from cilia.hubble.ring import Ring, together
 from cilia.hubble.ring import Rows as Rows
+from cilia.hubble.uuids import row_of
 from cilia.model.address import unpack
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow
@@ -156,7 +157,8 @@ class FlowStore:
         self.devices: Interner[Device] = Interner(1, self._device, bits=10)
         self.services: Interner[Service] = Interner(3, self._service)
         self._last_seen = np.zeros(0, np.int64)
-        self._dtype = dtype
+        self.dtype = dtype
+        """Of the records."""
         self._ring = Ring(dtype, capacity)
         self._kept = Ring(dtype, max(1, capacity // KEPT_SHARE))
         self._marks: deque[Mark] = deque(maxlen=KEPT_MARKS)
@@ -169,7 +171,7 @@ class FlowStore:
         `batches`: arrays of the store's dtype, copied here; `offset`: wall clock minus ktime in
         nanoseconds, measured by the caller. Calls the listeners.
         """
-        events = merged(list(batches), self._dtype)
+        events = merged(list(batches), self.dtype)
         self._keep_losses(losses, offset, events["time"])
         if len(events):
             self._adopt_revision()
@@ -366,14 +368,7 @@ class FlowStore:
 
     def row_of(self, uuid: str) -> int | None:
         """The row a UUID of this store names, which may be gone by now; None for others'."""
-        digits = uuid.replace("-", "").lower()
-        try:
-            boot, row = int(digits[:16], 16), int(digits[16:], 16)
-        except ValueError:
-            return None
-        if len(digits) != 32 or boot != self.boot or row >> 48 != 0x8000:
-            return None
-        return row & (1 << 48) - 1
+        return row_of(uuid, self.boot)
 
     def spans(self, first: int, last: int) -> list[Rows]:
         """Rows [first, last), as far as they are here: a few views into the rings, oldest first."""
