@@ -1,0 +1,338 @@
+"""The composition root of `hubble-relay`: flags in, a relay that serves out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import uvloop
+
+from cilia import __version__
+from cilia.hubble.health import Health
+from cilia.hubble.peer import Peer
+from cilia.hubble.rpc.channel import host_and_port
+from cilia.hubble.rpc.server import Server
+from cilia.kit import log as logs
+from cilia.kit.clock import SystemClock
+from cilia.kit.tasks import TaskGroup
+from cilia.kit.tls import ClientTls, ServerTls, TlsError, TlsFiles
+from cilia.relay.answer import AnswerSettings
+from cilia.relay.merge import MergeSettings
+from cilia.relay.observer import RelayObserver, RelaySettings
+from cilia.relay.peers import PeerListError, PeerService, TlsFor, parse_peers
+from cilia.relay.pool import Pool, PoolSettings
+
+app = typer.Typer(
+    add_completion=False,
+    help="Answers for all nodes: asks every Hubble server and merges what they say by time.",
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_PEER_SERVICE = "unix:///var/run/cilia/hubble.sock"
+DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|)$")
+UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class StartError(Exception):
+    """The relay can't start; its text is a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayOptions:
+    """All settings of the relay; each is a flag and an environment variable CILIA_RELAY_<NAME>."""
+
+    cluster_name: str
+    listen_address: str
+    """`unix:///path`, `host:port` or `:port`."""
+    peers: list[Peer]
+    """A fixed list; empty: the peer service is followed."""
+    peer_service: str
+    peer_service_tls_server_name: str
+    client_tls: ClientTls | None
+    """For the way to nodes; None: plain text."""
+    server_tls: ServerTls | None
+    """For the way from clients; None: plain text."""
+    pool: PoolSettings
+    answer: AnswerSettings
+
+
+def duration(text: str, flag: str) -> float:
+    """Seconds of `500ms`, `1s`, `2m` or a bare number of seconds."""
+    found = DURATION.match(text)
+    if not found or not float(found[1]):
+        raise StartError(f"--{flag} {text!r} is no duration: write 500ms, 1s or 2m")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def tls_for(tls: ClientTls | None) -> TlsFor:
+    """A context for each connection to a node, of what the files hold then."""
+
+    def context(_server_name: str) -> ssl.SSLContext | None:
+        return tls.context() if tls else None
+
+    return context
+
+
+@asynccontextmanager
+async def relaying(options: RelayOptions) -> AsyncIterator[int]:
+    """A relay that serves while the context lasts; gives its port (0 on a unix socket). Raises StartError."""
+    clock = SystemClock()
+    pool = Pool(options.pool, tls_for(options.client_tls))
+    settings = RelaySettings(
+        version=__version__,
+        node_name=f"{options.cluster_name}/{socket.gethostname()}",
+        answer=options.answer,
+    )
+    observer = RelayObserver(pool, settings, clock)
+    server = Server({**observer.methods(), **Health(["observer.Observer"]).methods()})
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(TaskGroup())
+        stack.push_async_callback(pool.close)
+        stack.push_async_callback(server.close)
+        port = await listen(server, options)
+        if options.peers:
+            pool.set_peers(options.peers)
+        else:
+            service = PeerService(
+                options.peer_service,
+                pool.set_peers,
+                tls_for(options.client_tls),
+                options.peer_service_tls_server_name,
+            )
+            tasks.spawn("peer service", service.run())
+        yield port
+
+
+async def listen(server: Server, options: RelayOptions) -> int:
+    """Open the door for clients; the port. Raises StartError."""
+    address = options.listen_address
+    try:
+        if address.startswith("unix:"):
+            await server.listen_unix(Path(address.removeprefix("unix:").replace("///", "/", 1)))
+            return 0
+        host, port = host_and_port(address)
+        return await server.listen_tcp(host, port, options.server_tls)
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"{address} can't be listened on ({error}): choose another --listen-address"
+        ) from None
+
+
+async def serve(options: RelayOptions) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with relaying(options):
+        await stop.wait()
+
+
+def _env(name: str) -> str:
+    return f"CILIA_RELAY_{name.upper()}"
+
+
+@app.callback()
+def relay() -> None:
+    """Only so that `serve` is a command of its own, as users of Hubble's relay type it."""
+
+
+@app.command("serve")
+def run(
+    cluster_name: Annotated[
+        str, typer.Option(envvar=_env("cluster_name"), help="Name of this cluster.")
+    ] = "default",
+    listen_address: Annotated[
+        str, typer.Option(envvar=_env("listen_address"), help="HOST:PORT or unix:///PATH for clients.")
+    ] = ":4245",
+    peers: Annotated[
+        str,
+        typer.Option(envvar=_env("peers"), help="NAME=HOST:PORT,... instead of the peer service."),
+    ] = "",
+    peer_service: Annotated[
+        str, typer.Option(envvar=_env("peer_service"), help="Who knows the nodes: HOST:PORT or unix:///PATH.")
+    ] = DEFAULT_PEER_SERVICE,
+    peer_service_tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("peer_service_tls_server_name"),
+            help="Name in the peer service's certificate, if not its host.",
+        ),
+    ] = "",
+    dial_timeout: Annotated[
+        str, typer.Option(envvar=_env("dial_timeout"), help="Until a node that does not answer is given up.")
+    ] = "5s",
+    retry_timeout: Annotated[
+        str, typer.Option(envvar=_env("retry_timeout"), help="Longest pause between attempts to connect.")
+    ] = "30s",
+    sort_buffer_len_max: Annotated[
+        int,
+        typer.Option(
+            envvar=_env("sort_buffer_len_max"),
+            min=1,
+            help="Flows a follower's merge holds back before it lets the oldest go.",
+        ),
+    ] = 100,
+    sort_buffer_drain_timeout: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("sort_buffer_drain_timeout"), help="How long the merge waits for a silent node."
+        ),
+    ] = "1s",
+    error_aggregation_window: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("error_aggregation_window"), help="How long equal errors wait to be told together."
+        ),
+    ] = "1s",
+    tls_hubble_client_cert_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("tls_hubble_client_cert_file"), help="The relay's certificate for nodes (PEM)."
+        ),
+    ] = None,
+    tls_hubble_client_key_file: Annotated[
+        Path | None, typer.Option(envvar=_env("tls_hubble_client_key_file"), help="Its private key (PEM).")
+    ] = None,
+    tls_hubble_server_ca_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar=_env("tls_hubble_server_ca_files"),
+            help="Authorities of the nodes' certificates; repeatable.",
+        ),
+    ] = None,
+    disable_client_tls: Annotated[
+        bool, typer.Option(envvar=_env("disable_client_tls"), help="Speak plain text to nodes.")
+    ] = False,
+    tls_relay_server_cert_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("tls_relay_server_cert_file"), help="The relay's certificate for clients (PEM)."
+        ),
+    ] = None,
+    tls_relay_server_key_file: Annotated[
+        Path | None, typer.Option(envvar=_env("tls_relay_server_key_file"), help="Its private key (PEM).")
+    ] = None,
+    tls_relay_client_ca_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar=_env("tls_relay_client_ca_files"), help="Authorities of clients' certificates; repeatable."
+        ),
+    ] = None,
+    disable_server_tls: Annotated[
+        bool, typer.Option(envvar=_env("disable_server_tls"), help="Serve plain text.")
+    ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(envvar=_env("log_level"), help="The least that is logged."),
+    ] = "info",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(envvar=_env("log_format"), help="How log lines look.")
+    ] = "text",
+) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    try:
+        fixed = parse_peers(peers)
+        local = all(_is_local(address) for address in ([p.address for p in fixed] or [peer_service]))
+        options = RelayOptions(
+            cluster_name=cluster_name,
+            listen_address=listen_address,
+            peers=fixed,
+            peer_service=peer_service,
+            peer_service_tls_server_name=peer_service_tls_server_name,
+            client_tls=client_tls(
+                TlsFiles(
+                    tls_hubble_client_cert_file,
+                    tls_hubble_client_key_file,
+                    tuple(tls_hubble_server_ca_files or ()) or None,
+                ),
+                disabled=disable_client_tls,
+                local=local and bool(fixed),
+            ),
+            server_tls=server_tls(
+                TlsFiles(
+                    tls_relay_server_cert_file,
+                    tls_relay_server_key_file,
+                    tuple(tls_relay_client_ca_files or ()) or None,
+                ),
+                disabled=disable_server_tls,
+                local=_is_local(listen_address),
+            ),
+            pool=PoolSettings(
+                dial_timeout=duration(dial_timeout, "dial-timeout"),
+                retry_timeout=duration(retry_timeout, "retry-timeout"),
+            ),
+            answer=AnswerSettings(
+                merge=MergeSettings(
+                    limit=sort_buffer_len_max,
+                    patience=duration(sort_buffer_drain_timeout, "sort-buffer-drain-timeout"),
+                ),
+                gather=duration(error_aggregation_window, "error-aggregation-window"),
+            ),
+        )
+        logs.configure(log_level, log_format)
+        os.umask(0o077)
+        uvloop.run(serve(options))
+    except (StartError, PeerListError, TlsError) as error:
+        typer.echo(f"hubble-relay: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def client_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ClientTls | None:
+    """TLS to nodes, unless all are unix sockets or plain text was asked for. Raises StartError, TlsError."""
+    if disabled:
+        if files.paths():
+            raise StartError(
+                "--disable-client-tls and --tls-hubble-* exclude each other: leave one of them out"
+            )
+        return None
+    if local and not files.paths():
+        return None
+    if files.certificate is None or not files.bundles:
+        raise StartError(
+            "nodes are reached by TLS: give --tls-hubble-client-cert-file, --tls-hubble-client-key-file and "
+            "--tls-hubble-server-ca-files (`cilia hubble certs` makes them), or ask for plain text with "
+            "--disable-client-tls"
+        )
+    return ClientTls(files)
+
+
+def server_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ServerTls | None:
+    """TLS for clients, unless they come by a unix socket or plain text was asked for."""
+    if disabled:
+        if files.paths():
+            raise StartError(
+                "--disable-server-tls and --tls-relay-* exclude each other: leave one of them out"
+            )
+        return None
+    if local:
+        return None
+    if files.certificate is None:
+        raise StartError(
+            "clients are served by TLS: give --tls-relay-server-cert-file, --tls-relay-server-key-file and "
+            "--tls-relay-client-ca-files, or ask for plain text with --disable-server-tls"
+        )
+    return ServerTls(files)
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith(("unix:", "/"))
+
+
+def main() -> None:
+    """Entry point of the `hubble-relay` command."""
+    app(prog_name="hubble-relay")
+
+
+if __name__ == "__main__":
+    main()

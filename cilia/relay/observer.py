@@ -1,0 +1,176 @@
+"""observer.Observer of a whole cluster: what one node answers, asked of all and put together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.rpc.server import Methods, Sink
+from cilia.kit.clock import Clock
+from cilia.proto.observer import observer_pb2
+from cilia.proto.relay import relay_pb2
+from cilia.relay.answer import Answer, AnswerSettings
+from cilia.relay.pool import Link, Pool
+
+log = structlog.get_logger(__name__)
+
+SERVER_STATUS = "/observer.Observer/ServerStatus"
+GET_NAMESPACES = "/observer.Observer/GetNamespaces"
+NAMED_UNAVAILABLE = 10
+"""Unavailable nodes that ServerStatus names; the rest is only counted."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the relay says of itself, and its bounds."""
+
+    version: str
+    node_name: str
+    """Stands for the relay in what it says itself: `cluster/host`."""
+    answer: AnswerSettings = AnswerSettings()
+    call_timeout: float = 5.0
+    """Seconds a node may take for anything but flows."""
+    answers: int = 48
+    """GetFlows calls answered at a time: nodes take 64 calls on a connection."""
+
+
+class RelayObserver:
+    """The handlers of the service; `methods()` is for the server."""
+
+    def __init__(self, pool: Pool, settings: RelaySettings, clock: Clock) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._clock = clock
+        self._answers = 0
+
+    def methods(self) -> Methods:
+        """By path, for `rpc.server.Server`."""
+        return {
+            "/observer.Observer/GetFlows": self.get_flows,
+            "/observer.Observer/ServerStatus": self.server_status,
+            "/observer.Observer/GetNodes": self.get_nodes,
+            "/observer.Observer/GetNamespaces": self.get_namespaces,
+            "/observer.Observer/GetAgentEvents": self.get_agent_events,
+            "/observer.Observer/GetDebugEvents": self.get_debug_events,
+        }
+
+    async def get_flows(self, data: bytes, sink: Sink) -> None:
+        """Stream flows of all nodes by time, gaps, and what becomes of nodes."""
+        request = parse(observer_pb2.GetFlowsRequest(), data)
+        if request.first and request.follow:
+            raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
+        if self._answers >= self._settings.answers:
+            sentence = f"{self._answers} clients are reading flows already: try again later"
+            raise RpcError(Code.RESOURCE_EXHAUSTED, sentence)
+        self._answers += 1
+        try:
+            settings = self._settings
+            await Answer(self._pool, request, settings.answer, settings.node_name, self._clock).send(sink)
+        finally:
+            self._answers -= 1
+
+    async def server_status(self, data: bytes, sink: Sink) -> None:
+        """Counters of all nodes together."""
+        parse(observer_pb2.ServerStatusRequest(), data)
+        links = self._pool.links()
+        statuses = await asyncio.gather(*map(self._status, links))
+        total = observer_pb2.ServerStatusResponse(version=self._settings.version)
+        missing = []
+        for link, status in zip(links, statuses, strict=True):
+            if status is None:
+                missing.append(link.name)
+                continue
+            total.num_flows += status.num_flows
+            total.max_flows += status.max_flows
+            total.seen_flows += status.seen_flows
+            total.flows_rate += status.flows_rate
+            total.uptime_ns = max(total.uptime_ns, status.uptime_ns)
+        total.num_connected_nodes.value = len(links) - len(missing)
+        total.num_unavailable_nodes.value = len(missing)
+        total.unavailable_nodes.extend(missing[:NAMED_UNAVAILABLE])
+        await sink.send([total.SerializeToString()])
+
+    async def get_nodes(self, data: bytes, sink: Sink) -> None:
+        """All nodes, by name, with their states."""
+        parse(observer_pb2.GetNodesRequest(), data)
+        nodes = await asyncio.gather(*map(self._node, self._pool.links()))
+        await sink.send([observer_pb2.GetNodesResponse(nodes=nodes).SerializeToString()])
+
+    async def get_namespaces(self, data: bytes, sink: Sink) -> None:
+        """Namespaces any node has seen in the last hour, sorted."""
+        parse(observer_pb2.GetNamespacesRequest(), data)
+        answers = await asyncio.gather(*map(self._namespaces, self._pool.links()))
+        found = sorted({pair for answer in answers for pair in answer})
+        names = [observer_pb2.Namespace(cluster=cluster, namespace=name) for cluster, name in found]
+        await sink.send([observer_pb2.GetNamespacesResponse(namespaces=names).SerializeToString()])
+
+    async def get_agent_events(self, _data: bytes, _sink: Sink) -> None:
+        """Not merged."""
+        raise RpcError(Code.UNIMPLEMENTED, "the relay does not merge agent events: ask the node itself")
+
+    async def get_debug_events(self, _data: bytes, _sink: Sink) -> None:
+        """Not merged."""
+        raise RpcError(Code.UNIMPLEMENTED, "the relay does not merge debug events: ask the node itself")
+
+    # -- one node -----------------------------------------------------------------------------------------
+
+    async def _ask(self, link: Link, method: str) -> bytes | None:
+        """The answer of a node to an empty request; None without one."""
+        if link.channel is None:
+            return None
+        try:
+            return await link.channel.unary(method, b"", timeout=self._settings.call_timeout)
+        except RpcError as error:
+            log.warning("a peer did not answer", peer=link.name, method=method, reason=error.sentence)
+            return None
+
+    async def _status(self, link: Link) -> observer_pb2.ServerStatusResponse | None:
+        answer = await self._ask(link, SERVER_STATUS)
+        return None if answer is None else read(observer_pb2.ServerStatusResponse(), answer, link)
+
+    async def _node(self, link: Link) -> observer_pb2.Node:
+        node = observer_pb2.Node(name=link.name, address=link.peer.address)
+        node.tls.enabled, node.tls.server_name = link.secured, link.peer.tls_name
+        if link.channel is None:
+            node.state = relay_pb2.NODE_UNAVAILABLE
+            return node
+        status = await self._status(link)
+        if status is None:
+            node.state = relay_pb2.NODE_ERROR
+            return node
+        node.state = relay_pb2.NODE_CONNECTED
+        node.version, node.uptime_ns = status.version, status.uptime_ns
+        node.num_flows, node.max_flows = status.num_flows, status.max_flows
+        node.seen_flows = status.seen_flows
+        return node
+
+    async def _namespaces(self, link: Link) -> list[tuple[str, str]]:
+        answer = await self._ask(link, GET_NAMESPACES)
+        found = None if answer is None else read(observer_pb2.GetNamespacesResponse(), answer, link)
+        return [(each.cluster, each.namespace) for each in found.namespaces] if found else []
+
+
+def parse(message: M, data: bytes) -> M:
+    """Read a client's request into `message`; a malformed one ends the call."""
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise RpcError(Code.INVALID_ARGUMENT, "the request is not a valid message of its type") from None
+    return message
+
+
+def read(message: M, data: bytes, link: Link) -> M | None:
+    """Read a node's answer into `message`; None when it is none."""
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        log.warning("a peer sends garbage", peer=link.name)
+        return None
+    return message

@@ -1,0 +1,159 @@
+"""A connection to every peer, kept up: dialled again with growing pauses, asked for signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import structlog
+
+from cilia.hubble.peer import Peer
+from cilia.hubble.rpc.channel import Channel
+from cilia.hubble.rpc.messages import RpcError
+from cilia.kit.backoff import Backoff
+from cilia.kit.tasks import TaskGroup
+from cilia.relay.peers import TlsFor
+
+log = structlog.get_logger(__name__)
+
+DIALS = 32
+"""Peers dialled at a time: a thousand TLS handshakes at once would hold up everything else."""
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How connections are kept."""
+
+    dial_timeout: float = 5.0
+    """Seconds until a peer that does not answer is given up for now."""
+    retry_timeout: float = 30.0
+    """Seconds: the longest pause between attempts; the first is half a second."""
+    check_interval: float = 15.0
+    """Seconds of silence after which a peer is asked for a sign of life."""
+    check_timeout: float = 10.0
+    """Seconds a peer may take for one; then its connection is closed."""
+
+
+class Link:
+    """One peer and the connection to it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.channel: Channel | None = None
+        self.problem = "not connected yet"
+        """Why there is no connection; one sentence."""
+        self.gone = False
+        """The peer was removed, or its address has changed."""
+
+    @property
+    def name(self) -> str:
+        """Of the peer: `cluster/node`."""
+        return self.peer.name
+
+    @property
+    def secured(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.channel is not None and self.channel.protocol is not None
+
+
+class Pool:
+    """Links by name. Start it with `start`, end it with `close`."""
+
+    def __init__(self, settings: PoolSettings, tls: TlsFor) -> None:
+        self._settings = settings
+        self._tls = tls
+        self._links: dict[str, Link] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks = TaskGroup()
+        self._dialling = asyncio.Semaphore(DIALS)
+        self.listeners: set[Callable[[], None]] = set()
+        """Called whenever a link appears, connects, breaks or goes."""
+
+    def links(self) -> Sequence[Link]:
+        """All peers, by name."""
+        return [self._links[name] for name in sorted(self._links)]
+
+    def get(self, name: str) -> Link | None:
+        """The link to a peer."""
+        return self._links.get(name)
+
+    def set_peers(self, peers: Iterable[Peer]) -> None:
+        """Take the list of all peers; links to others end, links to moved ones begin anew."""
+        wanted = {peer.name: peer for peer in peers}
+        for name, link in list(self._links.items()):
+            if wanted.get(name) != link.peer:
+                self._drop(name, "the peer is gone" if name not in wanted else "the peer has moved")
+        for name, peer in wanted.items():
+            if name not in self._links:
+                link = self._links[name] = Link(peer)
+                self._running[name] = self._tasks.spawn(f"peer {name}", self._keep(link))
+        self._tell()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for name in list(self._links):
+            self._drop(name, "the relay is stopping")
+        await self._tasks.close()
+
+    def _drop(self, name: str, reason: str) -> None:
+        link = self._links.pop(name)
+        link.gone, link.problem = True, reason
+        self._running.pop(name).cancel()
+        if link.channel:
+            link.channel.close(reason)
+
+    async def _keep(self, link: Link) -> None:
+        pauses = Backoff(0.5, self._settings.retry_timeout)
+        while True:
+            try:
+                channel = await self._dial(link.peer)
+            except RpcError as error:
+                self._lost(link, error.sentence)
+            else:
+                pauses.reset()
+                link.channel, link.problem = channel, ""
+                log.info("peer connected", peer=link.name, address=link.peer.address)
+                self._tell()
+                try:
+                    await self._watch(channel)
+                finally:
+                    channel.close()
+                    link.channel = None
+                self._lost(link, channel.reason)
+            await asyncio.sleep(pauses.next())
+
+    async def _dial(self, peer: Peer) -> Channel:
+        local = peer.address.startswith(("unix:", "/"))
+        async with self._dialling:
+            return await Channel.open(
+                peer.address,
+                tls=None if local else self._tls(peer.tls_name),
+                server_name=peer.tls_name or None,
+                timeout=self._settings.dial_timeout,
+                called="the node",
+            )
+
+    async def _watch(self, channel: Channel) -> None:
+        """Until the connection is gone."""
+        received = -1
+        while not channel.closed.is_set():
+            try:
+                async with asyncio.timeout(self._settings.check_interval):
+                    await channel.closed.wait()
+            except TimeoutError:
+                if channel.received == received:
+                    try:
+                        await channel.check(self._settings.check_timeout)
+                    except RpcError as error:
+                        channel.close(error.sentence)
+                received = channel.received
+
+    def _lost(self, link: Link, reason: str) -> None:
+        if link.problem != reason:
+            log.warning("peer unavailable", peer=link.name, reason=reason)
+        link.problem = reason
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self.listeners):
+            listener()
