@@ -145,6 +145,8 @@ struct service_flow {
 	__be16 backend_port;
 	__u16 owner; /* endpoint of the client, if it lives here */
 	__u32 created;
-	__u32 expires; /* coarse seconds */
-	__u32 flags;   /* enum service_flow_flags */
+	__u32 expires;	 /* coarse seconds */
+	__u32 flags;	 /* enum service_flow_flags */
+	__be16 own_port; /* with SERVICE_FLOW_SNAT: of this node, as snat has it */
+	__u16 reserved[3];
 };

@@ -22,6 +22,7 @@ struct outside_work {
 	struct ct_key key; /* of the flow in service_flows */
 	struct service_flow flow;
 	__u32 is_fresh; /* flow was given its backend by this packet */
+	__u32 is_due;	/* once a second: what the flow relies on is looked at again */
 	struct service_client client;
 	struct change source;
 	struct change destination;
@@ -108,6 +109,7 @@ static __noinline bool recall_flow(struct flow *flow, const struct service *serv
 	if (heard_of(packet, known->flags) != known->flags)
 		known->flags = heard_of(packet, known->flags);
 	expires = flow->now + service_lifetime(packet, known->flags);
+	work->is_due = known->expires != expires;
 	if (known->expires < expires || known->flags & SERVICE_FLOW_CLOSED)
 		known->expires = expires;
 	work->flow = *known;
@@ -137,6 +139,7 @@ static __noinline bool choose_for_client(struct flow *flow, const struct service
 	work->flow.service = service->id;
 	work->flow.owner = 0;
 	work->flow.flags = flags;
+	work->flow.own_port = 0;
 	work->flow.created = flow->now;
 	work->flow.expires = flow->now + service_lifetime(packet, flags);
 	return true;
@@ -219,13 +222,11 @@ static __always_inline int write_destination(struct __sk_buff *skb, struct flow 
 	return dropped;
 }
 
-/* Reports tell both sources. */
-static __always_inline int write_source(struct __sk_buff *skb, struct flow *flow,
-					struct outside_work *work)
+/* The packet's source is another; reports tell both. */
+static __always_inline void note_source(struct flow *flow, const struct outside_work *work)
 {
 	struct packet *packet = &flow->packet;
 	struct workspace *space = own_workspace();
-	int dropped = rewrite(skb, flow, &work->source);
 
 	if (space) {
 		space->client = packet->source;
@@ -234,6 +235,27 @@ static __always_inline int write_source(struct __sk_buff *skb, struct flow *flow
 	}
 	packet->source = work->source.to;
 	packet->source_port = work->source.to_port;
+}
+
+static __always_inline int write_source(struct __sk_buff *skb, struct flow *flow,
+					struct outside_work *work)
+{
+	int dropped = rewrite(skb, flow, &work->source);
+
+	note_source(flow, work);
+	return dropped;
+}
+
+/* Both ends of a packet with ports. */
+static __always_inline int write_ends(struct __sk_buff *skb, struct flow *flow,
+				      struct outside_work *work)
+{
+	struct packet *packet = &flow->packet;
+	int dropped = rewrite_ends(skb, packet, &work->source, &work->destination);
+
+	note_source(flow, work);
+	packet->destination = work->destination.to;
+	packet->destination_port = work->destination.to_port;
 	return dropped;
 }
 
@@ -263,6 +285,7 @@ static __noinline int serve_outside(struct __sk_buff *skb, struct flow *flow,
 	if (!local)
 		return BACKEND_AWAY;
 	if (is_pod(local)) {
+		set_party(flow, &flow->destination, local);
 		flow->translation |= TRANSLATION_GIVEN;
 		return write_destination(skb, flow, work) ?: BACKEND_HERE;
 	}
@@ -327,11 +350,21 @@ static __always_inline void refresh_service(struct outside_work *work, struct na
 		bpf_map_update_elem(&snat, &work->reverse, &work->entry, BPF_NOEXIST);
 }
 
-/* The address and port of this node that the backend sees, into work->source. */
-static __noinline int find_own_end(struct flow *flow, struct outside_work *work,
-				   const struct address *own)
+/* Remembers the port with a flow that stands; a fresh one is remembered as a whole. */
+static __always_inline void note_own_port(struct outside_work *work, __be16 port)
 {
-	const struct packet *packet = &flow->packet;
+	if (work->flow.own_port == port)
+		return;
+	work->flow.own_port = port;
+	if (!work->is_fresh)
+		bpf_map_update_elem(&service_flows, &work->key, &work->flow, BPF_EXIST);
+}
+
+/* The port of this node in snat, for a flow that has none or that was not asked about for a second.
+ * Returns 0 or a negative reason. */
+static __noinline int look_up_own_port(struct flow *flow, struct outside_work *work,
+				       const struct address *own)
+{
 	struct nat_entry *known;
 
 	fill_service_keys(flow, work, own);
@@ -339,17 +372,31 @@ static __noinline int find_own_end(struct flow *flow, struct outside_work *work,
 	if (!work->is_fresh && known && same_address(&known->address, own)) {
 		if (known->seen != flow->now)
 			refresh_service(work, known, flow->now);
-		plan(&work->source, true, &packet->source, packet->source_port, &known->address,
-		     known->port);
+		note_own_port(work, known->port);
 		return 0;
 	}
 	if (!allocate(flow, &work->forward, &work->reverse, &work->entry))
-		return keeps_port(packet->protocol)
+		return keeps_port(flow->packet.protocol)
 			   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
 			   : DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
-	plan(&work->source, true, &packet->source, packet->source_port, &work->entry.address,
-	     work->entry.port);
+	note_own_port(work, work->entry.port);
 	return 0;
+}
+
+/* The address and port of this node that the backend sees, into work->source. Packets of one second
+ * use what the first of them has found. */
+static __always_inline int find_own_end(struct flow *flow, struct outside_work *work,
+					const struct address *own)
+{
+	const struct packet *packet = &flow->packet;
+	int dropped = 0;
+
+	if (work->is_fresh || work->is_due || !work->flow.own_port)
+		dropped = look_up_own_port(flow, work, own);
+	if (!dropped)
+		plan(&work->source, true, &packet->source, packet->source_port, own,
+		     work->flow.own_port);
+	return dropped;
 }
 
 /* Out of a native device, or not at all: the stack would take a packet with one of its own
@@ -401,7 +448,7 @@ static __noinline int write_both_ends(struct __sk_buff *skb, struct flow *flow,
 		return DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
 	work->flow.flags |= SERVICE_FLOW_SNAT;
 	dropped = find_own_end(flow, work, own) ?: remember_choice(flow);
-	return dropped ?: write_destination(skb, flow, work) ?: write_source(skb, flow, work);
+	return dropped ?: write_ends(skb, flow, work);
 }
 
 /* Only nodes and pods of this cluster know an option when they see it; what is wrapped, others may
@@ -517,11 +564,13 @@ static __noinline int answer_client(struct __sk_buff *skb, struct flow *flow,
 	dropped = check_ttl(flow) ?: add_link_header(skb, flow);
 	if (dropped)
 		return dropped;
-	dropped = write_destination(skb, flow, work) ?: write_source(skb, flow, work)
-		  ?: decrement_ttl(skb, flow);
-	flow->destination.identity =
-	    identity_of(lookup_ipcache(packet->family, &packet->destination), packet->family);
-	return dropped ?: leave_translated(skb, flow);
+	dropped = write_ends(skb, flow, work) ?: decrement_ttl(skb, flow)
+		  ?: leave_translated(skb, flow);
+	/* Reported of those that drop only. */
+	if (record_decisions || unlikely(dropped < 0))
+		flow->destination.identity = identity_of(
+		    lookup_ipcache(packet->family, &packet->destination), packet->family);
+	return dropped;
 }
 
 /* A client that asks the host itself is answered as such, whatever it asked before. */

@@ -257,8 +257,8 @@ static __always_inline bool write_family(struct xdp_md *ctx, __u8 family,
 }
 
 /* The packet at the start of the frame gets other ends, has made one more hop, and leaves. */
-static __noinline bool write_ends(struct xdp_md *ctx, const struct flow *flow,
-				  const struct outside_work *work)
+static __noinline bool write_frame_ends(struct xdp_md *ctx, const struct flow *flow,
+					const struct outside_work *work)
 {
 	return flow->packet.family == FAMILY_IPV4
 		   ? write_family(ctx, FAMILY_IPV4, &flow->packet, work)
@@ -296,7 +296,7 @@ static __always_inline int send_back(struct xdp_md *ctx, const struct flow *flow
 {
 	struct ethhdr *ethernet;
 
-	if (!write_ends(ctx, flow, work))
+	if (!write_frame_ends(ctx, flow, work))
 		return XDP_ABORTED;
 	ethernet = (void *)(long)ctx->data;
 	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)

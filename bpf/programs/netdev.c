@@ -241,18 +241,29 @@ static __always_inline int forget_service(struct flow *flow)
 	return 0;
 }
 
-/* A pod's address is nobody's frontend. */
-static __always_inline bool is_for_pod(const struct flow *flow)
+/* What is to no pod, as it came: a service may be asked for, or it is an answer to what left with
+ * an address of this node. Returns 0: whoever is at the destination by now gets it. */
+static __always_inline int arrive_at_node(struct __sk_buff *skb, struct flow *flow, bool is_own)
 {
-	struct endpoint *local = lookup_endpoint(&flow->packet.destination);
+	int result = are_services_known(flow) ? handle_service(skb, flow) : 0;
 
-	return local && is_pod(local);
+	if (result)
+		return result;
+	if (!is_own || flow->destination.service)
+		return 0;
+	result = translate_back(skb, flow);
+	if (result < 0)
+		return result;
+	if (result || is_host_judged(flow))
+		return 0;
+	return hear_for_host(skb, flow) ?: forget_service(flow) ?: DECISION_STACK;
 }
 
 static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
 	struct endpoint *local;
+	bool is_own;
 	int result;
 
 	flow->direction = DIRECTION_INGRESS;
@@ -266,19 +277,15 @@ static __always_inline int handle_arrival(struct __sk_buff *skb, struct flow *fl
 	result = check_outside_source(flow) ?: look_inside(skb, flow);
 	if (result)
 		return result;
-	if (are_services_known(flow) && !is_for_pod(flow)) {
-		result = handle_service(skb, flow);
+	is_own = same_address(&packet->destination, own_address(flow));
+	local = is_own ? NULL : lookup_endpoint(&packet->destination);
+	/* A pod's address is nobody's frontend. */
+	if (!local || !is_pod(local)) {
+		result = arrive_at_node(skb, flow, is_own);
 		if (result)
 			return result;
+		local = flow->destination.endpoint ?: lookup_endpoint(&packet->destination);
 	}
-	if (!flow->destination.service && same_address(&packet->destination, own_address(flow))) {
-		result = translate_back(skb, flow);
-		if (result < 0)
-			return result;
-		if (!result && !is_host_judged(flow))
-			return hear_for_host(skb, flow) ?: forget_service(flow) ?: DECISION_STACK;
-	}
-	local = lookup_endpoint(&packet->destination);
 	if (local && is_pod(local)) {
 		set_party(flow, &flow->destination, local);
 		return deliver_to_pod(skb, flow);
