@@ -17,35 +17,21 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cilia.api.client import AgentClient, AgentError
+from cilia.api.client import AgentClient
 from cilia.dataplane import loader
 from cilia.lab import cgroups, kernel
 from cilia.model.endpoint import HOST_ENDPOINT
+from tests.support.waiting import until
 
 NETNS = Path("/run/netns")
 PINS = Path("/sys/fs/bpf")
 PATIENCE = 60.0
 AGENT = (sys.executable, "-P", "-c", "from cilia.apps.agent.main import main; main()")
-
-
-def until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait for something to come true; an agent that does not answer counts as not yet."""
-    deadline = time.monotonic() + patience
-    reason = ""
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except (AgentError, OSError) as error:
-            reason = f": {error}"
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}{reason}")
 
 
 class Agent:

@@ -7,7 +7,6 @@ node-1, node-2       pods with an echo server on the ports their objects name
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cilia.api.client import AgentClient, AgentError
+from cilia.api.client import AgentClient
 from cilia.api.types import OptionChange
 from cilia.lab import control, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 from cilia.lab.records import PodRecord
 from tests.support.api_client import Client
 from tests.support.policy_truth import Document, Packet, Peer
+from tests.support.waiting import until
 
 PATIENCE = 30.0
 ANSWER_TIMEOUT = 0.25
@@ -55,19 +55,6 @@ API_VERSIONS = {
 POLICIES = frozenset(kind for kind in PATHS if kind.endswith("NetworkPolicy"))
 
 Key = tuple[str, str, str]
-
-
-def until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait for something to come true; an agent that does not answer counts as not yet."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            if holds():
-                return
-        except (AgentError, OSError):
-            pass
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.005)
 
 
 def policy(kind: str, name: str, spec: Document, namespace: str = "", **more: Any) -> Document:

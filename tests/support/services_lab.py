@@ -12,17 +12,17 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cilia.api.client import AgentClient, AgentError
+from cilia.api.client import AgentClient
 from cilia.lab import records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 from tests.support.api_client import Client
+from tests.support.waiting import until
 
 Document = dict[str, Any]
 PATIENCE = 30.0
@@ -43,19 +43,6 @@ PATHS = {
 }
 PORTS = {"tcp": 8080, "udp": 8080, "sctp": 8132}
 """Where servers listen. SCTP keeps its port through a service."""
-
-
-def until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait for something to come true; an agent that does not answer counts as not yet."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            if holds():
-                return
-        except (AgentError, OSError):
-            pass
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def manifest(kind: str, name: str, spec: Document | None = None, **more: Any) -> Document:

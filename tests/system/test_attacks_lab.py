@@ -32,8 +32,8 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from cilia.abi import object_path
-from tests.support.agent_node import until
 from tests.support.attacker import SETTLE, Place, Siege, siege
+from tests.support.waiting import until
 
 NAME = f"ta{os.getpid() % 1000000}"
 POD = """

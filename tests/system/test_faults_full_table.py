@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cilia.dataplane import loader
-from tests.support.agent_node import AgentNode, agent_node, until
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

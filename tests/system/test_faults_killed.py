@@ -16,7 +16,8 @@ import pytest
 from cilia.dataplane import loader
 from cilia.dataplane.links import POD_GROUP
 from cilia.model.endpoint import Attachment
-from tests.support.agent_node import AgentNode, agent_node, until
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

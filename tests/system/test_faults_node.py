@@ -18,7 +18,8 @@ from cilia.apps.agent.cleanup import remove_everything
 from cilia.apps.agent.settings import AgentSettings
 from cilia.dataplane.bpf import BpfError
 from cilia.lab import kernel
-from tests.support.agent_node import AgentNode, agent_node, until
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

@@ -24,8 +24,9 @@ from cilia.lab import control, kernel, starting, teardown
 from cilia.lab.plan import make_plan
 from cilia.model.endpoint import HOST_ENDPOINT
 from tests.support.attacker import Siege, run_cilia
-from tests.support.policy_lab import PolicyLab, pod, policy, until
+from tests.support.policy_lab import PolicyLab, pod, policy
 from tests.support.policy_truth import Document, Peer
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.root,

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from cilia.lab import kernel
-from tests.support.agent_node import AgentNode, agent_node, until
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

@@ -12,8 +12,9 @@ import pytest
 
 from cilia.lab import kernel
 from cilia.lab.plan import API_PORT
-from tests.support.policy_lab import PATHS, PolicyLab, pod, policy, policy_lab, until
+from tests.support.policy_lab import PATHS, PolicyLab, pod, policy, policy_lab
 from tests.support.policy_truth import Document, Peer
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

@@ -17,8 +17,9 @@ import pytest
 
 from cilia.api.types import EndpointView, Health
 from cilia.lab import kernel
-from tests.support.policy_lab import PolicyLab, pod, policy, policy_lab, until
+from tests.support.policy_lab import PolicyLab, pod, policy, policy_lab
 from tests.support.policy_truth import Document, Packet, Peer
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

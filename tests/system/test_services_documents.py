@@ -7,15 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cilia.api.client import AgentClient, AgentError
+from cilia.api.client import AgentClient
 from cilia.lab import starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 
@@ -35,19 +35,6 @@ for url in sys.argv[1:]:
 """
 ASKING = (sys.executable, "-ISc", ASK)
 OUTSIDE = ("203.0.113.2", "2001:db8:203::2")
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    """Wait for something to come true; an agent that does not answer counts as not yet."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            if holds():
-                return
-        except (AgentError, OSError):
-            pass
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def told(command: list[str]) -> list[str]:

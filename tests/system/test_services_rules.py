@@ -27,8 +27,8 @@ from tests.support.services_lab import (
     server,
     service,
     services_lab,
-    until,
 )
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cilia.dataplane.bpf import Map, get
 from cilia.dataplane.loader import root_of
 from cilia.lab import starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.waiting import until
 
 NAME = f"tsv{os.getpid() % 1000000}"
 OBJECTS = """
@@ -54,13 +54,6 @@ except OSError as error:
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
-
-
-def until(holds: Callable[[], object], what: str, patience: float = 30.0) -> None:
-    deadline = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 class Node:

@@ -16,7 +16,8 @@ import pytest
 from cilia.api.client import AgentError
 from cilia.api.types import LocalService
 from cilia.lab import cgroups, kernel
-from tests.support.agent_node import AgentNode, agent_node, until
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 

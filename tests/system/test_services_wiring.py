@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cilia.api.client import AgentClient
 from cilia.api.types import LocalService
 from cilia.lab import control, kernel, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.waiting import until
 
 NAME = f"tsw{os.getpid() % 1000000}"
 PODS = """
@@ -83,13 +83,6 @@ with socket.create_connection((host, int(port)), timeout=60) as found:
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
-
-
-def until(holds: Callable[[], object], what: str, patience: float = 30.0) -> None:
-    deadline = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 class Cluster:
