@@ -36,6 +36,10 @@ class Peers:
         """By path, for `rpc.server.Server`."""
         return {"/peer.Peer/Notify": self.notify}
 
+    def all(self) -> list[Peer]:
+        """The list as it is now."""
+        return list(self._peers.values())
+
     def update(self, peers: Iterable[Peer]) -> None:
         """Replace the list."""
         self._peers = {peer.name: peer for peer in peers}

@@ -43,6 +43,7 @@ from cilia.apps.agent import standalone
 from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.check import Checker, Config
 from cilia.apps.agent.explain import Explainer
+from cilia.apps.agent.hubble_doors import Doors
 from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, option_of, read_change
 from cilia.apps.agent.map_words import MapWords
 from cilia.apps.agent.metrics import AgentMetrics
@@ -104,6 +105,7 @@ class AgentBackend(TableBackend):
         graph: ControlGraph,
         kernel: KernelState,
         hubble: FlowStore,
+        hubble_doors: Doors,
         metrics: AgentMetrics,
         condition: Condition,
         addresses: Callable[[int], tuple[int, int]],
@@ -120,6 +122,7 @@ class AgentBackend(TableBackend):
         self._graph = graph
         self._kernel = kernel
         self._hubble = hubble
+        self._doors = hubble_doors
         self._metrics = metrics
         self._condition = condition
         self._addresses = addresses
@@ -194,6 +197,11 @@ class AgentBackend(TableBackend):
             self._metrics.attach_seconds.observe(time.perf_counter() - start)
         return result
 
+    def _hubble_state(self) -> Health:
+        if not self._settings.events:
+            return Health.DISABLED
+        return Health.WARNING if self._doors.troubled else Health.OK
+
     async def status(self) -> StatusResponse:
         errors = self._kernel.errors()
         ready = not self._condition.doing
@@ -210,7 +218,8 @@ class AgentBackend(TableBackend):
             kubernetes=self._source(),
             operator=await self._operator(),
             hubble=HubbleStatus(
-                state=Health.OK if self._settings.events else Health.DISABLED,
+                state=self._hubble_state(),
+                msg=self._doors.sentence,
                 current_flows=len(self._hubble),
                 max_flows=self._hubble.capacity,
                 seen_flows=self._hubble.head,

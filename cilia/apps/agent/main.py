@@ -86,7 +86,43 @@ def agent(
     ] = None,
     api_socket: Annotated[Path | None, typer.Option(envvar=_env("agent_socket"))] = None,
     cni_socket: Annotated[Path | None, typer.Option(envvar=_env("cni_socket"))] = None,
-    hubble_socket: Annotated[Path | None, typer.Option(envvar=_env("hubble_socket"))] = None,
+    hubble_socket: Annotated[
+        Path | None, typer.Option("--hubble-socket", "--hubble-socket-path", envvar=_env("hubble_socket"))
+    ] = None,
+    hubble_socket_group: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_socket_group"),
+            help="Its members may connect, too. Default: root and the agent.",
+        ),
+    ] = "",
+    hubble_listen_address: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_listen_address"),
+            help="[HOST]:PORT for other nodes. Default: :4244 with certificates, none without.",
+        ),
+    ] = "",
+    hubble_disable_tls: Annotated[
+        bool,
+        typer.Option(
+            "--hubble-disable-tls/--no-hubble-disable-tls",
+            envvar=_env("hubble_disable_tls"),
+            help="Serve everybody who can connect, in plain text.",
+        ),
+    ] = False,
+    hubble_tls_cert_file: Annotated[
+        Path | None, typer.Option(envvar=_env("hubble_tls_cert_file"), readable=False, help="PEM, followed.")
+    ] = None,
+    hubble_tls_key_file: Annotated[
+        Path | None, typer.Option(envvar=_env("hubble_tls_key_file"), readable=False)
+    ] = None,
+    hubble_tls_client_ca_files: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_tls_client_ca_files"), help="PEM files with commas: whose clients are served."
+        ),
+    ] = "",
     cni_bin_dir: Annotated[
         Path | None, typer.Option(envvar=_env("cni_bin_dir"), help="Install the CNI plugin there.")
     ] = None,
@@ -113,7 +149,13 @@ def agent(
     ] = "medium",
     report_interval: Annotated[int, typer.Option(envvar=_env("report_interval"), min=1)] = 5,
     hubble_capacity: Annotated[
-        int, typer.Option(envvar=_env("hubble_capacity"), help="Flows kept; a power of two.")
+        int,
+        typer.Option(
+            "--hubble-capacity",
+            "--hubble-event-buffer-capacity",
+            envvar=_env("hubble_capacity"),
+            help="Flows kept; a power of two.",
+        ),
     ] = 65_536,
     enforcement: Annotated[
         str,
@@ -353,6 +395,12 @@ def agent(
         api_socket=api_socket or state_dir / "agent.sock",
         cni_socket=cni_socket or state_dir / "cni.sock",
         hubble_socket=hubble_socket or state_dir / "hubble.sock",
+        hubble_socket_group=hubble_socket_group,
+        hubble_listen_address=hubble_listen_address,
+        hubble_disable_tls=hubble_disable_tls,
+        hubble_tls_cert_file=hubble_tls_cert_file,
+        hubble_tls_key_file=hubble_tls_key_file,
+        hubble_tls_client_ca_files=hubble_tls_client_ca_files,
         cni_bin_dir=cni_bin_dir,
         cni_conf_dir=cni_conf_dir,
         health_listen=health_listen,

@@ -42,6 +42,10 @@ class HubbleNumbers:
     flows: int = 0
     lost: Mapping[str, int] = field(default_factory=dict)
     """Events lost, by where: perf_event_ring_buffer, hubble_ring_buffer."""
+    certificate_seconds: float | None = None
+    """Until the server's certificate ends, negative when it has; None: there is none."""
+    refused_handshakes: int = 0
+    """TLS clients refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +215,12 @@ class AgentCollector(Collector):
         for source, number in numbers.lost.items():
             lost.add_metric([source], number)
         yield lost
+        if numbers.certificate_seconds is not None:
+            text = "Seconds until Hubble's certificate ends"
+            yield _gauge("cilia_hubble_certificate_seconds_left", text, numbers.certificate_seconds)
+            refused = CounterMetricFamily("cilia_hubble_tls_refused", "Clients refused in their handshake")
+            refused.add_metric([], numbers.refused_handshakes)
+            yield refused
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,7 +1,7 @@
 """All of Hubble in one agent: the store, what fills it, what reads it, and the doors to it.
 
     kernel's rings ─► pump ─► store ─┬─► observer ─┐
-                                     │   peers    ─┼─► doors (unix socket)
+                                     │   peers    ─┼─► doors (unix socket, TCP)
     tables ─► directory ─────────────┘   health   ─┘
 
 What reads flows as they come is started here, too, each with a cursor of its own.
@@ -10,11 +10,12 @@ What reads flows as they come is started here, too, each with a cursor of its ow
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from cilia import __version__
 from cilia.apps.agent.directory import TableDirectory
-from cilia.apps.agent.errors import StartError
 from cilia.apps.agent.flows import FlowPump
+from cilia.apps.agent.hubble_doors import Doors, DoorSettings, PeerList, own_peer, split_address
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import HubbleNumbers
 from cilia.apps.agent.settings import AgentSettings
@@ -23,10 +24,10 @@ from cilia.dataplane.order import KernelState
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
 from cilia.hubble.observer import Observer, ObserverSettings
-from cilia.hubble.peer import Peer, Peers
-from cilia.hubble.rpc.server import Server
+from cilia.hubble.peer import Peers
 from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit.clock import Clock
+from cilia.kit.tasks import TaskGroup
 from cilia.schema import Desired, Inputs
 
 
@@ -52,22 +53,28 @@ class Observability:
         self.store = FlowStore(kernel.event_dtype, directory, capacity=settings.hubble_capacity)
         self._name = f"{settings.cluster_name}/{settings.node_name}"
         self._facts = NodeFacts(name=self._name, files=file_names(kernel.source_files))
+        ways = door_settings(settings)
+        own = own_peer(ways, settings.node_name, settings.cluster_name, kernel.addresses)
+        observer = Observer(
+            self.store,
+            self._facts,
+            ObserverSettings(version=__version__, address=own.address, tls_name=own.tls_name),
+            clock,
+        )
+        peers = Peers([own])
+        port = split_address(ways.address)[1] if ways.address else 0
+        self._peer_list = PeerList(peers, inputs.nodes, own, cluster=settings.cluster_name, port=port)
+        health = Health(["observer.Observer", "peer.Peer"])
+        self.doors = Doors(ways, {**observer.methods(), **peers.methods(), **health.methods()})
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Answer clients until the stack closes. Raises StartError."""
-        settings = self._settings
-        observer = Observer(self.store, self._facts, ObserverSettings(version=__version__), self._clock)
-        peers = Peers([Peer(self._name, f"unix://{settings.hubble_socket}")])
-        health = Health(["observer.Observer", "peer.Peer"])
-        server = Server({**observer.methods(), **peers.methods(), **health.methods()})
-        try:
-            await server.listen_unix(settings.hubble_socket)
-        except OSError as error:
-            raise StartError(
-                f"the Hubble socket {settings.hubble_socket} can't be opened ({error.strerror or error}): "
-                "stop the agent that serves it, or choose another --hubble-socket"
-            ) from error
-        stack.push_async_callback(server.close)
+        await self.doors.open(stack)
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Begin what goes on as long as the agent runs."""
+        self.doors.start(tasks)
+        tasks.spawn("tell peers", self._peer_list.run())
 
     def read(self, stack: AsyncExitStack) -> None:
         """Take the kernel's events until the stack closes."""
@@ -79,4 +86,23 @@ class Observability:
     def numbers(self) -> HubbleNumbers:
         """For a scrape of the agent."""
         lost = {source.name.lower(): self.store.metrics.lost.get(source, 0) for source in LossSource}
-        return HubbleNumbers(flows=self.store.head, lost=lost)
+        return HubbleNumbers(
+            flows=self.store.head,
+            lost=lost,
+            certificate_seconds=self.doors.certificate_seconds,
+            refused_handshakes=self.doors.refused_handshakes,
+        )
+
+
+def door_settings(settings: AgentSettings) -> DoorSettings:
+    """What the agent's settings say of the doors. Raises StartError for what makes no sense together."""
+    authorities = (part.strip() for part in settings.hubble_tls_client_ca_files.split(","))
+    return DoorSettings(
+        socket=settings.hubble_socket,
+        socket_group=settings.hubble_socket_group,
+        listen_address=settings.hubble_listen_address,
+        disable_tls=settings.hubble_disable_tls,
+        cert_file=settings.hubble_tls_cert_file,
+        key_file=settings.hubble_tls_key_file,
+        client_ca_files=tuple(Path(part) for part in authorities if part),
+    )

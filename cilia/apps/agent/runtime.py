@@ -197,6 +197,7 @@ class Runtime:
             graph=graph,
             kernel=state,
             hubble=observability.store,
+            hubble_doors=observability.doors,
             metrics=metrics,
             condition=self.condition,
             addresses=addresses.usage,
@@ -205,6 +206,7 @@ class Runtime:
             clock=self.clock,
         )
         await self._open_doors(stack, backend, observability)
+        observability.start(tasks)
         cni_server = CniServer(backend, settings.cni_socket)
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)

@@ -35,6 +35,17 @@ class AgentSettings:
     api_socket: Path = Path("/var/run/cilia/agent.sock")
     cni_socket: Path = Path("/var/run/cilia/cni.sock")
     hubble_socket: Path = Path("/var/run/cilia/hubble.sock")
+    hubble_socket_group: str = ""
+    """Whose members may connect to it, besides root and the agent's user."""
+    hubble_listen_address: str = ""
+    """[HOST]:PORT of Hubble for other nodes; empty: :4244 with certificates, none without."""
+    hubble_disable_tls: bool = False
+    """Serve Hubble on TCP to everybody who can connect, in plain text."""
+    hubble_tls_cert_file: Path | None = None
+    """PEM, followed; the port opens once it is there."""
+    hubble_tls_key_file: Path | None = None
+    hubble_tls_client_ca_files: str = ""
+    """PEM files with commas: the authorities of those whom Hubble serves on TCP."""
     cni_bin_dir: Path | None = None
     """Where the CNI executable is installed; None: not installed by the agent."""
     cni_conf_dir: Path | None = None
