@@ -20,14 +20,6 @@ static __always_inline bool may_be_service(const struct flow *flow)
 	       !is_workload(flow->destination.identity);
 }
 
-static __always_inline void loopback_of(__u8 family, struct address *loopback)
-{
-	loopback->hi = bpf_cpu_to_be64(service_loopback_ipv6_high);
-	loopback->lo = bpf_cpu_to_be64(service_loopback_ipv6_low);
-	if (family == FAMILY_IPV4)
-		map_ipv4(loopback, service_loopback_ipv4);
-}
-
 /* The key of the client's flow towards the frontend. */
 static __always_inline void service_flow_key(const struct packet *packet, struct ct_key *key)
 {

@@ -3,6 +3,7 @@
 /* Floor 4: who an address is. Cluster 0 in keys is this cluster. */
 #include "parse.h"
 #include "../config/features.h"
+#include "../config/service.h"
 
 #undef SOURCE_FILE
 #define SOURCE_FILE FILE_IDENTITY
@@ -89,6 +90,24 @@ static __always_inline __u32 marked_identity(__u32 mark)
 	return (mark & 0xff) << 16 | mark >> 16;
 }
 
+/* Whom a pod sees when it reaches itself by a service. */
+static __always_inline void loopback_of(__u8 family, struct address *loopback)
+{
+	loopback->hi = bpf_cpu_to_be64(service_loopback_ipv6_high);
+	loopback->lo = bpf_cpu_to_be64(service_loopback_ipv6_low);
+	if (family == FAMILY_IPV4)
+		map_ipv4(loopback, service_loopback_ipv4);
+}
+
+/* Only the data path itself gives packets that source, and only on the way from a pod to itself. */
+static __always_inline bool is_from_loopback(const struct packet *packet)
+{
+	struct address loopback;
+
+	loopback_of(packet->family, &loopback);
+	return same_address(&packet->source, &loopback);
+}
+
 static __always_inline bool is_multicast(const struct packet *packet)
 {
 	if (packet->family == FAMILY_IPV6)
@@ -119,7 +138,7 @@ static __always_inline int identify_sender_behind_stack(struct __sk_buff *skb, s
 	__u32 marked = marked_identity(skb->mark);
 	struct ipcache_entry *known;
 
-	if (local && is_pod(local))
+	if ((local && is_pod(local)) || is_from_loopback(packet))
 		return DROP(flow, INVALID_SOURCE_IP);
 	if (local && (!marked || marked == IDENTITY_HOST)) {
 		set_party(flow, &flow->source, local);

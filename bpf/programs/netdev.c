@@ -86,14 +86,15 @@ static __always_inline int look_at(struct __sk_buff *skb, struct flow *flow)
 	return parse_packet(skb, flow, link_header_length());
 }
 
-/* Nobody outside has an address of this node, nor, in tunnel mode, one of any pod. */
+/* Nobody outside has an address of this node, nor, in tunnel mode, one of any pod, nor the one that
+ * stands for a pod to itself. */
 static __always_inline int check_outside_source(struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
 	struct ipcache_entry *known = lookup_ipcache(packet->family, &packet->source);
 
 	flow->source.identity = identity_of(known, packet->family);
-	if (lookup_endpoint(&packet->source))
+	if (is_from_loopback(packet) || lookup_endpoint(&packet->source))
 		return DROP(flow, INVALID_SOURCE_IP);
 	if (tunnel_enabled && known && known->flags & IPCACHE_TUNNEL &&
 	    !(known->flags & IPCACHE_UNDERLAY))

@@ -80,7 +80,7 @@ static __always_inline int identify_remote(struct __sk_buff *skb, struct flow *f
 		return -DROP_INVALID_CLUSTER_ID;
 	if (!bpf_map_lookup_elem(&nodes, &flow->next_hop))
 		return DROP(flow, INVALID_IDENTITY);
-	if (lookup_endpoint(&packet->source))
+	if (is_from_loopback(packet) || lookup_endpoint(&packet->source))
 		return DROP(flow, INVALID_IDENTITY);
 	known = lookup_ipcache(packet->family, &packet->source);
 	if (is_told_client(skb, flow, known))
