@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "cilia" / "proto"
-PACKAGES = ("flow", "relay", "observer", "peer")
+PACKAGES = ("flow", "relay", "observer", "peer", "health", "reflection")
 
 CHARTER = '''"""The messages of Hubble's API, generated from `proto/` by `tools/protogen.py`; never edited.
 

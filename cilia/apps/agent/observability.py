@@ -25,9 +25,13 @@ from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peers
+from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit.clock import Clock
 from cilia.kit.tasks import TaskGroup
+from cilia.proto.health import health_pb2
+from cilia.proto.observer import observer_pb2
+from cilia.proto.peer import peer_pb2
 from cilia.schema import Desired, Inputs
 
 
@@ -65,7 +69,11 @@ class Observability:
         port = split_address(ways.address)[1] if ways.address else 0
         self._peer_list = PeerList(peers, inputs.nodes, own, cluster=settings.cluster_name, port=port)
         health = Health(["observer.Observer", "peer.Peer"])
-        self.doors = Doors(ways, {**observer.methods(), **peers.methods(), **health.methods()})
+        reflection = Reflection([observer_pb2.DESCRIPTOR, peer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
+        self.doors = Doors(
+            ways,
+            {**observer.methods(), **peers.methods(), **health.methods(), **reflection.methods()},
+        )
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Answer clients until the stack closes. Raises StartError."""
