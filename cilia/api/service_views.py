@@ -149,7 +149,10 @@ def _why_of_slices(entry: ServiceEntry, slices: list[EndpointSliceRow], inputs: 
     if not ready:
         return f"none of its {len(endpoints)} endpoints is ready"
     names = {port.name for row in family for port in row.ports}
+    if not names:
+        return f"its {ready} ready endpoints have no port: targetPort may be a name that no container has"
     if entry.port_name not in names:
-        return f"no endpoint has a port named {entry.port_name!r}"
+        named = f"named {entry.port_name!r}" if entry.port_name else "without a name"
+        return f"no endpoint has a port {named}"
     policy = "externalTrafficPolicy" if outside else "internalTrafficPolicy"
     return f"none of its {ready} ready endpoints is on this node ({policy}: Local)"

@@ -67,6 +67,8 @@ class Offers(NamedTuple):
     ports: frozenset[tuple[str, Protocol]]
     told: str
     """The first of them."""
+    ready: int
+    """How many endpoints are ready, whether slices give them ports or not."""
 
 
 class Address(NamedTuple):
@@ -266,10 +268,17 @@ class _Drafting:
         if ipv6 not in self._offers:
             self._offers[ipv6] = _offers(self._slices, ipv6)
         offers = self._offers[ipv6]
-        if offers.ports and (port.name, port.protocol) not in offers.ports:
+        path = f"spec.ports[{port.name or port.port}]"
+        if not offers.ports and offers.ready:
             self._problems.append(
-                f"spec.ports[{port.name or port.port}]: no EndpointSlice has a port of this name and "
-                f"protocol, only {offers.told}; it has no backends until one does"
+                f"{path}: {offers.ready} endpoints are ready, but their EndpointSlices give no port: if "
+                f"targetPort is a name, a container of the pods must have a port of that name; it has no "
+                f"backends until then"
+            )
+        elif offers.ports and (port.name, port.protocol) not in offers.ports:
+            self._problems.append(
+                f"{path}: no EndpointSlice has a port of this name and protocol, only {offers.told}; it has "
+                f"no backends until one does"
             )
 
     def _bounded(self, gathered: Gathered, port: ServicePort) -> list[Known]:
@@ -328,14 +337,13 @@ class _Drafting:
 
 
 def _offers(slices: Iterable[EndpointSliceRow], ipv6: bool) -> Offers:
-    ports = frozenset(
-        (port.name, port.protocol)
-        for row in slices
-        if row.ipv6 is ipv6 and any(endpoint.ready for endpoint in row.endpoints)
-        for port in row.ports
-    )
+    counts = [
+        (sum(endpoint.ready for endpoint in row.endpoints), row.ports) for row in slices if row.ipv6 is ipv6
+    ]
+    ports = frozenset((port.name, port.protocol) for ready, offered in counts if ready for port in offered)
     told = sorted(f"{name or 'unnamed'}/{protocol.name}" for name, protocol in ports)
-    return Offers(ports, ", ".join((*told[:TOLD_PORTS], *("..." for _ in told[TOLD_PORTS : TOLD_PORTS + 1]))))
+    words = ", ".join((*told[:TOLD_PORTS], *("..." for _ in told[TOLD_PORTS : TOLD_PORTS + 1])))
+    return Offers(ports, words, sum(ready for ready, _ in counts))
 
 
 def _sources(row: ServiceRow, problems: list[str]) -> Sources:

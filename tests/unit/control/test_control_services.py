@@ -724,3 +724,13 @@ def test_an_object_over_which_we_fail_costs_itself(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     shop.add(service("bad", cluster_ips=("10.96.0.10",)))
     assert shop.entry("10.96.0.10") and shop.problems("bad") == ()
+
+
+def test_a_target_port_that_no_pod_has_is_told() -> None:
+    """The controller of slices then writes the endpoints without any port."""
+    shop = Shop().add(service(), slice_of(HERE, THERE, ports=()))
+    assert shop.entry("10.96.0.7").internal == ()
+    (told,) = shop.problems()
+    assert told.startswith("spec.ports[http]: 2 endpoints are ready, but their EndpointSlices give no port")
+    unready = Shop().add(service(), slice_of(endpoint("10.0.1.5", ready=False), ports=()))
+    assert unready.problems() == ()
