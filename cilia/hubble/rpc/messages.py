@@ -13,6 +13,8 @@ MAX_MESSAGE = 4 << 20
 """Bytes; what gRPC implementations accept by default."""
 
 TIMEOUT = re.compile(r"^(\d{1,8})([HMSmun])$")
+LONGEST = 365 * 86400.0
+"""Seconds of the longest deadline: event loops count in milliseconds and have an end."""
 UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
@@ -104,7 +106,7 @@ def parse_timeout(value: str) -> float:
     match = TIMEOUT.match(value)
     if not match:
         raise FramingError(f"grpc-timeout {value!r} is not a number and a unit")
-    return int(match[1]) * UNITS[match[2]]
+    return min(LONGEST, int(match[1]) * UNITS[match[2]])
 
 
 def format_timeout(seconds: float) -> str:
