@@ -1,0 +1,213 @@
+"""Series of one metric: counters by label values, few enough, and gone when nobody needs them.
+
+    rows ─► kind's word ─┐
+            side codes  ─┼─► index ─► place ─► counts[place], used[place]
+                         │      │
+                         │      └ a new set of label values: within the budget a series of its own,
+                         └        beyond it the series whose open labels say `other`
+
+Everything a row costs is vector steps; Python runs once per distinct key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+
+import msgspec
+import numpy as np
+
+from cilia.hubble.columns import Words
+from cilia.hubble.filters import FlowMatcher
+from cilia.hubble.metrics.batch import Batch
+from cilia.hubble.metrics.contexts import Called, PodName, Side
+from cilia.hubble.metrics.index import Indexes, LabelIndex, Labels
+from cilia.hubble.metrics.kinds import DIRECTIONS, KINDS, OTHER
+from cilia.hubble.metrics.options import MetricOptions
+from cilia.hubble.store import FlowStore
+
+DIRECTION_SHIFT = 56
+"""Where traffic_direction stands in the word of a row."""
+
+PRESSED_SECONDS = 60.0
+"""Idle series go after so long where new ones find no room."""
+
+IDLE, POD_GONE = "idle", "pod_gone"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What bounds a metric."""
+
+    series: int = 10_000
+    """Series with label values of their own; 0: no bound."""
+    expiry: float = 600.0
+    """Seconds after which a series that nothing was added to is dropped; 0: never."""
+
+
+class Family:
+    """One metric: what it counts and what it has counted."""
+
+    def __init__(
+        self,
+        store: FlowStore,
+        options: MetricOptions,
+        limits: Limits,
+        sides: Callable[[Called], Side] | None = None,
+    ) -> None:
+        """`sides`: gives metrics that call their sides alike the same side."""
+        self.options = options
+        self.kind = KINDS[options.name](store, options)
+        self.matcher: FlowMatcher | None = None
+        """Which flows it is about; None: all."""
+        self.limits = limits
+        side = sides or (lambda called: Side(store, called))
+        self.sides = (side(Called.of(options, "source")), side(Called.of(options, "destination")))
+        self._renumbered = (0, 0)
+        self._with_direction = "traffic_direction" in options.labels
+        direction = ("traffic_direction",) if self._with_direction else ()
+        self.side_labels = (*self.sides[0].called.labels, *self.sides[1].called.labels, *direction)
+        self._series = LabelIndex(self._resolve)
+        self._counts = np.zeros(64, np.int64)
+        self._used = np.zeros(64, np.float64)
+        self._open = np.zeros(64, np.bool_)
+        """Which places say `other`."""
+        self._pods: dict[Labels, tuple[PodName, ...]] = {}
+        """The pods that a series names."""
+        self._other: set[Labels] = set()
+        self._other_noted = 0
+        self._now = 0.0
+        self._pressed = False
+        self.overflow = 0
+        """Flows counted in series that say `other`, for want of room."""
+        self.expired: Counter[str] = Counter()
+        """Series dropped, by why."""
+
+    # -- counting -----------------------------------------------------------------------------------------
+
+    def take(self, batch: Batch, now: float) -> None:
+        """Count rows; `now` in seconds of a clock that never goes back."""
+        if self.kind.select is None:
+            return
+        self._now = now
+        selected = None if self.matcher is None else self.matcher.mask(batch.rows)
+        for mask, words in self.kind.select(batch):
+            chosen = np.flatnonzero(mask if selected is None else mask & selected)
+            if len(chosen):
+                self._add(self._pairs(batch)[chosen], self._own(batch, words)[chosen])
+
+    def _pairs(self, batch: Batch) -> Words:
+        """Both sides' codes in one word; the same for all metrics with the same sides."""
+        source, destination = self.sides
+        found = batch.codes.get(self.sides)
+        if found is None:
+            found = source.codes(batch) << np.uint64(32) | destination.codes(batch)
+            batch.codes[self.sides] = found
+        renumbered = (source.renumbered, destination.renumbered)
+        if renumbered != self._renumbered:
+            self._renumbered = renumbered
+            self._series.forget()
+        return found
+
+    def _own(self, batch: Batch, words: Words) -> Words:
+        if not self._with_direction:
+            return words
+        return words | (batch.word((0, "direction")) & np.uint64(3)) << np.uint64(DIRECTION_SHIFT)
+
+    def _add(self, high: Words, low: Words) -> None:
+        found = np.bincount(self._series.find(high, low))
+        self._make_room()
+        self._counts[: len(found)] += found
+        touched = np.flatnonzero(found)
+        self._used[touched] = self._now
+        if self._other:
+            self.overflow += int(found[touched][self._open[touched]].sum())
+
+    def _make_room(self) -> None:
+        """For places that are new since the last time."""
+        missing = len(self._series.values) - len(self._counts)
+        if missing > 0:
+            room = missing + len(self._counts)
+            self._counts = np.concatenate([self._counts, np.zeros(room, np.int64)])
+            self._used = np.concatenate([self._used, np.zeros(room, np.float64)])
+        if len(self._open) != len(self._counts) or self._other_noted != len(self._other):
+            self._other_noted = len(self._other)
+            self._open = np.zeros(len(self._counts), np.bool_)
+            if self._other:
+                self._open[: self.size] = [labels in self._other for labels in self._series.values]
+
+    def _resolve(self, high: int, low: int) -> Labels:
+        """The label values of a key: its own series, or that of the others."""
+        first, second = self.sides
+        source, destination = first.values[high >> 32], second.values[high & 0xFFFFFFFF]
+        own = self.kind.labels(low & (1 << DIRECTION_SHIFT) - 1)
+        direction: Labels = ()
+        if self._with_direction:
+            way = low >> DIRECTION_SHIFT
+            direction = (DIRECTIONS[way] if way in DIRECTIONS and way else "unknown",)
+        labels = (*own, *source.values, *destination.values, *direction)
+        if labels in self._pods:
+            return labels
+        if self.limits.series and len(self._pods) >= self.limits.series:
+            self._pressed = True
+            sides = len(source.values) + len(destination.values)
+            return self._overflowing((*self.kind.bounded(own), *(OTHER,) * sides, *direction))
+        self._pods[labels] = (*source.pods, *destination.pods)
+        return labels
+
+    def _overflowing(self, labels: Labels) -> Labels:
+        self._other.add(labels)
+        return labels
+
+    # -- forgetting ---------------------------------------------------------------------------------------
+
+    def expire(self, now: float, gone: Collection[PodName] = ()) -> None:
+        """Drop series nobody has added to for long, and those of pods that are no more."""
+        values = self._series.values
+        count = len(values)
+        if not count:
+            return
+        patience = self.limits.expiry or float("inf")
+        if self._pressed:
+            patience = min(patience, PRESSED_SECONDS)
+        idle = now - self._used[:count] > patience
+        away = np.zeros(count, np.bool_)
+        if gone:
+            away = np.array([any(pod in gone for pod in self._pods.get(labels, ())) for labels in values])
+        self.expired[POD_GONE] += int(away.sum())
+        self.expired[IDLE] += int((idle & ~away).sum())
+        dead = idle | away
+        if dead.any():
+            self._drop(np.flatnonzero(~dead))
+            self._pressed = False
+
+    def _drop(self, kept: Indexes) -> None:
+        before = self._series.values
+        # Keys are forgotten, too: what was counted with the others may get a series of its own.
+        self._series.keep(kept)
+        for labels in set(before).difference(self._series.values):
+            self._pods.pop(labels, None)
+            self._other.discard(labels)
+        for column in (self._counts, self._used, self._open):
+            column[: len(kept)] = column[kept]
+            column[len(kept) :] = 0
+        self._other_noted = len(self._other)
+
+    def pods(self) -> set[PodName]:
+        """All pods that series name."""
+        return {pod for pods in self._pods.values() for pod in pods}
+
+    # -- telling ------------------------------------------------------------------------------------------
+
+    @property
+    def label_names(self) -> Labels:
+        """Of the one series that is counted."""
+        return (*self.kind.series[0].labels, *self.side_labels)
+
+    @property
+    def size(self) -> int:
+        """Series there are."""
+        return len(self._series.values)
+
+    def samples(self) -> Iterator[tuple[Labels, int]]:
+        """Label values, in the order of `label_names`, with their counts, as of now."""
+        return zip(list(self._series.values), self._counts[: self.size].tolist(), strict=True)

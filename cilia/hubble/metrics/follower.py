@@ -1,0 +1,62 @@
+"""Follows the file of the dynamic configuration. While it can't be used, what it said last stands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from cilia.hubble.metrics.options import MetricConfig, MetricsError, parse_yaml
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 5.0
+FILE_LIMIT = 1 << 20
+
+
+class ConfigFollower:
+    """Looks at a file every few seconds; a ConfigMap's file changes with the directory it links to."""
+
+    def __init__(self, path: Path, take: Callable[[tuple[MetricConfig, ...]], None]) -> None:
+        """`take` raises MetricsError for what can't be counted."""
+        self._path = path
+        self._take = take
+        self._content: bytes | None = None
+        self.problem = ""
+        """Why the file is not in force; empty: it is."""
+
+    def look(self) -> None:
+        """Read the file, and use it if it is another than before."""
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(FILE_LIMIT + 1)
+        except OSError as error:
+            self._refuse(f"can't be read ({error.strerror}): make it, or give it to the agent")
+            return
+        if content == self._content:
+            return
+        self._content = content
+        if len(content) > FILE_LIMIT:
+            self._refuse(f"has more than {FILE_LIMIT >> 20} MiB: list fewer metrics")
+            return
+        try:
+            configs = parse_yaml(content)
+            self._take(configs)
+        except MetricsError as error:
+            self._refuse(f"is not used: {error}")
+            return
+        self.problem = ""
+        log.info("metrics configured", file=str(self._path), metrics=[c.options.name for c in configs])
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            self.look()
+
+    def _refuse(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("the metrics' configuration stays as it was", file=str(self._path), problem=problem)
+        self.problem = problem
