@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from cilia.hubble.columns import Events, Refs, blobs, octets
 from cilia.hubble.directory import Device, Party, Service
-from cilia.hubble.history.friendly import fixed_binary, friendly_columns
+from cilia.hubble.frames.schema import fixed_binary
+from cilia.hubble.history.friendly import friendly_columns
 from cilia.hubble.past import Meanings
 from cilia.hubble.store import LossRow, Rows, Rules
 from cilia.hubble.uuids import row_of
