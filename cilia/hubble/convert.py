@@ -15,7 +15,8 @@ Two or three thousand lines of real traffic share a few dozen of the last two.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Generic, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -36,17 +37,23 @@ from cilia.hubble.columns import (
     VERDICT_DROPPED,
     Bytes,
     Events,
+    Times,
     octets,
     service_is_source,
     translated,
 )
 from cilia.hubble.directory import Party
-from cilia.hubble.encode import LENGTH, block, number, remembered_varint, tag, text, texts
-from cilia.hubble.store import FlowStore, LossRow, Rows, Rules
+from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
+from cilia.hubble.masks import FlowMask, Wanted
+from cilia.hubble.past import Meanings
+from cilia.hubble.ring import Rows
+from cilia.hubble.store import LossRow, Rules
 from cilia.model.address import MAPPED_PREFIX
 from cilia.model.policy import RuleRef
 
-TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
+TCP, UDP, ICMP, ICMPV6, SCTP, IGMP, VRRP = 6, 17, 1, 58, 132, 2, 112
+
+PROTOCOL_NAMES = {UDP: "UDP", SCTP: "SCTP", IGMP: "IGMP", VRRP: "VRRP"}
 
 TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 """By bit; the field numbers of flow.TCPFlags are one more."""
@@ -80,6 +87,9 @@ POLICY_LABEL = "k8s:io.cilium.k8s.policy."
 RULE_LABEL = "cilia:rule="
 VERSION_LABEL = "cilia:resource-version="
 
+MADE = 1 << 17
+"""Ports and lengths that are remembered as bytes."""
+
 REMEMBERED_FRAGMENTS = 1 << 14
 """Per kind of fragment: a few MiB at most."""
 
@@ -100,6 +110,8 @@ MEANING_FIELDS = tuple(
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What every answer of this node says about it."""
 
+    version: str = ""
+    """Of the agent; empty: flows name no emitter."""
     name: str
     """`cluster/node` or the node's name alone, as clients shall see it."""
     labels: tuple[str, ...] = ()
@@ -123,64 +135,86 @@ class Fragments(NamedTuple):
     sockets: list[bytes]
 
 
+FIELDS_OF = {
+    name: frozenset(fields.split())
+    for name, fields in {
+        "sources": "source source_names",
+        "destinations": "destination destination_names",
+        "services": "source_service destination_service",
+        "pairs": """IP ethernet tunnel interface egress_allowed_by ingress_allowed_by egress_denied_by
+            ingress_denied_by policy_log""",
+        "meanings": """node_name node_labels emitter verdict auth_type Type reply event_type traffic_direction
+            proxy_port Summary drop_reason drop_reason_desc file trace_observation_point trace_reason
+            policy_match_type is_reply""",
+        "sockets": "sock_xlate_point socket_cookie cgroup_id",
+        "transports": "l4",
+        "times": "time",
+        "uuids": "uuid",
+    }.items()
+}
+"""The fields of a flow that a column of fragments may hold."""
+
+
 class Converter:
     """Makes messages of rows; one per store, shared by all clients."""
 
-    def __init__(self, store: FlowStore, node: NodeFacts) -> None:
-        self._store = store
+    def __init__(self, meanings: Meanings, node: NodeFacts) -> None:
+        """`meanings`: what the rows point into."""
+        self._meanings_of = meanings
         self._node = node
-        self._head = text(11, node.name) + texts(37, node.labels)
-        self._tail = text(1000, node.name)
-        boot = f"{store.boot:016x}"
+        self._head = text(11, node.name) + texts(37, node.labels) + emitter(node.version)
+        self._tail = text(1000, node.name) + tag(1001, LENGTH)
+        boot = f"{meanings.boot:016x}"
         self._uuid = tag(34, LENGTH) + f"${boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-".encode()
         """All of the field but the row's number: 36 (`$`) characters follow the key."""
         self._sources: Remembered[int] = Remembered()
         self._destinations: Remembered[int] = Remembered()
         self._pairs: Remembered[bytes] = Remembered()
         self._meanings: Remembered[bytes] = Remembered()
-        self._transports: Remembered[int] = Remembered()
         self._services: Remembered[int] = Remembered()
         self._generations: tuple[int, ...] = ()
 
     def fragments(self, rows: Rows) -> Fragments:
         """Everything of flows but their time, UUID and transport header: one per row in each column."""
-        self._forget_compacted()
-        events = rows.events
-        return Fragments(
-            sources=self._sources.look_up(rows.source.tolist(), rows, self._source),
-            destinations=self._destinations.look_up(rows.destination.tolist(), rows, self._destination),
-            services=self._services.look_up(service_keys(rows), rows, self._service),
-            pairs=self._pairs.look_up(pair_keys(rows), rows, self._pair),
-            meanings=self._meanings.look_up(packed(events, MEANING_FIELDS), rows, self._meaning),
-            sockets=socket_fragments(events),
-        )
+        return Fragments(*(self.column(name, rows) for name in Fragments._fields))
 
-    def responses(self, rows: Rows) -> list[bytes]:
-        """Serialised GetFlowsResponse messages, one per row and in their order."""
-        tail = self._tail + tag(1001, LENGTH)
-        fragments = self.fragments(rows)
-        transports = self._transports.look_up(transport_keys(rows.events), rows, transport)
-        out = []
-        for stamp, row, ports, source, destination, service, pair, told, rest in zip(
-            encode.timestamps(rows.wall), rows.numbers.tolist(), transports, *fragments, strict=True
-        ):
-            flow = b"".join(
-                (
-                    b"\n",
-                    stamp,
-                    self._uuid,
-                    b"%012x" % row,
-                    ports,
-                    source,
-                    destination,
-                    service,
-                    pair,
-                    told,
-                    rest,
-                )
-            )
-            out.append(b"".join((b"\n", remembered_varint(len(flow)), flow, tail, stamp)))
-        return out
+    def responses(self, rows: Rows, cuts: Cuts | None = None) -> list[bytes]:
+        """Serialised GetFlowsResponse messages, one per row and in their order; `cuts`: what of the flows."""
+        if cuts is None:
+            stamps = encode.timestamps(rows.wall)
+            own = [repeat(b"\n"), stamps, repeat(self._uuid), hex_numbers(rows.numbers)]
+            flows = whole([*own, *transports(rows.events), *self.fragments(rows)])
+        else:
+            stamps = encode.timestamps(rows.wall)
+            wanted = [name for name in FIELDS_OF if cuts.wanted(name)]
+            columns = [cuts.apply(name, self.column(name, rows)) for name in wanted]
+            flows = whole(columns) if columns else [b""] * len(stamps)
+        heads = map(RESPONSE_HEADS.__getitem__, map(len, flows))
+        return whole([heads, flows, repeat(self._tail), stamps])
+
+    def column(self, name: str, rows: Rows) -> list[bytes]:
+        """One column of FIELDS_OF."""
+        self._forget_compacted()
+        match name:
+            case "sources":
+                return self._sources.look_up(rows.source.tolist(), rows, self._source)
+            case "destinations":
+                return self._destinations.look_up(rows.destination.tolist(), rows, self._destination)
+            case "services":
+                return self._services.look_up(service_keys(rows), rows, self._service)
+            case "pairs":
+                return self._pairs.look_up(pair_keys(rows), rows, self._pair)
+            case "meanings":
+                return self._meanings.look_up(packed(rows.events, MEANING_FIELDS), rows, self._meaning)
+            case "sockets":
+                return socket_fragments(rows.events)
+            case "transports":
+                return whole(transports(rows.events))
+            case "times":
+                return whole([repeat(b"\n"), encode.timestamps(rows.wall)])
+            case "uuids":
+                return whole([repeat(self._uuid), hex_numbers(rows.numbers)])
+        raise ValueError(f"there is no column {name}")
 
     def lost(self, loss: LossRow) -> bytes:
         """A serialised GetFlowsResponse that tells of a gap."""
@@ -188,12 +222,13 @@ class Converter:
         if loss.cpu is not None:
             content += block(3, number(1, loss.cpu))
         content += block(4, encode.timestamp(loss.first)) + block(5, encode.timestamp(loss.last))
-        return block(3, content) + self._tail + block(1001, encode.timestamp(loss.last))
+        last = encode.timestamp(loss.last)
+        return block(3, content) + self._tail + varint(len(last)) + last
 
     # -- fragments ----------------------------------------------------------------------------------------
 
     def _forget_compacted(self) -> None:
-        store = self._store
+        store = self._meanings_of
         interners = (store.parties, store.rules, store.devices, store.services)
         generations = tuple(interner.generation for interner in interners)
         if generations != self._generations:
@@ -202,15 +237,15 @@ class Converter:
                 remembered.clear()
 
     def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
-        who = self._store.parties.values[ref]
+        who = self._meanings_of.parties.values[ref]
         return block(8, party(who)) + texts(13, who.names)
 
     def _destination(self, ref: int, _rows: Rows, _index: int) -> bytes:
-        who = self._store.parties.values[ref]
+        who = self._meanings_of.parties.values[ref]
         return block(9, party(who)) + texts(14, who.names)
 
     def _service(self, key: int, _rows: Rows, _index: int) -> bytes:
-        service = self._store.services.values[key >> 1]
+        service = self._meanings_of.services.values[key >> 1]
         if not service.name:
             return b""
         return block(20 if key & 1 else 21, text(1, service.name) + text(2, service.namespace))
@@ -219,7 +254,7 @@ class Converter:
         return self._head + meaning(rows.events[index], self._node.files)
 
     def _pair(self, _key: bytes, rows: Rows, index: int) -> bytes:
-        store, event = self._store, rows.events[index]
+        store, event = self._meanings_of, rows.events[index]
         raw = {name: octets(rows.events[index : index + 1], name).tobytes() for name in PAIR_FIELDS}
         device = store.devices.values[rows.device[index]]
         parts = [block(5, addresses(raw, int(event["flags"]))), ethernet(raw), tunnel(raw, event)]
@@ -280,28 +315,39 @@ def service_keys(rows: Rows) -> list[int]:
     return keys
 
 
-def transport_keys(events: Events) -> list[int]:
-    """Everything the fragment of the transport header depends on, in one word."""
-    ports = np.where(translated(events), events["original_source_port"], events["source_port"])
-    word = ports.astype(np.uint64) | events["destination_port"].astype(np.uint64) << np.uint64(16)
-    for shift, name in ((32, "protocol"), (40, "tcp_flags"), (48, "icmp_type"), (56, "icmp_code")):
-        word |= events[name].astype(np.uint64) << np.uint64(shift)
-    keys: list[int] = word.tolist()
-    return keys
+def whole(columns: Iterable[Iterable[bytes]]) -> list[bytes]:
+    """Columns joined row by row; some of them may go on for ever."""
+    return list(map(b"".join, zip(*columns, strict=False)))
 
 
-def transport(word: int, _rows: Rows, _index: int) -> bytes:
-    """Flow.l4 of a key made by `transport_keys`."""
-    protocol = word >> 32 & 0xFF
-    if protocol in LAYER4_HEADS:
-        flags = TCP_FLAG_FIELDS[word >> 40 & 0xFF] if protocol == TCP else b""
-        source, destination = remembered_varint(word & 0xFFFF), remembered_varint(word >> 16 & 0xFFFF)
-        header = b"\x08%b\x10%b%b" % (source, destination, flags)
-        return LAYER4_HEADS[protocol][len(header)] + header
-    if protocol in (ICMP, ICMPV6):
-        kind = number(1, word >> 48 & 0xFF) + number(2, word >> 56)
-        return block(6, block(3 if protocol == ICMP else 4, kind))
-    return b""
+def hex_numbers(numbers: Times) -> list[bytes]:
+    """The last twelve digits of UUIDs."""
+    digits = numbers.astype(">u8").tobytes().hex().encode()
+    return [digits[end - 12 : end] for end in range(16, len(digits) + 1, 16)]
+
+
+def transports(events: Events) -> list[list[bytes]]:
+    """Flow.l4 in four columns to be joined: what stands before, both ports, TCP's flags. Protocols without
+    ports have all in the first."""
+    protocol = events["protocol"]
+    ported = np.isin(protocol, list(LAYER4_FIELDS))
+    source = np.where(translated(events), events["original_source_port"], events["source_port"])
+    source = np.where(ported, source, NO_PORT)
+    destination = np.where(ported, events["destination_port"], NO_PORT)
+    flags = np.where(protocol == TCP, events["tcp_flags"], np.uint8(0))
+    heads = protocol.astype(np.int64) << 8 | PORT_SIZES[source] + PORT_SIZES[destination] + FLAG_SIZES[flags]
+    others = 1 << 32 | protocol.astype(np.int64) << 16 | events["icmp_type"].astype(np.int64) << 8
+    heads = np.where(ported, heads, others | events["icmp_code"])
+    tables: list[Sequence[bytes] | Mapping[int, bytes]] = [
+        LAYER4_HEADS,
+        SOURCE_PORTS,
+        DESTINATION_PORTS,
+        TCP_FLAG_FIELDS,
+    ]
+    return [
+        list(map(table.__getitem__, keys.tolist()))
+        for table, keys in zip(tables, (heads, source, destination, flags), strict=True)
+    ]
 
 
 def tcp_flags(bits: int) -> bytes:
@@ -309,16 +355,85 @@ def tcp_flags(bits: int) -> bytes:
     return b"".join(number(bit + 1, bits >> bit & 1) for bit in range(8))
 
 
-TCP_FLAG_FIELDS = [block(3, tcp_flags(bits)) for bits in range(256)]
+class Made(dict[int, bytes]):
+    """A dictionary that makes what is missing."""
+
+    def __init__(self, make: Callable[[int], bytes]) -> None:
+        self._make = make
+
+    def __missing__(self, key: int) -> bytes:
+        if len(self) > MADE:
+            self.clear()
+        value = self[key] = self._make(key)
+        return value
+
+
+def layer4_head(key: int) -> bytes:
+    """What stands before the ports, for a protocol and the size of what follows; all of an ICMP header."""
+    protocol, size = key >> 8, key & 0xFF
+    if not key >> 32:
+        return tag(6, LENGTH) + bytes((size + 2,)) + tag(LAYER4_FIELDS[protocol], LENGTH) + bytes((size,))
+    protocol = key >> 16 & 0xFF
+    if protocol in BARE_FIELDS:
+        return block(6, block(BARE_FIELDS[protocol], b""))
+    if protocol not in (ICMP, ICMPV6):
+        return b""
+    kind = number(1, key >> 8 & 0xFF) + number(2, key & 0xFF)
+    return block(6, block(3 if protocol == ICMP else 4, kind))
+
+
+def port(field: int) -> Callable[[int], bytes]:
+    """A port with its key, and nothing for NO_PORT and 0."""
+    return lambda value: number(field, value) if value != NO_PORT else b""
+
+
+LAYER4_FIELDS = {TCP: 1, UDP: 2, SCTP: 5}
+"""Of flow.Layer4, for protocols that have ports."""
+
+BARE_FIELDS = {VRRP: 6, IGMP: 7}
+"""The same, for protocols of which the event says no more."""
+
+NO_PORT = np.uint32(1 << 16)
+PORT_SIZES = np.array([0, *((1 + len(varint(value))) for value in range(1, 1 << 16)), 0], np.int64)
+"""Bytes of `port`."""
+
+TCP_FLAG_FIELDS = [block(3, tcp_flags(bits)) if bits else b"" for bits in range(256)]
 """TCP.flags by flag byte."""
 
-LAYER4_HEADS = {
-    protocol: [
-        tag(6, LENGTH) + bytes((size + 2,)) + tag(field, LENGTH) + bytes((size,)) for size in range(64)
-    ]
-    for protocol, field in ((TCP, 1), (UDP, 2), (SCTP, 5))
-}
-"""What stands before a header of that many bytes in Flow.l4, for protocols that have ports."""
+FLAG_SIZES = np.array([len(field) for field in TCP_FLAG_FIELDS], np.int64)
+
+LAYER4_HEADS, SOURCE_PORTS, DESTINATION_PORTS = Made(layer4_head), Made(port(1)), Made(port(2))
+RESPONSE_HEADS = Made(lambda size: tag(1, LENGTH) + varint(size))
+"""What stands before a flow of so many bytes in a GetFlowsResponse."""
+
+
+class Cuts:
+    """A field mask at work: what it leaves of each distinct fragment."""
+
+    def __init__(self, mask: FlowMask) -> None:
+        self._wants = {name: mask.wants(fields) for name, fields in FIELDS_OF.items()}
+        self._mask = mask
+        self._left: dict[bytes, bytes] = {}
+
+    def wanted(self, name: str) -> bool:
+        """Whether a column is needed at all."""
+        return self._wants[name] is not Wanted.NOTHING
+
+    def apply(self, name: str, fragments: list[bytes]) -> list[bytes]:
+        """What is left of a column."""
+        if self._wants[name] is Wanted.WHOLE:
+            return fragments
+        left = self._left
+        if len(left) > REMEMBERED_FRAGMENTS:
+            left.clear()
+        for fragment in set(fragments).difference(left):
+            left[fragment] = self._mask.cut(fragment)
+        return list(map(left.__getitem__, fragments))
+
+
+def emitter(version: str) -> bytes:
+    """Flow.emitter: who made the flow out of the data path's event."""
+    return block(41, text(1, "Cilia") + text(2, version)) if version else b""
 
 
 def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
@@ -374,7 +489,9 @@ def header_summary(event: np.void) -> str:
         family, names = ("ICMPv4", ICMP_TYPES) if protocol == ICMP else ("ICMPv6", ICMPV6_TYPES)
         kind, code = int(event["icmp_type"]), int(event["icmp_code"])
         return f"{family} {names.get(kind, f'type {kind}')}" + (f" (code {code})" if code else "")
-    return {UDP: "UDP", SCTP: "SCTP"}.get(protocol, f"IP protocol {protocol}" if protocol else "")
+    return {UDP: "UDP", SCTP: "SCTP", IGMP: "IGMP", VRRP: "VRRP"}.get(
+        protocol, f"IP protocol {protocol}" if protocol else ""
+    )
 
 
 def addresses(raw: Mapping[str, bytes], flags: int) -> bytes:

@@ -1,34 +1,40 @@
 """FlowFilter to masks over columns.
 
 The fields of one filter are joined by AND, the values of a field by OR, filters of a list by OR; a flow is
-answered when the whitelist (if there is one) matches and the blacklist does not. A field this version can't
-evaluate is refused with a sentence, never ignored.
+answered when the whitelist (if there is one) matches and the blacklist does not. A field this version does
+not know is refused with a sentence, never ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 
-from cilia.hubble.columns import Mask
-from cilia.hubble.filter_values import UnsupportedFilter
-from cilia.hubble.predicates import FIELDS, NEEDS_L7, SIDE_FIELDS, Context, Predicate
+from cilia.hubble.columns import KIND_DROP, KIND_VERDICT, Mask
+from cilia.hubble.convert import EVENT_TYPES
+from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Context, Predicate
 from cilia.hubble.store import Rows
 from cilia.proto.flow import flow_pb2
 
-UNSUPPORTED = {
-    "http_status_code": NEEDS_L7,
-    "http_method": NEEDS_L7,
-    "http_path": NEEDS_L7,
-    "http_url": NEEDS_L7,
-    "http_header": NEEDS_L7,
-    "dns_query": NEEDS_L7,
-    "trace_id": NEEDS_L7,
-    "ip_trace_id": "IP option tracing is not recorded: leave the filter out",
-    "experimental": "CEL expressions are not evaluated here: use the typed fields of the filter",
-}
-"""Fields that are refused, and what to do instead."""
+APPLICATION_RECORD = 129
+"""Message type of application records."""
+
+IMPORTANT_VERDICTS = {flow_pb2.DROPPED}
+IMPORTANT_TYPES = {EVENT_TYPES[KIND_DROP], EVENT_TYPES[KIND_VERDICT]}
+
+
+def wants_important_only(whitelist: Sequence[flow_pb2.FlowFilter]) -> bool:
+    """Whether only drops and policy verdicts can match, which the store keeps longer."""
+    return bool(whitelist) and all(
+        (each.verdict and IMPORTANT_VERDICTS.issuperset(each.verdict))
+        or each.drop_reason_desc
+        or (each.event_type and IMPORTANT_TYPES.issuperset(kind.type for kind in each.event_type))
+        for each in whitelist
+    )
 
 
 class FlowMatcher:
@@ -40,9 +46,11 @@ class FlowMatcher:
         whitelist: Sequence[flow_pb2.FlowFilter] = (),
         blacklist: Sequence[flow_pb2.FlowFilter] = (),
     ) -> None:
-        """Raises FilterError for a value that can't be read, UnsupportedFilter for a field not evaluated."""
+        """Raises FilterError for a value that can't be read, UnsupportedFilter for a field not known."""
         self._white = [compile_filter(context, each) for each in whitelist]
         self._black = [compile_filter(context, each) for each in blacklist]
+        self.slow = any(each.HasField("experimental") for each in (*whitelist, *blacklist))
+        """Whether a row may take long: to be asked about few at a time."""
 
     def mask(self, rows: Rows) -> Mask:
         """Which rows are answered: shape (n,)."""
@@ -67,16 +75,25 @@ def any_of(filters: Iterable[list[Predicate]], rows: Rows) -> Mask:
 
 def compile_filter(context: Context, message: flow_pb2.FlowFilter) -> list[Predicate]:
     """The predicates of one filter; a filter without fields has none and matches everything."""
+    refuse_unknown(message)
     predicates = []
     for descriptor, value in message.ListFields():
         name = descriptor.name
-        if name in UNSUPPORTED:
-            raise UnsupportedFilter(f"the filter field {name} is not supported: {UNSUPPORTED[name]}")
+        values = list(value) if descriptor.is_repeated else [value]
+        if name in APPLICATION_FIELDS and any(each.type != APPLICATION_RECORD for each in message.event_type):
+            raise FilterError(f"the filter field {name} speaks of l7 events: leave other event types out")
         side, _, rest = name.partition("_")
         if side in ("source", "destination") and rest in SIDE_FIELDS:
-            predicates.append(SIDE_FIELDS[rest](context, side, list(value)))
-        elif name in FIELDS:
-            predicates.append(FIELDS[name](context, list(value)))
+            predicates.append(SIDE_FIELDS[rest](context, side, values))
         else:
-            raise UnsupportedFilter(f"the filter field {name} is not known here: leave it out")
+            predicates.append(FIELDS[name](context, values))
     return predicates
+
+
+def refuse_unknown(message: flow_pb2.FlowFilter) -> None:
+    """Newer clients may know more fields. Raises UnsupportedFilter."""
+    for part in (message, message.experimental):
+        unknown: Any = UnknownFieldSet(part)  # its stub lacks what makes it a sequence
+        if len(unknown):
+            number = unknown[0].field_number
+            raise UnsupportedFilter(f"the filter field with number {number} is not known: leave it out")

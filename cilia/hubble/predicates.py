@@ -1,17 +1,20 @@
 """One function per filter field: values in, a mask over rows out.
 
 Predicates on numbers are vector expressions; predicates on names are asked once per distinct party and
-remembered. Every function raises FilterError for a value that can't be read and UnsupportedFilter for one
-that is not evaluated here. The tables at the end say which field belongs to which function.
+remembered. Every function raises FilterError for a value that can't be read. What asks for application
+records, of which there are none yet, matches no flow. The tables at the end say which field belongs to which
+function.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from cilia.hubble.cel import Expression
 from cilia.hubble.columns import (
     FLAG_ENCRYPTED,
     FLAG_IPV6,
@@ -33,24 +36,25 @@ from cilia.hubble.convert import (
     EVENT_TYPES,
     ICMP,
     ICMPV6,
+    IGMP,
     SCTP,
     TCP,
     TCP_FLAGS,
     UDP,
+    VRRP,
     NodeFacts,
 )
 from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
     Prefix,
-    UnsupportedFilter,
     in_prefixes,
     parsed_selectors,
     port_range,
     wildcard,
 )
-from cilia.hubble.intern import Interner
-from cilia.hubble.store import FlowStore, Rows
+from cilia.hubble.past import Meanings, Values
+from cilia.hubble.ring import Rows
 from cilia.proto.flow import flow_pb2
 
 T = TypeVar("T", bound=Hashable)
@@ -66,16 +70,22 @@ PROTOCOLS = {
     "icmpv4": (ICMP,),
     "icmpv6": (ICMPV6,),
     "sctp": (SCTP,),
+    "igmp": (IGMP,),
+    "vrrp": (VRRP,),
+    "dns": (),
+    "http": (),
+    "kafka": (),
 }
-L7_PROTOCOLS = {"dns", "http", "kafka"}
+"""The last three are told by application records only."""
 
-NEEDS_L7 = "needs application records, which this server does not have yet: leave the filter out"
+STATUS = re.compile(r"[1-5](?:\d\d|\+)")
+"""A status of HTTP, or all of its class."""
 
 
 class Context(NamedTuple):
     """What predicates refer to."""
 
-    store: FlowStore
+    store: Meanings
     node: NodeFacts
 
 
@@ -85,7 +95,7 @@ class Context(NamedTuple):
 class ReferencePredicate(Generic[T]):
     """A question about an interned value, asked once per distinct one."""
 
-    def __init__(self, interner: Interner[T], column: str, question: Callable[[T], bool]) -> None:
+    def __init__(self, interner: Values[T], column: str, question: Callable[[T], bool]) -> None:
         self._interner = interner
         self._column = column
         self._question = question
@@ -246,11 +256,11 @@ def by_verdict(_context: Context, values: list[int]) -> Predicate:
 
 
 def by_drop_reason(_context: Context, values: list[int]) -> Predicate:
-    """Why it was dropped."""
+    """Why it was dropped; 0 is the reason of what was not."""
 
     def predicate(rows: Rows) -> Mask:
         dropped = equal(rows.events, "kind", KIND_DROP) | equal(rows.events, "verdict", VERDICT_DROPPED)
-        return dropped & np.isin(rows.events["reason"], values)
+        return np.isin(np.where(dropped, rows.events["reason"], np.uint8(0)), values)
 
     return predicate
 
@@ -265,8 +275,6 @@ def by_protocol(_context: Context, values: list[str]) -> Predicate:
     numbers: list[int] = []
     for value in values:
         name = value.lower()
-        if name in L7_PROTOCOLS:
-            raise UnsupportedFilter(f"the protocol {name} {NEEDS_L7}")
         if name not in PROTOCOLS:
             raise FilterError(f"unknown protocol {value!r}: use one of {', '.join(PROTOCOLS)}")
         numbers += PROTOCOLS[name]
@@ -314,10 +322,9 @@ def by_ip_version(_context: Context, values: list[int]) -> Predicate:
 
 
 def by_tcp_flags(_context: Context, values: list[flow_pb2.TCPFlags]) -> Predicate:
-    """All flags of a value must be set; others may be."""
-    if any(value.NS for value in values):
-        raise UnsupportedFilter("the TCP flag NS is not recorded: leave it out")
-    wanted = [sum(1 << bit for bit, name in enumerate(TCP_FLAGS) if getattr(value, name)) for value in values]
+    """All flags of a value must be set; others may be. NS is never seen."""
+    seen = [value for value in values if not value.NS]
+    wanted = [sum(1 << bit for bit, name in enumerate(TCP_FLAGS) if getattr(value, name)) for value in seen]
 
     def predicate(rows: Rows) -> Mask:
         flags = rows.events["tcp_flags"]
@@ -333,7 +340,9 @@ def by_interface(context: Context, values: list[flow_pb2.NetworkInterface]) -> P
     """Index and name of a device; what is empty matches any."""
 
     def question(device: Device) -> bool:
-        return any(want.index in (0, device.index) and want.name in ("", device.name) for want in values)
+        return bool(device.index) and any(
+            want.index in (0, device.index) and want.name in ("", device.name) for want in values
+        )
 
     return ReferencePredicate(context.store.devices, "device", question)
 
@@ -361,6 +370,48 @@ def by_node_name(context: Context, values: list[str]) -> Predicate:
 def by_node_labels(context: Context, values: list[str]) -> Predicate:
     """Label selectors over the labels of this node."""
     return constant(any(selector.matches(context.node.labels) for selector in parsed_selectors(values)))
+
+
+def by_expression(context: Context, values: list[flow_pb2.FlowFilter.Experimental]) -> Predicate:
+    """Expressions of CEL, of which one must be true."""
+    (experimental,) = values
+    expressions = [Expression(text, context.store, context.node) for text in experimental.cel_expression]
+    if not expressions:
+        return constant(True)
+    return lambda rows: np.logical_or.reduce([expression(rows) for expression in expressions])
+
+
+# -- predicates on application records ----------------------------------------------------------------------
+
+
+def never(check: Callable[[Any], object] = lambda value: value) -> Field:
+    """A field that no flow has yet; its values are checked all the same."""
+
+    def field(_context: Context, values: list[Any]) -> Predicate:
+        for value in values:
+            check(value)
+        return constant(False)
+
+    return field
+
+
+def status(value: str) -> None:
+    """`404` or `4+`."""
+    if not STATUS.fullmatch(value):
+        raise FilterError(f"{value!r} is not an HTTP status: write 404, or 4+ for all of its class")
+
+
+def pattern(value: str) -> None:
+    """A regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise FilterError(f"{value!r} is not a regular expression: {error}") from None
+
+
+def by_ip_trace(_context: Context, values: list[int]) -> Predicate:
+    """Identifiers from an IP option; the data path reads none, so all flows have 0."""
+    return constant(0 in values)
 
 
 def constant(matched: bool) -> Predicate:
@@ -396,6 +447,19 @@ FIELDS: dict[str, Field] = {
     "uuid": by_uuid,
     "node_name": by_node_name,
     "node_labels": by_node_labels,
+    "experimental": by_expression,
+    "ip_trace_id": by_ip_trace,
+    "trace_id": never(),
+    "dns_query": never(pattern),
+    "http_status_code": never(status),
+    "http_method": never(),
+    "http_path": never(pattern),
+    "http_url": never(pattern),
+    "http_header": never(),
 }
+
+APPLICATION_FIELDS = {"dns_query", *(name for name in FIELDS if name.startswith("http_"))}
+"""Fields that event types other than application records contradict."""
+
 
 SUB_TYPES = {KIND_DROP: "reason", KIND_TRACE: "point", KIND_SOCKET: "point"}

@@ -244,8 +244,8 @@ def test_mistakes_are_answered_with_one_sentence(arguments: list[str], word: str
 
 
 def test_a_filter_the_server_refuses_is_told(running: Beside) -> None:
-    with pytest.raises(UserError, match="http_path"):
-        observe(["--server", f"unix://{running.path}", "--http-path", "/x"], standalone_mode=False)
+    with pytest.raises(UserError, match="regular expression"):
+        observe(["--server", f"unix://{running.path}", "--http-path", "/(x"], standalone_mode=False)
 
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -1,0 +1,346 @@
+"""One GetFlows call: from what the store (and the past) has to what a client reads.
+
+    past, if asked and kept ──► history ──► what comes        each: select rows, convert, send, in chunks
+                                    gaps on the way ──► one note per source, at most one a second
+
+Going forward the answer is a cursor: it goes on at the client's pace and counts what went by. Going back from
+the newest flow it looks only as far as it must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from google.protobuf import timestamp_pb2
+
+from cilia.hubble import encode
+from cilia.hubble.columns import Mask, Times
+from cilia.hubble.convert import Converter, Cuts
+from cilia.hubble.cursor import Arrived, Cursor
+from cilia.hubble.filters import FlowMatcher, wants_important_only
+from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
+from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.rpc.server import Sink
+from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
+from cilia.proto.observer import observer_pb2
+
+CHUNK = 512
+"""Rows converted before other tasks of the agent get their turn: some 3 ms."""
+
+SCAN = 32 * CHUNK
+"""Rows filtered before other tasks get their turn: some 2 ms."""
+
+SLOW_SCAN = CHUNK // 2
+"""The same where an expression may have to be evaluated for each row: some 5 ms."""
+
+
+class Untold:
+    """Gaps a client has not been told of yet: one per source, however many there were."""
+
+    def __init__(self, interval: float) -> None:
+        """`interval`: seconds between two notes about one source."""
+        self._interval = interval
+        self._gaps: dict[LossSource, LossRow] = {}
+        self._told: dict[LossSource, float] = {}
+
+    def add(self, gap: LossRow) -> None:
+        """One more."""
+        older = self._gaps.get(gap.source)
+        self._gaps[gap.source] = gap if older is None else fold(older, gap)
+
+    def due(self, now: float) -> list[LossRow]:
+        """What may be told now, in seconds of a monotonic clock."""
+        sources = [source for source in self._gaps if now >= self._next(source)]
+        self._told |= dict.fromkeys(sources, now)
+        return [self._gaps.pop(source) for source in sources]
+
+    def all(self) -> list[LossRow]:
+        """Everything, however soon after the last note."""
+        gaps, self._gaps = list(self._gaps.values()), {}
+        return gaps
+
+    def left(self, now: float) -> float | None:
+        """Seconds until something is due; None: nothing is untold."""
+        return max(0.0, min(map(self._next, self._gaps)) - now) if self._gaps else None
+
+    def _next(self, source: LossSource) -> float:
+        return self._told.get(source, -self._interval) + self._interval
+
+
+class Tools(NamedTuple):
+    """What all answers of an observer share."""
+
+    store: FlowStore
+    past: Past | None
+    interval: float
+    """Seconds between two notes about lost events to one client."""
+
+
+class Clocks(Protocol):
+    """What an answer needs to know of time."""
+
+    def now(self) -> int:
+        """Nanoseconds since the Unix epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+
+class Maker(Protocol):
+    """Compiles the request for rows that point into some meanings."""
+
+    def matcher(self, meanings: Meanings) -> FlowMatcher: ...
+
+    def converter(self, meanings: Meanings) -> Converter: ...
+
+    @property
+    def cuts(self) -> Cuts | None: ...
+
+
+class Answer:
+    """What one client gets."""
+
+    def __init__(
+        self, tools: Tools, clocks: Clocks, maker: Maker, request: observer_pb2.GetFlowsRequest, sink: Sink
+    ) -> None:
+        """Raises RpcError for a request that can't be answered."""
+        self._store = tools.store
+        self._past = tools.past
+        self._clocks = clocks
+        self._maker = maker
+        self._request = request
+        self._sink = sink
+        self._matcher = maker.matcher(tools.store)
+        self._converter = maker.converter(tools.store)
+        self._cuts = maker.cuts
+        self._since = nanoseconds(request.since) if request.HasField("since") else None
+        self._until = nanoseconds(request.until) if request.HasField("until") else None
+        self._narrow = wants_important_only(request.whitelist)
+        self._scan = SLOW_SCAN if self._matcher.slow else SCAN
+        self._untold = Untold(tools.interval)
+        self._left: int | None = request.number or None
+        """Flows still wanted; None: all."""
+        self._cursor = Cursor(tools.store)
+        """Where history ends and following begins."""
+        self._begin = tools.store.oldest
+        """What was overwritten from here on was overwritten under our eyes."""
+
+    async def send(self) -> None:
+        """Send everything."""
+        request = self._request
+        if not request.follow or request.number or self._since is not None:
+            if request.number and (request.follow or not (request.first or self._since is not None)):
+                await self._newest()
+            else:
+                await self._forward()
+            await self._tell(self._untold.all())
+        if request.follow:
+            self._left = None
+            await self._follow()
+
+    # -- history ------------------------------------------------------------------------------------------
+
+    async def _newest(self) -> None:
+        """The newest `number` flows, oldest of them first."""
+        end, seam = self._cursor.position, self._seam()
+        found: list[Times] = []
+        wanted, position = self._request.number, end
+        while wanted and position > seam:
+            start = max(self._begin, position - self._scan) if position > self._begin else seam
+            numbers = self._select(start, position)[-wanted:]
+            found.append(numbers)
+            wanted -= len(numbers)
+            position = start
+            await asyncio.sleep(0)
+        if wanted and self._past:
+            await self._send_past(self._past, seam, limit=wanted, newest=True)
+        numbers = np.concatenate([np.zeros(0, np.int64), *reversed(found)])
+        first = seam if wanted else int(numbers[0])
+        gone = self._lost(first, self._begin)
+        if gone:
+            self._untold.add(self._overwritten(gone, first, self._begin))
+        await self._send(numbers, self._history_gaps(first, end))
+
+    async def _forward(self) -> None:
+        """Flows from the oldest on that is asked for, at the client's pace."""
+        seam = self._seam()
+        if self._past:
+            sent = await self._send_past(self._past, seam, limit=self._left, newest=False)
+            self._left = None if self._left is None else self._left - sent
+        start = seam
+        if self._since is not None and not self._past:
+            start = min(self._store.number_at(self._since), self._cursor.position)
+        end = self._cursor.position
+        gaps = self._history_gaps(start, end)
+        cursor = Cursor(self._store, start)
+        while cursor.position < end and self._left != 0:
+            arrived = cursor.step(min(self._scan, end - cursor.position))
+            here = [gap for gap in gaps if arrived.first <= gap.position <= arrived.end]
+            gaps = [gap for gap in gaps if gap.position > arrived.end]
+            await self._pass_on(arrived._replace(end=min(arrived.end, end)), here)
+        if self._left != 0:
+            await self._tell(gaps)
+
+    def _seam(self) -> int:
+        """The first row that the store answers; what is before is the past's."""
+        if self._past:
+            return min(self._past.reach, self._store.oldest)
+        return self._store.first
+
+    async def _send_past(self, past: Past, seam: int, *, limit: int | None, newest: bool) -> int:
+        """Send what the past has before the seam; how many flows that were."""
+        question = Question(
+            match=self._matched,
+            before=seam,
+            since=self._since,
+            until=self._until,
+            limit=limit,
+            newest=newest,
+        )
+        sent, meanings, converter = 0, None, self._converter
+        try:
+            async with aclosing(cast(Any, past.read(question))) as parts:
+                async for part in parts:
+                    if part.meanings is not meanings:
+                        meanings, converter = part.meanings, self._maker.converter(part.meanings)
+                    await self._send_part(part.rows, part.gaps, converter)
+                    sent += len(part.rows.wall)
+        except TooManyReaders as error:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, str(error)) from None
+        return sent
+
+    def _matched(self, meanings: Meanings) -> Any:
+        return self._maker.matcher(meanings).mask
+
+    async def _send_part(self, rows: Rows, gaps: Iterable[LossRow], converter: Converter) -> None:
+        for gap in gaps:
+            self._untold.add(gap)
+        for start in range(0, len(rows.wall), CHUNK):
+            await self._sink.send(converter.responses(rows.where(slice(start, start + CHUNK)), self._cuts))
+            await asyncio.sleep(0)
+
+    def _history_gaps(self, first: int, last: int) -> list[LossRow]:
+        """What the kernel could not hand over among rows that were here when the call began: one note."""
+        gaps = [g for g in self._store.losses if g.serial < self._cursor.gap and first <= g.position <= last]
+        folded = Untold(0.0)
+        for gap in filter(self._in_time, gaps):
+            folded.add(gap)
+        return folded.all()
+
+    # -- what comes ---------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Send what comes until the client goes away or `until` has passed."""
+        with self._cursor as cursor:
+            while True:
+                waiting = self._untold.left(self._clocks.monotonic())
+                arrived = await cursor.wait(least(self._seconds_left(), waiting))
+                seconds = self._seconds_left()
+                if not arrived and seconds is not None and seconds <= 0:
+                    return
+                if arrived:
+                    step = cursor.step(self._scan)
+                    for gap in step.gaps:
+                        self._untold.add(gap)
+                    await self._pass_on(step, [])
+                await self._tell(self._untold.due(self._clocks.monotonic()))
+
+    def _seconds_left(self) -> float | None:
+        """Until `until`; None: for ever."""
+        return None if self._until is None else (self._until - self._clocks.now()) / 1e9
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    async def _pass_on(self, arrived: Arrived, gaps: list[LossRow]) -> None:
+        """Send what matches of a step of a cursor."""
+        gone = self._lost(arrived.first, arrived.end)
+        if gone:
+            self._untold.add(self._overwritten(gone, arrived.first, self._store.oldest))
+        numbers = self._select(arrived.first, arrived.end)
+        if self._left is not None:
+            numbers = numbers[: self._left]
+            self._left -= len(numbers)
+        await self._send(numbers, gaps)
+        await asyncio.sleep(0)
+
+    def _select(self, first: int, last: int) -> Times:
+        """Numbers of the rows of [first, last) that answer the request."""
+        found = [np.zeros(0, np.int64)]
+        for rows in self._store.spans(first, last):
+            found.append(rows.numbers[self._mask(rows)])
+        return np.concatenate(found)
+
+    def _mask(self, rows: Rows) -> Mask:
+        if self._since is None and self._until is None:
+            return self._matcher.mask(rows)
+        mask = np.ones(len(rows.wall), np.bool_)
+        if self._since is not None:
+            mask &= rows.wall >= self._since
+        if self._until is not None:
+            mask &= rows.wall <= self._until
+        return mask & self._matcher.mask(rows) if mask.any() else mask
+
+    def _lost(self, first: int, last: int) -> int:
+        """How many rows of [first, last) that may have matched are gone."""
+        return self._store.missing(first, last, important_only=self._narrow)
+
+    def _overwritten(self, count: int, first: int, last: int) -> LossRow:
+        """A gap of rows that newer ones have overwritten, between two numbers."""
+        self._store.metrics.lost[LossSource.HUBBLE_RING_BUFFER] += self._store.missing(
+            max(first, self._begin), last
+        )
+        now = self._clocks.now()
+        return LossRow(
+            serial=0,
+            position=last,
+            source=LossSource.HUBBLE_RING_BUFFER,
+            count=count,
+            cpu=None,
+            first=max(self._store.time_of(first) or now, self._since or 0),
+            last=self._store.time_of(last) or now,
+        )
+
+    async def _send(self, numbers: Times, gaps: list[LossRow]) -> None:
+        """Send rows chunk by chunk, with the gaps at their places."""
+        start = 0
+        for gap in gaps:
+            end = int(np.searchsorted(numbers, gap.position))
+            await self._send_rows(numbers[start:end])
+            await self._tell([gap])
+            start = end
+        await self._send_rows(numbers[start:])
+
+    async def _send_rows(self, numbers: Times) -> None:
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            here = chunk[self._store.present(chunk)]
+            if len(here) < len(chunk):
+                self._untold.add(self._overwritten(len(chunk) - len(here), int(chunk[0]), int(chunk[-1])))
+            await self._sink.send(self._converter.responses(self._store.take(here), self._cuts))
+            await asyncio.sleep(0)
+
+    async def _tell(self, gaps: list[LossRow]) -> None:
+        notes = [self._converter.lost(gap) for gap in gaps if self._in_time(gap)]
+        if notes:
+            await self._sink.send(notes)
+
+    def _in_time(self, gap: LossRow) -> bool:
+        return (self._since is None or gap.last >= self._since) and (
+            self._until is None or gap.first <= self._until
+        )
+
+
+def least(first: float | None, second: float | None) -> float | None:
+    """The smaller of two time-outs; None is for ever."""
+    return min((each for each in (first, second) if each is not None), default=None)
+
+
+def nanoseconds(moment: timestamp_pb2.Timestamp) -> int:
+    """Since the Unix epoch."""
+    return moment.seconds * encode.NANOSECONDS + moment.nanos

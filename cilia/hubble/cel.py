@@ -1,0 +1,183 @@
+"""Filters as expressions in the Common Expression Language, over the flow a client would get.
+
+    _flow.verdict == Verdict.DROPPED && _flow.destination.labels.exists(l, l.startsWith("k8s:app="))
+
+`_flow` is the flow.Flow message, enums go by their names (`Verdict.DROPPED`, `flow.Verdict.DROPPED`). A field
+that is not set reads as its default; where an expression uses has(), it is absent instead. What can't be
+evaluated for a flow (a label that is not there, a comparison of a text with a number) does not match.
+
+An evaluation takes some 10 µs, so there is one per distinct combination of the fragments that hold the fields
+an expression mentions, not one per flow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cel
+import numpy as np
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from cilia.hubble.columns import Mask
+from cilia.hubble.convert import FIELDS_OF, Converter, NodeFacts
+from cilia.hubble.filter_values import FilterError
+from cilia.hubble.past import Meanings
+from cilia.hubble.ring import Rows
+from cilia.proto.flow import flow_pb2
+
+MAX_LENGTH = 2000
+"""Characters of an expression."""
+
+MAX_LOOPS = 2
+"""all, exists, exists_one, map and filter: each may multiply the work."""
+
+REMEMBERED = 1 << 14
+"""Combinations whose answer is remembered."""
+
+FLOW = "_flow"
+TEXTS = re.compile(r"""[rRbB]*("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
+MENTIONED = re.compile(rf"\b{FLOW}\b(?:\s*\.\s*(\w+))?")
+LOOP = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
+ABSENCE = re.compile(r"\bhas\s*\(")
+
+ENUMS = {
+    name: {member.name: member.number for member in enum.values}
+    for name, enum in flow_pb2.DESCRIPTOR.enum_types_by_name.items()
+}
+"""Names of members to numbers, by the enum's name."""
+
+WRAPPERS = {
+    f"google.protobuf.{name}Value" for name in ("Bool", "Int32", "UInt32", "Int64", "UInt64", "String")
+}
+
+
+class Expression:
+    """One expression, compiled; says which rows match."""
+
+    def __init__(self, text: str, meanings: Meanings, node: NodeFacts) -> None:
+        """Raises FilterError for what is no boolean expression over a flow, or would take too long."""
+        code = TEXTS.sub('""', text)
+        if len(text) > MAX_LENGTH:
+            raise FilterError(f"a CEL expression has more than {MAX_LENGTH} characters: use several")
+        if len(LOOP.findall(code)) > MAX_LOOPS:
+            raise FilterError(
+                f"a CEL expression has more than {MAX_LOOPS} loops (all, exists, map, ...): use several"
+            )
+        self._program = compiled(text)
+        self._sparse = bool(ABSENCE.search(code))
+        self._fields = mentioned(code)
+        self._columns = [name for name, fields in FIELDS_OF.items() if fields & self._fields]
+        names = self._program.variables()
+        self._constants: dict[str, Any] = {name: ENUMS[name] for name in names if name in ENUMS}
+        if "flow" in names:
+            self._constants["flow"] = ENUMS
+        self._converter = Converter(meanings, node)
+        self._known: dict[tuple[bytes, ...], bool] = {}
+        self._try(text)
+
+    def __call__(self, rows: Rows) -> Mask:
+        """Which rows match."""
+        columns = [self._converter.column(name, rows) for name in self._columns]
+        keys = list(zip(*columns, strict=True)) if columns else [()] * len(rows.wall)
+        known = self._known
+        if len(known) > REMEMBERED:
+            known.clear()
+        for key in set(keys).difference(known):
+            known[key] = self._matches(b"".join(key))
+        return np.fromiter(map(known.__getitem__, keys), np.bool_, len(keys))
+
+    def _matches(self, data: bytes) -> bool:
+        flow = flow_pb2.Flow.FromString(data)
+        try:
+            return self._program.execute(self._variables(flow, sparse=self._sparse)) is True
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError):
+            return False
+
+    def _variables(self, flow: flow_pb2.Flow, *, sparse: bool) -> dict[str, Any]:
+        return {FLOW: as_map(flow, self._fields, sparse=sparse), **self._constants}
+
+    def _try(self, text: str) -> None:
+        """Evaluate once over an empty flow, which finds fields and functions that don't exist."""
+        unknown = self._fields.difference(flow_pb2.Flow.DESCRIPTOR.fields_by_name)
+        if unknown:
+            raise FilterError(f"the CEL expression {text!r} names {min(unknown)!r}, which no flow has")
+        try:
+            answer = self._program.execute(self._variables(flow_pb2.Flow(), sparse=False))
+        except KeyError as error:
+            raise FilterError(f"the CEL expression {text!r} names {error}, which no flow has") from None
+        except RuntimeError as error:
+            if str(error).startswith("Undefined"):
+                sentence = str(error).partition(". ")[0]
+                raise FilterError(f"the CEL expression {text!r} can't be evaluated: {sentence}") from None
+            return
+        except (TypeError, ValueError, IndexError):
+            return
+        if not isinstance(answer, bool):
+            raise FilterError(f"the CEL expression {text!r} is not a condition: it must be true or false")
+
+
+def compiled(text: str) -> cel.Program:
+    """The library's program. Raises FilterError."""
+    try:
+        return cel.compile(text)
+    except ValueError as error:
+        reason = str(error).partition("ERROR: ")[2].partition("\n")[0] or "it can't be read"
+        raise FilterError(f"the CEL expression {text!r} is wrong: {reason}") from None
+
+
+def mentioned(code: str) -> frozenset[str]:
+    """The fields of the flow that an expression (without its texts) reads; all, if that can't be told."""
+    names = [match[1] for match in MENTIONED.finditer(code)]
+    if all(names):
+        return frozenset(names)
+    return frozenset(flow_pb2.Flow.DESCRIPTOR.fields_by_name)
+
+
+def as_map(flow: Message, fields: frozenset[str], *, sparse: bool) -> dict[str, Any]:
+    """Some fields of a message as the library takes them; `sparse`: only those that are set."""
+    by_name = flow.DESCRIPTOR.fields_by_name
+    return {
+        name: value(flow, by_name[name], sparse=sparse)
+        for name in fields
+        if name in by_name and (not sparse or is_set(flow, by_name[name]))
+    }
+
+
+def is_set(message: Message, field: Any) -> bool:
+    """What has() means: a message that is there, a list with members, a value other than the default."""
+    if field.is_repeated:
+        return bool(len(getattr(message, field.name)))
+    if field.message_type is not None:
+        return message.HasField(field.name)
+    return bool(getattr(message, field.name) != field.default_value)
+
+
+def value(message: Message, field: Any, *, sparse: bool) -> Any:
+    """One field."""
+    read = getattr(message, field.name)
+    kind = field.message_type
+    if kind is None:
+        return list(read) if field.is_repeated else read
+    if field.is_repeated:
+        return [inner(each, kind, sparse=sparse) for each in read]
+    if kind.full_name in WRAPPERS:
+        return read.value if message.HasField(field.name) else None
+    return inner(read, kind, sparse=sparse)
+
+
+def inner(message: Message, kind: Descriptor, *, sparse: bool) -> Any:
+    """A message inside of another."""
+    special = SPECIAL.get(kind.full_name)
+    if special is not None:
+        return special(message)
+    return as_map(message, frozenset(kind.fields_by_name), sparse=sparse)
+
+
+SPECIAL: Mapping[str, Callable[[Any], Any]] = {
+    "google.protobuf.Timestamp": lambda moment: moment.ToDatetime(),
+    "google.protobuf.Any": lambda packed: {"type_url": packed.type_url},
+}
+"""Messages with a meaning of their own."""
