@@ -82,6 +82,8 @@ struct ct_entry {
 /* ct_quota[endpoint id]: how many live entries an endpoint has is the difference. Each has one kind
  * of writer, so that neither loses what the other counts. */
 struct ct_quota {
-	__u64 opened; /* by the programs: entries made, less those they replaced */
-	__u64 closed; /* by the agent: entries it removed */
+	__u64 opened;	      /* by the programs: entries made, less those they replaced */
+	__u64 closed;	      /* by the agent: entries it removed */
+	__u64 service_opened; /* the same of service_flows, which clients of services pay for */
+	__u64 service_closed;
 };

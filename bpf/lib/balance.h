@@ -237,9 +237,39 @@ static __always_inline int balance(struct __sk_buff *skb, struct flow *flow)
 	return result;
 }
 
+/* A pod that asks one backend by ever more frontends opens one tracked flow at a time, but is
+ * remembered with each: so it pays for these as well. */
+static __always_inline int charge_service_flow(struct packet *packet, struct ct_quota *quota)
+{
+	struct node_settings *settings = node_settings();
+	__s64 allowed = settings ? settings->ct_quota : 0, live;
+
+	live = __sync_fetch_and_add(&quota->service_opened, 1) - quota->service_closed;
+	if (live < allowed || !allowed)
+		return 0;
+	__sync_fetch_and_add(&quota->service_opened, -1ULL);
+	return REFUSE(packet, DROP_RATE_LIMITED);
+}
+
+/* Returns 0 or a negative reason. */
+static __noinline int store_service_flow(struct packet *packet, const struct ct_key *key,
+					 const struct service_flow *flow)
+{
+	struct ct_quota *quota = flow->owner ? quota_of(flow->owner) : NULL;
+	int dropped;
+
+	if (bpf_map_lookup_elem(&service_flows, key))
+		quota = NULL;
+	dropped = quota ? charge_service_flow(packet, quota) : 0;
+	if (dropped || !bpf_map_update_elem(&service_flows, key, flow, BPF_ANY))
+		return dropped;
+	if (quota)
+		__sync_fetch_and_add(&quota->service_opened, -1ULL);
+	return REFUSE(packet, CT_MAP_INSERTION_FAILED);
+}
+
 /* Where the frontend is a node port at any node: what was asked for cannot be told from it. */
-static __always_inline int remember_asked(const struct packet *packet,
-					  const struct workspace *space)
+static __always_inline int remember_asked(struct packet *packet, const struct workspace *space)
 {
 	struct service_flow asked = space->flow;
 	struct ct_key key;
@@ -248,23 +278,23 @@ static __always_inline int remember_asked(const struct packet *packet,
 	asked.backend_address = space->asked;
 	asked.backend_port = space->asked_port;
 	asked.backend = 0;
-	return bpf_map_update_elem(&service_flows, &key, &asked, BPF_ANY);
+	return store_service_flow(packet, &key, &asked);
 }
 
 /* Keeps the flow's entry as long as the tracked flow. Returns 0 or a negative reason. */
 static __noinline int remember_flow(struct packet *packet, struct workspace *space, bool closed)
 {
 	struct frontend *frontend;
+	int dropped;
 
 	space->flow.expires = space->expires;
 	if (closed)
 		space->flow.flags |= SERVICE_FLOW_CLOSED;
-	if (bpf_map_update_elem(&service_flows, &space->key, &space->flow, BPF_ANY))
-		return REFUSE(packet, CT_MAP_INSERTION_FAILED);
+	dropped = store_service_flow(packet, &space->key, &space->flow);
 	frontend = frontend_of(space->flow.service);
-	if (frontend && is_anywhere(frontend) && remember_asked(packet, space))
-		return REFUSE(packet, CT_MAP_INSERTION_FAILED);
-	return 0;
+	if (dropped || !frontend || !is_anywhere(frontend))
+		return dropped;
+	return remember_asked(packet, space);
 }
 
 /* Writes what balance_packet found into a packet that may pass. Returns 0 or a negative reason. */

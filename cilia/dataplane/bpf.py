@@ -419,6 +419,23 @@ class Map:
                 return
             first = False
 
+    def sample(self, count: int) -> tuple[Array, Array, float]:
+        """Some elements of a hash, up to `count`, and how many it has by their share of its buckets: (keys,
+        values, elements in all). Exact when all are there. Raises OSError."""
+        end = ctypes.create_string_buffer(max(8, self.info.key_size))
+        keys, values = np.zeros(count, self.key), np.zeros(count, self.value)
+        attribute = self._batch(0, ctypes.addressof(end), keys, values.ctypes.data, count)
+        buckets = 1 << (self.info.max_entries - 1).bit_length()
+        try:
+            call(Command.LOOKUP_BATCH, attribute)
+            seen = int(struct.unpack_from("<I", end)[0]) / buckets
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            seen = 1.0
+        found = self._count(attribute)
+        return keys[:found], values[:found], found / seen if seen else float(found)
+
     def dump(self) -> tuple[Array, Array]:
         """All elements: (keys, values)."""
         runs = list(self.batches())

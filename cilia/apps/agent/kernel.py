@@ -37,6 +37,8 @@ VXLAN_OVERHEAD = 50
 VXLAN_OVERHEAD_IPV6 = 70
 SERVICES_STEP = 0.1
 """Seconds that bringing services into the kernel may hold up all else."""
+SHORTEST_PAUSE = 0.25
+"""Seconds between two rounds of collection, however full the maps are."""
 QUOTA_SHARE = 4
 """A pod may have this part of all flows unless told otherwise: plenty for one, and no single one starves
 the others."""
@@ -261,10 +263,11 @@ class NodeKernel:
                 await asyncio.sleep(0)
 
     async def _pause(self, interval: float) -> None:
-        """Wait for the next sweep; endpoints that went bring it forward."""
+        """Wait for the next sweep; endpoints that went and maps that are nearly full bring it forward."""
         assert self._state is not None
-        left = interval
-        while left > 0 and not self._state.conntrack.flush_pending:
+        await asyncio.sleep(min(SHORTEST_PAUSE, interval))
+        left = interval - SHORTEST_PAUSE
+        while left > 0 and not self._state.conntrack.flush_pending and not self._state.sweeps.pressed:
             step = min(1.0, left)
             await asyncio.sleep(step)
             left -= step

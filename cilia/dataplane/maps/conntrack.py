@@ -29,8 +29,17 @@ Look = Callable[[Array, Array], None]
 """Is shown keys and values of one step."""
 
 
+Pick = Callable[[Array, Array], Array]
+"""Which of the entries of one step, a mask, are to go before their time."""
+
+
 def ignore(keys: Array, values: Array) -> None:
     """Looks at nothing."""
+
+
+def keep(keys: Array, values: Array) -> Array:
+    """Nothing goes before its time."""
+    return np.zeros(len(keys), bool)
 
 
 class SweepStats(msgspec.Struct, frozen=True):
@@ -68,8 +77,11 @@ class Conntrack:
         """Whether the next sweep has flows to flush, and should not wait."""
         return bool(self._doomed)
 
-    def sweep(self, now: Callable[[], int], look: Look = ignore) -> Iterator[SweepStats | None]:
-        """Remove expired and doomed entries; yields None after each bounded step, the stats at the end.
+    def sweep(
+        self, now: Callable[[], int], look: Look = ignore, unwanted: Pick = keep
+    ) -> Iterator[SweepStats | None]:
+        """Remove expired, unwanted and doomed entries; yields None after each bounded step, the stats at the
+        end.
 
         `now`: coarse monotonic seconds, asked at each step. `look` is shown the entries that are left.
         """
@@ -78,7 +90,7 @@ class Conntrack:
         owned = np.zeros(OWNERS, np.int64)
         expired = flushed = 0
         for keys, values in self._map.batches(CHUNK):
-            old = values["expires"].astype(np.int64) + GRACE < now()
+            old = (values["expires"].astype(np.int64) + GRACE < now()) | unwanted(keys, values)
             dead = ~old & _of_addresses(keys, values, doomed)
             gone = old | dead
             if gone.any():
@@ -88,7 +100,7 @@ class Conntrack:
             np.add.at(owned, values["owner"], 1)
             look(keys, values)
             yield None
-        self._mend(opened, owned)
+        mend(opened, owned, self._quota["opened"], self._quota["closed"])
         self.entries = int(owned.sum())
         heaviest = np.argsort(owned)[::-1][:10]
         yield SweepStats(
@@ -141,18 +153,19 @@ class Conntrack:
         self._map.remove(keys)
         np.add.at(self._quota["closed"], values["owner"], np.uint64(1))
 
-    def _mend(self, opened: Array, owned: Array) -> None:
-        """`opened`: as it was when the sweep began; `owned`: how many flows of each it left.
 
-        Who had more before than are left now, or has fewer now than were left, is counted wrong: what came
-        meanwhile lies between.
-        """
-        closed = self._quota["closed"]
-        surplus = (opened - closed).view(np.int64) - owned
-        deficit = owned - (self._quota["opened"] - closed).view(np.int64)
-        wrong = np.maximum(surplus, 0) - np.maximum(deficit, 0)
-        (owners,) = wrong.nonzero()
-        closed[owners] += wrong[owners].view(np.uint64)
+def mend(before: Array, owned: Array, opened: Array, closed: Array) -> None:
+    """Puts right what is counted per owner. `before`: `opened` as it was when a sweep began; `owned`: how
+    many entries of each it left.
+
+    Who had more before than are left now, or has fewer now than were left, is counted wrong: what came
+    meanwhile lies between.
+    """
+    surplus = (before - closed).view(np.int64) - owned
+    deficit = owned - (opened - closed).view(np.int64)
+    wrong = np.maximum(surplus, 0) - np.maximum(deficit, 0)
+    (owners,) = wrong.nonzero()
+    closed[owners] += wrong[owners].view(np.uint64)
 
 
 def _side(side: dict[str, Any]) -> dict[str, Any]:

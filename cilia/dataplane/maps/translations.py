@@ -21,7 +21,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps import packing
-from cilia.dataplane.maps.conntrack import CHUNK, GRACE, Look, ignore
+from cilia.dataplane.maps.conntrack import CHUNK, GRACE, OWNERS, Look, Pick, ignore, keep, mend
 
 FRESH = 60
 """Seconds a translation stays after its last use, whether its flow was seen or not: it may serve answers that
@@ -80,25 +80,34 @@ def _stir(numbers: Array) -> Array:
 
 
 class ServiceFlows:
-    """Flows that are translated packet by packet towards a service."""
+    """Flows that are translated packet by packet towards a service. Those of pods are paid for, as tracked
+    flows are."""
 
-    def __init__(self, flows: Map) -> None:
+    def __init__(self, flows: Map, quota: Map) -> None:
         self._map = flows
+        self._quota = quota.memory()
         self.entries: int | None = None
         """Left by the last whole sweep."""
 
-    def sweep(self, now: Callable[[], int], look: Look = ignore) -> Iterator[int | None]:
-        """Remove what expired; yields None per step, the count at the end. `now`: coarse seconds; `look` is
-        shown the flows that are left."""
+    def sweep(
+        self, now: Callable[[], int], look: Look = ignore, unwanted: Pick = keep
+    ) -> Iterator[int | None]:
+        """Remove what expired or is unwanted; yields None per step, the count at the end. `now`: coarse
+        seconds; `look` is shown the flows that are left."""
+        opened, closed = self._quota["service_opened"], self._quota["service_closed"]
+        before, owned = opened.copy(), np.zeros(OWNERS, np.int64)
         removed = left = 0
         for keys, values in self._map.batches(CHUNK):
-            old = values["expires"].astype(np.int64) + GRACE < now()
+            old = (values["expires"].astype(np.int64) + GRACE < now()) | unwanted(keys, values)
             if old.any():
                 removed += self._map.remove(keys[old])
+                np.add.at(closed, values["owner"][old & (values["owner"] > 0)], np.uint64(1))
                 keys, values = keys[~old], values[~old]
             left += len(keys)
+            np.add.at(owned, values["owner"][values["owner"] > 0], 1)
             look(keys, values)
             yield None
+        mend(before, owned, opened, closed)
         self.entries = left
         yield removed
 
@@ -113,17 +122,24 @@ class Translations:
         """Left by the last whole sweep."""
 
     def sweep(
-        self, begun: int, now: Callable[[], int], alive: FlowSet, look: Look = ignore
+        self,
+        begun: int,
+        now: Callable[[], int],
+        alive: FlowSet,
+        look: Look = ignore,
+        *,
+        hurried: bool = False,
     ) -> Iterator[int | None]:
-        """Remove translations whose flow is not alive and that were not used for a while; yields None per
-        step, the count at the end. `begun`: when flows were looked at first, and `now`, both in coarse
-        seconds; `look` is shown the translations that are left."""
+        """Remove translations whose flow is not alive and that were not used for a while, or, hurried, for a
+        moment; yields None per step, the count at the end. `begun`: when flows were looked at first, and
+        `now`, both in coarse seconds; `look` is shown the translations that are left."""
+        grace = 1 if hurried else GRACE
         removed = left = 0
         for keys, values in self._map.batches(CHUNK):
             stream = np.isin(keys["protocol"], STREAMS)
             fresh = np.where(stream, np.where(keys["way"] == self._told, FRESH_TOLD, 0), FRESH)
             used = values["seen"].astype(np.int64)
-            old = (used + fresh < now()) & (used + GRACE < begun)
+            old = (used + fresh < now()) & (used + grace < begun)
             if old.any():
                 old[old] = ~self._serves(keys[old], values[old], alive)
                 removed += self._map.remove(keys[old])
