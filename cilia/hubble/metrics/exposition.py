@@ -7,6 +7,7 @@ counters in the comments, and in OpenMetrics' last line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,16 +41,29 @@ def pieces(
     head: Head, names: tuple[str, ...], samples: Iterable[Sample], *, open_metrics: bool
 ) -> Iterator[bytes]:
     """A family as text, in pieces of at most LINES samples."""
-    ending = "_total" if head.type == "counter" else ""
-    shown = head.name if open_metrics else head.name + ending
-    lines = [f"# HELP {shown} {head.help}", f"# TYPE {shown} {head.type}"]
-    for sample in samples:
-        if len(lines) >= LINES:
-            yield joined(lines)
-            lines = []
-        labels = labelled(zip(names, sample.labels, strict=False))
-        lines.append(f"{head.name}{sample.suffix or ending}{labels} {number(sample.value)}")
-    yield joined(lines)
+    lines = (
+        f"{series(head, names, sample.labels, sample.suffix)} {number(sample.value)}" for sample in samples
+    )
+    return in_pieces(head, lines, open_metrics=open_metrics)
+
+
+def in_pieces(head: Head, lines: Iterable[str], *, open_metrics: bool) -> Iterator[bytes]:
+    """The lines of a family after what is said of it, in pieces of at most LINES."""
+    shown = head.name if open_metrics else head.name + ending(head)
+    yield joined([f"# HELP {shown} {head.help}", f"# TYPE {shown} {head.type}"])
+    rest = iter(lines)
+    while piece := list(islice(rest, LINES)):
+        yield joined(piece)
+
+
+def ending(head: Head) -> str:
+    """What the names of samples have after the family's."""
+    return "_total" if head.type == "counter" else ""
+
+
+def series(head: Head, names: tuple[str, ...], labels: tuple[str, ...], suffix: str = "") -> str:
+    """What stands before the number of a sample."""
+    return f"{head.name}{suffix or ending(head)}{labelled(zip(names, labels, strict=False))}"
 
 
 def labelled(pairs: Iterable[tuple[str, str]]) -> str:

@@ -19,8 +19,10 @@ import numpy as np
 
 from cilia.hubble.columns import Words
 from cilia.hubble.filters import FlowMatcher
+from cilia.hubble.metrics import exposition
 from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.contexts import Called, PodName, Side
+from cilia.hubble.metrics.exposition import Head
 from cilia.hubble.metrics.index import Indexes, LabelIndex, Labels
 from cilia.hubble.metrics.kinds import DIRECTIONS, KINDS, OTHER
 from cilia.hubble.metrics.options import MetricOptions
@@ -75,6 +77,8 @@ class Family:
         """The pods that a series names."""
         self._other: set[Labels] = set()
         self._other_noted = 0
+        self._shown: list[str] = []
+        """Name and labels as text, by place; made anew when places move."""
         self._now = 0.0
         self._pressed = False
         self.overflow = 0
@@ -184,6 +188,7 @@ class Family:
         before = self._series.values
         # Keys are forgotten, too: what was counted with the others may get a series of its own.
         self._series.keep(kept)
+        self._shown = []
         for labels in set(before).difference(self._series.values):
             self._pods.pop(labels, None)
             self._other.discard(labels)
@@ -211,3 +216,19 @@ class Family:
     def samples(self) -> Iterator[tuple[Labels, int]]:
         """Label values, in the order of `label_names`, with their counts, as of now."""
         return zip(list(self._series.values), self._counts[: self.size].tolist(), strict=True)
+
+    def text(self, *, open_metrics: bool) -> Iterator[bytes]:
+        """All series as Prometheus reads them, in pieces."""
+        for number, series in enumerate(self.kind.series):
+            head = Head(series.name, series.type, series.help)
+            lines = self._lines(head) if number == 0 and self.kind.select is not None else iter(())
+            yield from exposition.in_pieces(head, lines, open_metrics=open_metrics)
+
+    def _lines(self, head: Head) -> Iterator[str]:
+        """As of the first line; what stands before a number is put together once."""
+        values, names = self._series.values, self.label_names
+        shown, counts = self._shown, self._counts[: self.size].tolist()
+        for place, (labels, count) in enumerate(zip(list(values), counts, strict=True)):
+            if place == len(shown):
+                shown.append(exposition.series(head, names, labels))
+            yield f"{shown[place]} {count}"

@@ -71,7 +71,7 @@ class LabelIndex:
         found = np.array(places, np.int64)
         # Of keys that share a slot the last is written, in all three columns.
         self._high[slot], self._low[slot], self._cached[slot] = high, low, found
-        if len(known) > 1 << self._bits and self._bits < LARGEST_BITS:
+        if len(known) > 1 << self._bits - 2 and self._bits < LARGEST_BITS:
             self._make_cache(self._bits + 1)
         return found
 
