@@ -2,18 +2,23 @@
 
     kernel's rings ─► pump ─► store ─┬─► observer ─┐
                                      │   peers    ─┼─► doors (unix socket, TCP)
-    tables ─► directory ─────────────┘   health   ─┘
+    tables ─► directory ─────────────┤   health   ─┘
+                                     └─► history (sealed files, if wanted) ─► observer
 
 What reads flows as they come is started here, too, each with a cursor of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cilia import __version__
+from cilia.apps.agent.agent_events import AgentEventWriter
 from cilia.apps.agent.directory import TableDirectory
+from cilia.apps.agent.errors import StartError
 from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.hubble_doors import Doors, DoorSettings, PeerList, own_peer, split_address
 from cilia.apps.agent.kernel import NodeKernel
@@ -21,8 +26,10 @@ from cilia.apps.agent.metrics import HubbleNumbers
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.dataplane.order import KernelState
+from cilia.hubble.agent_events import EventLog, EventStream
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.health import Health
+from cilia.hubble.history.settings import HistoryError, HistorySettings, require_extra
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peers
 from cilia.hubble.rpc.reflection import Reflection
@@ -33,6 +40,9 @@ from cilia.proto.health import health_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 from cilia.schema import Desired, Inputs
+
+if TYPE_CHECKING:
+    from cilia.hubble.history.keeper import History
 
 
 class Observability:
@@ -65,24 +75,52 @@ class Observability:
             ObserverSettings(version=__version__, address=own.address, tls_name=own.tls_name),
             clock,
         )
+        self.history = history(settings, self.store, self._name, clock)
+        observer.past = self.history
         peers = Peers([own])
         port = split_address(ways.address)[1] if ways.address else 0
         self._peer_list = PeerList(peers, inputs.nodes, own, cluster=settings.cluster_name, port=port)
         health = Health(["observer.Observer", "peer.Peer"])
+        self._happened = EventLog()
+        agent = EventStream("/observer.Observer/GetAgentEvents", self._happened, self._name, clock)
+        debug = EventStream("/observer.Observer/GetDebugEvents", EventLog(), self._name, clock)
+        self._tables = (inputs, desired, state)
         reflection = Reflection([observer_pb2.DESCRIPTOR, peer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
         self.doors = Doors(
             ways,
-            {**observer.methods(), **peers.methods(), **health.methods(), **reflection.methods()},
+            {
+                **observer.methods(),
+                **agent.methods(),
+                **debug.methods(),
+                **peers.methods(),
+                **health.methods(),
+                **reflection.methods(),
+            },
         )
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Answer clients until the stack closes. Raises StartError."""
+        if self.history is not None:
+            try:
+                await self.history.open()
+            except HistoryError as error:
+                raise StartError(str(error)) from error
+            stack.push_async_callback(self.history.close)
         await self.doors.open(stack)
 
     def start(self, tasks: TaskGroup) -> None:
         """Begin what goes on as long as the agent runs."""
         self.doors.start(tasks)
+        if self.history is not None:
+            self.history.start(tasks)
         tasks.spawn("tell peers", self._peer_list.run())
+
+    def tell(self, tasks: TaskGroup, revision: Callable[[], int]) -> Callable[[], None]:
+        """Begin to note what the agent does; `revision`: of its policies. What to call after each step."""
+        writer = AgentEventWriter(self._happened, *self._tables, revision, self._clock)
+        writer.start()
+        tasks.spawn("note agent events", writer.run())
+        return writer.look
 
     def read(self, stack: AsyncExitStack) -> None:
         """Take the kernel's events until the stack closes."""
@@ -99,7 +137,28 @@ class Observability:
             lost=lost,
             certificate_seconds=self.doors.certificate_seconds,
             refused_handshakes=self.doors.refused_handshakes,
+            history=None if self.history is None else self.history.numbers(),
         )
+
+
+def history(settings: AgentSettings, store: FlowStore, node: str, clock: Clock) -> History | None:
+    """Who keeps flows beyond memory, if that is wanted. Raises StartError where it is not installed."""
+    if settings.hubble_history_dir is None:
+        return None
+    try:
+        require_extra()
+    except HistoryError as error:
+        raise StartError(str(error)) from error
+    # Only here: pyarrow takes time and memory that an agent without history has a better use for.
+    from cilia.hubble.history.keeper import History
+
+    wanted = HistorySettings(
+        directory=settings.hubble_history_dir,
+        max_bytes=settings.hubble_history_max_bytes,
+        max_age=settings.hubble_history_max_age,
+        interval=settings.hubble_history_interval,
+    )
+    return History(store, node, wanted, clock)
 
 
 def door_settings(settings: AgentSettings) -> DoorSettings:

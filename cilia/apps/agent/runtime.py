@@ -278,6 +278,7 @@ class Runtime:
             )
             engine.after.append(ports.look)
             tasks.spawn("answer health checks", ports.run())
+        engine.after.append(observability.tell(tasks, lambda: int(graph.policy_revision)))
         await self._admit_pods(cni_server)
         startup.started()
         self.condition.doing = ""
