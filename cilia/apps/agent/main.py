@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 
 from cilia import __version__
 from cilia.apps.agent.settings import AgentSettings, cgroup_mount
+from cilia.cli.moments import parse_ago
 from cilia.kit import startup
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -49,6 +51,22 @@ def _ports(text: str) -> None:
     first, _, last = text.replace("-", ",").partition(",")
     if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
         raise typer.BadParameter("must be FIRST,LAST like 30000,32767", param_hint="--node-port-range")
+
+
+def _bytes(flag: str, text: str) -> int:
+    """A number of bytes such as 1Gi; refuse what is none."""
+    found = re.fullmatch(r"(\d+)(|Ki|Mi|Gi|Ti)", text.strip())
+    if found is None or not int(found[1]):
+        raise typer.BadParameter("must be a number of bytes such as 512Mi or 10Gi", param_hint=f"--{flag}")
+    return int(found[1]) << 10 * ("", "Ki", "Mi", "Gi", "Ti").index(found[2])
+
+
+def _seconds(flag: str, text: str) -> float:
+    """A duration such as 12h; refuse what is none, and none at all."""
+    seconds = parse_ago(text.strip().lower())
+    if not seconds:
+        raise typer.BadParameter("must be a duration such as 60s, 12h or 7d", param_hint=f"--{flag}")
+    return seconds
 
 
 def _sources(context: typer.Context) -> dict[str, str]:
@@ -157,6 +175,28 @@ def agent(
             help="Flows kept; a power of two.",
         ),
     ] = 65_536,
+    hubble_history_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("hubble_history_dir"),
+            readable=False,
+            help="Keep flows beyond memory in files there (extra history); relative to --state-dir.",
+        ),
+    ] = None,
+    hubble_history_max_bytes: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_history_max_bytes"), help="Of all files, such as 512Mi or 10Gi."),
+    ] = "1Gi",
+    hubble_history_max_age: Annotated[
+        str, typer.Option(envvar=_env("hubble_history_max_age"), help="Such as 12h or 7d.")
+    ] = "7d",
+    hubble_history_interval: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_history_interval"),
+            help="Until a flow is on disk: what a kill can cost. Such as 60s.",
+        ),
+    ] = "60s",
     enforcement: Annotated[
         str,
         typer.Option(
@@ -415,6 +455,10 @@ def agent(
         aggregation=aggregation,
         report_interval=report_interval,
         hubble_capacity=hubble_capacity,
+        hubble_history_dir=state_dir / hubble_history_dir if hubble_history_dir else None,
+        hubble_history_max_bytes=_bytes("hubble-history-max-bytes", hubble_history_max_bytes),
+        hubble_history_max_age=_seconds("hubble-history-max-age", hubble_history_max_age),
+        hubble_history_interval=_seconds("hubble-history-interval", hubble_history_interval),
         enforcement=enforcement,
         policy_audit_mode=policy_audit_mode,
         policy_deny_response=policy_deny_response,

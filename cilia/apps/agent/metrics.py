@@ -20,6 +20,7 @@ from cilia import __version__
 from cilia.api.service_views import is_served
 from cilia.api.views import enforcement
 from cilia.apps.agent.verifying import Verifying
+from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.schema import Desired, Inputs
 
 DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
@@ -46,6 +47,8 @@ class HubbleNumbers:
     """Until the server's certificate ends, negative when it has; None: there is none."""
     refused_handshakes: int = 0
     """TLS clients refused."""
+    history: HistoryNumbers | None = None
+    """Of the files beyond memory; None: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +224,22 @@ class AgentCollector(Collector):
             refused = CounterMetricFamily("cilia_hubble_tls_refused", "Clients refused in their handshake")
             refused.add_metric([], numbers.refused_handshakes)
             yield refused
+        if numbers.history is not None:
+            yield from _history(numbers.history)
+
+
+def _history(numbers: HistoryNumbers) -> Iterator[Metric]:
+    for name, text, value in (
+        ("files", "Sealed files of flows", numbers.files),
+        ("bytes", "Size of the sealed files of flows", numbers.bytes),
+        ("flows", "Flows in sealed files", numbers.rows),
+        ("oldest_timestamp_seconds", "Time of the oldest flow in sealed files", (numbers.oldest or 0) / 1e9),
+        ("failing", "1 while flows can't be sealed", int(numbers.failing)),
+    ):
+        yield _gauge(f"cilia_hubble_history_{name}", text, value)
+    lost = CounterMetricFamily("cilia_hubble_history_lost_flows", "Flows overwritten before they were sealed")
+    lost.add_metric([], numbers.lost)
+    yield lost
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

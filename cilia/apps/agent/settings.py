@@ -73,6 +73,14 @@ class AgentSettings:
     """Seconds between two reports of one established flow."""
     hubble_capacity: int = 65_536
     """Flows kept in memory; a power of two."""
+    hubble_history_dir: Path | None = None
+    """Where flows are kept beyond memory, in sealed files; None: nowhere."""
+    hubble_history_max_bytes: int = 1 << 30
+    """Of these files together; the oldest go first."""
+    hubble_history_max_age: float = 7 * 86_400.0
+    """Seconds a flow is kept at most."""
+    hubble_history_interval: float = 60.0
+    """Seconds until a flow is on disk: what a kill of the agent can cost."""
     enforcement: str = "default"
     """default: pods that a policy selects; always; never."""
     policy_audit_mode: bool = False

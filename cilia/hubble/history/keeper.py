@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from cilia.hubble.history.archive import Archive
-from cilia.hubble.history.recorder import HistoryNumbers, Recorder
+from cilia.hubble.history.numbers import HistoryNumbers
+from cilia.hubble.history.recorder import Recorder
 from cilia.hubble.history.settings import HistoryError, HistorySettings
 from cilia.hubble.history.shelf import Shelf
 from cilia.hubble.past import Part, Question
@@ -25,8 +26,8 @@ class History:
         self._archive = Archive(self._shelf, store)
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, tasks: TaskGroup) -> None:
-        """Look at the files there are, and record from now on. Raises HistoryError."""
+    async def open(self) -> None:
+        """Look at the files there are. Raises HistoryError."""
         try:
             await threads.start("open history", self._shelf.open)
         except OSError as error:
@@ -34,6 +35,9 @@ class History:
                 f"the history directory {self._shelf.directory} can't be used ({error.strerror or error}): "
                 "give it to the agent's user, or choose another --hubble-history-dir"
             ) from error
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Record from now on."""
         self._task = tasks.spawn("record flows", self._recorder.run())
 
     async def close(self) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 
-import msgspec
 import structlog
 
 from cilia.hubble.cursor import Arrived, Cursor
 from cilia.hubble.history import codec
+from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.hubble.history.settings import HistorySettings
 from cilia.hubble.history.shelf import Shelf, Title
 from cilia.hubble.store import FlowStore, LossRow, LossSource, fold
@@ -27,20 +27,6 @@ KEPT_GAPS = 256
 """Of one file."""
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts on a disk that is full."""
-
-
-class HistoryNumbers(msgspec.Struct, frozen=True, kw_only=True):
-    """For /metrics and status pages."""
-
-    files: int
-    bytes: int
-    rows: int
-    oldest: int | None
-    """Nanoseconds since the epoch of the earliest row; None: there is none."""
-    lost: int
-    """Rows that were overwritten before they could be sealed."""
-    failing: bool
-    """The last attempt to seal failed."""
 
 
 class Recorder:

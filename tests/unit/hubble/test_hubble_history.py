@@ -76,7 +76,8 @@ def run(
         async with TaskGroup() as tasks:
             clock = ManualClock(wall=WALL / 1e9 + 1)
             history = History(flows, NODE.name, settings(path, **changes), clock)
-            await history.start(tasks)
+            await history.open()
+            history.start(tasks)
             await story(flows, history)
             await history.close()
         return flows
@@ -255,7 +256,8 @@ def test_every_row_is_in_one_file_and_in_order(tmp_path: Path) -> None:
     async def later() -> None:
         async with TaskGroup() as tasks:
             history = History(again, NODE.name, settings(tmp_path), ManualClock(wall=WALL / 1e9 + 2))
-            await history.start(tasks)
+            await history.open()
+            history.start(tasks)
             assert numbers(await read(history)) == list(range(200))
             assert history.numbers().rows == 200
             await history.close()
