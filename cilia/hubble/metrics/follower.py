@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from cilia.hubble.metrics.options import MetricConfig, MetricsError, parse_yaml
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 5.0
 FILE_LIMIT = 1 << 20
 
 
 class ConfigFollower:
-    """Looks at a file every few seconds; a ConfigMap's file changes with the directory it links to."""
+    """Looks at a file when told; a ConfigMap's file changes with the directory it links to."""
 
     def __init__(self, path: Path, take: Callable[[tuple[MetricConfig, ...]], None]) -> None:
         """`take` raises MetricsError for what can't be counted."""
@@ -49,12 +47,6 @@ class ConfigFollower:
             return
         self.problem = ""
         log.info("metrics configured", file=str(self._path), metrics=[c.options.name for c in configs])
-
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            self.look()
 
     def _refuse(self, problem: str) -> None:
         if problem != self.problem:
