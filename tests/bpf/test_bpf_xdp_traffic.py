@@ -7,10 +7,7 @@ switch ─┼ node one: from_driver; from_netdev only until the stream is open
 
 from __future__ import annotations
 
-import array
-import fcntl
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -32,6 +29,7 @@ from tests.bpf.test_bpf_nodeport_traffic import (
     serve_by,
 )
 from tests.support.datapath_world import World
+from tests.support.offload import finish_packets
 from tests.support.service_world import Balancer
 from tests.support.traffic_nodes import ONE, PREFIX, TWO, inside
 
@@ -39,18 +37,8 @@ pytestmark = pytest.mark.root
 
 __all__ = ["balancers", "cluster"]
 
-SIOCETHTOOL = 0x8946
-TX_CHECKSUMS, SEGMENTATION = 0x17, 0x1F
 FROM_NETDEV, PEER = "eth-from_netdev", "peer"
 SPACES = {"c": f"{PREFIX}c", "n2": TWO.namespace}
-
-
-def switch_offload(device: str, feature: int, on: bool) -> None:
-    """What `ethtool -K` does, in the network namespace of this thread."""
-    value = array.array("B", struct.pack("=II", feature, on))
-    request = struct.pack("16sP", device.encode(), value.buffer_info()[0])
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as any_socket:
-        fcntl.ioctl(any_socket, SIOCETHTOOL, request)
 
 
 @pytest.fixture(scope="module", params=[Acceleration.GENERIC, Acceleration.NATIVE])
@@ -59,8 +47,7 @@ def accelerated(cluster: dict[str, World], request: pytest.FixtureRequest) -> It
     sends only to one that has a program, too."""
     for space in (CLIENT, ONE.namespace, TWO.namespace):
         with inside(space):
-            switch_offload("eth", TX_CHECKSUMS, False)
-            switch_offload("eth", SEGMENTATION, False)
+            finish_packets("eth")
     dataplane = cluster["n1"].dataplane
     with inside(ONE.namespace):
         xdp.attach(dataplane, [cluster["n1"].devices["eth"]], request.param)
