@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, tzinfo
 
 import msgspec
 from google.protobuf import json_format, timestamp_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
@@ -278,9 +280,11 @@ def node_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
 class Completeness:
     """Counts flows and gaps of one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, style: Style) -> None:
         self.flows = 0
+        self._style = style
         self._lost: dict[str, int] = {}
+        self._times: list[Timestamp] = []
 
     def add(self, response: observer_pb2.GetFlowsResponse) -> None:
         """Count one response."""
@@ -288,16 +292,36 @@ class Completeness:
             self.flows += 1
         elif response.HasField("lost_events"):
             lost = response.lost_events
-            where = f"on cpu {lost.cpu.value}" if lost.HasField("cpu") else "in this client's stream"
+            where = WHERE.get(lost.source, "elsewhere")
+            if lost.HasField("cpu"):
+                where = f"on cpu {lost.cpu.value}"
             self._lost[where] = self._lost.get(where, 0) + lost.num_events_lost
+            self._times += [each for each in (lost.first, lost.last) if each.ToNanoseconds()]
 
     def sentence(self) -> str:
-        """`20 flows, complete`, or how many events are missing and where."""
+        """`20 flows, complete`; or how much of what was asked for this is at least, what is missing at most,
+        since when and where."""
         flows = f"{self.flows} flow{'' if self.flows == 1 else 's'}"
         if not self._lost:
             return f"{flows}, complete"
+        missing = sum(self._lost.values())
+        share = math.floor(1000 * self.flows / (self.flows + missing)) / 10
         places = ", ".join(f"{count} {where}" for where, count in self._lost.items())
-        return f"{flows}, incomplete: {sum(self._lost.values())} events lost ({places})"
+        return f"{flows}, at least {share} % complete: missing <= {missing}{self._span()} ({places})"
+
+    def _span(self) -> str:
+        if not self._times:
+            return ""
+        ends = min(self._times, key=Timestamp.ToNanoseconds), max(self._times, key=Timestamp.ToNanoseconds)
+        first, last = (moment(each, self._style) for each in ends)
+        return f" from {first} to {last}"
+
+
+WHERE = {
+    flow_pb2.PERF_EVENT_RING_BUFFER: "in the kernel",
+    flow_pb2.HUBBLE_RING_BUFFER: "no longer kept, or not read in time",
+    flow_pb2.OBSERVER_EVENTS_QUEUE: "in the observer",
+}
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:

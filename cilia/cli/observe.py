@@ -310,7 +310,7 @@ def in_window(responses: Iterable[Response], request: observer_pb2.GetFlowsReque
 
 def print_responses(responses: Iterable[Response], form: Form, style: flows.Style) -> None:
     """Print everything, and at the end on standard error how complete it was."""
-    counted = flows.Completeness()
+    counted = flows.Completeness(style)
     rows = []
     try:
         for response in responses:

@@ -20,6 +20,7 @@ from cilia.hubble.past import Meanings, Past
 from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Methods, Sink
+from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
 from cilia.proto.observer import observer_pb2
@@ -89,7 +90,7 @@ class Observer:
         )
         status.num_connected_nodes.value = 1
         status.num_unavailable_nodes.value = 0
-        await sink.send([status.SerializeToString()])
+        await sink.send([status.SerializeToString() + completeness(self._store).extension()])
 
     async def get_nodes(self, data: bytes, sink: Sink) -> None:
         """This node; a relay puts many together."""
