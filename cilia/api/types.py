@@ -33,6 +33,22 @@ class Component(Answer, frozen=True, kw_only=True):
     msg: str = ""
 
 
+class ExporterStatus(Answer, frozen=True, kw_only=True):
+    """Flows on their way into a file."""
+
+    name: str
+    path: str
+    state: str
+    """active, failing, stuck or ended."""
+    problem: str = ""
+    lines: int = 0
+    lost_events: int = 0
+    waiting: int = 0
+    """Flows in memory that it has not looked at."""
+    last_write: float = 0.0
+    """Seconds since the epoch; 0: never."""
+
+
 class HubbleStatus(Component, frozen=True, kw_only=True):
     """State of the flow store."""
 
@@ -40,6 +56,7 @@ class HubbleStatus(Component, frozen=True, kw_only=True):
     max_flows: int = 0
     seen_flows: int = 0
     lost_events: int = 0
+    exporters: tuple[ExporterStatus, ...] = ()
 
 
 class IpamStatus(Answer, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cilia.api.client import AgentClient, AgentError
-from cilia.api.types import Component, Health, StatusResponse
+from cilia.api.types import Component, ExporterStatus, Health, StatusResponse
 from cilia.cli.options import AgentSocket, Output, UserError, connect
 from cilia.cli.output import Format, cell, console, health, print_data, printable
 
@@ -120,8 +120,16 @@ def details(answer: StatusResponse, *, verbose: bool) -> list[tuple[str, list[st
         for m in answer.maps
         if m.size and (verbose or m.used >= FULL_AT * m.size)
     ]
+    exporters = [_exporter(each) for each in answer.hubble.exporters if verbose or each.problem]
     titles = ("Controllers", "Maps") if verbose else ("Failing controllers", "Nearly full maps")
-    return [(title, rows) for title, rows in zip(titles, (controllers, maps), strict=True) if rows]
+    found = zip((*titles, "Exporters of flows"), (controllers, maps, exporters), strict=True)
+    return [(title, rows) for title, rows in found if rows]
+
+
+def _exporter(exporter: ExporterStatus) -> str:
+    counts = f"{exporter.lines} lines, {exporter.lost_events} events lost, {exporter.waiting} waiting"
+    problem = f": {exporter.problem}" if exporter.problem else ""
+    return f"{exporter.name} ({exporter.path}): {exporter.state}, {counts}{problem}"
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ from cilia.api.types import (
     StatusResponse,
     VerifyReport,
 )
-from cilia.apps.agent import standalone
+from cilia.apps.agent import exporting, standalone
 from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.check import Checker, Config
 from cilia.apps.agent.explain import Explainer
@@ -54,6 +54,7 @@ from cilia.apps.agent.usage import PolicyAccounts
 from cilia.apps.agent.verifying import Verifying
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
+from cilia.hubble.export.exporters import Exporters
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, EndpointEntry
@@ -106,6 +107,7 @@ class AgentBackend(TableBackend):
         kernel: KernelState,
         hubble: FlowStore,
         hubble_doors: Doors,
+        hubble_exporters: Exporters,
         metrics: AgentMetrics,
         condition: Condition,
         addresses: Callable[[int], tuple[int, int]],
@@ -123,6 +125,7 @@ class AgentBackend(TableBackend):
         self._kernel = kernel
         self._hubble = hubble
         self._doors = hubble_doors
+        self._exporters = hubble_exporters
         self._metrics = metrics
         self._condition = condition
         self._addresses = addresses
@@ -200,7 +203,8 @@ class AgentBackend(TableBackend):
     def _hubble_state(self) -> Health:
         if not self._settings.events:
             return Health.DISABLED
-        return Health.WARNING if self._doors.troubled else Health.OK
+        troubled = self._doors.troubled or exporting.trouble(self._exporters)
+        return Health.WARNING if troubled else Health.OK
 
     async def status(self) -> StatusResponse:
         errors = self._kernel.errors()
@@ -219,11 +223,12 @@ class AgentBackend(TableBackend):
             operator=await self._operator(),
             hubble=HubbleStatus(
                 state=self._hubble_state(),
-                msg=self._doors.sentence,
+                msg="; ".join(filter(None, (self._doors.sentence, exporting.trouble(self._exporters)))),
                 current_flows=len(self._hubble),
                 max_flows=self._hubble.capacity,
                 seen_flows=self._hubble.head,
                 lost_events=sum(metrics.lost.values()),
+                exporters=exporting.shown(self._exporters),
             ),
             datapath=datapath,
             cni_file=Component(

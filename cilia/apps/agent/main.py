@@ -166,6 +166,85 @@ def agent(
         str, typer.Option(envvar=_env("aggregation"), help="none, low or medium.")
     ] = "medium",
     report_interval: Annotated[int, typer.Option(envvar=_env("report_interval"), min=1)] = 5,
+    hubble_export_file_path: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_export_file_path"),
+            help="Write flows there as lines of JSON, or to stdout. Default: nowhere.",
+        ),
+    ] = "",
+    hubble_export_file_max_size_mb: Annotated[
+        int,
+        typer.Option(
+            envvar=_env("hubble_export_file_max_size_mb"), min=1, help="MiB after which it is set aside."
+        ),
+    ] = 10,
+    hubble_export_file_max_backups: Annotated[
+        int,
+        typer.Option(
+            envvar=_env("hubble_export_file_max_backups"), min=0, help="Files set aside; 0: all stay."
+        ),
+    ] = 5,
+    hubble_export_file_compress: Annotated[
+        bool, typer.Option(envvar=_env("hubble_export_file_compress"), help="Compress files set aside.")
+    ] = False,
+    hubble_export_allowlist: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_export_allowlist"), help="Flow filters in JSON: only what matches."),
+    ] = "",
+    hubble_export_denylist: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_export_denylist"), help="Flow filters in JSON: not what matches."),
+    ] = "",
+    hubble_export_fieldmask: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_export_fieldmask"), help="Fields with commas, such as source.pod_name."
+        ),
+    ] = "",
+    hubble_export_fieldaggregate: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_export_fieldaggregate"), help="Count flows that agree in these fields."
+        ),
+    ] = "",
+    hubble_export_aggregation_interval: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_export_aggregation_interval"), help="Over so long, such as 30s."),
+    ] = "0s",
+    hubble_flowlogs_config_path: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("hubble_flowlogs_config_path"),
+            readable=False,
+            help="YAML of further exporters, followed.",
+        ),
+    ] = None,
+    hubble_redact_enabled: Annotated[
+        bool,
+        typer.Option(
+            "--hubble-redact-enabled/--no-hubble-redact-enabled",
+            envvar=_env("hubble_redact_enabled"),
+            help="Take secrets out of application records.",
+        ),
+    ] = False,
+    hubble_redact_http_urlquery: Annotated[
+        bool, typer.Option(envvar=_env("hubble_redact_http_urlquery"), help="Queries of URLs.")
+    ] = False,
+    hubble_redact_http_userinfo: Annotated[
+        bool, typer.Option(envvar=_env("hubble_redact_http_userinfo"), help="Passwords in URLs.")
+    ] = True,
+    hubble_redact_kafka_apikey: Annotated[
+        bool, typer.Option(envvar=_env("hubble_redact_kafka_apikey"), help="Keys of Kafka.")
+    ] = False,
+    hubble_redact_http_headers_allow: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_redact_http_headers_allow"), help="Headers that stay, with commas."),
+    ] = "",
+    hubble_redact_http_headers_deny: Annotated[
+        str,
+        typer.Option(envvar=_env("hubble_redact_http_headers_deny"), help="Headers that go, with commas."),
+    ] = "",
     hubble_capacity: Annotated[
         int,
         typer.Option(
@@ -455,6 +534,22 @@ def agent(
         aggregation=aggregation,
         report_interval=report_interval,
         hubble_capacity=hubble_capacity,
+        hubble_export_file_path=hubble_export_file_path,
+        hubble_export_file_max_size_mb=hubble_export_file_max_size_mb,
+        hubble_export_file_max_backups=hubble_export_file_max_backups,
+        hubble_export_file_compress=hubble_export_file_compress,
+        hubble_export_allowlist=hubble_export_allowlist,
+        hubble_export_denylist=hubble_export_denylist,
+        hubble_export_fieldmask=hubble_export_fieldmask,
+        hubble_export_fieldaggregate=hubble_export_fieldaggregate,
+        hubble_export_aggregation_interval=hubble_export_aggregation_interval,
+        hubble_flowlogs_config_path=hubble_flowlogs_config_path,
+        hubble_redact_enabled=hubble_redact_enabled,
+        hubble_redact_http_urlquery=hubble_redact_http_urlquery,
+        hubble_redact_http_userinfo=hubble_redact_http_userinfo,
+        hubble_redact_kafka_apikey=hubble_redact_kafka_apikey,
+        hubble_redact_http_headers_allow=hubble_redact_http_headers_allow,
+        hubble_redact_http_headers_deny=hubble_redact_http_headers_deny,
         hubble_history_dir=state_dir / hubble_history_dir if hubble_history_dir else None,
         hubble_history_max_bytes=_bytes("hubble-history-max-bytes", hubble_history_max_bytes),
         hubble_history_max_age=_seconds("hubble-history-max-age", hubble_history_max_age),

@@ -3,6 +3,7 @@
     kernel's rings ─► pump ─► store ─┬─► observer ─┐
                                      │   peers    ─┼─► doors (unix socket, TCP)
     tables ─► directory ─────────────┤   health   ─┘
+                                     ├─► exporters ─► files of JSON lines
                                      └─► history (sealed files, if wanted) ─► observer
 
 What reads flows as they come is started here, too, each with a cursor of its own.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cilia import __version__
+from cilia.apps.agent import exporting
 from cilia.apps.agent.agent_events import AgentEventWriter
 from cilia.apps.agent.directory import TableDirectory
 from cilia.apps.agent.errors import StartError
@@ -67,6 +69,9 @@ class Observability:
         self.store = FlowStore(kernel.event_dtype, directory, capacity=settings.hubble_capacity)
         self._name = f"{settings.cluster_name}/{settings.node_name}"
         self._facts = NodeFacts(name=self._name, files=file_names(kernel.source_files))
+        self.exporters = exporting.exporters(settings, self.store, self._facts, clock)
+        self.redaction = exporting.redaction(settings)
+        """What `hubble.redact` takes out of each application record before it is stored."""
         ways = door_settings(settings)
         own = own_peer(ways, settings.node_name, settings.cluster_name, kernel.addresses)
         observer = Observer(
@@ -106,6 +111,7 @@ class Observability:
             except HistoryError as error:
                 raise StartError(str(error)) from error
             stack.push_async_callback(self.history.close)
+        stack.push_async_callback(self.exporters.close)
         await self.doors.open(stack)
 
     def start(self, tasks: TaskGroup) -> None:
@@ -114,6 +120,7 @@ class Observability:
         if self.history is not None:
             self.history.start(tasks)
         tasks.spawn("tell peers", self._peer_list.run())
+        self.exporters.start(tasks)
 
     def tell(self, tasks: TaskGroup, revision: Callable[[], int]) -> Callable[[], None]:
         """Begin to note what the agent does; `revision`: of its policies. What to call after each step."""

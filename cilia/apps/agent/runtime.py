@@ -57,6 +57,7 @@ from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.dataplane.bpf import BpfError
 from cilia.dataplane.verify import Verifier
+from cilia.hubble.export.collector import ExportCollector
 from cilia.kit import startup
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import SystemClock
@@ -182,6 +183,7 @@ class Runtime:
                 lambda: _policy_numbers(graph, delays),
             )
         )
+        metrics.registry.register(ExportCollector(observability.exporters))
         switches = EndpointSwitches(self.inputs, files)
         local_services = LocalServices(self.inputs, settings.state_dir)
         local_services.restore()
@@ -198,6 +200,7 @@ class Runtime:
             kernel=state,
             hubble=observability.store,
             hubble_doors=observability.doors,
+            hubble_exporters=observability.exporters,
             metrics=metrics,
             condition=self.condition,
             addresses=addresses.usage,

@@ -73,6 +73,38 @@ class AgentSettings:
     """Seconds between two reports of one established flow."""
     hubble_capacity: int = 65_536
     """Flows kept in memory; a power of two."""
+    hubble_export_file_path: str = ""
+    """File that all flows are written to as lines of JSON, or stdout; empty: none."""
+    hubble_export_file_max_size_mb: int = 10
+    """MiB after which that file is set aside and a new one begun."""
+    hubble_export_file_max_backups: int = 5
+    """Files set aside that are kept; 0: all."""
+    hubble_export_file_compress: bool = False
+    """Compress files that were set aside."""
+    hubble_export_allowlist: str = ""
+    """Flow filters in JSON, one after the other: export what one of them matches. Empty: everything."""
+    hubble_export_denylist: str = ""
+    """The same: of that, leave out what one of these matches."""
+    hubble_export_fieldmask: str = ""
+    """Paths of fields with commas, such as source.pod_name: all that lines have. Empty: everything."""
+    hubble_export_fieldaggregate: str = ""
+    """Paths of fields: one line tells of all flows of an interval that agree in them. Empty: a line each."""
+    hubble_export_aggregation_interval: str = "0s"
+    """That interval, such as 30s."""
+    hubble_flowlogs_config_path: Path | None = None
+    """YAML of further exporters, followed while the agent runs."""
+    hubble_redact_enabled: bool = False
+    """Take out of application records what they must not tell, before they are stored."""
+    hubble_redact_http_urlquery: bool = False
+    """Queries and fragments of URLs."""
+    hubble_redact_http_userinfo: bool = True
+    """Passwords in URLs."""
+    hubble_redact_kafka_apikey: bool = False
+    """Keys of Kafka's requests."""
+    hubble_redact_http_headers_allow: str = ""
+    """Headers with commas: the values of all others go. With neither list all go."""
+    hubble_redact_http_headers_deny: str = ""
+    """Headers with commas: the values of these go."""
     hubble_history_dir: Path | None = None
     """Where flows are kept beyond memory, in sealed files; None: nowhere."""
     hubble_history_max_bytes: int = 1 << 30
