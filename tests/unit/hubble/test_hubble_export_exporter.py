@@ -54,6 +54,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def written(exporters: Exporters, lines: int, name: str = "static") -> None:
+    """Until so many lines of an exporter are in its file, and it knows."""
+    await until(lambda: any(each.name == name and each.lines == lines for each in exporters.statuses()))
+
+
 @asynccontextmanager
 async def running(flows: FlowStore, **options: Any) -> AsyncIterator[Exporters]:
     exporters = Exporters(flows, NODE, SystemClock(), **options)
@@ -75,7 +80,7 @@ def test_each_flow_is_a_line_in_order(tmp_path: Path) -> None:
             for number in range(5):
                 arrive(flows, number * 20, 20)
                 await asyncio.sleep(0.002)
-            await until(lambda: len(ports(path)) == 100)
+            await written(exporters, 100)
             (status,) = exporters.statuses()
             assert (status.lines, status.lost, status.state, status.waiting) == (100, 0, "active", 0)
             assert status.bytes == path.stat().st_size
@@ -202,12 +207,12 @@ def test_an_exporter_that_stops_is_started_again_and_repeats_nothing(
         nonlocal broken
         async with running(flows, static=ExportSettings(path=str(path))) as exporters:
             arrive(flows, 0, 10)
-            await until(lambda: len(ports(path)) == 10)
+            await written(exporters, 10)
             arrive(flows, 10, 10)
             await until(lambda: exporters.statuses()[0].restarts > 1)
             assert "a bug" in exporters.statuses()[0].problem
             broken = False
-            await until(lambda: len(ports(path)) == 20)
+            await written(exporters, 20)
             assert exporters.statuses()[0].state == "active"
 
     asyncio.run(body())
@@ -245,7 +250,7 @@ def test_groups_are_told_when_their_interval_is_over(tmp_path: Path) -> None:
         async with running(flows, static=settings) as exporters:
             arrive(flows, 0, 30)
             arrive(flows, 30, 5, verdict=2)
-            await until(lambda: len(read(path)) == 2)
+            await written(exporters, 2)
             assert exporters.statuses()[0].waiting == 0
             arrive(flows, 40, 7)
 
@@ -298,7 +303,7 @@ def test_a_file_of_flow_logs_is_followed(tmp_path: Path) -> None:
             write(CONFIG.format(tmp_path))
             await until(lambda: len(exporters.statuses()) == 2)
             arrive(flows, 0, 5)
-            await until(lambda: len(ports(one)) == 5)
+            await written(exporters, 5, "one")
             first = exporters._running["one"]
 
             write("flowLogs: [{name: one}]")
@@ -310,12 +315,12 @@ def test_a_file_of_flow_logs_is_followed(tmp_path: Path) -> None:
             await until(lambda: not exporters.problem)
             assert exporters._running["one"] is first
             arrive(flows, 5, 5)
-            await until(lambda: len(ports(two)) == 5)
+            await written(exporters, 5, "two")
 
             write(f"flowLogs: [{{name: two, filePath: {two}}}, {{name: three, filePath: {three}}}]")
             await until(lambda: [each.name for each in exporters.statuses()] == ["three", "two"])
             arrive(flows, 10, 5)
-            await until(lambda: len(ports(three)) == 5)
+            await written(exporters, 5, "three")
             assert exporters.reconfigurations == {"add": 3, "update": 2, "remove": 1}
             assert exporters.config_hash and exporters.config_applied
 
