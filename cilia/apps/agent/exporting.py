@@ -10,7 +10,7 @@ from cilia.apps.agent.settings import AgentSettings
 from cilia.hubble.convert import NodeFacts
 from cilia.hubble.export.exporter import State
 from cilia.hubble.export.exporters import Exporters
-from cilia.hubble.export.settings import ExportError, ExportSettings, duration, filters
+from cilia.hubble.export.settings import ExportError, ExportSettings, filters, interval
 from cilia.hubble.redact import RedactSettings
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
@@ -41,7 +41,7 @@ def static_export(settings: AgentSettings) -> ExportSettings | None:
         exclude=filters(settings.hubble_export_denylist),
         mask=words(settings.hubble_export_fieldmask),
         aggregate=words(settings.hubble_export_fieldaggregate),
-        interval=duration(settings.hubble_export_aggregation_interval),
+        interval=interval(settings.hubble_export_aggregation_interval),
     )
 
 

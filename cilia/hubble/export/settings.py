@@ -31,6 +31,7 @@ import yaml
 from google.protobuf import json_format
 
 from cilia.hubble.export import masks
+from cilia.kit.durations import parse_duration
 from cilia.proto.flow import flow_pb2
 
 STDOUT = "stdout"
@@ -40,8 +41,6 @@ MAX_SIZE_MB = 10
 MAX_BACKUPS = 5
 LONGEST_FILE = 1 << 20
 """Bytes of settings: more than thousands of exporters need."""
-
-UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
 class ExportError(ValueError):
@@ -145,7 +144,7 @@ def read_entry(entry: Mapping[str, Any]) -> ExportSettings:
         exclude=tuple(filter_text(each) for each in _list(entry, "excludeFilters")),
         mask=_texts(entry, "fieldMask"),
         aggregate=_texts(entry, "fieldAggregate"),
-        interval=duration(entry.get("aggregationInterval") or 0),
+        interval=interval(str(entry.get("aggregationInterval") or 0)),
         end=_moment(entry.get("end")),
     )
 
@@ -179,7 +178,8 @@ def filter_text(value: object) -> str:
     try:
         message = json_format.ParseDict(value, flow_pb2.FlowFilter())
     except json_format.ParseError as error:
-        raise ExportError(f"{json.dumps(value, default=str)} is not a filter: {error}") from None
+        why = str(error).splitlines()[0]
+        raise ExportError(f"{json.dumps(value, default=str)} is not a filter: {why}") from None
     return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None, sort_keys=True)
 
 
@@ -188,17 +188,12 @@ def filter_message(text: str) -> flow_pb2.FlowFilter:
     return json_format.Parse(text, flow_pb2.FlowFilter())
 
 
-def duration(value: object) -> float:
-    """Seconds of a Go duration such as `1m30s`, or of a number. Raises ExportError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    text = str(value)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)", text)
-    if "".join(number + unit for number, unit in parts) != text or not parts:
-        if text == "0":
-            return 0.0
-        raise ExportError(f"{text!r} is not a duration: write 30s or 1m30s")
-    return sum(float(number) * UNITS[unit] for number, unit in parts)
+def interval(text: str) -> float:
+    """Seconds of a length of time such as `30s`. Raises ExportError."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ExportError(str(error)) from None
 
 
 def _moment(value: object) -> float | None:
