@@ -15,6 +15,7 @@ from rich.table import Table
 from bench import (
     agent,
     datapath,
+    hubble_relay,
     netbench,
     policy,
     policy_load,
@@ -47,6 +48,7 @@ GROUPS = {
     "services-xdp": services_xdp.packets,
     "services-kube-proxy": services_sockets.against_kube_proxy,
     "services-load": services_load.measure,
+    "hubble-relay": hubble_relay.measure,
     "services-rolling": services_rolling.roll,
 }
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 FLOW = 1
 TIME = 1001
 
@@ -15,6 +18,17 @@ FLOW_KEY = 0x0A
 TIME_KEY = b"\xca\x3e"
 """Field 1001, length-delimited."""
 SECOND = 1_000_000_000
+
+FEW = 16
+"""Messages for which a vector step does not pay."""
+ENDING = 15
+"""Bytes of a message that ends with the time, as its last field: key, length 12, and a Timestamp in full."""
+WEIGHTS = 1 << np.arange(0, 35, 7, dtype=np.int64)
+
+
+Bytes = npt.NDArray[np.uint8]
+Moments = npt.NDArray[np.int64]
+Truths = npt.NDArray[np.bool_]
 
 
 class ScanError(ValueError):
@@ -33,7 +47,21 @@ class Scanner:
 
         Raises ScanError.
         """
-        return [self._time(message) for message in messages]
+        if len(messages) < FEW:
+            return [self._time(message) for message in messages]
+        endings = b"".join([message[-ENDING:] for message in messages])
+        if len(endings) != ENDING * len(messages):
+            return [self._time(message) for message in messages]
+        table = np.frombuffer(endings, np.uint8).reshape(-1, ENDING)
+        moments, usual = moments_of(table, 0)
+        # The nanoseconds of a quarter of all moments take four bytes only, so everything is one byte later.
+        later, shorter = moments_of(table, 1)
+        times: list[int] = np.where(usual, moments, later).tolist()
+        for index in np.flatnonzero(~(usual | shorter)).tolist():
+            self._last = times[index - 1] if index else self._last
+            times[index] = self._time(messages[index])
+        self._last = times[-1]
+        return times
 
     def _time(self, message: bytes) -> int:
         # What servers write: the time is the last field, its seconds take five bytes (1978 to 3058).
@@ -62,6 +90,19 @@ class Scanner:
                 if seconds < 1 << 62:
                     self._last = seconds * SECOND + nanos
         return self._last
+
+
+def moments_of(table: Bytes, shift: int) -> tuple[Moments, Truths]:
+    """Times of messages by their last bytes, and for which of them that is what these bytes mean.
+
+    `table`: (messages, 15). `shift`: bytes the nanoseconds are shorter than five.
+    """
+    key, nanos = table[:, shift : shift + 10], table[:, shift + 10 :]
+    fits = (key[:, 0] == TIME_KEY[0]) & (key[:, 1] == TIME_KEY[1]) & (key[:, 2] == 12 - shift)
+    fits &= (key[:, 3] == 0x08) & (key[:, 8] < 0x80) & (key[:, 9] == 0x10) & (nanos[:, -1] < 0x80)
+    seconds = (key[:, 4:9] & 0x7F) @ WEIGHTS
+    rest = (nanos & 0x7F) @ WEIGHTS[: 5 - shift]
+    return seconds * SECOND + rest, fits
 
 
 def is_flow(message: bytes) -> bool:

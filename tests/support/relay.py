@@ -90,8 +90,8 @@ class Node:
             for start in range(0, len(flows), 512):
                 await sink.send(flows[start : start + 512])
                 self.sent += len(flows[start : start + 512])
-            while self.hang:
-                await asyncio.sleep(0.05)
+            if self.hang:
+                await asyncio.Event().wait()
             return
         while True:
             self.changed.clear()

@@ -23,6 +23,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
+import hyperframe.frame
 
 from cilia.hubble.rpc.messages import (
     MAX_MESSAGE,
@@ -42,6 +43,9 @@ MAX_FRAME = 256 << 10
 """Bytes: fewer, larger frames; a frame, not a byte, is what costs."""
 DEFAULT_PORT = 4244
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+
+# h2 spells out each frame it receives, all its bytes, for a log that nobody keeps: as costly as reading it.
+hyperframe.frame.DataFrame._body_repr = lambda self: ""  # type: ignore[method-assign]
 
 Headers = Iterable[tuple[str, str]]
 

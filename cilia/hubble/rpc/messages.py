@@ -61,30 +61,41 @@ class Unframer:
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self._buffer = bytearray()
         self._limit = limit
+        self._wanted = PREFIX.size
+        """Bytes the buffer needs before there is something to read in it."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages completed by `data`. Raises FramingError for compressed or too large ones."""
-        self._buffer += data
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted:
+                return []
+            data = bytes(self._buffer)
         messages = []
-        start = 0
-        while len(self._buffer) - start >= PREFIX.size:
-            compressed, length = PREFIX.unpack_from(self._buffer, start)
-            if compressed:
-                raise FramingError(
-                    "compressed messages are not supported: send them as they are", Code.UNIMPLEMENTED
-                )
-            if length > self._limit:
-                raise FramingError(
-                    f"a message of {length} bytes is larger than {self._limit}: ask for less at once",
-                    Code.RESOURCE_EXHAUSTED,
-                )
-            end = start + PREFIX.size + length
-            if end > len(self._buffer):
+        start, end = 0, len(data)
+        self._wanted = PREFIX.size
+        while end - start >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(data, start)
+            if compressed or length > self._limit:
+                raise self._refusal(compressed, length)
+            stop = start + PREFIX.size + length
+            if stop > end:
+                self._wanted = stop - start
                 break
-            messages.append(bytes(self._buffer[start + PREFIX.size : end]))
-            start = end
-        del self._buffer[:start]
+            messages.append(data[start + PREFIX.size : stop])
+            start = stop
+        self._buffer = bytearray(data[start:])
         return messages
+
+    def _refusal(self, compressed: int, length: int) -> FramingError:
+        if compressed:
+            return FramingError(
+                "compressed messages are not supported: send them as they are", Code.UNIMPLEMENTED
+            )
+        return FramingError(
+            f"a message of {length} bytes is larger than {self._limit}: ask for less at once",
+            Code.RESOURCE_EXHAUSTED,
+        )
 
     @property
     def pending(self) -> int:
