@@ -85,6 +85,7 @@ class HubbleMetrics:
         inputs: Inputs,
         desired: Desired,
     ) -> None:
+        """Raises StartError for settings that can't be meant."""
         self._settings = settings
         self._clock = clock
         self._inputs = inputs
@@ -92,6 +93,10 @@ class HubbleMetrics:
         self._server: MetricsServer | None = None
         limits = Limits(series=settings.max_series, expiry=settings.expiry)
         self.flows = FlowMetrics(store, node, clock, limits, self._pods)
+        try:
+            self.flows.configure(check(settings))
+        except MetricsError as error:
+            raise StartError(str(error)) from error
         self._follower: ConfigFollower | None = None
         if settings.config_path is not None:
             self._follower = ConfigFollower(settings.config_path, self.flows.configure)
@@ -101,10 +106,6 @@ class HubbleMetrics:
         settings = self._settings
         if not settings.wanted:
             return
-        try:
-            self.flows.configure(check(settings))
-        except MetricsError as error:
-            raise StartError(str(error)) from error
         self._look()
         stack.push_async_callback(self._close)
         try:

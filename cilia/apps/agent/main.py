@@ -16,6 +16,7 @@ from cilia import __version__
 from cilia.apps.agent.settings import AgentSettings, cgroup_mount
 from cilia.cli.moments import parse_ago
 from cilia.kit import startup
+from cilia.kit.durations import parse_duration
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,6 +45,14 @@ def _prefixes(flag: str, text: str) -> None:
             ipaddress.ip_network(part.strip(), strict=False)
     except ValueError as error:
         raise typer.BadParameter(f"{error}: write prefixes with commas", param_hint=f"--{flag}") from error
+
+
+def _duration(flag: str, text: str) -> float:
+    """Seconds."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{flag}") from error
 
 
 def _ports(text: str) -> None:
@@ -141,6 +150,83 @@ def agent(
             envvar=_env("hubble_tls_client_ca_files"), help="PEM files with commas: whose clients are served."
         ),
     ] = "",
+    hubble_metrics: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_metrics"), help='What to count, such as "drop:sourceContext=pod flow".'
+        ),
+    ] = "",
+    hubble_dynamic_metrics_config_path: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_env("hubble_dynamic_metrics_config_path"),
+            readable=False,
+            help="YAML that says what to count, followed.",
+        ),
+    ] = None,
+    hubble_metrics_server: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_metrics_server"), help="[HOST]:PORT. Default: :9965 where there are metrics."
+        ),
+    ] = "",
+    enable_hubble_open_metrics: Annotated[
+        bool, typer.Option(envvar=_env("enable_hubble_open_metrics"), help="OpenMetrics for who asks for it.")
+    ] = False,
+    hubble_metrics_server_enable_tls: Annotated[
+        bool,
+        typer.Option(
+            "--hubble-metrics-server-enable-tls/--no-hubble-metrics-server-enable-tls",
+            envvar=_env("hubble_metrics_server_enable_tls"),
+        ),
+    ] = False,
+    hubble_metrics_server_tls_cert_file: Annotated[
+        Path | None, typer.Option(envvar=_env("hubble_metrics_server_tls_cert_file"), readable=False)
+    ] = None,
+    hubble_metrics_server_tls_key_file: Annotated[
+        Path | None, typer.Option(envvar=_env("hubble_metrics_server_tls_key_file"), readable=False)
+    ] = None,
+    hubble_metrics_server_tls_client_ca_files: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_metrics_server_tls_client_ca_files"),
+            help="PEM files with commas: whose scrapers are answered. Default: anybody's.",
+        ),
+    ] = "",
+    hubble_metrics_max_series: Annotated[
+        int,
+        typer.Option(
+            envvar=_env("hubble_metrics_max_series"),
+            min=0,
+            help='Series of one metric; others are counted as "other". 0: no bound.',
+        ),
+    ] = 10_000,
+    hubble_metrics_expiry: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_metrics_expiry"), help="Series without flows go after so long; 0: never."
+        ),
+    ] = "10m",
+    hubble_drop_events: Annotated[
+        bool,
+        typer.Option(
+            "--hubble-drop-events/--no-hubble-drop-events",
+            envvar=_env("hubble_drop_events"),
+            help="Write drops of pods as Events.",
+        ),
+    ] = False,
+    hubble_drop_events_interval: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_drop_events_interval"), help="Between two writes about the same drops."
+        ),
+    ] = "2m",
+    hubble_drop_events_reasons: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("hubble_drop_events_reasons"), help="Names of drop reasons, with blanks or commas."
+        ),
+    ] = "auth_required policy_denied policy_deny",
     cni_bin_dir: Annotated[
         Path | None, typer.Option(envvar=_env("cni_bin_dir"), help="Install the CNI plugin there.")
     ] = None,
@@ -520,6 +606,19 @@ def agent(
         hubble_tls_cert_file=hubble_tls_cert_file,
         hubble_tls_key_file=hubble_tls_key_file,
         hubble_tls_client_ca_files=hubble_tls_client_ca_files,
+        hubble_metrics=hubble_metrics,
+        hubble_dynamic_metrics_config_path=hubble_dynamic_metrics_config_path,
+        hubble_metrics_server=hubble_metrics_server,
+        enable_hubble_open_metrics=enable_hubble_open_metrics,
+        hubble_metrics_server_enable_tls=hubble_metrics_server_enable_tls,
+        hubble_metrics_server_tls_cert_file=hubble_metrics_server_tls_cert_file,
+        hubble_metrics_server_tls_key_file=hubble_metrics_server_tls_key_file,
+        hubble_metrics_server_tls_client_ca_files=hubble_metrics_server_tls_client_ca_files,
+        hubble_metrics_max_series=hubble_metrics_max_series,
+        hubble_metrics_expiry=_duration("hubble-metrics-expiry", hubble_metrics_expiry),
+        hubble_drop_events=hubble_drop_events,
+        hubble_drop_events_interval=_duration("hubble-drop-events-interval", hubble_drop_events_interval),
+        hubble_drop_events_reasons=hubble_drop_events_reasons,
         cni_bin_dir=cni_bin_dir,
         cni_conf_dir=cni_conf_dir,
         health_listen=health_listen,

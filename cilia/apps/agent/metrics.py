@@ -211,10 +211,10 @@ class AgentCollector(Collector):
 
     def _flows(self) -> Iterator[Metric]:
         numbers = self._hubble()
-        flows = CounterMetricFamily("hubble_flows_processed", "Flow events stored")
+        flows = CounterMetricFamily("cilia_hubble_flows", "Flow events stored")
         flows.add_metric([], numbers.flows)
         yield flows
-        lost = CounterMetricFamily("hubble_lost_events", "Events lost", labels=["source"])
+        lost = CounterMetricFamily("cilia_hubble_lost_events", "Events lost", labels=["source"])
         for source, number in numbers.lost.items():
             lost.add_metric([source], number)
         yield lost

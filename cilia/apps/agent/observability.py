@@ -20,9 +20,11 @@ from cilia import __version__
 from cilia.apps.agent import exporting
 from cilia.apps.agent.agent_events import AgentEventWriter
 from cilia.apps.agent.directory import TableDirectory
+from cilia.apps.agent.drop_events import DropEventSettings, DropEventWriter
 from cilia.apps.agent.errors import StartError
 from cilia.apps.agent.flows import FlowPump
 from cilia.apps.agent.hubble_doors import Doors, DoorSettings, PeerList, own_peer, split_address
+from cilia.apps.agent.hubble_metrics import HubbleMetrics, HubbleMetricsSettings
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.metrics import HubbleNumbers
 from cilia.apps.agent.settings import AgentSettings
@@ -30,6 +32,7 @@ from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.dataplane.order import KernelState
 from cilia.hubble.agent_events import EventLog, EventStream
 from cilia.hubble.convert import NodeFacts, file_names
+from cilia.hubble.drop_events import ReasonError
 from cilia.hubble.health import Health
 from cilia.hubble.history.settings import HistoryError, HistorySettings, require_extra
 from cilia.hubble.observer import Observer, ObserverSettings
@@ -72,6 +75,11 @@ class Observability:
         self.exporters = exporting.exporters(settings, self.store, self._facts, clock)
         self.redaction = exporting.redaction(settings)
         """What `hubble.redact` takes out of each application record before it is stored."""
+        self.metrics = HubbleMetrics(
+            metrics_settings(settings), self.store, self._facts, clock, inputs, desired
+        )
+        self.drop_events = drop_events(settings, self.store, inputs, clock)
+        """Started once the cluster's objects are known."""
         ways = door_settings(settings)
         own = own_peer(ways, settings.node_name, settings.cluster_name, kernel.addresses)
         observer = Observer(
@@ -117,6 +125,7 @@ class Observability:
     def start(self, tasks: TaskGroup) -> None:
         """Begin what goes on as long as the agent runs."""
         self.doors.start(tasks)
+        self.metrics.start(tasks)
         if self.history is not None:
             self.history.start(tasks)
         tasks.spawn("tell peers", self._peer_list.run())
@@ -180,3 +189,33 @@ def door_settings(settings: AgentSettings) -> DoorSettings:
         key_file=settings.hubble_tls_key_file,
         client_ca_files=tuple(Path(part) for part in authorities if part),
     )
+
+
+def metrics_settings(settings: AgentSettings) -> HubbleMetricsSettings:
+    """What the agent's settings say of Hubble's metrics."""
+    authorities = (part.strip() for part in settings.hubble_metrics_server_tls_client_ca_files.split(","))
+    return HubbleMetricsSettings(
+        metrics=settings.hubble_metrics,
+        config_path=settings.hubble_dynamic_metrics_config_path,
+        address=settings.hubble_metrics_server,
+        open_metrics=settings.enable_hubble_open_metrics,
+        enable_tls=settings.hubble_metrics_server_enable_tls,
+        cert_file=settings.hubble_metrics_server_tls_cert_file,
+        key_file=settings.hubble_metrics_server_tls_key_file,
+        client_ca_files=tuple(Path(part) for part in authorities if part),
+        max_series=settings.hubble_metrics_max_series,
+        expiry=settings.hubble_metrics_expiry,
+    )
+
+
+def drop_events(settings: AgentSettings, flows: FlowStore, inputs: Inputs, clock: Clock) -> DropEventWriter:
+    """What writes drops as Events. Raises StartError."""
+    wanted = DropEventSettings(
+        enabled=settings.hubble_drop_events,
+        interval=settings.hubble_drop_events_interval,
+        reasons=settings.hubble_drop_events_reasons,
+    )
+    try:
+        return DropEventWriter(wanted, flows, inputs, clock, node=settings.node_name)
+    except ReasonError as error:
+        raise StartError(f"--hubble-drop-events-reasons: {error}") from error

@@ -272,6 +272,7 @@ class Runtime:
         tasks.spawn("verify the kernel", verifying.run())
         events = ServiceEvents(store, self.desired, self.clock, node=settings.node_name)
         tasks.spawn("tell problems of services", events.run())
+        observability.drop_events.start(tasks, store)
         if settings.kube_proxy_replacement:
             ports = HealthPorts(
                 self.desired,

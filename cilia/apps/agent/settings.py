@@ -46,6 +46,29 @@ class AgentSettings:
     hubble_tls_key_file: Path | None = None
     hubble_tls_client_ca_files: str = ""
     """PEM files with commas: the authorities of those whom Hubble serves on TCP."""
+    hubble_metrics: str = ""
+    """What Hubble counts for Prometheus, such as "drop:sourceContext=pod flow"; empty: nothing."""
+    hubble_dynamic_metrics_config_path: Path | None = None
+    """YAML that says it instead, followed."""
+    hubble_metrics_server: str = ""
+    """[HOST]:PORT of these metrics; empty: :9965 where there are any."""
+    enable_hubble_open_metrics: bool = False
+    """Serve OpenMetrics to those who ask for it."""
+    hubble_metrics_server_enable_tls: bool = False
+    hubble_metrics_server_tls_cert_file: Path | None = None
+    hubble_metrics_server_tls_key_file: Path | None = None
+    hubble_metrics_server_tls_client_ca_files: str = ""
+    """PEM files with commas: authorities of scrapers. Empty: anybody may scrape."""
+    hubble_metrics_max_series: int = 10_000
+    """Series a metric may have, others are counted together; 0: no bound."""
+    hubble_metrics_expiry: float = 600.0
+    """Seconds without a flow after which a series goes; 0: never."""
+    hubble_drop_events: bool = False
+    """Write drops of pods as Events, too."""
+    hubble_drop_events_interval: float = 120.0
+    """Seconds between two writes about the same drops."""
+    hubble_drop_events_reasons: str = "auth_required policy_denied policy_deny"
+    """Names of drop reasons, with blanks or commas."""
     cni_bin_dir: Path | None = None
     """Where the CNI executable is installed; None: not installed by the agent."""
     cni_conf_dir: Path | None = None
