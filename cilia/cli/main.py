@@ -16,6 +16,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "cilia.cli.observe", "observe", "Show flows: who talked to whom, and what decided."
     ),
     "flows": LazyCommand("cilia.cli.flows_sql", "app", "Ask about flows in SQL."),
+    "hubble": LazyCommand("cilia.cli.hubble", "app", "Make and show the certificates of Hubble."),
     "endpoint": LazyCommand("cilia.cli.endpoint", "app", "Show the pods of this node and their policy."),
     "identity": LazyCommand("cilia.cli.identity", "app", "Show security identities."),
     "ip": LazyCommand("cilia.cli.addresses", "app", "Show which identity is behind an address."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 from cilia.kit import certificates
@@ -41,3 +42,19 @@ class Authority:
             (directory / f".{name}").write_bytes(content)
             (directory / f".{name}").rename(directory / name)
         return TlsFiles(directory / "tls.crt", directory / "tls.key", directory / "ca.crt")
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    """Both ends in memory; gives the server's. Raises SSLError of the end that refuses first."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_hostname=name),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    for _ in range(10):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+    return ends[1]

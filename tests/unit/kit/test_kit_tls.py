@@ -12,6 +12,7 @@ from cilia.kit import certificates
 from cilia.kit.certificates import CertificateError, Issued
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tls import ClientTls, Reloading, ServerTls, TlsError, TlsFiles, refusal, server_name
+from tests.support.hubble_tls import handshake
 
 NOW = SystemClock().wall()
 NAME = server_name("node.one", "default")
@@ -35,29 +36,13 @@ def client_certificate(authority: Issued = CA, *, now: float = NOW, days: float 
     return certificates.issue(authority, "relay", now=now, days=days, server=False)
 
 
-def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str = NAME) -> ssl.SSLObject:
-    """Both ends in memory; gives the server's. Raises SSLError of the end that refuses first."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        client.wrap_bio(to_client, to_server, server_hostname=name),
-        server.wrap_bio(to_server, to_client, server_side=True),
-    ]
-    for _ in range(10):
-        for end in ends:
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-    return ends[1]
-
-
 def clients_context(tmp_path: Path, issued: Issued | None = None, authority: Issued = CA) -> ssl.SSLContext:
     return ClientTls(write(tmp_path / "client", issued or client_certificate(), authority), NAME).context()
 
 
 def test_both_sides_know_each_other(tmp_path: Path) -> None:
     server = ServerTls(write(tmp_path / "server", server_certificate()))
-    end = handshake(server.context(), clients_context(tmp_path))
+    end = handshake(server.context(), clients_context(tmp_path), NAME)
     assert end.version() == "TLSv1.3"
     subject = (end.getpeercert() or {})["subject"]
     assert subject == ((("commonName", "relay"),),)
@@ -72,7 +57,7 @@ def test_names_of_servers() -> None:
 def test_a_wildcard_covers_a_cluster(tmp_path: Path) -> None:
     issued = certificates.issue(CA, "*.default.hubble-grpc.cilium.io", now=NOW, days=1, client=False)
     server = ServerTls(write(tmp_path / "server", issued))
-    handshake(server.context(), clients_context(tmp_path))
+    handshake(server.context(), clients_context(tmp_path), NAME)
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake(server.context(), clients_context(tmp_path), server_name("a", "other"))
 
@@ -88,7 +73,7 @@ def test_a_wildcard_covers_a_cluster(tmp_path: Path) -> None:
 def test_a_wrong_client_is_refused_with_a_reason(tmp_path: Path, issued: Issued, word: str) -> None:
     server = ServerTls(write(tmp_path / "server", server_certificate()))
     with pytest.raises(ssl.SSLError) as error:
-        handshake(server.context(), clients_context(tmp_path, issued))
+        handshake(server.context(), clients_context(tmp_path, issued), NAME)
     assert word in refusal(error.value)
 
 
@@ -96,7 +81,7 @@ def test_no_certificate_no_answer(tmp_path: Path) -> None:
     files = write(tmp_path / "server", server_certificate())
     client = ClientTls(TlsFiles(None, None, files.authorities), NAME)
     with pytest.raises(ssl.SSLError) as error:
-        handshake(ServerTls(files).context(), client.context())
+        handshake(ServerTls(files).context(), client.context(), NAME)
     assert "shows no certificate" in refusal(error.value)
 
 
@@ -107,7 +92,7 @@ def test_older_tls_is_refused(tmp_path: Path) -> None:
     old.verify_mode = ssl.CERT_NONE
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError) as error:
-        handshake(server.context(), old)
+        handshake(server.context(), old, NAME)
     assert "TLS 1.3" in refusal(error.value)
 
 
@@ -130,10 +115,10 @@ def test_replaced_files_count_from_the_next_connection_on(tmp_path: Path) -> Non
     new = later(tls, clock)
     assert new is not old
     assert tls.facts is not None and tls.facts.issuer == "Other CA"
-    handshake(new, clients_context(tmp_path, client_certificate(OTHER_CA), OTHER_CA))
+    handshake(new, clients_context(tmp_path, client_certificate(OTHER_CA), OTHER_CA), NAME)
     # The authority that was taken away is no longer good.
     with pytest.raises(ssl.SSLError):
-        handshake(new, clients_context(tmp_path, client_certificate(CA), OTHER_CA))
+        handshake(new, clients_context(tmp_path, client_certificate(CA), OTHER_CA), NAME)
 
 
 def test_a_swapped_link_as_kubernetes_does_it(tmp_path: Path) -> None:
