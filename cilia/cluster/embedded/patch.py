@@ -63,6 +63,8 @@ def _apply(document: Any, operation: Any) -> Any:
 
 def same(left: Any, right: Any) -> bool:
     """JSON equality: true is not 1, however deep."""
+    if left != right:
+        return False
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 from .errors import FieldError, invalid, required, show, unsupported
@@ -79,9 +80,20 @@ def _check_peer(peer: Value, path: str) -> list[FieldError]:
     return faults
 
 
-def _network(text: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LONGEST = 64
+"""Characters of a network; longer ones are none, and not worth remembering."""
+
+
+def _network(text: Any) -> Network | None:
+    return _parsed(text) if isinstance(text, str) and "/" in text and len(text) <= LONGEST else None
+
+
+@lru_cache(maxsize=16_384)
+def _parsed(text: str) -> Network | None:
+    """The same addresses come in each version of a slice."""
     try:
-        return ipaddress.ip_network(text, strict=False) if isinstance(text, str) and "/" in text else None
+        return ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
 
