@@ -73,4 +73,4 @@ def parsed_selectors(values: list[str]) -> list[selectors.Selector]:
 
 def wildcard(pattern: str) -> re.Pattern[str]:
     """A pattern in which only `*` is special."""
-    return re.compile(".*".join(map(re.escape, pattern.split("*"))))
+    return re.compile(".*".join(map(re.escape, re.split(r"\*+", pattern))))

@@ -14,7 +14,7 @@ from google.protobuf import field_mask_pb2
 from cilia.hubble.filter_values import FilterError
 from cilia.proto.flow import flow_pb2
 
-MAX_PATHS = 200
+MAX_PATHS = 500
 
 
 class Wanted(enum.Enum):

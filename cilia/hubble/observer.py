@@ -18,6 +18,7 @@ from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.masks import FlowMask
 from cilia.hubble.past import Meanings, Past
 from cilia.hubble.predicates import Context
+from cilia.hubble.request_limits import check
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Methods, Sink
 from cilia.hubble.status import completeness
@@ -63,8 +64,6 @@ class Observer:
             "/observer.Observer/ServerStatus": self.server_status,
             "/observer.Observer/GetNodes": self.get_nodes,
             "/observer.Observer/GetNamespaces": self.get_namespaces,
-            "/observer.Observer/GetAgentEvents": self.get_agent_events,
-            "/observer.Observer/GetDebugEvents": self.get_debug_events,
         }
 
     # -- flows --------------------------------------------------------------------------------------------
@@ -72,6 +71,7 @@ class Observer:
     async def get_flows(self, data: bytes, sink: Sink) -> None:
         """Stream flows and gaps."""
         request = parse(observer_pb2.GetFlowsRequest(), data)
+        check(request)
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
         tools = Tools(self._store, self.past, self._settings.lost_events_interval)
@@ -115,14 +115,6 @@ class Observer:
         seen = sorted(self._store.namespaces(self.now() - NAMESPACE_WINDOW))
         names = [observer_pb2.Namespace(cluster=cluster, namespace=name) for cluster, name in seen]
         await sink.send([observer_pb2.GetNamespacesResponse(namespaces=names).SerializeToString()])
-
-    async def get_agent_events(self, _data: bytes, _sink: Sink) -> None:
-        """Not recorded."""
-        raise RpcError(Code.UNIMPLEMENTED, "agent events are not recorded: read the agent's log instead")
-
-    async def get_debug_events(self, _data: bytes, _sink: Sink) -> None:
-        """Not recorded."""
-        raise RpcError(Code.UNIMPLEMENTED, "the data path has no debug events: follow flows instead")
 
     def now(self) -> int:
         """Nanoseconds since the Unix epoch."""

@@ -129,14 +129,6 @@ def test_errors_carry_code_and_sentence(running: Beside, channel: grpc.Channel) 
             list(get_flows(channel, **fields))
         assert error.value.code() == code
         assert len(error.value.details()) > 20
-    with pytest.raises(grpc.RpcError) as error:
-        unary(
-            channel,
-            "GetAgentEvents",
-            observer_pb2.GetAgentEventsRequest(),
-            observer_pb2.GetAgentEventsResponse,
-        )
-    assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_deadline_ends_a_follower(running: Beside, channel: grpc.Channel) -> None:

@@ -77,4 +77,4 @@ def test_paths_that_are_none() -> None:
     with pytest.raises(FilterError, match="labels"):
         FlowMask(["source.labels.x"])
     with pytest.raises(FilterError, match="more than"):
-        FlowMask([f"f{number}" for number in range(300)])
+        FlowMask([f"f{number}" for number in range(600)])
