@@ -1,7 +1,7 @@
 """Drops as Events of the pods they happen to, where `kubectl describe pod` shows them.
 
-An Event's name depends on the pod and the words: the same drops are one Event whose count grows. While the
-API server is away a bounded number of notices waits; the oldest are dropped and counted.
+The same drops are one Event whose count grows; a restarted agent begins another, for agents may not read
+Events. While the API server is away a bounded number of notices waits; the oldest are dropped and counted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ STEP = 8192
 """Rows looked at before other tasks get their turn."""
 WAITING = 1000
 """Notices that wait for the API server."""
+REMEMBERED = 4096
+"""Events whose counts may grow."""
 AT_ONCE = 20
 """Events written in one go; the rest is next."""
 
@@ -50,10 +52,11 @@ class DropEventSettings:
     """Names of drop reasons, with blanks or commas."""
 
 
-class EventCount(msgspec.Struct):
-    """What counts in an Event that is there."""
+class Written(msgspec.Struct, frozen=True):
+    """An Event there is."""
 
-    count: int = 0
+    name: str
+    count: int
 
 
 class DropEventWriter:
@@ -70,6 +73,8 @@ class DropEventWriter:
         self._node = node
         self._drops = DropEvents(flows, parse_reasons(settings.reasons), settings.interval)
         self._waiting: deque[DropNotice] = deque()
+        self._written: dict[tuple[str, str, str], Written] = {}
+        """By namespace, pod and message; the oldest are forgotten first."""
         self.lost = 0
         """Notices nobody got, because the API server was away too long."""
 
@@ -124,31 +129,43 @@ class DropEventWriter:
                 self._waiting.popleft()
 
     async def _write(self, store: Store, notice: DropNotice) -> None:
+        key = (notice.namespace, notice.pod, notice.message)
+        before = self._written.pop(key, None)
+        if before is not None and await self._add(store, before, notice):
+            self._written[key] = Written(before.name, before.count + notice.count)
+            return
         event = self._event(notice)
-        name = event["metadata"]["name"]
         body = cluster.encode(cluster.EVENTS, event)
         try:
             await store.create(cluster.EVENTS, body, namespace=notice.namespace)
         except cluster.AlreadyExists:
-            await self._add(store, name, notice)
+            # Written before, and the answer was lost.
+            pass
         except (cluster.NotFound, cluster.Invalid) as error:
             # Its namespace is going, or it can't be said: waiting would not help.
             log.debug("no event", pod=f"{notice.namespace}/{notice.pod}", error=str(error))
-
-    async def _add(self, store: Store, name: str, notice: DropNotice) -> None:
-        """Count more of the same."""
-        try:
-            raw = await store.get(cluster.EVENTS, name, namespace=notice.namespace)
-            count = cluster.decode(raw, EventCount).count + notice.count
-            patch = msgspec.json.encode({"count": count, "lastTimestamp": stamp(notice.last)})
-            await store.patch(cluster.EVENTS, name, patch, namespace=notice.namespace)
-        except cluster.NotFound:
             return
+        self._written[key] = Written(event["metadata"]["name"], notice.count)
+        if len(self._written) > REMEMBERED:
+            del self._written[next(iter(self._written))]
+
+    async def _add(self, store: Store, before: Written, notice: DropNotice) -> bool:
+        """Let the count grow; whether the Event is still there."""
+        fields = {"count": before.count + notice.count, "lastTimestamp": stamp(notice.last)}
+        patch = msgspec.json.encode(fields)
+        try:
+            await store.patch(cluster.EVENTS, before.name, patch, namespace=notice.namespace)
+        except (cluster.NotFound, cluster.Invalid):
+            return False
+        except StoreError:
+            self._written[notice.namespace, notice.pod, notice.message] = before
+            raise
+        return True
 
     def _event(self, notice: DropNotice) -> dict[str, Any]:
         pod = self._inputs.pods.get((notice.namespace, notice.pod))
         uid = pod.uid if pod is not None else ""
-        said = "\n".join((uid or notice.pod, REASON, self._node, notice.message))
+        said = "\n".join((uid, REASON, self._node, str(notice.first), notice.message))
         return {
             "metadata": {
                 "name": f"{notice.pod[:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",

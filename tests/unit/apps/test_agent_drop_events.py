@@ -94,6 +94,20 @@ def test_the_same_drops_later_are_the_same_event() -> None:
     asyncio.run(story(Story()))
 
 
+def test_an_event_that_has_ended_is_begun_anew() -> None:
+    async def story(world: Story) -> None:
+        await world.happen(DROP)
+        await world.writer.tell(world.store)
+        (name,) = [event["metadata"]["name"] for event in await world.written()]
+        await world.store.delete(cluster.EVENTS, name, namespace="demo")
+        await world.happen({**DROP, "time": 70_000_000_000}, seconds=61.0)
+        await world.writer.tell(world.store)
+        (event,) = await world.written()
+        assert event["count"] == 1
+
+    asyncio.run(story(Story()))
+
+
 def test_nothing_is_lost_while_the_store_is_away_for_a_while() -> None:
     async def story(world: Story) -> None:
         world.store.away = True
