@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cel
 import numpy as np
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -27,6 +26,9 @@ from cilia.hubble.filter_values import FilterError
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
 from cilia.proto.flow import flow_pb2
+
+if TYPE_CHECKING:
+    import cel
 
 MAX_LENGTH = 2000
 """Characters of an expression."""
@@ -120,7 +122,12 @@ class Expression:
 
 
 def compiled(text: str) -> cel.Program:
-    """The library's program. Raises FilterError."""
+    """The library's program. Raises FilterError.
+
+    Imported when the first expression comes: it loads rich, which an agent that starts keeps out.
+    """
+    import cel
+
     try:
         return cel.compile(text)
     except ValueError as error:
