@@ -301,10 +301,10 @@ def _path(document: Document) -> str:
 
 
 @contextmanager
-def policy_lab(name: str, nodes: int = 2) -> Iterator[PolicyLab]:
-    """A lab without pods; all of it goes at the end."""
+def policy_lab(name: str, nodes: int = 2, flags: tuple[str, ...] = ()) -> Iterator[PolicyLab]:
+    """A lab without pods, whose agents have more flags; all of it goes at the end."""
     teardown.take_down(name)
-    plan = make_plan(name, nodes)
+    plan = make_plan(name, nodes, agent_flags=flags)
     try:
         starting.start(plan, lambda _: None)
         _more_addresses(plan)
