@@ -34,6 +34,7 @@ from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.server import Server, Sink
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
+from cilia.relay.access import AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.pool import PoolSettings
 
@@ -136,8 +137,7 @@ async def relay(directory: Path, count: int, flows: int) -> AsyncIterator[str]:
         path = directory / "relay.sock"
         async with relaying(options(f"unix://{path}", peers)):
             target = f"unix://{path}"
-            while await asyncio.to_thread(connected, target) < count:
-                await asyncio.sleep(0.1)
+            await asyncio.to_thread(wait_for, target, count)
             yield target
     finally:
         process.terminate()
@@ -156,7 +156,15 @@ def options(listen: str, peers: list[Peer]) -> RelayOptions:
         server_tls=None,
         pool=PoolSettings(),
         answer=AnswerSettings(),
+        reviews=None,
+        access=AccessSettings(),
     )
+
+
+def wait_for(target: str, count: int) -> None:
+    """Wait until a relay is connected to so many nodes."""
+    while connected(target) < count:
+        time.sleep(0.2)
 
 
 def connected(target: str) -> int:
@@ -198,7 +206,7 @@ def resident_kib() -> int:
 
 
 async def peers_cost(count: int) -> tuple[float, float]:
-    """KiB per connected peer, and per peer and answer of a client that asked for everything and does not read."""
+    """KiB per connected peer, and per peer of an answer that its client does not read."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
     with tempfile.TemporaryDirectory() as name:
         before = resident_kib()

@@ -18,6 +18,8 @@ import typer
 import uvloop
 
 from cilia import __version__
+from cilia.cluster.kube.client import KubeStore
+from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.channel import host_and_port
@@ -26,6 +28,7 @@ from cilia.kit import log as logs
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ClientTls, ServerTls, TlsError, TlsFiles
+from cilia.relay.access import Access, AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.observer import RelayObserver, RelaySettings
@@ -64,6 +67,9 @@ class RelayOptions:
     """For the way from clients; None: plain text."""
     pool: PoolSettings
     answer: AnswerSettings
+    reviews: KubeStore | None
+    """Who is asked what a viewer may see; None: everybody who can connect sees everything."""
+    access: AccessSettings
 
 
 def duration(text: str, flag: str) -> float:
@@ -93,10 +99,13 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         node_name=f"{options.cluster_name}/{socket.gethostname()}",
         answer=options.answer,
     )
-    observer = RelayObserver(pool, settings, clock)
+    access = Access(options.reviews, options.access, clock) if options.reviews else None
+    observer = RelayObserver(pool, settings, clock, access)
     server = Server({**observer.methods(), **Health(["observer.Observer"]).methods()})
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(TaskGroup())
+        if options.reviews:
+            await stack.enter_async_context(options.reviews)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(server.close)
         port = await listen(server, options)
@@ -232,6 +241,30 @@ def run(
     disable_server_tls: Annotated[
         bool, typer.Option(envvar=_env("disable_server_tls"), help="Serve plain text.")
     ] = False,
+    require_tokens: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("require_tokens"),
+            help="Let in only who brings a Kubernetes token; what it may see decides RBAC.",
+        ),
+    ] = False,
+    token_audience: Annotated[
+        str, typer.Option(envvar=_env("token_audience"), help="What tokens must be made for.")
+    ] = "",
+    token_cache_ttl: Annotated[
+        str, typer.Option(envvar=_env("token_cache_ttl"), help="How long an answer about a token holds.")
+    ] = "60s",
+    mask_foreign_addresses: Annotated[
+        bool,
+        typer.Option(
+            envvar=_env("mask_foreign_addresses"),
+            help="Hide addresses, not only names, of peers a viewer may not see.",
+        ),
+    ] = False,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(envvar="KUBECONFIG", help="How to reach the API server; else the pod's account."),
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         typer.Option(envvar=_env("log_level"), help="The least that is logged."),
@@ -267,6 +300,7 @@ def run(
                 ),
                 disabled=disable_server_tls,
                 local=_is_local(listen_address),
+                tokens=require_tokens,
             ),
             pool=PoolSettings(
                 dial_timeout=duration(dial_timeout, "dial-timeout"),
@@ -279,11 +313,21 @@ def run(
                 ),
                 gather=duration(error_aggregation_window, "error-aggregation-window"),
             ),
+            reviews=(
+                KubeStore.discover(kubeconfig, os.environ, user_agent="hubble-relay")
+                if require_tokens
+                else None
+            ),
+            access=AccessSettings(
+                audience=token_audience,
+                remember=duration(token_cache_ttl, "token-cache-ttl"),
+                mask_addresses=mask_foreign_addresses,
+            ),
         )
         logs.configure(log_level, log_format)
         os.umask(0o077)
         uvloop.run(serve(options))
-    except (StartError, PeerListError, TlsError) as error:
+    except (StartError, PeerListError, TlsError, ConfigError) as error:
         typer.echo(f"hubble-relay: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -307,12 +351,20 @@ def client_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ClientTls | N
     return ClientTls(files)
 
 
-def server_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ServerTls | None:
-    """TLS for clients, unless they come by a unix socket or plain text was asked for."""
+def server_tls(files: TlsFiles, *, disabled: bool, local: bool, tokens: bool) -> ServerTls | None:
+    """TLS for clients, unless they come by a unix socket or plain text was asked for.
+
+    With `tokens`, clients need no certificate. Raises StartError, TlsError.
+    """
     if disabled:
         if files.paths():
             raise StartError(
                 "--disable-server-tls and --tls-relay-* exclude each other: leave one of them out"
+            )
+        if tokens and not local:
+            raise StartError(
+                "tokens must not travel in plain text: leave out --disable-server-tls, or listen on a "
+                "unix socket"
             )
         return None
     if local:
@@ -322,7 +374,12 @@ def server_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ServerTls | N
             "clients are served by TLS: give --tls-relay-server-cert-file, --tls-relay-server-key-file and "
             "--tls-relay-client-ca-files, or ask for plain text with --disable-server-tls"
         )
-    return ServerTls(files)
+    if not files.bundles and not tokens:
+        raise StartError(
+            "without --tls-relay-client-ca-files anybody could read all flows: give the authority of the "
+            "clients' certificates, or ask for tokens with --require-tokens"
+        )
+    return ServerTls(files, admit_all=tokens)
 
 
 def _is_local(address: str) -> bool:

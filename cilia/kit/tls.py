@@ -156,10 +156,17 @@ class ServerTls(Reloading):
     """What a server shows, and whom it admits: who has a certificate of one of `files.authorities`."""
 
     def __init__(
-        self, files: TlsFiles, *, protocols: Sequence[str] = GRPC, clock: Clock | None = None
+        self,
+        files: TlsFiles,
+        *,
+        protocols: Sequence[str] = GRPC,
+        clock: Clock | None = None,
+        admit_all: bool = False,
     ) -> None:
-        """Reads the files; raises TlsError."""
-        if files.certificate is None or not files.bundles:
+        """Reads the files; raises TlsError. `admit_all`: clients need no certificate, for they show who they
+        are in another way; then there are no authorities."""
+        self._admit_all = admit_all and not files.bundles
+        if files.certificate is None or not (files.bundles or admit_all):
             raise TlsError(
                 "a TLS server needs a certificate, its key and the authority of its clients: give all three"
             )
@@ -167,7 +174,7 @@ class ServerTls(Reloading):
 
     def _bare(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_NONE if self._admit_all else ssl.CERT_REQUIRED
         context.num_tickets = 0
         return context
 

@@ -25,11 +25,14 @@ from cilia.proto.relay import relay_pb2
 from cilia.relay.merge import Item, Lane, Merge, MergeSettings
 from cilia.relay.pool import Link, Pool
 from cilia.relay.scan import ScanError, Scanner, is_flow
+from cilia.relay.view import View
 
 GET_FLOWS = "/observer.Observer/GetFlows"
 
 RENEW_SECONDS = 2.0
 """Between attempts to ask a connected peer whose answer has ended while a client follows."""
+VIEW = 256
+"""Flows masked before others get their turn: some 5 ms."""
 SEND = 512
 """Messages handed to the client's stream at a time."""
 CALLERS_FAULTS = (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
@@ -71,7 +74,12 @@ class Answer:
         settings: AnswerSettings,
         node_name: str,
         clock: Clock,
+        view: View | None = None,
     ) -> None:
+        """`view`: what the viewer may see; None: everything."""
+        self._view = view
+        if view:
+            view.narrow(request)
         self._pool = pool
         self._request = request
         self._settings = settings
@@ -198,11 +206,24 @@ class Answer:
                 return
             times = scanner.times(batch)
             self._asked[name] = max(self._asked.get(name, 0), max(times))
+            if self._view:
+                times, batch = await self._seen(self._view, times, batch)
             self._merge.put(lane, times, batch, self._clock.monotonic())
             self._bell.set()
             while lane.size >= self._window:
                 room = self._full[name] = asyncio.Event()
                 await room.wait()
+
+    async def _seen(self, view: View, times: list[int], batch: list[bytes]) -> tuple[list[int], list[bytes]]:
+        """What of a batch the viewer gets."""
+        kept: list[Item] = []
+        for start in range(0, len(batch), VIEW):
+            for index in range(start, min(start + VIEW, len(batch))):
+                message = view.see(batch[index])
+                if message is not None:
+                    kept.append((times[index], message))
+            await asyncio.sleep(0)
+        return [time for time, _ in kept], [message for _, message in kept]
 
     # -- the client ---------------------------------------------------------------------------------------
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
+from google.protobuf import field_mask_pb2
 from google.protobuf.message import DecodeError, Message
 
 from cilia.hubble.rpc.messages import Code, RpcError
-from cilia.hubble.rpc.server import Methods, Sink
+from cilia.hubble.rpc.server import Call, Methods, Sink
 from cilia.kit.clock import Clock
+from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
+from cilia.relay.access import Access, Viewer
 from cilia.relay.answer import Answer, AnswerSettings
 from cilia.relay.pool import Link, Pool
+from cilia.relay.view import View
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +49,11 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
 class RelayObserver:
     """The handlers of the service; `methods()` is for the server."""
 
-    def __init__(self, pool: Pool, settings: RelaySettings, clock: Clock) -> None:
+    def __init__(
+        self, pool: Pool, settings: RelaySettings, clock: Clock, access: Access | None = None
+    ) -> None:
+        """`access`: None: everybody who can connect sees everything."""
+        self._access = access
         self._pool = pool
         self._settings = settings
         self._clock = clock
@@ -61,8 +70,9 @@ class RelayObserver:
             "/observer.Observer/GetDebugEvents": self.get_debug_events,
         }
 
-    async def get_flows(self, data: bytes, sink: Sink) -> None:
+    async def get_flows(self, data: bytes, call: Call) -> None:
         """Stream flows of all nodes by time, gaps, and what becomes of nodes."""
+        viewer = await self._viewer(call, "GetFlows")
         request = parse(observer_pb2.GetFlowsRequest(), data)
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
@@ -72,12 +82,18 @@ class RelayObserver:
         self._answers += 1
         try:
             settings = self._settings
-            await Answer(self._pool, request, settings.answer, settings.node_name, self._clock).send(sink)
+            view = self._view(viewer, request)
+            answer = Answer(self._pool, request, settings.answer, settings.node_name, self._clock, view)
+            if viewer is None:
+                await answer.send(call)
+            else:
+                await self._guarded(answer.send(call), viewer, call)
         finally:
             self._answers -= 1
 
-    async def server_status(self, data: bytes, sink: Sink) -> None:
+    async def server_status(self, data: bytes, call: Call) -> None:
         """Counters of all nodes together."""
+        await self._viewer(call, "ServerStatus")
         parse(observer_pb2.ServerStatusRequest(), data)
         links = self._pool.links()
         statuses = await asyncio.gather(*map(self._status, links))
@@ -95,21 +111,25 @@ class RelayObserver:
         total.num_connected_nodes.value = len(links) - len(missing)
         total.num_unavailable_nodes.value = len(missing)
         total.unavailable_nodes.extend(missing[:NAMED_UNAVAILABLE])
-        await sink.send([total.SerializeToString()])
+        await call.send([total.SerializeToString()])
 
-    async def get_nodes(self, data: bytes, sink: Sink) -> None:
+    async def get_nodes(self, data: bytes, call: Call) -> None:
         """All nodes, by name, with their states."""
+        await self._viewer(call, "GetNodes")
         parse(observer_pb2.GetNodesRequest(), data)
         nodes = await asyncio.gather(*map(self._node, self._pool.links()))
-        await sink.send([observer_pb2.GetNodesResponse(nodes=nodes).SerializeToString()])
+        await call.send([observer_pb2.GetNodesResponse(nodes=nodes).SerializeToString()])
 
-    async def get_namespaces(self, data: bytes, sink: Sink) -> None:
+    async def get_namespaces(self, data: bytes, call: Call) -> None:
         """Namespaces any node has seen in the last hour, sorted."""
+        viewer = await self._viewer(call, "GetNamespaces")
+        allowed = viewer.namespaces if viewer else None
         parse(observer_pb2.GetNamespacesRequest(), data)
         answers = await asyncio.gather(*map(self._namespaces, self._pool.links()))
-        found = sorted({pair for answer in answers for pair in answer})
+        seen = {pair for answer in answers for pair in answer}
+        found = sorted(pair for pair in seen if allowed is None or pair[1] in allowed)
         names = [observer_pb2.Namespace(cluster=cluster, namespace=name) for cluster, name in found]
-        await sink.send([observer_pb2.GetNamespacesResponse(namespaces=names).SerializeToString()])
+        await call.send([observer_pb2.GetNamespacesResponse(namespaces=names).SerializeToString()])
 
     async def get_agent_events(self, _data: bytes, _sink: Sink) -> None:
         """Not merged."""
@@ -118,6 +138,53 @@ class RelayObserver:
     async def get_debug_events(self, _data: bytes, _sink: Sink) -> None:
         """Not merged."""
         raise RpcError(Code.UNIMPLEMENTED, "the relay does not merge debug events: ask the node itself")
+
+    # -- viewers ------------------------------------------------------------------------------------------
+
+    async def _viewer(self, call: Call, method: str) -> Viewer | None:
+        """Who asks; None: nobody checks. Raises RpcError."""
+        if self._access is None:
+            return None
+        try:
+            viewer = await self._access.viewer(call.headers)
+        except RpcError as error:
+            log.warning("refused", method=method, client=call.peer, reason=error.sentence)
+            raise
+        seen = "all" if viewer.namespaces is None else ",".join(sorted(viewer.namespaces))
+        log.info("access", user=viewer.user, method=method, client=call.peer, namespaces=seen)
+        return viewer
+
+    def _view(self, viewer: Viewer | None, request: observer_pb2.GetFlowsRequest) -> View | None:
+        if viewer is None or viewer.namespaces is None or self._access is None:
+            return None
+        mask = request.field_mask if request.HasField("field_mask") else None
+        kept = None
+        if mask is not None:
+            kept = field_mask_pb2.FieldMask(paths=mask.paths)
+            if not kept.IsValidForDescriptor(flow_pb2.Flow.DESCRIPTOR):
+                raise RpcError(Code.INVALID_ARGUMENT, "the field mask names a field that no flow has")
+        return View(viewer.namespaces, kept, mask_addresses=self._access.settings.mask_addresses)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], viewer: Viewer, call: Call) -> None:
+        """Work for as long as the viewer may see what it sees."""
+        working = asyncio.ensure_future(work)
+        guarding = asyncio.ensure_future(self._guard(viewer, call))
+        try:
+            await asyncio.wait({working, guarding}, return_when=asyncio.FIRST_COMPLETED)
+            await (working if working.done() else guarding)
+        finally:
+            for task in (working, guarding):
+                task.cancel()
+            await asyncio.gather(working, guarding, return_exceptions=True)
+
+    async def _guard(self, viewer: Viewer, call: Call) -> None:
+        """Raises RpcError once the viewer may no longer see the same."""
+        assert self._access is not None
+        while True:
+            await asyncio.sleep(self._access.settings.remember + 0.1)
+            if await self._access.viewer(call.headers) != viewer:
+                log.info("access ends", user=viewer.user, client=call.peer)
+                raise RpcError(Code.PERMISSION_DENIED, "what you may see has changed: ask again")
 
     # -- one node -----------------------------------------------------------------------------------------
 

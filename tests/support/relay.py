@@ -17,6 +17,7 @@ from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.messages import RpcError
 from cilia.hubble.rpc.server import Call, Server
 from cilia.proto.observer import observer_pb2
+from cilia.relay.access import AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.pool import PoolSettings
@@ -171,10 +172,15 @@ class Cluster:
         self._relays.append(context)
         return f"unix:{path}"
 
+    def stop_relays(self) -> None:
+        """End all relays."""
+        relays, self._relays = self._relays, []
+        for relay in relays:
+            self.run(relay.__aexit__(None, None, None))
+
     def close(self) -> None:
         """Stop everything."""
-        for relay in self._relays:
-            self.run(relay.__aexit__(None, None, None))
+        self.stop_relays()
         for name in list(self.servers):
             self.stop(name)
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -194,6 +200,8 @@ def options_for(listen: str, peers: Sequence[Peer], **choices: Any) -> RelayOpti
         "server_tls": None,
         "pool": IMPATIENT,
         "answer": QUICK,
+        "reviews": None,
+        "access": AccessSettings(),
         **choices,
     }
     return RelayOptions(**settings)
