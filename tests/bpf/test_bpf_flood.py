@@ -74,6 +74,37 @@ def test_a_flood_from_outside(balancer: Balancer, answered: bool) -> None:
     assert (old.action, old.state) == ("LOCAL", 2)
 
 
+def test_a_flood_at_one_pod(balancer: Balancer) -> None:
+    """It fills the pod's quota long before the maps; another pod's flows, however young, are not asked."""
+    world = balancer.world
+    world.settings["ct_quota"][0] = 10
+    balancer.add(AT.balancer, 80, (AT.pod, 8080))
+    balancer.add(AT.balancer, 81, ("10.0.0.12", 8080))
+    world.from_wire(ip(AT.world, AT.balancer) / request("tcp", 4000, 81))
+    shake_hands(world)
+    for attacker in ATTACKERS[:20]:
+        done = world.from_wire(ip(attacker, AT.balancer) / request("tcp", 5000, 80))
+    assert done.reason == LIMITED
+    assert world.quota(world.pod_a.id) == 10
+    collect(world, 2.0)
+    assert world.quota(world.pod_a.id) <= 1 + RELIEVED * 10
+    assert world.quota(world.pod_b.id) == 1
+    shake_hands(world, sport=4001)
+
+
+def test_ports_towards_one_backend_run_out(balancer: Balancer) -> None:
+    world = balancer.world
+    world.settings["nat_last_port"][0] = int(world.settings["nat_first_port"][0]) + 19
+    balancer.add(AT.balancer, 80, (AT.far, 8080))
+    done = [
+        world.from_wire(ip(attacker, AT.balancer) / request("tcp", 5000, 80)) for attacker in ATTACKERS[:40]
+    ]
+    assert {outcome.reason for outcome in done} == {0, 167}
+    collect(world, 4.0)
+    assert len(world.dataplane.maps["snat"].dump()[0]) <= 2 * (1 + RELIEVED * 20)
+    assert world.from_wire(ip(AT.world, AT.balancer) / request("tcp", 4000, 80)).action == "TUNNEL"
+
+
 def test_the_youngest_are_left_alone(balancer: Balancer) -> None:
     """What began in this second may be a handshake under way."""
     world = balancer.world

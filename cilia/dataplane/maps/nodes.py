@@ -108,6 +108,11 @@ class Settings:
         return int(self._row["nat_last_port"][0]) - int(self._row["nat_first_port"][0]) + 1
 
     @property
+    def flow_quota(self) -> int:
+        """How many flows one endpoint may have; 0: any number."""
+        return int(self._row["ct_quota"][0])
+
+    @property
     def reader_asleep(self) -> bool:
         """Whether the ring reader waits to be woken by the next event."""
         return bool(self._row["flags"][0] & self._asleep)

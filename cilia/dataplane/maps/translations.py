@@ -133,7 +133,7 @@ class Translations:
         """Remove translations whose flow is not alive and that were not used for a while, or, hurried, for a
         moment; yields None per step, the count at the end. `begun`: when flows were looked at first, and
         `now`, both in coarse seconds; `look` is shown the translations that are left."""
-        grace = 1 if hurried else GRACE
+        grace = 0 if hurried else GRACE
         removed = left = 0
         for keys, values in self._map.batches(CHUNK):
             stream = np.isin(keys["protocol"], STREAMS)
