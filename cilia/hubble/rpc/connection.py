@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import h2.config
@@ -186,6 +186,8 @@ class Connection(asyncio.Protocol):
         self._transport: Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._open = False
+        """Admitted, and not told goodbye: only then anything is read."""
         self._greeted = False
         self._timer: asyncio.TimerHandle | None = None
         self._cancels = 0.0
@@ -206,10 +208,13 @@ class Connection(asyncio.Protocol):
             log.warning("a client is refused", client=self.peer, reason=refusal)
             self.close(refusal)
             return
+        self._open = True
         self._flush()
         self._timer = asyncio.get_running_loop().call_later(self.limits.patience, self._must_have_greeted)
 
     def data_received(self, data: bytes) -> None:
+        if not self._open:
+            return
         try:
             for event in self._h2.receive_data(data):
                 self._handle(event)
@@ -236,6 +241,7 @@ class Connection(asyncio.Protocol):
 
     def close(self, sentence: str = "") -> None:
         """Say goodbye (if that is still possible), end all calls and close."""
+        self._open = False
         self._cancel_all()
         self._forget_timer()
         code = h2.errors.ErrorCodes.ENHANCE_YOUR_CALM if sentence else h2.errors.ErrorCodes.NO_ERROR
@@ -303,9 +309,7 @@ class Connection(asyncio.Protocol):
                 f"{self.limits.calls} calls run here already: end one, or try again later",
             )
         elif isinstance(method, Conversation):
-            stream.task = self._server.tasks.spawn(
-                f"rpc {stream.method}", self._run(stream, method.talk(stream))
-            )
+            self._spawn(stream, lambda: method.talk(stream))
         else:
             stream.be_patient(False)
 
@@ -346,15 +350,16 @@ class Connection(asyncio.Protocol):
             self._fail(stream, Code.INTERNAL, "a call takes exactly one message")
         else:
             handler: Handler = self._server.methods[stream.method]  # type: ignore[assignment]
-            stream.task = self._server.tasks.spawn(
-                f"rpc {stream.method}", self._run(stream, handler(stream.messages.popleft(), stream))
-            )
+            self._spawn(stream, lambda: handler(stream.messages.popleft(), stream))
 
-    async def _run(self, stream: Stream, work: Any) -> None:
+    def _spawn(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
+        stream.task = self._server.tasks.spawn(f"rpc {stream.method}", self._run(stream, begin))
+
+    async def _run(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
         code, sentence = Code.OK, ""
         try:
             async with asyncio.timeout(stream.timeout):
-                await work
+                await begin()
         except TimeoutError:
             code, sentence = Code.DEADLINE_EXCEEDED, "the deadline of the call has passed"
         except RpcError as error:

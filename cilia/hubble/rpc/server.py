@@ -187,12 +187,17 @@ def peer_uid(peer: Any) -> int:
 def peer_groups(peer: Any) -> set[int]:
     """All groups of the process at the other end of a unix socket."""
     primary = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[2]
-    more = peer.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+    try:
+        more = peer.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_GROUPS)
+    except OSError:
+        return {primary}  # More than fit.
     return {primary, *struct.unpack(f"{len(more) // 4}I", more)}
 
 
 SO_PEERGROUPS = 59
 """Of asm-generic/socket.h, since Linux 4.13; the socket module has no name for it."""
+MAX_GROUPS = 1024
+"""Bytes, four for each group: all that Python's getsockopt takes."""
 
 
 def remove_stale(path: Path) -> None:
