@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 PACE = 0.25
 """Seconds between two batches while few flows come: how late a line is at most."""
-BATCH = 256 << 10
+BATCH = 1 << 20
 """Bytes handed to a thread at once."""
 LEAST_STEP, MOST_STEP = 64, 1024
 """Rows turned into lines before others have their turn."""

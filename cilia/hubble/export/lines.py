@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
 from cilia.hubble.columns import Events, Times, blobs, translated
-from cilia.hubble.convert import Converter, Fragments, NodeFacts
+from cilia.hubble.convert import LAYER4_FIELDS, Converter, Fragments, NodeFacts, transports, whole
 from cilia.hubble.encode import NANOSECONDS
 from cilia.hubble.export import messages
 from cilia.hubble.export.masks import Tree, has
@@ -24,6 +24,9 @@ from cilia.proto.observer import observer_pb2
 REMEMBERED_TEXTS = 1 << 13
 """Per kind of fragment: at most some 4 MiB each."""
 
+
+POWERS = 10 ** np.arange(8, -1, -1)
+"""Of the digits of a second's nanoseconds."""
 
 SOURCE_PLACE, DESTINATION_PLACE = 40_001, 40_002
 """Ports that stand for any in a text that is filled in later."""
@@ -51,70 +54,75 @@ class Texts:
 
 
 class Transports:
-    """The JSON member `l4`. Ports seldom come twice: all but them is remembered."""
+    """The JSON member `l4`. Ports seldom come twice: all but them is remembered, and they stand between."""
 
-    def __init__(self, converter: Converter, tree: Tree | None) -> None:
-        self._converter = converter
-        self._tree = tree
-        self._writers: dict[int, Callable[[int, int], bytes]] = {}
-        self._portless: dict[int, bytes] = {}
+    width = 5
+    """Columns: what stands before, source port, what stands between, destination port, what stands after."""
 
-    def of(self, rows: Rows) -> list[bytes]:
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[bytes, bytes, bytes]] = {}
+
+    def columns(self, rows: Rows) -> list[list[bytes]]:
+        """Texts to be joined row by row, with a comma in front; ports that are 0 are not shown."""
+        events = rows.events
+        ported = np.isin(events["protocol"], list(LAYER4_FIELDS))
+        source = np.where(translated(events), events["original_source_port"], events["source_port"])
+        source, destination = np.where(ported, source, 0), np.where(ported, events["destination_port"], 0)
+        key = (source == 0).astype(np.int64) | (destination == 0).astype(np.int64) << 1
+        for shift, name in ((8, "protocol"), (16, "tcp_flags"), (24, "icmp_type"), (32, "icmp_code")):
+            key |= events[name].astype(np.int64) << shift
+        distinct, first, place = np.unique(key, return_index=True, return_inverse=True)
+        texts = [
+            self._texts(word, rows, index)
+            for word, index in zip(distinct.tolist(), first.tolist(), strict=True)
+        ]
+        places = place.tolist()
+        before, between, after = ([texts[place][part] for place in places] for part in range(3))
+        return [before, port_texts(source), between, port_texts(destination), after]
+
+    def _texts(self, key: int, rows: Rows, index: int) -> tuple[bytes, bytes, bytes]:
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) > REMEMBERED_TEXTS:
+                self._known.clear()
+            known = self._known[key] = self._split(rows.events[index : index + 1])
+        return known
+
+    def _split(self, event: Events) -> tuple[bytes, bytes, bytes]:
+        """The text of an event around its ports."""
+        event = blobs(event).copy().view(event.dtype)
+        for name, port in (
+            ("source_port", SOURCE_PLACE),
+            ("original_source_port", SOURCE_PLACE),
+            ("destination_port", DESTINATION_PLACE),
+        ):
+            event[name] = np.where(event[name] == 0, 0, port)
+        (fragment,) = whole(transports(event))
+        text = messages.members(flow_pb2.Flow.FromString(fragment))
+        before, _, rest = text.rpartition(b"%d" % SOURCE_PLACE)
+        between, _, after = rest.rpartition(b"%d" % DESTINATION_PLACE)
+        return before, between, after
+
+
+class CutTransports:
+    """The same under a mask that wants some of it."""
+
+    width = 1
+
+    def __init__(self, tree: Tree | None) -> None:
+        self._texts = Texts(tree)
+
+    def columns(self, rows: Rows) -> list[list[bytes]]:
         """The text of each row, with a comma in front."""
-        if not has(self._tree, "l4"):
-            return [b""] * len(rows.numbers)
-        out = []
-        for index, word in enumerate(header_words(rows.events)):
-            source, destination, rest = word & 0xFFFF, word >> 16 & 0xFFFF, word >> 32
-            if not source or not destination:
-                out.append(self._without_port(word, rows.where(slice(index, index + 1))))
-                continue
-            write = self._writers.get(rest)
-            if write is None:
-                write = self._writers[rest] = self._writer(rows.where(slice(index, index + 1)))
-            out.append(write(source, destination))
-        return out
-
-    def _without_port(self, word: int, row: Rows) -> bytes:
-        """Protocols without ports, and packets that have 0 for one, which JSON leaves out."""
-        if len(self._portless) > REMEMBERED_TEXTS:
-            self._portless.clear()
-        text = self._portless.get(word)
-        if text is None:
-            text = self._portless[word] = self._text(row)
-        return text
-
-    def _text(self, row: Rows) -> bytes:
-        answer = observer_pb2.GetFlowsResponse.FromString(self._converter.responses(row)[0])
-        if not answer.flow.HasField("l4"):
-            return b""
-        return messages.members(flow_pb2.Flow(l4=answer.flow.l4), self._tree)
-
-    def _writer(self, row: Rows) -> Callable[[int, int], bytes]:
-        """Fills two ports into the text of a row."""
-        events = blobs(row.events).copy().view(row.events.dtype)
-        events["source_port"] = events["original_source_port"] = SOURCE_PLACE
-        events["destination_port"] = DESTINATION_PLACE
-        text = self._text(row._replace(events=events))
-        source, destination = b"%d" % SOURCE_PLACE in text, b"%d" % DESTINATION_PLACE in text
-        form = text.replace(b"%d" % SOURCE_PLACE, b"%d").replace(b"%d" % DESTINATION_PLACE, b"%d")
-        if source and destination:
-            return lambda one, other: form % (one, other)
-        if source:
-            return lambda one, _: form % one
-        if destination:
-            return lambda _, other: form % other
-        return lambda _one, _other: form
+        return [self._texts.of(whole(transports(rows.events)))]
 
 
-def header_words(events: Events) -> list[int]:
-    """All that `l4` depends on, in a word of each row: both ports lowest."""
-    source = np.where(translated(events), events["original_source_port"], events["source_port"])
-    word = source.astype(np.uint64) | events["destination_port"].astype(np.uint64) << np.uint64(16)
-    for shift, name in ((32, "protocol"), (40, "tcp_flags"), (48, "icmp_type"), (56, "icmp_code")):
-        word |= events[name].astype(np.uint64) << np.uint64(shift)
-    words: list[int] = word.tolist()
-    return words
+def port_texts(ports: Times) -> list[bytes]:
+    """Ports as they stand in JSON; nothing for 0."""
+    return list(map(PORT_TEXTS.__getitem__, ports.tolist()))
+
+
+PORT_TEXTS = [b"", *(b"%d" % port for port in range(1, 1 << 16))]
 
 
 class LineMaker:
@@ -125,13 +133,14 @@ class LineMaker:
     ) -> None:
         """`tree`: the fields of a flow that are wanted."""
         self._converter = converter
-        self._transports = Transports(converter, tree)
+        whole_header = tree is None or tree.get("l4", {}) is None
+        self._transports = Transports() if whole_header else CutTransports(tree)
         self._columns = [Texts(tree) for _ in Fragments._fields]
         self._time, self._uuid = has(tree, "time"), has(tree, "uuid")
         boot = f"{store.boot:016x}"
         time = b',"time":"%b"' if self._time else b""
         uuid = f',"uuid":"{boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-%012x"' if self._uuid else ""
-        body = b"%b" * (len(self._columns) + 1)
+        body = b"%b" * (len(self._columns) + self._transports.width)
         self._tail = b'},"node_name":' + messages.encode(node.name) + b',"time":"'
         content = (time + uuid.encode()).removeprefix(b",") + body
         self._form = b'{"flow":{' + content + self._tail.replace(b"%", b"%%") + b'%b"}\n'
@@ -152,7 +161,7 @@ class LineMaker:
         """What each flow says but its time and UUID: JSON members with a comma in front, in columns."""
         fragments = self._converter.fragments(rows)
         texts = [column.of(each) for column, each in zip(self._columns, fragments, strict=True)]
-        return [*texts, self._transports.of(rows)]
+        return texts + self._transports.columns(rows)
 
     def counted(self, body: bytes, first: int, counts: tuple[int, int, int]) -> bytes:
         """A line about a group of flows. `first`: when its first was seen (nanoseconds since the epoch);
@@ -175,13 +184,18 @@ class LineMaker:
 
 
 def timestamps(moments: Times) -> list[bytes]:
-    """`timestamp` of many moments."""
+    """`timestamp` of many moments; the digits are made in a few vector steps."""
     seconds, rests = np.divmod(moments, NANOSECONDS)
-    texts = {second: of_second(second) for second in set(seconds.tolist())}
-    return [
-        b"%b.%09dZ" % (texts[second], rest) if rest % 1_000 else timestamp(second * NANOSECONDS + rest)
-        for second, rest in zip(seconds.tolist(), rests.tolist(), strict=True)
-    ]
+    distinct, place = np.unique(seconds, return_inverse=True)
+    texts = np.empty((len(moments), 30), np.uint8)
+    heads = b"".join(map(of_second, distinct.tolist()))
+    texts[:, :19] = np.frombuffer(heads, np.uint8).reshape(-1, 19)[place]
+    texts[:, 19], texts[:, 29] = ord("."), ord("Z")
+    texts[:, 20:29] = rests[:, None] // POWERS % 10 + ord("0")
+    out: list[bytes] = texts.view("S30").ravel().tolist()
+    for index in np.flatnonzero(rests % 1_000 == 0).tolist():
+        out[index] = timestamp(int(moments[index]))
+    return out
 
 
 def timestamp(moment: int) -> bytes:

@@ -39,7 +39,7 @@ from tests.support.hubble import (
     store,
 )
 
-RANDOM_FLOWS = int(os.environ.get("CILIA_TEST_RANDOM_FLOWS", "4000"))
+RANDOM_FLOWS = int(os.environ.get("CILIA_TEST_RANDOM_FLOWS", "2000"))
 """A long run takes 100,000 and more."""
 
 
@@ -122,9 +122,9 @@ def test_random_flows_read_as_the_protobuf_library_writes_them() -> None:
     rows = random_events(RANDOM_FLOWS)
     converter = Converter(flows, NODE)
     maker = LineMaker(flows, NODE, converter)
-    for start in range(0, RANDOM_FLOWS, 2048):
-        flows.append([rows[start : start + 2048]], offset=WALL)
-        for chunk in flows.spans(max(0, flows.head - 2048), flows.head):
+    for start in range(0, RANDOM_FLOWS, 1024):
+        flows.append([rows[start : start + 1024]], offset=WALL)
+        for chunk in flows.spans(max(0, flows.head - 1024), flows.head):
             for data, line in zip(converter.responses(chunk), maker.lines(chunk), strict=True):
                 answer = observer_pb2.GetFlowsResponse.FromString(data)
                 text = json_format.MessageToJson(answer, preserving_proto_field_name=True)
