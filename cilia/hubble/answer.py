@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -133,6 +133,12 @@ class Answer:
 
     async def send(self) -> None:
         """Send everything."""
+        try:
+            await self._send_all()
+        except TooManyReaders as error:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, str(error)) from None
+
+    async def _send_all(self) -> None:
         request = self._request
         if not request.follow or request.number or self._since is not None:
             if request.number and (request.follow or not (request.first or self._since is not None)):
@@ -159,7 +165,7 @@ class Answer:
             position = start
             await asyncio.sleep(0)
         if wanted and self._past:
-            await self._send_past(self._past, seam, limit=wanted, newest=True)
+            await self._send_past(self._past, self._question(before=seam, limit=wanted, newest=True))
         numbers = np.concatenate([np.zeros(0, np.int64), *reversed(found)])
         first = seam if wanted else int(numbers[0])
         gone = self._lost(first, self._begin)
@@ -171,8 +177,7 @@ class Answer:
         """Flows from the oldest on that is asked for, at the client's pace."""
         seam = self._seam()
         if self._past:
-            sent = await self._send_past(self._past, seam, limit=self._left, newest=False)
-            self._left = None if self._left is None else self._left - sent
+            self._spend(await self._send_past(self._past, self._question(before=seam, limit=self._left)))
         start = seam
         if self._since is not None and not self._past:
             start = min(self._store.number_at(self._since), self._cursor.position)
@@ -180,6 +185,9 @@ class Answer:
         gaps = self._history_gaps(start, end)
         cursor = Cursor(self._store, start)
         while cursor.position < end and self._left != 0:
+            await self._catch_up(cursor, end)
+            if cursor.position == end:
+                break
             arrived = cursor.step(min(self._scan, end - cursor.position))
             here = [gap for gap in gaps if arrived.first <= gap.position <= arrived.end]
             gaps = [gap for gap in gaps if gap.position > arrived.end]
@@ -193,27 +201,49 @@ class Answer:
             return min(self._past.reach, self._store.oldest)
         return self._store.first
 
-    async def _send_past(self, past: Past, seam: int, *, limit: int | None, newest: bool) -> int:
-        """Send what the past has before the seam; how many flows that were."""
-        question = Question(
-            match=self._matched,
-            before=seam,
-            since=self._since,
-            until=self._until,
-            limit=limit,
-            newest=newest,
-        )
+    def _question(self, **changes: Any) -> Question:
+        """What the client asks, of the past."""
+        return Question(match=self._matched, since=self._since, until=self._until, **changes)
+
+    def _spend(self, sent: int) -> None:
+        """So many flows less are wanted."""
+        self._left = None if self._left is None else self._left - sent
+
+    async def _send_past(self, past: Past, question: Question) -> int:
+        """Send what the past answers; how many flows that were. Raises TooManyReaders."""
         sent, meanings, converter = 0, None, self._converter
-        try:
-            async with aclosing(cast(Any, past.read(question))) as parts:
-                async for part in parts:
-                    if part.meanings is not meanings:
-                        meanings, converter = part.meanings, self._maker.converter(part.meanings)
-                    await self._send_part(part.rows, part.gaps, converter)
-                    sent += len(part.rows.wall)
-        except TooManyReaders as error:
-            raise RpcError(Code.RESOURCE_EXHAUSTED, str(error)) from None
+        async with aclosing(cast(Any, past.read(question))) as parts:
+            async for part in parts:
+                if part.meanings is not meanings:
+                    meanings, converter = part.meanings, self._maker.converter(part.meanings)
+                # Of rows that were here when the call began, the store tells what the kernel lost.
+                known = question.first is not None
+                gaps = [g for g in part.gaps if not known or g.source is LossSource.HUBBLE_RING_BUFFER]
+                await self._send_part(part.rows, gaps, converter)
+                sent += len(part.rows.wall)
         return sent
+
+    async def _catch_up(self, cursor: Cursor, end: int) -> None:
+        """Send from the past what newer rows have overwritten before the client took it."""
+        while self._past and self._left != 0 and cursor.position < (seam := min(self._seam(), end)):
+            question = self._question(first=cursor.position, before=seam, limit=self._left)
+            try:
+                self._spend(await self._send_past(self._past, question))
+            except TooManyReaders:
+                return
+            cursor.position = seam
+
+    async def _recover(self, past: Past, numbers: Times) -> None:
+        """Send rows that were found and overwritten since; ascending."""
+        first, last = int(numbers[0]), int(numbers[-1])
+        question = Question(
+            match=lambda _meanings: lambda rows: np.isin(rows.numbers, numbers), first=first, before=last + 1
+        )
+        sent = 0
+        with suppress(TooManyReaders):
+            sent = await self._send_past(past, question)
+        if sent < len(numbers):
+            self._untold.add(self._overwritten(len(numbers) - sent, first, last))
 
     def _matched(self, meanings: Meanings) -> Any:
         return self._maker.matcher(meanings).mask
@@ -245,6 +275,7 @@ class Answer:
                 if not arrived and seconds is not None and seconds <= 0:
                     return
                 if arrived:
+                    await self._catch_up(cursor, self._store.head)
                     step = cursor.step(self._scan)
                     for gap in step.gaps:
                         self._untold.add(gap)
@@ -317,8 +348,13 @@ class Answer:
         await self._send_rows(numbers[start:])
 
     async def _send_rows(self, numbers: Times) -> None:
-        for start in range(0, len(numbers), CHUNK):
-            chunk = numbers[start : start + CHUNK]
+        while len(numbers):
+            gone = int(np.searchsorted(numbers, self._seam())) if self._past else 0
+            if self._past and gone:
+                await self._recover(self._past, numbers[:gone])
+                numbers = numbers[gone:]
+                continue
+            chunk, numbers = numbers[:CHUNK], numbers[CHUNK:]
             here = chunk[self._store.present(chunk)]
             if len(here) < len(chunk):
                 self._untold.add(self._overwritten(len(chunk) - len(here), int(chunk[0]), int(chunk[-1])))

@@ -64,8 +64,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Compiles the request's filters for rows that point into these meanings."""
     before: int
     """Rows of the running agent from this number on are the store's."""
-    first: int = 0
-    """Rows of the running agent below this number were answered already; above 0, other runs' too."""
+    first: int | None = None
+    """Only rows of the running agent, from this number on: older ones are answered. None: all there are."""
     since: int | None = None
     """Nanoseconds since the Unix epoch, as `until`; both are included."""
     until: int | None = None

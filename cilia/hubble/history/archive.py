@@ -83,7 +83,7 @@ class Reader:
         """Rows of the right time and number: a file may have been merged with its neighbours."""
         question, first, end = self._question, title.first, title.end
         if title.boot == self._store.boot:
-            first, end = max(first, question.first), min(end, question.before)
+            first, end = max(first, question.first or 0), min(end, question.before)
         mask = np.asarray((rows.numbers >= first) & (rows.numbers < end), np.bool_)
         if question.since is not None:
             mask &= rows.wall >= question.since
@@ -128,9 +128,9 @@ class Archive:
     def _asked(self, title: Title, question: Question) -> bool:
         """Whether rows of the answer can be in a file."""
         if title.boot == self._store.boot:
-            here = title.first < question.before and title.end > question.first
+            here = title.first < question.before and title.end > (question.first or 0)
         else:
-            here = not question.first
+            here = question.first is None
         return here and title.overlaps(question.since, question.until)
 
     async def _oldest(
