@@ -212,10 +212,13 @@ async def peers_cost(count: int) -> tuple[float, float]:
         before = resident_kib()
         async with relay(Path(name), count, 200) as target:
             idle = resident_kib()
-            with Client(target) as client:
-                next(client.stream("/observer.Observer/GetFlows", b""))
+            client = await asyncio.to_thread(Client, target)
+            try:
+                await asyncio.to_thread(next, client.stream("/observer.Observer/GetFlows", b""))
                 await asyncio.sleep(3)
                 asked = resident_kib()
+            finally:
+                client.close()
     return (idle - before) / count, (asked - idle) / count
 
 

@@ -165,7 +165,8 @@ def test_who_may_see_one_namespace_sees_its_flows_with_strangers_masked(stage: S
 
 
 def test_the_nodes_are_asked_for_nothing_else(stage: Stage) -> None:
-    stage.flows("t-shop", whitelist=[flow_pb2.FlowFilter(source_label=["app=web"], verdict=[flow_pb2.FORWARDED])])
+    wanted = flow_pb2.FlowFilter(source_label=["app=web"], verdict=[flow_pb2.FORWARDED])
+    stage.flows("t-shop", whitelist=[wanted])
     source, destination = stage.node.requests[-1].whitelist
     scope = "k8s:io.kubernetes.pod.namespace in (shop)"
     assert list(source.source_label) == [f"app=web,{scope}"]

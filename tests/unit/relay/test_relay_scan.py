@@ -27,7 +27,7 @@ def made(moment: int, kind: str, node: str) -> bytes:
     return response.SerializeToString()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(moments, st.sampled_from(["flow", "lost", "state"]), st.text(max_size=9)), max_size=40)
 )
@@ -55,7 +55,7 @@ def test_without_a_time_the_last_one_holds(count: int) -> None:
     assert scanner.times([plain]) == [5_000_000_007]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=30))
 def test_garbage_is_told_or_passes_but_never_crashes(messages: list[bytes]) -> None:
     try:

@@ -1,0 +1,281 @@
+"""Nodes that die, hang, lie about the time or send garbage; clients that do not read; the peer service."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cilia.hubble.client import Client
+from cilia.hubble.peer import Peer, Peers
+from cilia.hubble.rpc.channel import Channel
+from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.rpc.server import Server
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer import observer_pb2
+from cilia.proto.relay import relay_pb2
+from cilia.relay.answer import AnswerSettings
+from cilia.relay.merge import MergeSettings
+from cilia.relay.peers import PeerListError, parse_peers
+from tests.support.relay import (
+    Cluster,
+    Node,
+    Response,
+    channel_to,
+    cluster,
+    get_flows,
+    moments,
+    response,
+    unary,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path) as running:
+        yield running
+
+
+def ready(target: str, count: int) -> None:
+    """Wait until a relay has so many nodes."""
+    end = time.monotonic() + 10
+    with channel_to(target) as channel:
+        while True:
+            status = unary(
+                channel,
+                "ServerStatus",
+                observer_pb2.ServerStatusRequest(),
+                observer_pb2.ServerStatusResponse,
+            )
+            if status.num_connected_nodes.value == count:
+                return
+            assert time.monotonic() < end, "the relay did not find its nodes"
+            time.sleep(0.02)
+
+
+def notes(responses: list[Response]) -> list[tuple[int, list[str], str]]:
+    found = [each.node_status for each in responses if each.HasField("node_status")]
+    return [(note.state_change, list(note.node_names), note.message) for note in found][1:]
+
+
+def test_a_node_that_hangs_in_the_middle_is_left_behind_and_named(running: Cluster) -> None:
+    good = Node("good", [response("good", moment) for moment in range(0, 20, 2)])
+    hangs = Node("hangs", [response("hangs", 1)])
+    hangs.hang = True
+    target = running.relay([running.start(good), running.start(hangs)])
+    ready(target, 2)
+    with channel_to(target) as channel:
+        responses = list(get_flows(channel))
+    assert moments(responses) == [0, 1, *range(2, 20, 2)]
+    sentence = "the node was silent for 1 s in the middle of its answer"
+    assert notes(responses) == [(relay_pb2.NODE_ERROR, ["hangs"], sentence)]
+
+
+def test_a_node_that_dies_in_the_middle_is_named_and_the_rest_arrives(running: Cluster) -> None:
+    good = Node("good", [response("good", moment) for moment in range(0, 20, 2)])
+    dies = Node("dies", [response("dies", 1)])
+    dies.hang = True
+    target = running.relay([running.start(good), running.start(dies)])
+    ready(target, 2)
+    with channel_to(target) as channel:
+        call = get_flows(channel)
+        responses = [next(call)]
+        while not dies.requests:
+            time.sleep(0.01)
+        running.stop("dies")
+        responses += call
+    assert moments(responses) == [0, 1, *range(2, 20, 2)]
+    (state, names, _), *_ = notes(responses)
+    assert names == ["dies"]
+    assert state in (relay_pb2.NODE_UNAVAILABLE, relay_pb2.NODE_ERROR)
+
+
+def test_garbage_of_one_node_is_told_and_costs_the_others_nothing(running: Cluster) -> None:
+    good = Node("good", [response("good", 0)])
+    garbage = Node("garbage", [b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"])
+    target = running.relay([running.start(good), running.start(garbage)])
+    ready(target, 2)
+    with channel_to(target) as channel:
+        responses = list(get_flows(channel))
+    assert moments(responses) == [0]
+    ((state, names, message),) = notes(responses)
+    assert (state, names) == (relay_pb2.NODE_UNAVAILABLE, ["garbage"])
+    assert message.startswith("the node sends garbage: ")
+
+
+def test_a_stranger_that_speaks_no_grpc_is_unavailable(running: Cluster) -> None:
+    good = Node("good", [response("good", 0)])
+
+    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 100)
+        writer.close()
+
+    path = running.directory / "stranger.sock"
+    server = running.run(asyncio.start_unix_server(babble, path))
+    target = running.relay([running.start(good), Peer("stranger", f"unix://{path}")])
+    ready(target, 1)
+    with channel_to(target) as channel:
+        assert moments(list(get_flows(channel))) == [0]
+        status = unary(
+            channel, "ServerStatus", observer_pb2.ServerStatusRequest(), observer_pb2.ServerStatusResponse
+        )
+    assert list(status.unavailable_nodes) == ["stranger"]
+    running.loop.call_soon_threadsafe(server.close)
+
+
+@pytest.mark.parametrize("offset", [-600_000, 600_000])
+def test_a_clock_ten_minutes_off_delays_followers_by_no_more_than_the_patience(
+    running: Cluster, offset: int
+) -> None:
+    right, wrong = Node("right"), Node("wrong")
+    target = running.relay([running.start(right), running.start(wrong)])
+    ready(target, 2)
+    with channel_to(target) as channel:
+        call = get_flows(channel, follow=True)
+        next(call)
+        while not (right.requests and wrong.requests):
+            time.sleep(0.01)
+        running.add(wrong, response("wrong", offset))
+        running.add(right, response("right", 1))
+        assert {next(call).flow.node_name for _ in range(2)} == {"right", "wrong"}
+        call.cancel()
+
+
+def test_a_request_that_is_to_blame_is_refused_as_a_node_refuses_it(running: Cluster) -> None:
+    nodes = [Node("a"), Node("b")]
+    for node in nodes:
+        node.refusal = RpcError(Code.INVALID_ARGUMENT, "an empty label selector selects nothing useful")
+    target = running.relay([running.start(node) for node in nodes])
+    ready(target, 2)
+    for follow in (False, True):
+        with channel_to(target) as channel, pytest.raises(grpc.RpcError) as caught:
+            list(get_flows(channel, follow=follow, whitelist=[flow_pb2.FlowFilter(source_label=[""])]))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "an empty label selector selects nothing useful"
+
+
+def test_a_client_that_does_not_read_holds_one_window_of_each_node(running: Cluster) -> None:
+    flows = [response("big", moment, Summary="x" * 4000) for moment in range(20_000)]
+    big = Node("big", flows)
+    answer = AnswerSettings(merge=MergeSettings(patience=0.3), memory=256 << 10, largest_window=64 << 10)
+    target = running.relay([running.start(big)], answer=answer)
+    ready(target, 1)
+    with Client(target) as slow:
+        stream = slow.stream("/observer.Observer/GetFlows", b"")
+        next(stream)
+        sent = -1
+        while sent != big.sent:
+            sent = big.sent
+            time.sleep(0.5)
+        assert sent < 8000, "the node was not held back"
+        # Neither are others: what one client leaves unread takes nothing from a connection's window.
+        with channel_to(target) as channel:
+            assert len(moments(list(get_flows(channel, number=10)))) == 10
+        assert sum(1 for message in stream if message[:1] == b"\n") == len(flows)
+
+
+def test_a_follower_gets_what_came_while_the_connection_was_away(running: Cluster) -> None:
+    node = Node("node", [])
+    target = running.relay([running.start(node)])
+    ready(target, 1)
+    with channel_to(target) as channel:
+        call = get_flows(channel, follow=True)
+        next(call)
+        while not node.requests:
+            time.sleep(0.01)
+        running.add(node, response("node", 1))
+        assert next(call).flow.uuid == "node-1"
+        running.stop("node")
+        node.flows.append(response("node", 2))
+        assert next(call).node_status.state_change == relay_pb2.NODE_UNAVAILABLE
+        running.start(node)
+        assert next(call).node_status.state_change == relay_pb2.NODE_CONNECTED
+        assert next(call).flow.uuid == "node-2"
+        call.cancel()
+
+
+def test_a_hanging_node_is_noticed_between_calls(running: Cluster) -> None:
+    path = running.directory / "deaf.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        target = running.relay([Peer("deaf", f"unix://{path}")])
+        end = time.monotonic() + 10
+        with channel_to(target) as channel:
+            while True:
+                nodes = unary(
+                    channel, "GetNodes", observer_pb2.GetNodesRequest(), observer_pb2.GetNodesResponse
+                ).nodes
+                if nodes[0].state == relay_pb2.NODE_UNAVAILABLE:
+                    break
+                assert time.monotonic() < end
+
+
+def test_peers_come_move_and_go_as_the_peer_service_tells(running: Cluster) -> None:
+    peers = Peers([running.start(Node("a", [response("a", 1)]))])
+
+    async def start() -> Server:
+        server = Server(peers.methods())
+        await server.listen_unix(running.directory / "peers.sock")
+        return server
+
+    running.servers["peers"] = running.run(start())
+    target = running.relay([], peer_service=f"unix://{running.directory / 'peers.sock'}")
+    ready(target, 1)
+    second = running.start(Node("b", [response("b", 2)]))
+    with channel_to(target) as channel:
+        call = get_flows(channel, follow=True, number=5)
+        heard: list[Any] = [next(call), next(call)]
+        running.loop.call_soon_threadsafe(peers.update, [Peer("a", running.address("a")), second])
+        heard += [next(call), next(call)]
+        running.loop.call_soon_threadsafe(peers.update, [second])
+        heard.append(next(call))
+        call.cancel()
+    told = [(each.node_status.state_change, list(each.node_status.node_names)) for each in heard]
+    assert told[0] == (relay_pb2.NODE_CONNECTED, ["a"])
+    assert told[2] == (relay_pb2.NODE_CONNECTED, ["b"])
+    assert told[4] == (relay_pb2.NODE_GONE, ["a"])
+    assert [heard[1].flow.uuid, heard[3].flow.uuid] == ["a-1", "b-2"]
+
+
+def test_messages_larger_than_a_window_come_through(running: Cluster) -> None:
+    large = response("large", 1, Summary="x" * 1_000_000)
+    node = Node("large", [large, large])
+    running.start(node)
+
+    async def read() -> list[bytes]:
+        channel = await Channel.open(running.address("large"))
+        call = channel.call("/observer.Observer/GetFlows", b"")
+        found: list[bytes] = []
+        while batch := await call.read():
+            found += batch
+        channel.close()
+        return found
+
+    assert running.run(read()) == [large, large]
+
+
+def test_the_server_gone_is_said_in_a_sentence(running: Cluster) -> None:
+    with pytest.raises(RpcError, match=r"can't be reached"):
+        running.run(Channel.open(running.address("nobody")))
+
+
+@pytest.mark.parametrize("text", ["worker-1", "=x", "a=", "a=x:1,a=y:1"])
+def test_wrong_lists_of_peers_are_refused(text: str) -> None:
+    with pytest.raises(PeerListError):
+        parse_peers(text)
+
+
+def test_a_list_of_peers() -> None:
+    assert parse_peers("a=192.0.2.1:4244, b=unix:///run/b.sock,") == [
+        Peer("a", "192.0.2.1:4244"),
+        Peer("b", "unix:///run/b.sock"),
+    ]
