@@ -166,11 +166,15 @@ class Cluster:
     def relay(self, peers: Sequence[Peer], **choices: Any) -> str:
         """Start a relay; its target for clients."""
         path = self.directory / f"relay-{len(self._relays)}.sock"
-        options = options_for(f"unix://{path}", peers, **choices)
-        context = relaying(options)
-        self.run(context.__aenter__())
-        self._relays.append(context)
+        self.enter(options_for(f"unix://{path}", peers, **choices))
         return f"unix:{path}"
+
+    def enter(self, options: RelayOptions) -> int:
+        """Start a relay; its port."""
+        context = relaying(options)
+        port = self.run(context.__aenter__())
+        self._relays.append(context)
+        return port
 
     def stop_relays(self) -> None:
         """End all relays."""

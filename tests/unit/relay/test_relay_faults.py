@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def ready(target: str, count: int) -> None:
             time.sleep(0.02)
 
 
-def notes(responses: list[Response]) -> list[tuple[int, list[str], str]]:
+def notes(responses: list[Response]) -> Sequence[tuple[int, list[str], str]]:
     found = [each.node_status for each in responses if each.HasField("node_status")]
     return [(note.state_change, list(note.node_names), note.message) for note in found][1:]
 

@@ -1,0 +1,152 @@
+"""Mutual TLS on both sides of a relay, and certificates that change or end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cilia.hubble.peer import Peer
+from cilia.hubble.rpc.server import Server
+from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
+from cilia.proto.observer import observer_pb2
+from cilia.proto.relay import relay_pb2
+from tests.support.hubble_tls import SERVER_NAME, Authority
+from tests.support.relay import (
+    Cluster,
+    Node,
+    channel_to,
+    cluster,
+    get_flows,
+    moments,
+    options_for,
+    response,
+    unary,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Stage:
+    """A node behind TLS and a relay that speaks TLS to it."""
+
+    def __init__(self, running: Cluster) -> None:
+        self.running = running
+        self.authority = Authority()
+        self.port = 0
+        self.node = Node("node", [response("node", 1)])
+        self.directory = running.directory
+
+    def serve(self, authority: Authority, **age: float) -> None:
+        """Start the node with a certificate of an authority, on the port it had."""
+        files = authority.write(self.directory / "server", authority.server(**age))
+        clients = TlsFiles(files.certificate, files.key, self.directory / "clients.crt")
+        (self.directory / "clients.crt").write_bytes(self.authority.issued.certificate)
+
+        async def start() -> None:
+            server = self.running.servers["node"] = Server(self.node.methods())
+            self.port = await server.listen_tcp("127.0.0.1", self.port, ServerTls(clients))
+
+        self.running.run(start())
+
+    def relay(self) -> str:
+        tls = ClientTls(self.authority.write(self.directory / "relay", self.authority.client()))
+        return self.running.relay([Peer("node", f"127.0.0.1:{self.port}", SERVER_NAME)], client_tls=tls)
+
+    def nodes(self, target: str) -> observer_pb2.Node:
+        with channel_to(target) as channel:
+            answer = unary(channel, "GetNodes", observer_pb2.GetNodesRequest(), observer_pb2.GetNodesResponse)
+        (node,) = answer.nodes
+        return node  # type: ignore[no-any-return]
+
+    def wait_for(self, target: str, state: relay_pb2.NodeState.ValueType) -> observer_pb2.Node:
+        end = time.monotonic() + 15
+        while (node := self.nodes(target)).state != state:
+            assert time.monotonic() < end, f"the node is {node.state} still"
+            time.sleep(0.05)
+        return node
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with cluster(tmp_path) as running:
+        yield Stage(running)
+
+
+def test_nodes_are_reached_by_mutual_tls(stage: Stage) -> None:
+    stage.serve(stage.authority)
+    target = stage.relay()
+    node = stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+    assert (node.tls.enabled, node.tls.server_name) == (True, SERVER_NAME)
+    with channel_to(target) as channel:
+        assert moments(list(get_flows(channel))) == [1]
+
+
+def test_a_node_that_returns_with_a_new_certificate_is_taken_back(stage: Stage) -> None:
+    stage.serve(stage.authority)
+    target = stage.relay()
+    stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+    stage.running.stop("node")
+    stage.wait_for(target, relay_pb2.NODE_UNAVAILABLE)
+    stage.serve(stage.authority, days=10)
+    stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+
+
+@pytest.mark.parametrize("why", ["expired", "stranger"])
+def test_a_node_with_a_bad_certificate_is_unavailable_until_it_has_a_good_one(stage: Stage, why: str) -> None:
+    if why == "expired":
+        stage.serve(stage.authority, ago=20, days=10)
+    else:
+        stage.serve(Authority("Other CA"))
+    target = stage.relay()
+    time.sleep(0.5)
+    assert stage.nodes(target).state == relay_pb2.NODE_UNAVAILABLE
+    stage.running.stop("node")
+    stage.serve(stage.authority)
+    stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+
+
+def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
+    files = stage.authority.write(stage.directory / "door", stage.authority.server())
+    client = stage.authority.client()
+    peer = stage.running.start(stage.node)
+    options = options_for("127.0.0.1:0", [peer], server_tls=ServerTls(files))
+    port = stage.running.enter(options)
+    override = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    good = grpc.ssl_channel_credentials(stage.authority.issued.certificate, client.key, client.certificate)
+    bare = grpc.ssl_channel_credentials(stage.authority.issued.certificate)
+    with grpc.secure_channel(f"127.0.0.1:{port}", good, override) as channel:
+        list(get_flows(channel))
+    with grpc.secure_channel(f"127.0.0.1:{port}", bare, override) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(get_flows(channel))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--peers", "a=192.0.2.1:4244"], "nodes are reached by TLS"),
+        (["--peers", "a"], "is not NAME=ADDRESS"),
+        (["--peers", "a=unix:///x.sock"], "clients are served by TLS"),
+        (["--disable-client-tls", "--disable-server-tls", "--require-tokens"], "must not travel in plain"),
+        (
+            ["--sort-buffer-drain-timeout", "soon", "--disable-client-tls", "--disable-server-tls"],
+            "no duration",
+        ),
+        (["--tls-hubble-client-cert-file", "/none", "--disable-client-tls"], "exclude each other"),
+    ],
+)
+def test_wrong_settings_are_refused_with_a_sentence(flags: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cilia.apps.relay", "serve", *flags],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
