@@ -32,10 +32,12 @@ from cilia.tables.reconciler import Reconciler
 
 Elements = dict[bytes, bytes]
 
-SLICE = 128
-"""Rows per step."""
-NUMBERS = 8192
+SLICE = 64
+"""Rows per step: a few milliseconds."""
+NUMBERS = 2048
 """Numbers of backends per step."""
+ELEMENTS = 1024
+"""Elements of the kernel's maps of services per step."""
 
 
 class Difference(msgspec.Struct, frozen=True, order=True):
@@ -165,7 +167,7 @@ class Verifier:
                 for number, *difference in target.backends.differences(start, start + NUMBERS)
             ]
         for found_map in target.maps():
-            for keys, _ in found_map.batches():
+            for keys, _ in found_map.batches(ELEMENTS):
                 yield [_stranger(found_map, raw) for raw in target.strangers(found_map, keys)]
 
     def _routes(self) -> Iterator[list[Finding]]:

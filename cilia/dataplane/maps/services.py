@@ -235,6 +235,7 @@ class Services:
         keys, values = self.desired(rows)
         named = np.zeros(len(rows), self._frontends.dtype)
         self._name(named, [row.frontend for row in rows])
+        misnamed = self._frontends[[self._held[row.frontend].id for row in rows]] != named
         found: list[tuple[Frontend, str, str, str, str]] = []
         for at, row in enumerate(rows):
             held, name = self._held[row.frontend], str(row.frontend)
@@ -242,7 +243,7 @@ class Services:
             if actual is None or actual.tobytes() != values[at].tobytes():
                 texts = _described(values[at]), _described(actual)
                 found.append((row.frontend, "services", name, *texts))
-            if self._frontends[held.id] != named[at]:
+            if misnamed[at]:
                 given = packing.text(packing.records(self._frontends[held.id : held.id + 1])[0])
                 found.append((row.frontend, "frontends", str(held.id), name, given))
             for stretch in dict.fromkeys(held.ranges):
