@@ -101,6 +101,11 @@ class HubbleMetrics:
         if settings.config_path is not None:
             self._follower = ConfigFollower(settings.config_path, self.flows.configure)
 
+    @property
+    def port(self) -> int:
+        """Where metrics are served; 0: nowhere yet."""
+        return self._server.port if self._server is not None else 0
+
     async def open(self, stack: AsyncExitStack) -> None:
         """Open the door until the stack closes. Raises StartError."""
         settings = self._settings
