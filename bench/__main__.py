@@ -15,6 +15,7 @@ from rich.table import Table
 from bench import (
     agent,
     datapath,
+    hubble_history,
     hubble_metrics,
     hubble_relay,
     netbench,
@@ -49,6 +50,7 @@ GROUPS = {
     "services-xdp": services_xdp.packets,
     "services-kube-proxy": services_sockets.against_kube_proxy,
     "services-load": services_load.measure,
+    "hubble-history": hubble_history.measure,
     "hubble-metrics": hubble_metrics.measure,
     "hubble-relay": hubble_relay.measure,
     "services-rolling": services_rolling.roll,

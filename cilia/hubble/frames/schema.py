@@ -119,8 +119,11 @@ def coded(codes: Any, texts: Sequence[str]) -> pa.Array:
 
 def named(numbers: Any, table: Table, mask: Mask | None = None) -> pa.Array:
     """Dictionary array of the names of numbers."""
-    used, inverse = np.unique(numbers, return_inverse=True)
-    return referred(inverse, [table.get(number) for number in used.tolist()], mask)
+    small = numbers.dtype.itemsize == 1
+    if not small:
+        used, numbers = np.unique(numbers, return_inverse=True)
+    keys = range(256) if small else used.tolist()
+    return referred(numbers, [table.get(key) for key in keys], mask)
 
 
 def constant(text: str, count: int) -> pa.Array:

@@ -21,7 +21,7 @@ from cilia.kit import threads
 log = structlog.get_logger(__name__)
 
 MAX_READERS = 16
-"""Answers that are read at once: each holds a group of a file, some 2 MiB."""
+"""Answers that are read at once: each holds a group of a file, some 4 MiB."""
 Place = tuple[Title, int]
 """A file, and the number of a group in it."""
 

@@ -3,7 +3,7 @@
 A file has columns for people and their tools (`friendly`), and beside them what answers need to the last bit:
 
     number            the row's number
-    event   struct    every field of the data path's record, by its name
+    event   struct    the fields of the data path's record, by name; one that is 0 in all rows is left out
     refs    struct    the columns of indexes of `store.Rows`
     footer            what the indexes point into, and the gaps among the rows (msgpack)
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 FOOTER = b"cilia.history"
-ROW_GROUP = 8192
+ROW_GROUP = 16_384
 """Rows an answer holds in memory at once."""
 REFS = Rows._fields[3:]
 POINTED = {
@@ -156,7 +156,7 @@ def write(path: Path, block: Block, node: str) -> int:
                 table.schema,
                 compression="zstd",
                 use_dictionary=[name for name in leaves(table.schema) if name not in PLAIN],
-                column_encoding=PLAIN,
+                column_encoding={name: PLAIN[name] for name in leaves(table.schema) if name in PLAIN},
                 write_statistics=["time"],
                 store_schema=True,
             ) as writer:
@@ -199,7 +199,7 @@ def encode(block: Block, node: str) -> pa.Table:
     rows = block.rows
     columns: dict[str, pa.Array] = friendly_columns(rows, block.known, node)
     columns["number"] = pa.array(rows.numbers, pa.int64())
-    names = rows.events.dtype.names or ()
+    names = [name for name in rows.events.dtype.names or () if octets(rows.events, name).any()]
     columns["event"] = pa.StructArray.from_arrays([field_array(rows.events, name) for name in names], names)
     columns["refs"] = pa.StructArray.from_arrays([pa.array(getattr(rows, name)) for name in REFS], REFS)
     return pa.table(columns)
