@@ -148,7 +148,8 @@ def _why_of_slices(entry: ServiceEntry, slices: list[EndpointSliceRow], inputs: 
     ready = sum(endpoint.ready for endpoint in endpoints)
     if not ready:
         return f"none of its {len(endpoints)} endpoints is ready"
-    names = {port.name for row in family for port in row.ports}
+    offering = (row for row in family if any(endpoint.ready for endpoint in row.endpoints))
+    names = {port.name for row in offering for port in row.ports}
     if not names:
         return f"its {ready} ready endpoints have no port: targetPort may be a name that no container has"
     if entry.port_name not in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from cilia.api.backend import ApiError
@@ -131,6 +132,18 @@ def of_slices(*endpoints: SliceEndpoint, name: str = "http", selector: bool = Tr
 
 
 READY, UNREADY = SliceEndpoint(("10.0.1.3",), node="n2"), SliceEndpoint(("10.0.1.4",), ready=False)
+
+
+def test_ports_of_slices_without_ready_endpoints_do_not_count() -> None:
+    """The controller of slices keeps an empty one with the Service's port where its selector finds nobody."""
+    inputs = of_slices(READY, name="other")
+    empty = msgspec.structs.replace(
+        next(iter(inputs.endpoint_slices)), name="web-2", endpoints=(), ports=(SlicePort("http", 8080, TCP),)
+    )
+    inputs.endpoint_slices.put(empty)
+    assert why_none(entry(), inputs) == "no endpoint has a port named 'http'"
+    inputs.endpoint_slices.put(msgspec.structs.replace(empty, name="web-1", endpoints=(READY,), ports=()))
+    assert "targetPort may be a name that no container has" in why_none(entry(), inputs)
 
 
 @pytest.mark.parametrize(
