@@ -76,6 +76,8 @@ class Reloading:
         self.files = files
         self._protocols = list(protocols)
         self._clock = clock or SystemClock()
+        self.problem = ""
+        """Why the files that are there now are not in force."""
         self._seen = self._signature()
         self._context = self._load()
         self._looked = self._clock.monotonic()
@@ -101,8 +103,10 @@ class Reloading:
         try:
             self._context = self._load()
         except TlsError as error:
-            log.warning("new certificates can't be used, the old ones stay in force", error=str(error))
+            self.problem = str(error)
+            log.warning("new certificates can't be used, the old ones stay in force", error=self.problem)
         else:
+            self.problem = ""
             log.info("certificates reloaded", certificate=self.sentence())
 
     def seconds_left(self) -> float | None:

@@ -22,11 +22,9 @@ class Authority:
         self._now = SystemClock().wall()
         self.issued = certificates.make_authority(name, now=self._now - 100 * DAY, days=1000)
 
-    def server(self, *, ago: float = 0, days: float = 30) -> Issued:
-        """A certificate of the node worker-1."""
-        return certificates.issue(
-            self.issued, SERVER_NAME, now=self._now - ago * DAY, days=days, client=False
-        )
+    def server(self, *, ago: float = 0, days: float = 30, name: str = SERVER_NAME) -> Issued:
+        """A certificate of a node; of worker-1 unless told."""
+        return certificates.issue(self.issued, name, now=self._now - ago * DAY, days=days, client=False)
 
     def client(self, *, ago: float = 0, days: float = 30) -> Issued:
         """A certificate of a relay."""

@@ -112,13 +112,17 @@ class Doors:
     @property
     def sentence(self) -> str:
         """For `cilia status`: what is wrong with the TCP port or near its end, or nothing."""
-        return self._problem or (f"certificate {self._tls.sentence()}" if self._tls else "")
+        if self._tls is None:
+            return self._problem
+        unread = f"; its replacement is not in force: {self._tls.problem}" if self._tls.problem else ""
+        return f"certificate {self._tls.sentence()}{unread}"
 
     @property
     def troubled(self) -> bool:
-        """Whether clients on TCP can't be served."""
+        """Whether clients on TCP can't be served, or soon won't be."""
         left = self.certificate_seconds
-        return bool(self._problem) or (left is not None and left <= 0)
+        unread = self._tls is not None and self._tls.problem
+        return bool(self._problem or unread) or (left is not None and left <= 0)
 
     @property
     def certificate_seconds(self) -> float | None:

@@ -146,10 +146,14 @@ def test_a_broken_replacement_is_said_once_and_changes_nothing(tmp_path: Path) -
         assert later(tls, clock) is old
     (line,) = logs
     assert "is not the key of" in line["error"]
+    assert tls.problem == line["error"]
     (tmp_path / "server" / "tls.crt").unlink()
     with capture_logs() as logs:
         assert later(tls, clock) is old
     assert "can't be read" in logs[0]["error"]
+    write(tmp_path / "server", server_certificate())
+    assert later(tls, clock) is not old
+    assert tls.problem == ""
 
 
 def test_a_certificate_near_its_end_is_named(tmp_path: Path) -> None:
