@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Iterator
 import msgspec
 import numpy as np
 
-from cilia.hubble.columns import Words
+from cilia.hubble.columns import Mask, Words
 from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.metrics import exposition
 from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.contexts import Called, PodName, Side
 from cilia.hubble.metrics.exposition import Head
-from cilia.hubble.metrics.index import Indexes, LabelIndex, Labels
+from cilia.hubble.metrics.index import LabelIndex, Labels
 from cilia.hubble.metrics.kinds import DIRECTIONS, KINDS, OTHER
 from cilia.hubble.metrics.options import MetricOptions
 from cilia.hubble.store import FlowStore
@@ -73,8 +73,10 @@ class Family:
         self._used = np.zeros(64, np.float64)
         self._open = np.zeros(64, np.bool_)
         """Which places say `other`."""
-        self._pods: dict[Labels, tuple[PodName, ...]] = {}
-        """The pods that a series names."""
+        self._budgeted: dict[Labels, tuple[PodName, ...]] = {}
+        """Series within the budget, and the pods they name."""
+        self._of_pod: dict[PodName, set[Labels]] = {}
+        """Series that name a pod."""
         self._other: set[Labels] = set()
         self._other_noted = 0
         self._shown: list[str] = []
@@ -149,13 +151,15 @@ class Family:
             way = low >> DIRECTION_SHIFT
             direction = (DIRECTIONS[way] if way in DIRECTIONS and way else "unknown",)
         labels = (*own, *source.values, *destination.values, *direction)
-        if labels in self._pods:
+        if labels in self._budgeted:
             return labels
-        if self.limits.series and len(self._pods) >= self.limits.series:
+        if self.limits.series and len(self._budgeted) >= self.limits.series:
             self._pressed = True
             sides = len(source.values) + len(destination.values)
             return self._overflowing((*self.kind.bounded(own), *(OTHER,) * sides, *direction))
-        self._pods[labels] = (*source.pods, *destination.pods)
+        self._budgeted[labels] = pods = tuple({*source.pods, *destination.pods})
+        for pod in pods:
+            self._of_pod.setdefault(pod, set()).add(labels)
         return labels
 
     def _overflowing(self, labels: Labels) -> Labels:
@@ -166,40 +170,40 @@ class Family:
 
     def expire(self, now: float, gone: Collection[PodName] = ()) -> None:
         """Drop series nobody has added to for long, and those of pods that are no more."""
-        values = self._series.values
-        count = len(values)
-        if not count:
-            return
         patience = self.limits.expiry or float("inf")
         if self._pressed:
             patience = min(patience, PRESSED_SECONDS)
-        idle = now - self._used[:count] > patience
-        away = np.zeros(count, np.bool_)
-        if gone:
-            away = np.array([any(pod in gone for pod in self._pods.get(labels, ())) for labels in values])
-        self.expired[POD_GONE] += int(away.sum())
-        self.expired[IDLE] += int((idle & ~away).sum())
+        idle = now - self._used[: self.size] > patience
+        away = np.zeros(self.size, np.bool_)
+        for pod in self._of_pod.keys() & set(gone):
+            away[[self._series.place(labels) for labels in self._of_pod[pod]]] = True
         dead = idle | away
         if dead.any():
-            self._drop(np.flatnonzero(~dead))
+            self.expired[POD_GONE] += int(away.sum())
+            self.expired[IDLE] += int((idle & ~away).sum())
+            self._drop(dead)
             self._pressed = False
 
-    def _drop(self, kept: Indexes) -> None:
-        before = self._series.values
+    def _drop(self, dead: Mask) -> None:
+        for place in np.flatnonzero(dead).tolist():
+            labels = self._series.values[place]
+            self._other.discard(labels)
+            for pod in self._budgeted.pop(labels, ()):
+                self._of_pod[pod].discard(labels)
+                if not self._of_pod[pod]:
+                    del self._of_pod[pod]
+        kept = np.flatnonzero(~dead)
         # Keys are forgotten, too: what was counted with the others may get a series of its own.
         self._series.keep(kept)
         self._shown = []
-        for labels in set(before).difference(self._series.values):
-            self._pods.pop(labels, None)
-            self._other.discard(labels)
         for column in (self._counts, self._used, self._open):
             column[: len(kept)] = column[kept]
             column[len(kept) :] = 0
         self._other_noted = len(self._other)
 
-    def pods(self) -> set[PodName]:
+    def pods(self) -> Collection[PodName]:
         """All pods that series name."""
-        return {pod for pods in self._pods.values() for pod in pods}
+        return self._of_pod.keys()
 
     # -- telling ------------------------------------------------------------------------------------------
 

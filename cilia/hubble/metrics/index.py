@@ -44,6 +44,10 @@ class LabelIndex:
             found[missing] = self._learn(high[missing], low[missing], slot[missing])
         return found
 
+    def place(self, labels: Labels) -> int:
+        """Where labels stand in `values`."""
+        return self._places[labels]
+
     def forget(self) -> None:
         """Ask anew what keys stand for; places stay."""
         self._keys.clear()

@@ -305,6 +305,20 @@ def test_series_of_a_gone_pod_go(text: str) -> None:
     assert metric.pods() == {("demo", "server-0")}
 
 
+def test_a_pod_that_talks_to_itself_goes_once() -> None:
+    flows = store()
+    metric = family(flows, "drop:sourceContext=pod;destinationContext=pod")
+    count(
+        metric,
+        flows,
+        {**DROPPED, "destination": CLIENT, "destination_endpoint": 101, "destination_identity": 4321},
+    )
+    metric.expire(1.0, {("demo", "client-5f")})
+    assert metric.size == 0
+    assert not metric.pods()
+    assert metric.expired == Counter({"pod_gone": 1, "idle": 0})
+
+
 def test_series_by_workload_outlive_their_pods() -> None:
     flows = store()
     metric = family(flows, "drop:sourceContext=workload")
@@ -360,6 +374,31 @@ def test_counts_do_not_depend_on_batches() -> None:
         count(many, parts, *rows[start : start + 7])
     assert told(one) == told(many)
     assert sum(told(one).values()) == 300
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_comes_is_counted_once(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    flows = store()
+    text = "flow:sourceContext=pod|ip;destinationContext=pod|dns;labelsContext=traffic_direction"
+    small, plain = family(flows, text, series=int(random.integers(1, 20))), family(flows, "flow")
+    made = 0
+    for step in range(12):
+        rows = random_rows(random, int(random.integers(1, 60)))
+        made += len(rows)
+        first = flows.head
+        flows.append([events(*rows)], offset=WALL)
+        for span in flows.spans(first, flows.head):
+            small.take(Batch(span), float(step))
+            plain.take(Batch(span), float(step))
+        if random.integers(3) == 0:
+            # What goes here has not been idle, so nothing does; but all keys are looked up anew.
+            small._series.forget()
+    assert sum(told(small).values()) == sum(told(plain).values()) == made
+    by_kind: Counter[tuple[str, ...]] = Counter()
+    for labels, number in small.samples():
+        by_kind[labels[:4]] += number
+    assert by_kind == Counter(dict(plain.samples()))
 
 
 def metrics(flows: FlowStore, clock: ManualClock, text: str = ALL, **choices: Any) -> FlowMetrics:
