@@ -69,7 +69,8 @@ static __always_inline int write_option4(struct __sk_buff *skb, struct packet *p
 
 	if (packet->l4 - packet->l3 != sizeof(header.ip) ||
 	    bpf_skb_load_bytes(skb, packet->l3, &header.ip, sizeof(header.ip)) ||
-	    bpf_skb_adjust_room(skb, sizeof(header.option), BPF_ADJ_ROOM_NET, 0))
+	    bpf_skb_adjust_room(skb, sizeof(header.option), BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return -1;
 	header.ip.ihl += sizeof(header.option) / 4;
 	header.ip.tot_len = bpf_htons(packet->length + sizeof(header.option));
@@ -93,7 +94,8 @@ static __always_inline int write_option6(struct __sk_buff *skb, struct packet *p
 
 	if (bpf_skb_load_bytes(skb, packet->l3, &header.ip, sizeof(header.ip)) ||
 	    header.ip.nexthdr == IPPROTO_HOPOPTS ||
-	    bpf_skb_adjust_room(skb, sizeof(header.option), BPF_ADJ_ROOM_NET, 0))
+	    bpf_skb_adjust_room(skb, sizeof(header.option), BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return -1;
 	header.option.next_header = header.ip.nexthdr;
 	header.option.length = sizeof(header.option) / 8 - 1;
@@ -107,7 +109,8 @@ static __always_inline int write_option6(struct __sk_buff *skb, struct packet *p
 	return bpf_skb_store_bytes(skb, packet->l3, &header, sizeof(header), 0);
 }
 
-/* Puts the frontend into the packet. What has options of its own already can't tell it. */
+/* Puts the frontend into the packet, or into each datagram that is yet to be cut from it. What has
+ * options of its own already can't tell it. */
 static __noinline int write_option(struct __sk_buff *skb, struct flow *flow,
 				   const struct told *told)
 {

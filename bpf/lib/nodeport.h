@@ -472,13 +472,18 @@ static __always_inline bool must_tell(const struct packet *packet, const struct 
 	return packet->protocol == IPPROTO_UDP || work->is_fresh || is_opening(packet);
 }
 
+/* Of a batch it is the segments that leave. Those of TCP begin no flow. */
 static __always_inline bool has_room(const struct __sk_buff *skb, const struct flow *flow)
 {
 	const struct packet *packet = &flow->packet;
+	__u32 length = packet->length;
 
-	if (skb->gso_size)
-		return wraps();
-	return packet->length + told_size(packet->family) <= flow->settings->mtu;
+	if (skb->gso_size) {
+		if (wraps() || packet->protocol != IPPROTO_UDP)
+			return wraps();
+		length = packet->l4 - packet->l3 + sizeof(struct udphdr) + skb->gso_size;
+	}
+	return length + told_size(packet->family) <= flow->settings->mtu;
 }
 
 /* The client is told to send less at once. */

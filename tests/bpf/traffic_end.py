@@ -8,12 +8,16 @@ ask KIND ADDRESS[@PORT] SIZE
 from __future__ import annotations
 
 import errno
+import random
 import socket
 import sys
+import threading
 
 PORT = 7777
 NAME = 64
 TIMEOUT = 3.0
+UDP_SEGMENT, SEGMENT = 103, 1000
+SO_RCVBUFFORCE = 33
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -55,6 +59,62 @@ def serve_udp(address: str) -> None:
         print("ready", flush=True)
         data, asker = server.recvfrom(65536)
         server.sendto(asker[0].encode().ljust(NAME) + data, asker)
+
+
+def serve_datagrams(address: str) -> None:
+    """Each that comes, until nobody asks any more."""
+    with socket.socket(family(address), socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+        server.bind((address, PORT))
+        print("ready", flush=True)
+        while True:
+            data, asker = server.recvfrom(65536)
+            server.sendto(asker[0].encode().ljust(NAME) + data, asker)
+
+
+def ask_bulk(address: str, size: int) -> str:
+    """A stream that is busy both ways at once."""
+    sent = random.Random(size).randbytes(size)
+    with socket.create_connection(place(address), TIMEOUT) as stream:
+        stream.settimeout(TIMEOUT)
+        name = exactly(stream, NAME)
+        sending = threading.Thread(target=stream.sendall, args=(sent,))
+        sending.start()
+        assert exactly(stream, size) == sent
+        sending.join()
+        return name.decode().strip()
+
+
+def ask_batch(address: str, size: int) -> str:
+    """Datagrams that the kernel cuts from one buffer, as late as it can (UDP_SEGMENT)."""
+    sent = [bytes((number,)) * SEGMENT for number in range(size // SEGMENT)]
+    with socket.socket(family(address), socket.SOCK_DGRAM) as asker:
+        asker.settimeout(TIMEOUT)
+        asker.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, SEGMENT)
+        asker.connect(place(address))
+        asker.send(b"".join(sent))
+        answers = [asker.recv(65536) for _ in sent]
+    assert sorted(answer[NAME:] for answer in answers) == sent
+    return answers[0][:NAME].decode().strip()
+
+
+def ask_again(address: str, size: int) -> str:
+    """One datagram, until it is answered: the first may teach the client what fits."""
+    body = random.Random(size).randbytes(size)
+    with socket.socket(family(address), socket.SOCK_DGRAM) as asker:
+        asker.settimeout(0.3)
+        asker.connect(place(address))
+        for tries in range(8):
+            try:
+                asker.send(body)
+                answer = asker.recv(65536)
+            except (TimeoutError, OSError) as error:
+                if not isinstance(error, TimeoutError) and error.errno != errno.EMSGSIZE:
+                    raise
+                continue
+            assert answer[NAME:] == body
+            return f"{answer[:NAME].decode().strip()} after {tries}"
+        raise TimeoutError
 
 
 def ask_tcp(address: str, size: int) -> str:
@@ -113,8 +173,23 @@ def ask_ping(address: str, size: int) -> str:
                 return str(sender[0])
 
 
-SERVE = {"tcp": serve_tcp, "udp": serve_udp, "udp-options": serve_udp}
-ASK = {"tcp": ask_tcp, "udp": ask_udp, "udp-options": ask_udp_with_options, "ping": ask_ping}
+SERVE = {
+    "tcp": serve_tcp,
+    "bulk": serve_tcp,
+    "udp": serve_udp,
+    "udp-options": serve_udp,
+    "again": serve_datagrams,
+    "batch": serve_datagrams,
+}
+ASK = {
+    "tcp": ask_tcp,
+    "bulk": ask_bulk,
+    "udp": ask_udp,
+    "udp-options": ask_udp_with_options,
+    "again": ask_again,
+    "batch": ask_batch,
+    "ping": ask_ping,
+}
 
 
 def main() -> int:
