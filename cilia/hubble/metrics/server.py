@@ -28,8 +28,8 @@ PATH = "/metrics"
 HEAD_LIMIT = 16 << 10
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
-CONNECTIONS = 16
-"""Scrapes at once."""
+CONNECTIONS = 64
+"""Open at once; for one more the oldest is closed, which may only be waiting."""
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds: those that Prometheus' libraries have by default."""
@@ -39,7 +39,6 @@ REASONS = {
     400: "Bad Request",
     404: "Not Found",
     405: "Method Not Allowed",
-    503: "Service Unavailable",
 }
 
 Text = Callable[[bool], Iterator[bytes]]
@@ -81,7 +80,8 @@ class MetricsServer:
             None if settings.tls is None else ScrapeTls(settings.tls, protocols=("http/1.1",), clock=clock)
         )
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, None] = {}
+        """The oldest first."""
         self._requests: Counter[int] = Counter()
         self._seconds: dict[int, list[float]] = {}
 
@@ -124,7 +124,9 @@ class MetricsServer:
     # -- one request --------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
+        self._open[writer] = None
+        if len(self._open) > CONNECTIONS:
+            next(iter(self._open)).close()
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -135,14 +137,12 @@ class MetricsServer:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return
         finally:
-            self._open.discard(writer)
+            self._open.pop(writer, None)
             with suppress(OSError):
                 writer.close()
 
     async def _answer(self, head: bytes, writer: asyncio.StreamWriter) -> int:
         status, sentence, headers = judged(head)
-        if status == 200 and len(self._open) > CONNECTIONS:
-            status, sentence = 503, f"more than {CONNECTIONS} scrapes at once: ask again later"
         if status != 200:
             write_head(writer, status, exposition.TEXT)
             writer.write(f"{sentence}\n".encode())

@@ -18,7 +18,7 @@ from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.exposition import Head, Sample, pieces
 from cilia.hubble.metrics.options import parse
 from cilia.hubble.metrics.processor import FlowMetrics
-from cilia.hubble.metrics.server import HEAD_LIMIT, MetricsServer, MetricsServerSettings
+from cilia.hubble.metrics.server import CONNECTIONS, HEAD_LIMIT, MetricsServer, MetricsServerSettings
 from cilia.kit import certificates
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tls import TlsFiles
@@ -144,6 +144,36 @@ def test_a_head_without_end_ends_the_connection() -> None:
 def test_a_head_only() -> None:
     answer = served(lambda port: ask(port, b"HEAD /metrics HTTP/1.1\r\n\r\n"))
     assert answer.endswith(b"\r\n\r\n")
+
+
+def test_who_only_connects_is_closed_for_others() -> None:
+    async def crowd(port: int) -> Any:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 10)]
+        answer = await get()(port)
+        async with asyncio.timeout(10):
+            assert await idle[0][0].read() == b""
+        for _, writer in idle:
+            writer.close()
+        return answer
+
+    assert "hubble_drop_total" in body(served(crowd))
+
+
+def test_a_scraper_that_does_not_read_holds_up_nobody() -> None:
+    made = metrics()
+    large = b"x" * 100_000 + b"\n"
+
+    async def stall(port: int) -> Any:
+        _, stalled = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        stalled.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.05)
+        answer = await get()(port)
+        stalled.transport.abort()
+        return answer
+
+    text = made.text
+    made.text = lambda *, open_metrics=False: iter([large] * 50 + list(text()))  # type: ignore[method-assign]
+    assert len(served(stall, made)) > 5_000_000
 
 
 def test_label_values_are_escaped() -> None:
