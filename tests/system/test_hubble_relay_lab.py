@@ -1,4 +1,5 @@
-"""A relay over the agents of a lab: one answer for three nodes, and what remains when one dies."""
+"""A relay over the agents of a lab, by mutual TLS: one answer for three nodes, and what remains of it
+when one dies."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from cilia.kit import certificates
+from cilia.kit.clock import SystemClock
+from cilia.kit.tls import server_name
 from cilia.lab import records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 from tests.support.waiting import until
@@ -41,15 +45,38 @@ pytestmark = [
 ]
 
 
+def certificates_in(directory: Path) -> None:
+    """An authority, a certificate for all nodes and one for the relay."""
+    now = SystemClock().wall()
+    authority = certificates.make_authority("Lab CA", now=now, days=1)
+    names = [server_name(f"node-{number}", "default") for number in (1, 2, 3)]
+    made = {
+        "node": certificates.issue(authority, names[0], names=names, now=now, days=1, client=False),
+        "relay": certificates.issue(authority, "relay.example", now=now, days=1, server=False),
+    }
+    (directory / "ca.crt").write_bytes(authority.certificate)
+    for name, issued in made.items():
+        (directory / f"{name}.crt").write_bytes(issued.certificate)
+        (directory / f"{name}.key").write_bytes(issued.key)
+
+
 class Stage:
-    """A lab of three nodes with a relay in front."""
+    """A lab of three nodes, and a relay on the first that finds the others by its agent's peer service."""
 
     def __init__(self, plan: LabPlan, directory: Path) -> None:
         self.plan = plan
         self.server = f"unix://{directory / 'relay.sock'}"
-        peers = ",".join(f"default/{node.name}=unix://{node.hubble_socket}" for node in plan.nodes)
-        command = [sys.executable, "-m", "cilia.apps.relay", "serve", "--listen-address", self.server]
-        self.relay = subprocess.Popen([*command, "--peers", peers, "--retry-timeout", "1s"])
+        first = plan.nodes[0]
+        flags = {
+            "listen-address": self.server,
+            "peer-service": f"unix://{first.hubble_socket}",
+            "tls-hubble-client-cert-file": directory / "relay.crt",
+            "tls-hubble-client-key-file": directory / "relay.key",
+            "tls-hubble-server-ca-files": directory / "ca.crt",
+            "retry-timeout": "1s",
+        }
+        command = ["nsenter", f"--net={first.netns}", "--", sys.executable, "-m", "cilia.apps.relay", "serve"]
+        self.relay = subprocess.Popen(command + [f"--{name}={value}" for name, value in flags.items()])
 
     def close(self) -> None:
         """Stop the relay."""
@@ -81,10 +108,17 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     teardown.take_down(NAME)
-    plan = make_plan(NAME, 3)
+    directory = tmp_path_factory.mktemp("relay")
+    certificates_in(directory)
+    tls = (
+        f"--hubble-tls-cert-file={directory / 'node.crt'}",
+        f"--hubble-tls-key-file={directory / 'node.key'}",
+        f"--hubble-tls-client-ca-files={directory / 'ca.crt'}",
+    )
+    plan = make_plan(NAME, 3, agent_flags=tls)
     starting.start(plan, lambda _message: None)
     try:
-        stage = Stage(plan, tmp_path_factory.mktemp("relay"))
+        stage = Stage(plan, directory)
         try:
             stage.kubectl("apply", "-f", "-", stdin=OBJECTS)
             stage.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
