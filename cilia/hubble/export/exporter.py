@@ -151,7 +151,7 @@ class Exporter:
         self._matcher = matcher(settings, Context(store, node))
         wanted, grouped = masks.parse(settings.mask), masks.parse(settings.aggregate)
         self._maker = LineMaker(store, node, converter, masks.both(wanted, grouped))
-        self._groups = Groups(self._maker, masks.both(wanted, grouped) or {}) if grouped else None
+        self._groups = Groups(self._maker) if grouped else None
         self._due = clock.monotonic() + settings.interval
         self._output: Output = output(settings, clock.wall)
         self._writing: asyncio.Future[None] | None = None
@@ -208,7 +208,7 @@ class Exporter:
         self._cursor.position, self._cursor.gap = self.place.position, self.place.gap
         self._batch = Batch()
         if self._groups is not None:
-            self._groups.take()
+            self._groups.clear()
 
     def _over(self) -> bool:
         return self.settings.end is not None and self._clock.wall() >= self.settings.end
@@ -289,7 +289,13 @@ class Exporter:
     async def _flush(self) -> None:
         """Write all that was read, however long it takes; only then the place moves on."""
         if self._groups is not None:
-            self._batch.put(self._groups.take())
+            told = []
+            for lines in self._groups.lines():
+                told += lines
+                await asyncio.sleep(0)
+            # Who is cancelled above has changed nothing.
+            self._groups.clear()
+            self._batch.put(told)
             self._due = self._clock.monotonic() + self.settings.interval
         batch = self._batch
         batch.put([self._maker.lost(gap) for gap in batch.losses.values()])

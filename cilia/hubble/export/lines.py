@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from cilia.hubble.columns import Events, Times, blobs, translated
-from cilia.hubble.convert import LAYER4_FIELDS, Converter, Fragments, NodeFacts, transports, whole
+from cilia.hubble.convert import (
+    FIELDS_OF,
+    LAYER4_FIELDS,
+    Converter,
+    Fragments,
+    NodeFacts,
+    transports,
+    whole,
+)
 from cilia.hubble.encode import NANOSECONDS
 from cilia.hubble.export import messages
 from cilia.hubble.export.masks import Tree, has
@@ -24,6 +32,9 @@ from cilia.proto.observer import observer_pb2
 REMEMBERED_TEXTS = 1 << 13
 """Per kind of fragment: at most some 4 MiB each."""
 
+
+COUNTS = (b"ingress_flow_count", b"egress_flow_count", b"unknown_direction_flow_count")
+"""Fields of flow.Aggregate."""
 
 POWERS = 10 ** np.arange(8, -1, -1)
 """Of the digits of a second's nanoseconds."""
@@ -104,19 +115,6 @@ class Transports:
         return before, between, after
 
 
-class CutTransports:
-    """The same under a mask that wants some of it."""
-
-    width = 1
-
-    def __init__(self, tree: Tree | None) -> None:
-        self._texts = Texts(tree)
-
-    def columns(self, rows: Rows) -> list[list[bytes]]:
-        """The text of each row, with a comma in front."""
-        return [self._texts.of(whole(transports(rows.events)))]
-
-
 def port_texts(ports: Times) -> list[bytes]:
     """Ports as they stand in JSON; nothing for 0."""
     return list(map(PORT_TEXTS.__getitem__, ports.tolist()))
@@ -134,13 +132,18 @@ class LineMaker:
         """`tree`: the fields of a flow that are wanted."""
         self._converter = converter
         whole_header = tree is None or tree.get("l4", {}) is None
-        self._transports = Transports() if whole_header else CutTransports(tree)
-        self._columns = [Texts(tree) for _ in Fragments._fields]
+        self._transports = Transports() if whole_header else None
+        self._columns = {
+            name: Texts(tree)
+            for name in (*Fragments._fields, *(() if whole_header else ("transports",)))
+            if tree is None or FIELDS_OF[name] & tree.keys()
+        }
         self._time, self._uuid = has(tree, "time"), has(tree, "uuid")
         boot = f"{store.boot:016x}"
         time = b',"time":"%b"' if self._time else b""
         uuid = f',"uuid":"{boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-%012x"' if self._uuid else ""
-        body = b"%b" * (len(self._columns) + self._transports.width)
+        width = len(self._columns) + (Transports.width if self._transports is not None else 0)
+        body = b"%b" * max(1, width)
         self._tail = b'},"node_name":' + messages.encode(node.name) + b',"time":"'
         content = (time + uuid.encode()).removeprefix(b",") + body
         self._form = b'{"flow":{' + content + self._tail.replace(b"%", b"%%") + b'%b"}\n'
@@ -158,23 +161,21 @@ class LineMaker:
         return [line.replace(b'{"flow":{,', b'{"flow":{', 1) for line in lines]
 
     def texts(self, rows: Rows) -> list[list[bytes]]:
-        """What each flow says but its time and UUID: JSON members with a comma in front, in columns."""
-        fragments = self._converter.fragments(rows)
-        texts = [column.of(each) for column, each in zip(self._columns, fragments, strict=True)]
-        return texts + self._transports.columns(rows)
+        """What each flow says but its time and UUID: JSON members with a comma in front, in columns; at least
+        one column."""
+        texts = [column.of(self._converter.column(name, rows)) for name, column in self._columns.items()]
+        if self._transports is not None:
+            texts += self._transports.columns(rows)
+        return texts or [[b""] * len(rows.numbers)]
 
-    def counted(self, body: bytes, first: int, counts: tuple[int, int, int]) -> bytes:
+    def counted(self, body: bytes, first: int, counts: Sequence[int]) -> bytes:
         """A line about a group of flows. `first`: when its first was seen (nanoseconds since the epoch);
         `counts`: ingress, egress, unknown direction."""
         stamp = timestamp(first)
-        aggregate = flow_pb2.Flow(
-            aggregate=flow_pb2.Aggregate(
-                ingress_flow_count=counts[0],
-                egress_flow_count=counts[1],
-                unknown_direction_flow_count=counts[2],
-            )
+        told = b",".join(
+            b'"%b":%d' % (name, count) for name, count in zip(COUNTS, counts, strict=True) if count
         )
-        flow = b"".join((b'"time":"', stamp, b'"', body, messages.members(aggregate)))
+        flow = b'"time":"%b"%b,"aggregate":{%b}' % (stamp, body, told)
         return b"".join((b'{"flow":{', flow, self._tail, stamp, b'"}\n'))
 
     def lost(self, loss: LossRow) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -218,9 +219,7 @@ def test_two_masks_have_in_common_what_both_name() -> None:
 
 
 def groups_of(flows: FlowStore, fields: list[str]) -> Groups:
-    tree = masks.parse(fields)
-    assert tree is not None
-    return Groups(LineMaker(flows, NODE, Converter(flows, NODE), tree), tree)
+    return Groups(LineMaker(flows, NODE, Converter(flows, NODE), masks.parse(fields)))
 
 
 def test_flows_that_agree_are_one_line() -> None:
@@ -232,7 +231,7 @@ def test_flows_that_agree_are_one_line() -> None:
     )
     for rows in flows.spans(0, 2) + flows.spans(2, 4):
         groups.add(rows)
-    one, two = parsed(groups.take())
+    one, two = parsed(list(chain(*groups.lines())))
     assert one == {
         "flow": {
             "time": timestamp(WALL + 1_000_000).decode(),
@@ -248,7 +247,9 @@ def test_flows_that_agree_are_one_line() -> None:
     }  # fmt: skip
     assert two["flow"]["verdict"] == "DROPPED"
     assert two["flow"]["aggregate"] == {"ingress_flow_count": 1}
-    assert groups.take() == []
+    groups.clear()
+    assert not len(groups)
+    assert list(groups.lines()) == []
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_groups_count_every_flow_once(fields: list[str]) -> None:
         key = json.dumps(without_empty(each.get("flow", {})), sort_keys=True)
         want[key] = want.get(key, 0) + 1
     found: dict[str, int] = {}
-    for line in parsed(groups.take()):
+    for line in parsed(list(chain(*groups.lines()))):
         counts = line["flow"].pop("aggregate")
         line["flow"].pop("time")
         key = json.dumps(without_empty(line["flow"]), sort_keys=True)
