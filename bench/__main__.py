@@ -15,6 +15,7 @@ from rich.table import Table
 from bench import (
     agent,
     datapath,
+    hubble_export,
     hubble_history,
     hubble_metrics,
     hubble_relay,
@@ -44,6 +45,7 @@ GROUPS = {
     "policy-engine": policy.engine,
     "policy-load": policy_load.measure,
     "sweeps": sweeps.stalls,
+    "hubble-export": hubble_export.measure,
     "services-engine": services_engine.engine,
     "services-sockets": services_sockets.sockets,
     "services-nodeport": services_nodeport.node_ports,
