@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 VXLAN_OVERHEAD = 50
 """Bytes of Ethernet, IPv4, UDP and VXLAN headers around a packet (RFC 7348)."""
 VXLAN_OVERHEAD_IPV6 = 70
-SERVICES_STEP = 0.1
+SERVICES_STEP = 0.02
 """Seconds that bringing services into the kernel may hold up all else."""
 SHORTEST_PAUSE = 0.25
 """Seconds between two rounds of collection, however full the maps are."""

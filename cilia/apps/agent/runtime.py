@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -78,6 +79,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+SERVICES_AT_ONCE = 200
+"""Services that are looked at at the start before others get a turn: some 20 ms."""
 REVIEW_INTERVAL = 1.0
 """Seconds between two looks for rules that hardly mean what they say."""
 
@@ -476,6 +479,8 @@ class Runtime:
 
         Without the store the kernel keeps what it has: what is not identified would be pruned.
         """
+        for _ in iter(partial(graph.services.advance, SERVICES_AT_ONCE), False):
+            await asyncio.sleep(0)
         engine.step()
         backoff = Backoff(limit=5.0)
         for labels in list(graph.endpoints.wanted):

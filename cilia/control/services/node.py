@@ -10,6 +10,7 @@ those computed from scratch, whatever came first. An object over which we fail c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
@@ -116,24 +117,41 @@ class ServicesNode:
         self._redirects = inputs.redirects.cursor()
         self._local = inputs.local_services.cursor()
         self._unsaid = True
+        self._dirty: set[Owner] = set()
+        """Objects whose draft is to be made anew."""
+        self._drafted: set[Owner] = set()
+        """Those of which it is, and nobody was told yet."""
 
     def step(self) -> None:
         """Bring the rows up to date with the inputs."""
-        if not self._settings.enabled:
+        self.advance()
+        drafted, self._drafted = self._drafted, set()
+        if not drafted:
             return
-        dirty = self._take_standing()
-        dirty |= self._take_redirects()
-        dirty |= self._take_services()
-        dirty |= self._take_pods()
-        dirty |= self._take_local()
-        if not dirty:
-            return
-        for owner in dirty:
-            self._redraft(owner)
-        for owner in dirty | self._frontends.settle() | self._checks.settle():
+        for owner in drafted | self._frontends.settle() | self._checks.settle():
             self._tell(owner)
 
+    def advance(self, limit: int | None = None) -> bool:
+        """Do a part of the next step's work, that of so many objects; whether more is left. The rows mean
+        nothing before the step."""
+        if not self._settings.enabled:
+            return False
+        if limit is None or not self._dirty:
+            self._take()
+        for owner in list(itertools.islice(self._dirty, limit)):
+            self._dirty.discard(owner)
+            self._redraft(owner)
+            self._drafted.add(owner)
+        return bool(self._dirty)
+
     # what changed
+
+    def _take(self) -> None:
+        self._dirty |= self._take_standing()
+        self._dirty |= self._take_redirects()
+        self._dirty |= self._take_services()
+        self._dirty |= self._take_pods()
+        self._dirty |= self._take_local()
 
     def _take_standing(self) -> set[Owner]:
         """Everybody, when this node has other addresses or another zone; when labels, who asks for them."""

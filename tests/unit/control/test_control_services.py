@@ -734,3 +734,26 @@ def test_a_target_port_that_no_pod_has_is_told() -> None:
     assert told.startswith("spec.ports[http]: 2 endpoints are ready, but their EndpointSlices give no port")
     unready = Shop().add(service(), slice_of(endpoint("10.0.1.5", ready=False), ports=()))
     assert unready.problems() == ()
+
+
+def test_many_services_can_be_looked_at_in_parts() -> None:
+    """What is prepared so, whatever changes meanwhile, is what one step makes of it."""
+    whole, parts = Shop(), Shop()
+    rows = [service(f"web-{at}", cluster_ips=(f"10.96.1.{at}",)) for at in range(20)]
+    slices = [slice_of(HERE, name=f"s-{at}", service=f"web-{at}") for at in range(40)]
+    for shop in (whole, parts):
+        for row in rows:
+            shop.inputs.services.put(row)
+        for each in slices:
+            shop.inputs.endpoint_slices.put(each)
+    turns = 0
+    while parts.node.advance(3):
+        turns += 1
+        assert turns < 100, "slices without a Service are looked at for ever"
+    late = service("web-3", cluster_ips=("10.96.1.4",))
+    for shop in (whole, parts):
+        shop.add(late)
+    assert turns > 5
+    assert len(parts.frontends) == 19
+    for mine, theirs in zip(parts.desired.tables(), whole.desired.tables(), strict=True):
+        assert sorted(mine, key=str) == sorted(theirs, key=str)
