@@ -139,6 +139,12 @@ class Side:
         """By the numbers that `codes` gives."""
         return self._values.values
 
+    def tidy(self) -> None:
+        """Begin anew when there are too many; while no numbers are in use."""
+        if len(self._values.values) > REMEMBERED_SIDES:
+            self._values = self._fresh()
+            self.renumbered += 1
+
     def codes(self, batch: Batch) -> Words:
         """A number for each row, shape (n,); worked out once for all metrics that call sides alike."""
         found = batch.codes.get(self)
@@ -149,9 +155,6 @@ class Side:
     def _codes(self, batch: Batch) -> Words:
         if not self.called.labels:
             return np.zeros(len(batch), np.uint64)
-        if len(self._values.values) > REMEMBERED_SIDES:
-            self._values = self._fresh()
-            self.renumbered += 1
         if self._parties != self._store.parties.generation:
             self._parties = self._store.parties.generation
             self._values.forget()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -35,6 +36,17 @@ PRESSED_SECONDS = 60.0
 """Idle series go after so long where new ones find no room."""
 
 IDLE, POD_GONE = "idle", "pod_gone"
+
+
+class Keys(NamedTuple):
+    """What selected rows are counted by: both sides and the word of a row; arrays of equal length."""
+
+    pairs: Words
+    words: Words
+
+    def part(self, first: int, size: int) -> Keys:
+        """Some of them."""
+        return Keys(self.pairs[first : first + size], self.words[first : first + size])
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -81,7 +93,6 @@ class Family:
         self._other_noted = 0
         self._shown: list[str] = []
         """Name and labels as text, by place; made anew when places move."""
-        self._now = 0.0
         self._pressed = False
         self.overflow = 0
         """Flows counted in series that say `other`, for want of room."""
@@ -92,14 +103,38 @@ class Family:
 
     def take(self, batch: Batch, now: float) -> None:
         """Count rows; `now` in seconds of a clock that never goes back."""
+        self.tidy()
+        for keys in self.select(batch):
+            self.add(keys, now)
+
+    def tidy(self) -> None:
+        """Between rows: forget sides when there were too many. Keys that were not added yet are void then."""
+        for side in self.sides:
+            side.tidy()
+        renumbered = (self.sides[0].renumbered, self.sides[1].renumbered)
+        if renumbered != self._renumbered:
+            self._renumbered = renumbered
+            self._series.forget()
+
+    def select(self, batch: Batch) -> Iterator[Keys]:
+        """The keys of what is to be counted; they outlive the rows."""
         if self.kind.select is None:
             return
-        self._now = now
         selected = None if self.matcher is None else self.matcher.mask(batch.rows)
         for mask, words in self.kind.select(batch):
             chosen = np.flatnonzero(mask if selected is None else mask & selected)
             if len(chosen):
-                self._add(self._pairs(batch)[chosen], self._own(batch, words)[chosen])
+                yield Keys(self._pairs(batch)[chosen], self._own(batch, words)[chosen])
+
+    def add(self, keys: Keys, now: float) -> None:
+        """Count keys of `select`."""
+        found = np.bincount(self._series.find(keys.pairs, keys.words))
+        self._make_room()
+        self._counts[: len(found)] += found
+        touched = np.flatnonzero(found)
+        self._used[touched] = now
+        if self._other:
+            self.overflow += int(found[touched][self._open[touched]].sum())
 
     def _pairs(self, batch: Batch) -> Words:
         """Both sides' codes in one word; the same for all metrics with the same sides."""
@@ -108,25 +143,12 @@ class Family:
         if found is None:
             found = source.codes(batch) << np.uint64(32) | destination.codes(batch)
             batch.codes[self.sides] = found
-        renumbered = (source.renumbered, destination.renumbered)
-        if renumbered != self._renumbered:
-            self._renumbered = renumbered
-            self._series.forget()
         return found
 
     def _own(self, batch: Batch, words: Words) -> Words:
         if not self._with_direction:
             return words
         return words | (batch.word((0, "direction")) & np.uint64(3)) << np.uint64(DIRECTION_SHIFT)
-
-    def _add(self, high: Words, low: Words) -> None:
-        found = np.bincount(self._series.find(high, low))
-        self._make_room()
-        self._counts[: len(found)] += found
-        touched = np.flatnonzero(found)
-        self._used[touched] = self._now
-        if self._other:
-            self.overflow += int(found[touched][self._open[touched]].sum())
 
     def _make_room(self) -> None:
         """For places that are new since the last time."""

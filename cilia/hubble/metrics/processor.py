@@ -18,7 +18,7 @@ from cilia.hubble.metrics import exposition
 from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.contexts import Called, PodName, Side
 from cilia.hubble.metrics.exposition import Head, Sample
-from cilia.hubble.metrics.family import Family, Limits
+from cilia.hubble.metrics.family import Family, Keys, Limits
 from cilia.hubble.metrics.options import Filters, MetricConfig, MetricsError
 from cilia.hubble.predicates import Context
 from cilia.hubble.store import FlowStore, LossSource
@@ -29,6 +29,9 @@ SMALLEST_STEP, LARGEST_STEP = 512, 8192
 
 QUICK, SLOW = 0.004, 0.01
 """Seconds: the next step is twice or half as large after one that took less or more."""
+
+CHUNK = 1024
+"""Keys counted in one go, of which all may be new."""
 
 PRESSING = 8192
 """Rows that wait before they are counted ahead of time."""
@@ -152,16 +155,36 @@ class FlowMetrics:
             arrived = cursor.step(self._step)
             self.missed += arrived.overwritten
             began = self._clock.monotonic()
-            for rows in self._store.spans(arrived.first, arrived.end):
-                batch = Batch(rows)
-                for family in self.families:
-                    family.take(batch, began)
-            took = self._clock.monotonic() - began
-            if took < QUICK:
-                self._step = min(2 * self._step, LARGEST_STEP)
-            elif took > SLOW:
-                self._step = max(self._step // 2, SMALLEST_STEP)
-            await asyncio.sleep(0)
+            for family in self.families:
+                family.tidy()
+            # The rows hold until the next append, the keys for ever; each new key costs some microseconds.
+            found = [
+                (family, keys)
+                for rows in self._store.spans(arrived.first, arrived.end)
+                for batch in (Batch(rows),)
+                for family in self.families
+                for keys in family.select(batch)
+            ]
+            self._fit(self._clock.monotonic() - began)
+            await self._add(found, began)
+
+    async def _add(self, found: list[tuple[Family, Keys]], began: float) -> None:
+        """Count, and let others have their turn every few milliseconds."""
+        since = began
+        for family, keys in found:
+            for first in range(0, len(keys.words), CHUNK):
+                family.add(keys.part(first, CHUNK), began)
+                if self._clock.monotonic() - since > QUICK:
+                    await asyncio.sleep(0)
+                    since = self._clock.monotonic()
+        await asyncio.sleep(0)
+
+    def _fit(self, took: float) -> None:
+        """Choose the size of the next step by what this one took, in seconds."""
+        if took < QUICK:
+            self._step = min(2 * self._step, LARGEST_STEP)
+        elif took > SLOW:
+            self._step = max(self._step // 2, SMALLEST_STEP)
 
     async def housekeep(self) -> None:
         """Drop series that nobody needs any more."""

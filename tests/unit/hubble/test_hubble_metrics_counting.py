@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cilia.hubble.cursor import Cursor
+from cilia.hubble.metrics import contexts
 from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.family import Family, Limits
 from cilia.hubble.metrics.forecast import forecast
@@ -238,6 +239,19 @@ def test_pods_that_come_later_are_named() -> None:
         "demo/client-5f", "demo/server-0", "other/db-0",
     ]  # fmt: skip
     assert sum(found.values()) == 4
+
+
+def test_sides_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "REMEMBERED_SIDES", 3)
+    flows = store()
+    metric = family(flows, "flow:sourceContext=ip")
+    sources = [f"192.0.2.{number}" for number in range(1, 9)]
+    for _ in range(3):
+        for source in sources:
+            count(metric, flows, {"source": source, "source_identity": 2, "source_endpoint": 0})
+    assert {key.rpartition("source=")[2]: number for key, number in told(metric).items()} == dict.fromkeys(
+        sources, 3
+    )
 
 
 # -- the budget ---------------------------------------------------------------------------------------------
