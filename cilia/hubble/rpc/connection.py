@@ -105,7 +105,7 @@ class Stream:
         return self._connection.peer
 
     async def send(self, messages: Sequence[bytes]) -> None:
-        """Send serialised messages, waiting for the window and the socket."""
+        """Send serialised messages in full frames but for the last, waiting for window and socket."""
         self.open()
         parts: list[bytes] = []
         size = 0
@@ -113,17 +113,18 @@ class Stream:
             parts += PREFIX.pack(0, len(message)), message
             size += PREFIX.size + len(message)
             if size >= self._connection.frame_size:
-                await self._write(b"".join(parts))
-                parts, size = [], 0
-        if parts:
-            await self._write(b"".join(parts))
+                rest = await self._write(b"".join(parts), self._connection.frame_size)
+                parts, size = [rest], len(rest)
+        await self._write(b"".join(parts), 1)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes, least: int) -> bytes:
+        """Send while there are `least` bytes or more; what is left."""
         start = 0
-        while start < len(data):
+        while len(data) - start >= least:
             size = await self._connection.room_for(self, len(data) - start)
             self._connection.write(self.id, data[start : start + size])
             start += size
+        return data[start:]
 
     async def receive(self) -> bytes | None:
         """The next message of a conversation; None when the client has said all."""

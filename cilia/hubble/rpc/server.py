@@ -119,7 +119,9 @@ class Server:
         if peer.family == socket.AF_UNIX:
             uid = peer_uid(peer)
             connection.peer = f"user {uid}"
-            if uid not in (0, os.geteuid()) and not (self._group and self._group in peer_groups(peer)):
+            if uid not in (0, os.geteuid()) and not (
+                self._group is not None and self._group in peer_groups(peer)
+            ):
                 return "this socket is for root, the agent and the socket's group: become one of them"
         else:
             connection.peer = address(transport.get_extra_info("peername"))
