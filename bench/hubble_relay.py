@@ -149,6 +149,7 @@ def options(listen: str, peers: list[Peer]) -> RelayOptions:
     return RelayOptions(
         cluster_name="default",
         listen_address=listen,
+        health_listen_address="",
         peers=peers,
         peer_service="",
         peer_service_tls_server_name="",

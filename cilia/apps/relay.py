@@ -23,11 +23,14 @@ from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.channel import host_and_port
+from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
 from cilia.kit import log as logs
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ClientTls, ServerTls, TlsError, TlsFiles
+from cilia.proto.health import health_pb2
+from cilia.proto.observer import observer_pb2
 from cilia.relay.access import Access, AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
@@ -57,6 +60,8 @@ class RelayOptions:
     cluster_name: str
     listen_address: str
     """`unix:///path`, `host:port` or `:port`."""
+    health_listen_address: str
+    """Where probes ask in plain text, `host:port`; empty: nowhere but at the door for clients."""
     peers: list[Peer]
     """A fixed list; empty: the peer service is followed."""
     peer_service: str
@@ -101,14 +106,26 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
     )
     access = Access(options.reviews, options.access, clock) if options.reviews else None
     observer = RelayObserver(pool, settings, clock, access)
-    server = Server({**observer.methods(), **Health(["observer.Observer"]).methods()})
+    health = Health(["observer.Observer"])
+    reflection = Reflection([observer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
+    server = Server({**observer.methods(), **health.methods(), **reflection.methods()})
+    probes = Server(health.methods())
+
+    def tell_health() -> None:
+        health.set(any(link.channel for link in pool.links()), "", "observer.Observer")
+
+    tell_health()
+    pool.listeners.add(tell_health)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(TaskGroup())
         if options.reviews:
             await stack.enter_async_context(options.reviews)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(server.close)
-        port = await listen(server, options)
+        stack.push_async_callback(probes.close)
+        port = await listen(server, options.listen_address, options.server_tls, "listen-address")
+        if options.health_listen_address:
+            await listen(probes, options.health_listen_address, None, "health-listen-address")
         if options.peers:
             pool.set_peers(options.peers)
         else:
@@ -122,19 +139,16 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         yield port
 
 
-async def listen(server: Server, options: RelayOptions) -> int:
-    """Open the door for clients; the port. Raises StartError."""
-    address = options.listen_address
+async def listen(server: Server, address: str, tls: ServerTls | None, flag: str) -> int:
+    """Open a door; its port. Raises StartError."""
     try:
         if address.startswith("unix:"):
             await server.listen_unix(Path(address.removeprefix("unix:").replace("///", "/", 1)))
             return 0
         host, port = host_and_port(address)
-        return await server.listen_tcp(host, port, options.server_tls)
+        return await server.listen_tcp(host, port, tls)
     except (OSError, ValueError) as error:
-        raise StartError(
-            f"{address} can't be listened on ({error}): choose another --listen-address"
-        ) from None
+        raise StartError(f"{address} can't be listened on ({error}): choose another --{flag}") from None
 
 
 async def serve(options: RelayOptions) -> None:
@@ -164,6 +178,12 @@ def run(
     listen_address: Annotated[
         str, typer.Option(envvar=_env("listen_address"), help="HOST:PORT or unix:///PATH for clients.")
     ] = ":4245",
+    health_listen_address: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("health_listen_address"), help="HOST:PORT of gRPC health in plain text; empty: none."
+        ),
+    ] = ":4222",
     peers: Annotated[
         str,
         typer.Option(envvar=_env("peers"), help="NAME=HOST:PORT,... instead of the peer service."),
@@ -280,6 +300,7 @@ def run(
         options = RelayOptions(
             cluster_name=cluster_name,
             listen_address=listen_address,
+            health_listen_address=health_listen_address,
             peers=fixed,
             peer_service=peer_service,
             peer_service_tls_server_name=peer_service_tls_server_name,

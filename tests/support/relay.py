@@ -197,6 +197,7 @@ def options_for(listen: str, peers: Sequence[Peer], **choices: Any) -> RelayOpti
     settings: dict[str, Any] = {
         "cluster_name": "default",
         "listen_address": listen,
+        "health_listen_address": "",
         "peers": list(peers),
         "peer_service": "",
         "peer_service_tls_server_name": "",

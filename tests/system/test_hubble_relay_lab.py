@@ -74,6 +74,7 @@ class Stage:
             "tls-hubble-client-key-file": directory / "relay.key",
             "tls-hubble-server-ca-files": directory / "ca.crt",
             "retry-timeout": "1s",
+            "health-listen-address": "127.0.0.1:0",
         }
         command = ["nsenter", f"--net={first.netns}", "--", sys.executable, "-m", "cilia.apps.relay", "serve"]
         self.relay = subprocess.Popen(command + [f"--{name}={value}" for name, value in flags.items()])

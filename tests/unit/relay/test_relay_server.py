@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cilia.hubble.peer import Peer
+from cilia.proto.health.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from tests.support.relay import (
@@ -156,3 +157,17 @@ def test_followers_hear_of_flows_and_of_nodes(running: Cluster) -> None:
         running.add(first, response("node-0", 3))
         assert next(call).flow.uuid == "node-0-3"
         call.cancel()
+
+
+def test_health_is_that_of_having_a_node(running: Cluster) -> None:
+    node = Node("node-0")
+    target = running.relay([Peer("node-0", running.address("node-0"))])
+    with channel_to(target) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        assert check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.NOT_SERVING
+        running.start(node)
+        wait_for(lambda: check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.SERVING)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
+from cilia.apps.relay import app
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.server import Server
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
@@ -42,9 +42,9 @@ class Stage:
         self.node = Node("node", [response("node", 1)])
         self.directory = running.directory
 
-    def serve(self, authority: Authority, **age: float) -> None:
+    def serve(self, authority: Authority, ago: float = 0, days: float = 30) -> None:
         """Start the node with a certificate of an authority, on the port it had."""
-        files = authority.write(self.directory / "server", authority.server(**age))
+        files = authority.write(self.directory / "server", authority.server(ago=ago, days=days))
         clients = TlsFiles(files.certificate, files.key, self.directory / "clients.crt")
         (self.directory / "clients.crt").write_bytes(self.authority.issued.certificate)
 
@@ -143,10 +143,7 @@ def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
     ],
 )
 def test_wrong_settings_are_refused_with_a_sentence(flags: list[str], words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cilia.apps.relay", "serve", *flags],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["serve", *flags])
+    assert done.exit_code == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
