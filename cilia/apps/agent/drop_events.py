@@ -75,13 +75,14 @@ class DropEventWriter:
         self._waiting: deque[DropNotice] = deque()
         self._written: dict[tuple[str, str, str], Written] = {}
         """By namespace, pod and message; the oldest are forgotten first."""
+        self.told = 0
+        """Notices written."""
         self.lost = 0
-        """Notices nobody got, because the API server was away too long."""
+        """Notices nobody got: the API server was away too long, or their namespace is gone."""
 
-    @property
-    def suppressed(self) -> int:
-        """Drops that got no notice, for there were too many different ones."""
-        return self._drops.suppressed
+    def numbers(self) -> dict[str, int]:
+        """For a scrape: notices written, notices lost, and drops that got none for there were too many."""
+        return {"told": self.told, "lost": self.lost, "suppressed": self._drops.suppressed}
 
     def start(self, tasks: TaskGroup, store: Store) -> None:
         """Write as long as the agent runs, where that is wanted."""
@@ -123,17 +124,21 @@ class DropEventWriter:
         """Write some Events. Raises StoreError; what was not written is tried again."""
         for _ in range(min(AT_ONCE, len(self._waiting))):
             notice = self._waiting[0]
-            await self._write(store, notice)
+            if await self._write(store, notice):
+                self.told += 1
+            else:
+                self.lost += 1
             # In the meantime it may have been dropped for want of room.
             if self._waiting and self._waiting[0] is notice:
                 self._waiting.popleft()
 
-    async def _write(self, store: Store, notice: DropNotice) -> None:
+    async def _write(self, store: Store, notice: DropNotice) -> bool:
+        """Whether there is an Event of it now."""
         key = (notice.namespace, notice.pod, notice.message)
         before = self._written.pop(key, None)
         if before is not None and await self._add(store, before, notice):
             self._written[key] = Written(before.name, before.count + notice.count)
-            return
+            return True
         event = self._event(notice)
         body = cluster.encode(cluster.EVENTS, event)
         try:
@@ -144,10 +149,11 @@ class DropEventWriter:
         except (cluster.NotFound, cluster.Invalid) as error:
             # Its namespace is going, or it can't be said: waiting would not help.
             log.debug("no event", pod=f"{notice.namespace}/{notice.pod}", error=str(error))
-            return
+            return False
         self._written[key] = Written(event["metadata"]["name"], notice.count)
         if len(self._written) > REMEMBERED:
             del self._written[next(iter(self._written))]
+        return True
 
     async def _add(self, store: Store, before: Written, notice: DropNotice) -> bool:
         """Let the count grow; whether the Event is still there."""

@@ -49,6 +49,8 @@ class HubbleNumbers:
     """TLS clients refused."""
     history: HistoryNumbers | None = None
     """Of the files beyond memory; None: there are none."""
+    drop_events: Mapping[str, int] | None = None
+    """Notices written (told) and lost, and drops without one (suppressed); None: drops are not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +228,11 @@ class AgentCollector(Collector):
             yield refused
         if numbers.history is not None:
             yield from _history(numbers.history)
+        if numbers.drop_events is not None:
+            told = CounterMetricFamily("cilia_hubble_drop_events", "Notices about drops", labels=["outcome"])
+            for outcome, number in numbers.drop_events.items():
+                told.add_metric([outcome], number)
+            yield told
 
 
 def _history(numbers: HistoryNumbers) -> Iterator[Metric]:

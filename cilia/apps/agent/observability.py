@@ -154,6 +154,7 @@ class Observability:
             certificate_seconds=self.doors.certificate_seconds,
             refused_handshakes=self.doors.refused_handshakes,
             history=None if self.history is None else self.history.numbers(),
+            drop_events=self.drop_events.numbers() if self._settings.hubble_drop_events else None,
         )
 
 
