@@ -34,8 +34,13 @@ CHUNK = 512
 SCAN = 32 * CHUNK
 """Rows filtered before other tasks get their turn: some 2 ms."""
 
-SLOW_SCAN = CHUNK // 2
-"""The same where an expression may have to be evaluated for each row: some 5 ms."""
+SMALLEST_SCAN = 16
+
+SLOW_SCAN = CHUNK // 8
+"""The same to begin with, where an expression may have to be evaluated for each row."""
+
+QUICK, SLOW = 0.001, 0.004
+"""Seconds of a scan that is followed by a larger or a smaller one."""
 
 
 class Untold:
@@ -302,10 +307,19 @@ class Answer:
 
     def _select(self, first: int, last: int) -> Times:
         """Numbers of the rows of [first, last) that answer the request."""
+        start = self._clocks.monotonic()
         found = [np.zeros(0, np.int64)]
         for rows in self._store.spans(first, last):
             found.append(rows.numbers[self._mask(rows)])
+        self._adapt(self._clocks.monotonic() - start)
         return np.concatenate(found)
+
+    def _adapt(self, seconds: float) -> None:
+        """Look at more rows at a time, or at less, so that others wait for a few milliseconds only."""
+        if seconds > SLOW:
+            self._scan = max(SMALLEST_SCAN, self._scan // 2)
+        elif seconds < QUICK:
+            self._scan = min(SCAN, self._scan * 2)
 
     def _mask(self, rows: Rows) -> Mask:
         if self._since is None and self._until is None:

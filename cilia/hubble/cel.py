@@ -21,7 +21,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from cilia.hubble.columns import Mask
-from cilia.hubble.convert import FIELDS_OF, Converter, NodeFacts
+from cilia.hubble.convert import FIELDS_OF, PORTS, Converter, NodeFacts, transports, whole
 from cilia.hubble.filter_values import FilterError
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
@@ -42,6 +42,7 @@ REMEMBERED = 1 << 14
 FLOW = "_flow"
 TEXTS = re.compile(r"""[rRbB]*("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
 MENTIONED = re.compile(rf"\b{FLOW}\b(?:\s*\.\s*(\w+))?")
+LAYER4 = re.compile(rf"\b{FLOW}\s*\.\s*l4((?:\s*\.\s*\w+)*)")
 LOOP = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 ABSENCE = re.compile(r"\bhas\s*\(")
 
@@ -72,6 +73,7 @@ class Expression:
         self._sparse = bool(ABSENCE.search(code))
         self._fields = mentioned(code)
         self._columns = [name for name, fields in FIELDS_OF.items() if fields & self._fields]
+        self._ports = ports(code)
         names = self._program.variables()
         self._constants: dict[str, Any] = {name: ENUMS[name] for name in names if name in ENUMS}
         if "flow" in names:
@@ -82,7 +84,7 @@ class Expression:
 
     def __call__(self, rows: Rows) -> Mask:
         """Which rows match."""
-        columns = [self._converter.column(name, rows) for name in self._columns]
+        columns = [self._column(name, rows) for name in self._columns]
         keys = list(zip(*columns, strict=True)) if columns else [()] * len(rows.wall)
         known = self._known
         if len(known) > REMEMBERED:
@@ -90,6 +92,12 @@ class Expression:
         for key in set(keys).difference(known):
             known[key] = self._matches(b"".join(key))
         return np.fromiter(map(known.__getitem__, keys), np.bool_, len(keys))
+
+    def _column(self, name: str, rows: Rows) -> list[bytes]:
+        """Most flows differ in their ports only, so a port that is not asked for is left out."""
+        if name == "transports":
+            return whole(transports(rows.events, self._ports))
+        return self._converter.column(name, rows)
 
     def _matches(self, data: bytes) -> bool:
         flow = flow_pb2.Flow.FromString(data)
@@ -141,6 +149,13 @@ def mentioned(code: str) -> frozenset[str]:
     if all(names):
         return frozenset(names)
     return frozenset(flow_pb2.Flow.DESCRIPTOR.fields_by_name)
+
+
+def ports(code: str) -> frozenset[str]:
+    """Which of the ports an expression (without its texts) may read."""
+    paths = [re.sub(r"\s", "", path).split(".") for path in LAYER4.findall(code)]
+    plain = len(paths) == len(re.findall(r"\bl4\b", code)) and all(len(path) > 2 for path in paths)
+    return frozenset(PORTS.intersection(path[2] for path in paths) if plain else PORTS)
 
 
 def as_map(flow: Message, fields: frozenset[str], *, sparse: bool) -> dict[str, Any]:

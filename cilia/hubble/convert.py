@@ -15,7 +15,7 @@ Two or three thousand lines of real traffic share a few dozen of the last two.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Generic, NamedTuple, TypeVar, cast
 
@@ -320,20 +320,25 @@ def whole(columns: Iterable[Iterable[bytes]]) -> list[bytes]:
     return list(map(b"".join, zip(*columns, strict=False)))
 
 
+PORTS = frozenset({"source_port", "destination_port"})
+
+
 def hex_numbers(numbers: Times) -> list[bytes]:
     """The last twelve digits of UUIDs."""
     digits = numbers.astype(">u8").tobytes().hex().encode()
     return [digits[end - 12 : end] for end in range(16, len(digits) + 1, 16)]
 
 
-def transports(events: Events) -> list[list[bytes]]:
+def transports(
+    events: Events, ports: Collection[str] = ("source_port", "destination_port")
+) -> list[list[bytes]]:
     """Flow.l4 in four columns to be joined: what stands before, both ports, TCP's flags. Protocols without
-    ports have all in the first."""
+    ports have all in the first. `ports`: those that are wanted."""
     protocol = events["protocol"]
     ported = np.isin(protocol, list(LAYER4_FIELDS))
     source = np.where(translated(events), events["original_source_port"], events["source_port"])
-    source = np.where(ported, source, NO_PORT)
-    destination = np.where(ported, events["destination_port"], NO_PORT)
+    source = np.where(ported & ("source_port" in ports), source, NO_PORT)
+    destination = np.where(ported & ("destination_port" in ports), events["destination_port"], NO_PORT)
     flags = np.where(protocol == TCP, events["tcp_flags"], np.uint8(0))
     heads = protocol.astype(np.int64) << 8 | PORT_SIZES[source] + PORT_SIZES[destination] + FLAG_SIZES[flags]
     others = 1 << 32 | protocol.astype(np.int64) << 16 | events["icmp_type"].astype(np.int64) << 8

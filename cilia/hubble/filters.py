@@ -20,6 +20,9 @@ from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Con
 from cilia.hubble.store import Rows
 from cilia.proto.flow import flow_pb2
 
+FEW = 8
+"""One row in so many is few: copying those costs less than looking at all."""
+
 APPLICATION_RECORD = 129
 """Message type of application records."""
 
@@ -64,20 +67,31 @@ def any_of(filters: Iterable[list[Predicate]], rows: Rows) -> Mask:
     """Rows that at least one filter matches."""
     selected = np.zeros(len(rows.wall), np.bool_)
     for predicates in filters:
-        matched = np.ones(len(rows.wall), np.bool_)
-        for predicate in predicates:
-            matched &= predicate(rows)
-            if not matched.any():
-                break
-        selected |= matched
+        selected |= all_of(predicates, rows)
     return selected
+
+
+def all_of(predicates: list[Predicate], rows: Rows) -> Mask:
+    """Rows that all predicates match. Where few are left, only those are looked at."""
+    matched = np.ones(len(rows.wall), np.bool_)
+    for position, predicate in enumerate(predicates):
+        if position:
+            left = int(matched.sum())
+            if not left:
+                break
+            if left * FEW < len(matched):
+                matched[matched] = all_of(predicates[position:], rows.where(matched))
+                break
+        matched &= predicate(rows)
+    return matched
 
 
 def compile_filter(context: Context, message: flow_pb2.FlowFilter) -> list[Predicate]:
     """The predicates of one filter; a filter without fields has none and matches everything."""
     refuse_unknown(message)
     predicates = []
-    for descriptor, value in message.ListFields():
+    # In order of their numbers, so expressions, which are slow, come last.
+    for descriptor, value in sorted(message.ListFields(), key=lambda field: field[0].number):
         name = descriptor.name
         values = list(value) if descriptor.is_repeated else [value]
         if name in APPLICATION_FIELDS and any(each.type != APPLICATION_RECORD for each in message.event_type):

@@ -30,6 +30,10 @@ def matching(text: str) -> list[int]:
     ("text", "expected"),
     [
         ("true", [0, 1, 2, 3, 4]),
+        ("_flow.l4.TCP.source_port == 10001u", [1]),
+        ("_flow.l4['TCP'].source_port == 10001u", [1]),
+        ("_flow.l4.TCP.source_port == 10001u || _flow.l4.UDP.destination_port == 8080u", [1, 2]),
+        ("has(_flow.l4.UDP) && has(_flow.l4.UDP.source_port)", [2]),
         ("_flow.verdict == Verdict.DROPPED", [1]),
         ("_flow.verdict == flow.Verdict.DROPPED", [1]),
         ("_flow.drop_reason_desc == DropReason.POLICY_DENIED", [1]),
@@ -82,7 +86,7 @@ def test_refused(text: str, word: str) -> None:
 def test_one_evaluation_for_equal_flows(monkeypatch: pytest.MonkeyPatch) -> None:
     flows = store()
     flows.append([events(*({"source_port": port} for port in range(1000, 1100)))])
-    expression = Expression("_flow.verdict == Verdict.FORWARDED", flows, NODE)
+    expression = Expression("_flow.l4.TCP.flags.SYN && _flow.l4.TCP.destination_port == 8080u", flows, NODE)
     asked: list[bytes] = []
 
     def matches(data: bytes) -> bool:
