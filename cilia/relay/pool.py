@@ -17,8 +17,11 @@ from cilia.relay.peers import TlsFor
 
 log = structlog.get_logger(__name__)
 
-DIALS = 32
+DIALS = 64
 """Peers dialled at a time: a thousand TLS handshakes at once would hold up everything else."""
+
+SOUND_SECONDS = 5.0
+"""A connection that held for so long is worth dialling again at once; a shorter one is not."""
 
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +113,7 @@ class Pool:
             except RpcError as error:
                 self._lost(link, error.sentence)
             else:
-                pauses.reset()
+                since = asyncio.get_running_loop().time()
                 link.channel, link.problem = channel, ""
                 log.info("peer connected", peer=link.name, address=link.peer.address)
                 self._tell()
@@ -120,18 +123,29 @@ class Pool:
                     channel.close()
                     link.channel = None
                 self._lost(link, channel.reason)
+                if asyncio.get_running_loop().time() - since > SOUND_SECONDS:
+                    pauses.reset()
             await asyncio.sleep(pauses.next())
 
     async def _dial(self, peer: Peer) -> Channel:
+        """A connection on which the peer has answered. Raises RpcError."""
         local = peer.address.startswith(("unix:", "/"))
+        timeout = self._settings.dial_timeout
         async with self._dialling:
-            return await Channel.open(
+            channel = await Channel.open(
                 peer.address,
                 tls=None if local else self._tls(peer.tls_name),
                 server_name=peer.tls_name or None,
-                timeout=self._settings.dial_timeout,
+                timeout=timeout,
                 called="the node",
             )
+            try:
+                # With TLS 1.3 a server refuses a client only after the handshake; and some only listen.
+                await channel.check(timeout)
+            except BaseException:
+                channel.close()
+                raise
+        return channel
 
     async def _watch(self, channel: Channel) -> None:
         """Until the connection is gone."""

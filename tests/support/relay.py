@@ -61,6 +61,9 @@ class Node:
         self.changed = asyncio.Event()
         self.refusal: RpcError | None = None
         self.hang = False
+        """Never end an answer."""
+        self.deaf = False
+        """Answer nothing but GetFlows."""
 
     def methods(self) -> dict[str, Any]:
         """By path, for a server."""
@@ -69,7 +72,7 @@ class Node:
             f"{service}GetFlows": self.get_flows,
             f"{service}ServerStatus": self.server_status,
             f"{service}GetNamespaces": self.get_namespaces,
-            **Health(["observer.Observer"]).methods(),
+            "/grpc.health.v1.Health/Check": self.check,
         }
 
     async def get_flows(self, data: bytes, sink: Call) -> None:
@@ -101,8 +104,16 @@ class Node:
                 position = len(self.flows)
             await self.changed.wait()
 
+    async def check(self, data: bytes, sink: Call) -> None:
+        """A sign of life."""
+        if self.deaf:
+            await asyncio.Event().wait()
+        await Health([]).check(data, sink)
+
     async def server_status(self, _data: bytes, sink: Call) -> None:
         """A few round numbers."""
+        if self.deaf:
+            await asyncio.Event().wait()
         status = observer_pb2.ServerStatusResponse(
             num_flows=len(self.flows), max_flows=100, seen_flows=1000, uptime_ns=5, flows_rate=1.5
         )

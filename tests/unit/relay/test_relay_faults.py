@@ -24,6 +24,7 @@ from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.peers import PeerListError, parse_peers
 from tests.support.relay import (
+    IMPATIENT,
     Cluster,
     Node,
     Response,
@@ -202,21 +203,33 @@ def test_a_follower_gets_what_came_while_the_connection_was_away(running: Cluste
         call.cancel()
 
 
-def test_a_hanging_node_is_noticed_between_calls(running: Cluster) -> None:
+def test_a_node_that_only_listens_is_never_taken_for_connected(running: Cluster) -> None:
     path = running.directory / "deaf.sock"
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(path))
         deaf.listen()
-        target = running.relay([Peer("deaf", f"unix://{path}")])
-        end = time.monotonic() + 10
+        deaf.settimeout(10)
+        target = running.relay([Peer("deaf", f"unix://{path}")], pool=IMPATIENT)
+        first, _ = deaf.accept()
         with channel_to(target) as channel:
-            while True:
-                nodes = unary(
-                    channel, "GetNodes", observer_pb2.GetNodesRequest(), observer_pb2.GetNodesResponse
-                ).nodes
-                if nodes[0].state == relay_pb2.NODE_UNAVAILABLE:
-                    break
-                assert time.monotonic() < end
+            nodes = unary(
+                channel, "GetNodes", observer_pb2.GetNodesRequest(), observer_pb2.GetNodesResponse
+            ).nodes
+        assert nodes[0].state == relay_pb2.NODE_UNAVAILABLE
+        second, _ = deaf.accept()
+        assert first.recv(1 << 16), "it was asked for a sign of life"
+        first.close()
+        second.close()
+
+
+def test_a_node_that_begins_to_hang_is_noticed_without_a_call(running: Cluster) -> None:
+    node = Node("node")
+    target = running.relay([running.start(node)])
+    ready(target, 1)
+    node.deaf = True
+    ready(target, 0)
+    node.deaf = False
+    ready(target, 1)
 
 
 def test_peers_come_move_and_go_as_the_peer_service_tells(running: Cluster) -> None:
