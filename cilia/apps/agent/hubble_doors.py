@@ -22,6 +22,7 @@ import structlog
 from cilia.apps.agent.errors import StartError
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.server import Methods, Server
+from cilia.kit import threads
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ServerTls, TlsError, TlsFiles, server_name
 from cilia.model.node import Node
@@ -153,7 +154,8 @@ class Doors:
         files = TlsFiles(settings.cert_file, settings.key_file, settings.client_ca_files)
         while True:
             try:
-                tls = ServerTls(files)
+                # In a thread: what reads certificates takes a quarter of a second to import.
+                tls = await threads.start("certificates", ServerTls, files)
             except TlsError as error:
                 if str(error) != self._problem:
                     self._problem = str(error)
