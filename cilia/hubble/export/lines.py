@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from cilia.hubble.convert import (
     Converter,
     Fragments,
     NodeFacts,
+    hex_numbers,
     transports,
     whole,
 )
@@ -140,23 +142,24 @@ class LineMaker:
         }
         self._time, self._uuid = has(tree, "time"), has(tree, "uuid")
         boot = f"{store.boot:016x}"
-        time = b',"time":"%b"' if self._time else b""
-        uuid = f',"uuid":"{boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-%012x"' if self._uuid else ""
-        width = len(self._columns) + (Transports.width if self._transports is not None else 0)
-        body = b"%b" * max(1, width)
+        self._run = f',"uuid":"{boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-'.encode()
+        """All of a UUID but the row's number."""
         self._tail = b'},"node_name":' + messages.encode(node.name) + b',"time":"'
-        content = (time + uuid.encode()).removeprefix(b",") + body
-        self._form = b'{"flow":{' + content + self._tail.replace(b"%", b"%%") + b'%b"}\n'
-        """A line without time, row number and texts."""
 
     def lines(self, rows: Rows) -> list[bytes]:
         """One line for each row, in their order, with its end."""
         stamps = timestamps(rows.wall)
-        values: list[Iterable[object]] = [stamps] if self._time else []
+        own: list[Iterable[bytes]] = []
+        if self._time:
+            own += [repeat(b',"time":"'), stamps, repeat(b'"')]
         if self._uuid:
-            values.append(rows.numbers.tolist())
-        lines = list(map(self._form.__mod__, zip(*values, *self.texts(rows), stamps, strict=True)))
-        if values:
+            own += [repeat(self._run), hex_numbers(rows.numbers), repeat(b'"')]
+        flow = [*own, *self.texts(rows)]
+        if own:
+            # The first member of an object has no comma in front.
+            flow[0] = repeat((b',"time":"' if self._time else self._run)[1:])
+        lines = whole([repeat(b'{"flow":{'), *flow, repeat(self._tail), stamps, repeat(b'"}\n')])
+        if own:
             return lines
         return [line.replace(b'{"flow":{,', b'{"flow":{', 1) for line in lines]
 

@@ -24,6 +24,7 @@ from cilia.api.types import (
     EndpointStatus,
     EndpointView,
     EntryView,
+    ExporterStatus,
     Health,
     HubbleStatus,
     IdentityView,
@@ -480,6 +481,21 @@ def test_status_tells_of_ports_and_differences_when_something_is_wrong(
     )
     out = cilia("status")[1]
     assert "ports run out" in out and "2 frontends, 1 are not in the kernel" in out
+
+
+def test_status_tells_of_exporters_that_fail_and_of_all_when_asked(
+    cilia: Cilia, agent: type[FakeClient]
+) -> None:
+    exporters = (
+        ExporterStatus(name="static", path="/var/log/events.log", state="active", lines=12),
+        ExporterStatus(name="drops", path="/full/drops.log", state="failing", problem="No room.", waiting=7),
+    )
+    hubble = HubbleStatus(state=Health.WARNING, exporters=exporters)
+    agent.answers["status"] = StatusResponse(agent=Component(state=Health.OK), hubble=hubble)
+    out = cilia("status")[1]
+    assert "drops (/full/drops.log): failing, 0 lines, 0 events lost, 7 waiting: No room." in out
+    assert "static" not in out
+    assert "static (/var/log/events.log): active, 12 lines" in cilia("status --verbose")[1]
 
 
 def test_status_shows_the_page_and_what_is_wrong(cilia: Cilia) -> None:
