@@ -16,6 +16,7 @@ from bench import (
     agent,
     datapath,
     hubble_export,
+    hubble_flows,
     hubble_history,
     hubble_metrics,
     hubble_relay,
@@ -54,6 +55,7 @@ GROUPS = {
     "services-load": services_load.measure,
     "hubble-history": hubble_history.measure,
     "hubble-metrics": hubble_metrics.measure,
+    "hubble-flows": hubble_flows.measure,
     "hubble-relay": hubble_relay.measure,
     "services-rolling": services_rolling.roll,
 }

@@ -34,13 +34,13 @@ def drain(quick: bool) -> list[dict[str, Any]]:
     flows and reports each; then the reader takes the ring's records and the store appends them, which alone
     is timed, once all memory has been touched. Nothing may be lost.
     """
-    with _node() as node:
+    with reporting_node() as node:
         reader = node.kernel.reader(FlowPump(node.store).take)
         rates: list[float] = []
-        _fill(node)
+        fill(node)
         reader.drain()
         for _ in range(3 if quick else 15):
-            _fill(node)
+            fill(node)
             before, start = reader.received, time.thread_time()
             reader.drain()
             rates.append((reader.received - before) / (time.thread_time() - start) / 1e6)
@@ -65,7 +65,7 @@ def drain(quick: bool) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _node() -> Iterator[CiliaNode]:
+def reporting_node() -> Iterator[CiliaNode]:
     node, client, server, fabric = (f"{PREFIX}-d{part}" for part in ("n", "c", "s", "f"))
     with topologies.namespaces(node, client, server, fabric):
         topologies.veth(node, "eth0", fabric, "eth0")
@@ -80,7 +80,7 @@ def _node() -> Iterator[CiliaNode]:
             found.close()
 
 
-def _fill(node: CiliaNode) -> None:
+def fill(node: CiliaNode) -> None:
     """Have the sending pod's program judge and report its packets."""
     (pinned,) = (loader.root_of(node.prefix) / "programs").glob("*/from_container")
     program = bpf.get(pinned)

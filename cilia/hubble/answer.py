@@ -32,9 +32,9 @@ CHUNK = 512
 """Rows converted before other tasks of the agent get their turn: some 3 ms."""
 
 SCAN = 32 * CHUNK
-"""Rows filtered before other tasks get their turn: some 2 ms."""
+"""Rows filtered, to begin with, before other tasks get their turn: a millisecond or two."""
 
-SMALLEST_SCAN = 16
+SMALLEST_SCAN, LARGEST_SCAN = 16, 1 << 17
 
 SLOW_SCAN = CHUNK // 8
 """The same to begin with, where an expression may have to be evaluated for each row."""
@@ -319,7 +319,7 @@ class Answer:
         if seconds > SLOW:
             self._scan = max(SMALLEST_SCAN, self._scan // 2)
         elif seconds < QUICK:
-            self._scan = min(SCAN, self._scan * 2)
+            self._scan = min(LARGEST_SCAN, self._scan * 2)
 
     def _mask(self, rows: Rows) -> Mask:
         if self._since is None and self._until is None:

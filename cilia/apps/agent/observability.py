@@ -71,7 +71,7 @@ class Observability:
         )
         self.store = FlowStore(kernel.event_dtype, directory, capacity=settings.hubble_capacity)
         self._name = f"{settings.cluster_name}/{settings.node_name}"
-        self._facts = NodeFacts(name=self._name, files=file_names(kernel.source_files))
+        self._facts = NodeFacts(name=self._name, version=__version__, files=file_names(kernel.source_files))
         self.exporters = exporting.exporters(settings, self.store, self._facts, clock)
         self.redaction = exporting.redaction(settings)
         """What `hubble.redact` takes out of each application record before it is stored."""
