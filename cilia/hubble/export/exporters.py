@@ -77,8 +77,7 @@ class Exporters:
 
     async def close(self) -> None:
         """Stop all; each writes what has come."""
-        for name in tuple(self._running):
-            await self._stop(name)
+        await asyncio.gather(*map(self._stop, tuple(self._running)))
 
     def statuses(self) -> list[ExportStatus]:
         """Of each exporter, by name."""
