@@ -128,7 +128,7 @@ class Answer:
         self._window = self._settings.window(len(links))
         connected = [link for link in links if link.channel]
         for link in connected:
-            self._ask(link, link.channel)
+            self._ask(link)
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in connected])
         self._note(relay_pb2.NODE_UNAVAILABLE, [link.name for link in links if not link.channel])
 
@@ -137,7 +137,7 @@ class Answer:
         self._renewed = self._clock.monotonic()
         fresh = self._missing()
         for link in fresh:
-            self._ask(link, link.channel)
+            self._ask(link)
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in fresh])
         gone = [name for name in self._asked if self._pool.get(name) is None]
         for name in gone:
@@ -146,8 +146,10 @@ class Answer:
         self._note(relay_pb2.NODE_GONE, gone)
         self._bell.set()
 
-    def _ask(self, link: Link, channel: Channel | None) -> None:
-        assert channel is not None
+    def _ask(self, link: Link) -> None:
+        channel = link.channel
+        if channel is None:
+            return
         lane = self._merge.open(link.name, self._clock.monotonic())
         reader = self._tasks.spawn(f"flows of {link.name}", self._read(link, channel, lane))
         self._readers[link.name] = reader
