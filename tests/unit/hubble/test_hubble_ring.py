@@ -110,3 +110,7 @@ def test_any_sequence_adds_up(batches: list[list[bool]], limit: int) -> None:
     expected = sorted({*[n for n in dropped if n < flows.oldest][-2:], *range(flows.oldest, made)})
     assert numbers(flows) == expected
     assert flows.take(np.array(expected, np.int64)).numbers.tolist() == expected
+
+
+def test_the_columns_of_65536_flows_leave_room_in_32_mebibytes() -> None:
+    assert FlowStore(DTYPE, directory()).nbytes < 24 << 20
