@@ -10,7 +10,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from cilia.apps.relay import app
+from cilia.apps.relay import app, server_tls
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.server import Server
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
@@ -147,3 +147,13 @@ def test_wrong_settings_are_refused_with_a_sentence(flags: list[str], words: str
     assert done.exit_code == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_where_tokens_are_asked_for_clients_need_no_certificate(stage: Stage) -> None:
+    files = stage.authority.write(stage.directory / "door", stage.authority.server())
+    tls = server_tls(TlsFiles(files.certificate, files.key), disabled=False, local=False, tokens=True)
+    port = stage.running.enter(options_for("127.0.0.1:0", [], peer_service="unix:///none", server_tls=tls))
+    bare = grpc.ssl_channel_credentials(stage.authority.issued.certificate)
+    override = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    with grpc.secure_channel(f"127.0.0.1:{port}", bare, override) as channel:
+        assert list(get_flows(channel)) == []
