@@ -284,7 +284,8 @@ def test_the_sweep_removes_what_expired_and_counts_the_rest(dataplane: Dataplane
     stats = steps[-1]
     assert stats is not None and (stats.entries, stats.expired, stats.heaviest) == (2000, 1000, ((7, 2000),))
     quota = state.dump("ct_quota")
-    assert quota == [{"key": 7, "value": {"opened": 3000, "closed": 1000}}]
+    paid = {"opened": 3000, "closed": 1000, "service_opened": 0, "service_closed": 0}
+    assert quota == [{"key": 7, "value": paid}]
     assert state.conntrack.flush(["10.0.0.5"], 100) == 100
     assert len(state.conntrack.rows(100)) == 1900
     uses = {use.name: use for use in state.map_uses()}
