@@ -183,6 +183,8 @@ class Exporter:
                 await self._catch_up(last=True)
         except TimeoutError:
             log.warning("flows not exported at the end", exporter=self.settings.name, path=self.settings.path)
+        if self._tidying is not None:
+            await asyncio.wait({self._tidying}, timeout=FAREWELL)
         if self._writing is None:
             self._output.close()
 
