@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 
 from cilia.cli.observe import observe
 from cilia.dataplane.ringbuf import Ring
 from cilia.hubble.directory import MemoryDirectory, Pod
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
-from tests.support.datapath_world import DENY_ALL, World, load_world
+from tests.support.datapath_world import ALLOW_ALL, DENY_ALL, World, load_world
 from tests.support.hubble import DTYPE, WALL, Beside, beside
 
 pytestmark = pytest.mark.root
@@ -74,3 +74,26 @@ def test_from_packet_to_line(world: World, tmp_path: Path, capsys: pytest.Captur
     ]
     assert '"file":{"name":"conntrack"' in capsys.readouterr().out
     assert np.diff(running.store.spans(0, 2)[0].wall)[0] > 0
+
+
+def test_a_drop_outlives_a_flood_of_real_traces(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    syn = IP(src="10.0.0.11", dst="10.0.0.12") / TCP(sport=40001, dport=80, flags="S")
+    with beside(tmp_path / "hubble.sock", directory=people(), capacity=64) as running:
+        world.forget_flows()
+        world.set_policy(2, DENY_ALL)
+        world.from_pod(world.pod_a, syn)
+        drain(world, running)
+        world.set_policy(2, ALLOW_ALL)
+        world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
+        datagram = IP(src="10.0.0.11", dst="10.0.0.12") / UDP(sport=40002, dport=80)
+        for _ in range(200):
+            world.from_pod(world.pod_a, datagram)
+        drain(world, running)
+        assert running.store.oldest > 64
+        with pytest.raises(SystemExit):
+            observe(["--server", f"unix://{running.path}", "--verdict", "DROPPED"], prog_name="observe")
+        out, err = capsys.readouterr()
+        assert "demo/client:40001 (ID:1001) -> demo/server:80 (ID:1002) Policy denied DROPPED" in out
+        assert err == "1 flow, complete\n"
