@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from cilia.cli import flow_filters, flows
 from cilia.cli.flow_filters import FlagError, Given
+from cilia.cli.flow_frames import DEFAULT_SERVER, SERVER_VARIABLES, server_of
 from cilia.cli.moments import parse_moment
 from cilia.cli.options import UserError
 from cilia.cli.output import printable_json, printable_lines
@@ -22,8 +23,6 @@ from cilia.hubble.client import Client
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.proto.observer import observer_pb2
 
-DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
-SERVER_VARIABLES = ("HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET")
 DEFAULT_NUMBER = 20
 EVERYTHING = 2**63 - 1
 
@@ -245,14 +244,6 @@ def set_number(
         request.number = last
     elif not limited:
         request.number = DEFAULT_NUMBER
-
-
-def server_of(environment: Any) -> str:
-    """The server the environment names, or the agent's socket."""
-    for variable in SERVER_VARIABLES:
-        if environment.get(variable):
-            return str(environment[variable])
-    return DEFAULT_SERVER
 
 
 def wants_colour() -> bool:
