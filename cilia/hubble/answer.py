@@ -29,7 +29,10 @@ from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
 from cilia.proto.observer import observer_pb2
 
 CHUNK = 512
-"""Rows converted before other tasks of the agent get their turn: some 3 ms."""
+"""Rows converted at most before other tasks of the agent get their turn: some 3 ms."""
+
+FIRST_CHUNK = 64
+"""To begin with: where every peer is new, a row takes ten times as long."""
 
 SCAN = 32 * CHUNK
 """Rows filtered, to begin with, before other tasks get their turn: a millisecond or two."""
@@ -128,6 +131,7 @@ class Answer:
         self._until = nanoseconds(request.until) if request.HasField("until") else None
         self._narrow = wants_important_only(request.whitelist)
         self._scan = SLOW_SCAN if self._matcher.slow else SCAN
+        self._chunk = FIRST_CHUNK
         self._untold = Untold(tools.interval)
         self._left: int | None = request.number or None
         """Flows still wanted; None: all."""
@@ -256,8 +260,11 @@ class Answer:
     async def _send_part(self, rows: Rows, gaps: Iterable[LossRow], converter: Converter) -> None:
         for gap in gaps:
             self._untold.add(gap)
-        for start in range(0, len(rows.wall), CHUNK):
-            await self._sink.send(converter.responses(rows.where(slice(start, start + CHUNK)), self._cuts))
+        start = 0
+        while start < len(rows.wall):
+            chunk = rows.where(slice(start, start + self._chunk))
+            start += len(chunk.wall)
+            await self._sink.send(self._converted(converter, chunk))
             await asyncio.sleep(0)
 
     def _history_gaps(self, first: int, last: int) -> list[LossRow]:
@@ -368,12 +375,24 @@ class Answer:
                 await self._recover(self._past, numbers[:gone])
                 numbers = numbers[gone:]
                 continue
-            chunk, numbers = numbers[:CHUNK], numbers[CHUNK:]
+            chunk, numbers = numbers[: self._chunk], numbers[self._chunk :]
             here = chunk[self._store.present(chunk)]
             if len(here) < len(chunk):
-                self._untold.add(self._overwritten(len(chunk) - len(here), int(chunk[0]), int(chunk[-1])))
-            await self._sink.send(self._converter.responses(self._store.take(here), self._cuts))
+                end = int(chunk[-1]) + 1
+                self._untold.add(self._overwritten(len(chunk) - len(here), int(chunk[0]), end))
+            await self._sink.send(self._converted(self._converter, self._store.take(here)))
             await asyncio.sleep(0)
+
+    def _converted(self, converter: Converter, rows: Rows) -> list[bytes]:
+        """Messages; the next chunk is smaller where these had much in them that was never seen before."""
+        start = self._clocks.monotonic()
+        messages = converter.responses(rows, self._cuts)
+        seconds = self._clocks.monotonic() - start
+        if seconds > SLOW:
+            self._chunk = max(SMALLEST_SCAN, self._chunk // 2)
+        elif seconds < QUICK * 2:
+            self._chunk = min(CHUNK, self._chunk * 2)
+        return messages
 
     async def _tell(self, gaps: list[LossRow]) -> None:
         notes = [self._converter.lost(gap) for gap in gaps if self._in_time(gap)]
