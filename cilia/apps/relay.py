@@ -59,7 +59,7 @@ class RelayOptions:
 
     cluster_name: str
     listen_address: str
-    """`unix:///path`, `host:port` or `:port`."""
+    """`unix:///path`, `host:port` or `:port`; several with commas."""
     health_listen_address: str
     """Where probes ask in plain text, `host:port`; empty: nowhere but at the door for clients."""
     peers: list[Peer]
@@ -96,7 +96,8 @@ def tls_for(tls: ClientTls | None) -> TlsFor:
 
 @asynccontextmanager
 async def relaying(options: RelayOptions) -> AsyncIterator[int]:
-    """A relay that serves while the context lasts; gives its port (0 on a unix socket). Raises StartError."""
+    """A relay that serves while the context lasts; gives its last port (0 on a unix socket). Raises
+    StartError."""
     clock = SystemClock()
     pool = Pool(options.pool, tls_for(options.client_tls))
     settings = RelaySettings(
@@ -123,7 +124,8 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         stack.push_async_callback(pool.close)
         stack.push_async_callback(server.close)
         stack.push_async_callback(probes.close)
-        port = await listen(server, options.listen_address, options.server_tls, "listen-address")
+        for address in split_addresses(options.listen_address):
+            port = await listen(server, address, options.server_tls, "listen-address")
         if options.health_listen_address:
             await listen(probes, options.health_listen_address, None, "health-listen-address")
         if options.peers:
@@ -137,6 +139,14 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
             )
             tasks.spawn("peer service", service.run())
         yield port
+
+
+def split_addresses(text: str) -> list[str]:
+    """Addresses with commas between. Raises StartError when there is none."""
+    addresses = [address.strip() for address in text.split(",") if address.strip()]
+    if not addresses:
+        raise StartError("--listen-address is empty: give HOST:PORT, unix:///PATH, or both with a comma")
+    return addresses
 
 
 async def listen(server: Server, address: str, tls: ServerTls | None, flag: str) -> int:
@@ -176,7 +186,10 @@ def run(
         str, typer.Option(envvar=_env("cluster_name"), help="Name of this cluster.")
     ] = "default",
     listen_address: Annotated[
-        str, typer.Option(envvar=_env("listen_address"), help="HOST:PORT or unix:///PATH for clients.")
+        str,
+        typer.Option(
+            envvar=_env("listen_address"), help="HOST:PORT or unix:///PATH for clients; commas between."
+        ),
     ] = ":4245",
     health_listen_address: Annotated[
         str,
@@ -320,7 +333,7 @@ def run(
                     tuple(tls_relay_client_ca_files or ()) or None,
                 ),
                 disabled=disable_server_tls,
-                local=_is_local(listen_address),
+                local=all(map(_is_local, split_addresses(listen_address))),
                 tokens=require_tokens,
             ),
             pool=PoolSettings(

@@ -62,6 +62,7 @@ def up(
     ] = None,
     aggregation: Annotated[str, typer.Option(help="Flow reports: medium, low or none.")] = "medium",
     events: Annotated[bool, typer.Option(help="Report flows at all.")] = True,
+    relay: Annotated[bool, typer.Option(help="A relay that answers for all nodes.")] = True,
     agent_flag: Annotated[
         list[str] | None,
         typer.Option(metavar="FLAG[=VALUE]", help="One more flag of the agents, such as host-firewall."),
@@ -77,6 +78,7 @@ def up(
             aggregation=aggregation,
             events=events,
             agent_flags=tuple(agent_flag or ()),
+            relay=relay,
         )
         seconds = bring_up(plan, console)
     except (PlanError, StartError) as error:
@@ -97,6 +99,8 @@ def tell_access(plan: LabPlan) -> None:
         ("CILIA_HUBBLE_SOCKET", plan.nodes[0].hubble_socket),
     ):
         console.print(f"export {variable}={path}", soft_wrap=True, highlight=False)
+    if plan.relay:
+        console.print(f"export HUBBLE_SERVER=unix://{plan.relay_socket}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -225,6 +229,8 @@ def node_exec(
         target = plan.node(node)
     except PlanError as error:
         fail(error)
+    # What the user has set asks the relay; here the node is meant.
+    os.environ.pop("HUBBLE_SERVER", None)
     os.environ |= {
         "CILIA_AGENT_SOCKET": target.agent_socket,
         "CILIA_HUBBLE_SOCKET": target.hubble_socket,
@@ -247,7 +253,9 @@ def outside_exec(
 
 @app.command()
 def logs(
-    program: Annotated[str, typer.Argument(help="agent/NODE, operator, apiserver, lab, or NAMESPACE/POD")],
+    program: Annotated[
+        str, typer.Argument(help="agent/NODE, relay, operator, apiserver, lab, or NAMESPACE/POD")
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     name: Name = DEFAULT_NAME,
 ) -> None:

@@ -25,7 +25,7 @@ from cilia.kit import log as logging
 from cilia.kit.clock import Clock, SystemClock
 from cilia.kit.files import private_directory
 from cilia.kit.tasks import TaskGroup
-from cilia.lab import cgroups, cni, fabric, kernel, processes, records, sandbox
+from cilia.lab import cgroups, cni, fabric, kernel, processes, records, relay, sandbox
 from cilia.lab.control import serve
 from cilia.lab.kubelet import Kubelet
 from cilia.lab.plan import API_PORT, OUTSIDE_HOST, LabPlan, NodePlan
@@ -79,6 +79,8 @@ class Daemon:
             await self._step("API server", self._wait_for_api(store))
             await self._step("controllers", self._start_controllers(store, tasks))
             await self._step("agents", self._wait_for_agents())
+            if self._plan.relay:
+                await self._step("relay", self._start_relay())
             tasks.spawn("control socket", serve(self._plan.control_socket, self._answer))
             self._report({"ready": True})
             await tasks.failed.wait()
@@ -104,6 +106,8 @@ class Daemon:
     async def _start_programs(self) -> None:
         """Start the outside host, the API server, the operator and the agents."""
         plan = self._plan
+        if plan.relay:
+            relay.write_certificates(plan, self._clock.wall())
         await self._start_outside()
         if plan.source_dir:
             await asyncio.gather(*(self.start_agent(node) for node in plan.nodes))
@@ -117,7 +121,7 @@ class Daemon:
         await asyncio.gather(*(self.start_agent(node) for node in plan.nodes))
 
     async def _start_api_server(self, descriptors: Sequence[int]) -> None:
-        command = [*_program("apiserver"), "--state-dir", f"{self._plan.state}/apiserver"]
+        command = [*processes.program("apiserver"), "--state-dir", f"{self._plan.state}/apiserver"]
         for descriptor in descriptors:
             command += ["--listen-fd", str(descriptor)]
         command += ["--tls-san", self._plan.api_address]
@@ -191,6 +195,13 @@ class Daemon:
                     raise LabError(f"the agent of {node.name} is not ready after 60 s\n{words}")
                 await asyncio.sleep(0.02)
 
+    async def _start_relay(self) -> None:
+        """Start the relay and wait until it serves; raises LabError with its last words."""
+        await self._start("relay", relay.command(self._plan), "control", netns=self._plan.fabric)
+        while not Path(self._plan.relay_socket).exists():
+            self._expect_alive("relay")
+            await asyncio.sleep(0.02)
+
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a command asks: kill, start or wait for an agent; CNI CHECK of a pod."""
         match request:
@@ -210,7 +221,7 @@ class Daemon:
 
 def operator_command(plan: LabPlan) -> list[str]:
     """Return the command line of the operator."""
-    command = [*_program("operator"), "--kubeconfig", f"{plan.state}/operator.kubeconfig"]
+    command = [*processes.program("operator"), "--kubeconfig", f"{plan.state}/operator.kubeconfig"]
     command += ["--cluster-pool-ipv4-cidr", "10.244.0.0/16"]
     return [*command, "--cluster-pool-ipv6-cidr", "fd00:10:244::/104"]
 
@@ -237,15 +248,11 @@ def agent_command(plan: LabPlan, node: NodePlan) -> list[str]:
         options["ipv6-pod-cidr"] = node.pod_ipv6_cidr
     else:
         options["kubeconfig"] = f"{directory}/kubeconfig"
-    command = [*(plan.agent_program or _program("agent.main"))]
+    command = [*(plan.agent_program or processes.program("agent.main"))]
     for name, value in options.items():
         command += [f"--{name}", value]
+    command += relay.agent_flags(plan) if plan.relay else []
     return [*command, "--events" if plan.events else "--no-events", *plan.agent_flags]
-
-
-def _program(module: str) -> tuple[str, ...]:
-    """Return how to run one of Cilia's own programs with this very interpreter."""
-    return sys.executable, "-P", "-c", f"from cilia.apps.{module} import main; main()"
 
 
 def _local_listener() -> socket.socket:

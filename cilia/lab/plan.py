@@ -27,6 +27,7 @@ BALANCED_V6 = "2001:db8:198::/64"
 """Addresses for load balancers (RFC 5737, RFC 3849): the fabric spreads flows to them over all nodes."""
 
 API_PORT = 6443
+RELAY_PORT = 4245
 DEFAULT_IMAGE = "cilia.io/lab/server"
 
 _NAME = re.compile(r"[a-z0-9]{1,12}")
@@ -87,6 +88,8 @@ class LabPlan(msgspec.Struct, frozen=True, kw_only=True):
     """More flags of every agent, such as --host-firewall."""
     agent_program: tuple[str, ...] = ()
     """A stand-in to run instead of the agent and without the operator, to try the lab itself."""
+    relay: bool = False
+    """Whether a relay answers for all nodes; agents then serve Hubble by TLS and count flows."""
 
     @property
     def netns_dir(self) -> str:
@@ -117,6 +120,21 @@ class LabPlan(msgspec.Struct, frozen=True, kw_only=True):
     def control_socket(self) -> str:
         """Where the lab's daemon takes commands."""
         return f"{self.state}/lab.sock"
+
+    @property
+    def relay_socket(self) -> str:
+        """The relay, for this machine."""
+        return f"{self.state}/relay.sock"
+
+    @property
+    def relay_address(self) -> str:
+        """The relay, for everybody in the fabric, by mutual TLS."""
+        return f"{UNDERLAY_V4}1:{RELAY_PORT}"
+
+    @property
+    def certificates(self) -> str:
+        """Hubble's certificates, a folder for each who shows one."""
+        return f"{self.state}/hubble-certs"
 
     @property
     def kubeconfig(self) -> str:
@@ -164,6 +182,7 @@ def make_plan(
     events: bool = True,
     agent_flags: tuple[str, ...] = (),
     agent_program: tuple[str, ...] = (),
+    relay: bool = False,
 ) -> LabPlan:
     """Lay out a lab; raises PlanError when it can't be."""
     state = state_directory(name, root)
@@ -180,6 +199,7 @@ def make_plan(
         events=events,
         agent_flags=tuple(f"--{flag.lstrip('-')}" for flag in agent_flags),
         agent_program=agent_program,
+        relay=relay and not source_dir,
     )
 
 

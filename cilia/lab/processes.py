@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,11 @@ async def start(
     record = ProcessRecord(name=name, pid=process.pid, started=records.start_time(process.pid), log=str(log))
     records.write(records.process_path(plan, name), record)
     return Running(record, process)
+
+
+def program(module: str) -> tuple[str, ...]:
+    """Return how to run one of Cilia's own programs with this very interpreter."""
+    return sys.executable, "-P", "-c", f"from cilia.apps.{module} import main; main()"
 
 
 def _clean_environment() -> dict[str, str]:

@@ -92,7 +92,9 @@ class Explainer:
         row = store.row_of(uuid)
         if row is None or row >= store.head:
             raise ApiError(
-                404, f"{uuid[:40]!r} is no flow of this agent; `cilia observe -o json` shows UUIDs of flows."
+                404,
+                f"{uuid[:40]!r} is no flow of this agent; `cilia observe -o dict` shows UUIDs of flows and "
+                "the NODE whose agent can explain them.",
             )
         if row < store.oldest:
             raise ApiError(410, "The flow has been overwritten by newer ones; explain a younger one.")

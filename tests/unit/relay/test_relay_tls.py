@@ -140,6 +140,8 @@ def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
             "no duration",
         ),
         (["--tls-hubble-client-cert-file", "/none", "--disable-client-tls"], "exclude each other"),
+        (["--listen-address", " ,", "--disable-client-tls"], "--listen-address is empty"),
+        (["--listen-address", "unix:///x,:4245", "--disable-client-tls"], "clients are served by TLS"),
     ],
 )
 def test_wrong_settings_are_refused_with_a_sentence(flags: list[str], words: str) -> None:
@@ -157,3 +159,17 @@ def test_where_tokens_are_asked_for_clients_need_no_certificate(stage: Stage) ->
     override = [("grpc.ssl_target_name_override", SERVER_NAME)]
     with grpc.secure_channel(f"127.0.0.1:{port}", bare, override) as channel:
         assert list(get_flows(channel)) == []
+
+
+def test_a_relay_with_two_doors_answers_at_both(stage: Stage) -> None:
+    files = stage.authority.write(stage.directory / "door", stage.authority.server())
+    client, socket = stage.authority.client(), stage.directory / "door.sock"
+    peer = stage.running.start(stage.node)
+    options = options_for(f"unix://{socket}, 127.0.0.1:0", [peer], server_tls=ServerTls(files))
+    port = stage.running.enter(options)
+    override = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    good = grpc.ssl_channel_credentials(stage.authority.issued.certificate, client.key, client.certificate)
+    with grpc.secure_channel(f"127.0.0.1:{port}", good, override) as channel:
+        assert moments(get_flows(channel)) == [1]
+    with channel_to(f"unix:{socket}") as channel:
+        assert moments(get_flows(channel)) == [1]
