@@ -44,6 +44,10 @@ RESPONSE_HEADERS = [
 CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?( *;.*)?")
 LINGER = 5.0
 """Seconds a client has to read the goodbye."""
+PIECE = 256
+"""Bytes looked at between two looks at the clock: some twenty of the smallest frames."""
+TURN = 0.002
+"""Seconds for one client's frames before others get their turn."""
 
 
 class Transport(Protocol):
@@ -54,6 +58,8 @@ class Transport(Protocol):
     def abort(self) -> None: ...
     def is_closing(self) -> bool: ...
     def get_write_buffer_size(self) -> int: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
 
 
@@ -190,6 +196,9 @@ class Connection(asyncio.Protocol):
         self._open = False
         """Admitted, and not told goodbye: only then anything is read."""
         self._greeted = False
+        self._unread = bytearray()
+        """What arrived and waits for its turn; nothing more is taken from the socket meanwhile."""
+        self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._cancels = 0.0
         self._cancelled = 0.0
@@ -214,14 +223,43 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(self.limits.patience, self._must_have_greeted)
 
     def data_received(self, data: bytes) -> None:
-        if not self._open:
-            return
+        waiting = bool(self._unread)
+        self._unread += data
+        if not waiting:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Read for a moment. Small frames are dear: a socket's buffer full of them takes a second."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + TURN
+        start = 0
+        while self._open and start < len(self._unread):
+            self._read(bytes(self._unread[start : start + PIECE]))
+            start += PIECE
+            if clock() >= end:
+                break
+        del self._unread[:start]
+        if not self._open or self._transport is None or self._transport.is_closing():
+            self._unread.clear()
+        elif self._unread:
+            asyncio.get_running_loop().call_soon(self._take_turn)
+        if self._paused is not bool(self._unread):
+            self._pause(not self._paused)
+
+    def _pause(self, paused: bool) -> None:
+        """Stop or go on to take from the socket."""
+        self._paused = paused
+        if self._transport and not self._transport.is_closing():
+            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+
+    def _read(self, data: bytes) -> None:
         try:
             for event in self._h2.receive_data(data):
                 self._handle(event)
         except (h2.exceptions.ProtocolError, FramingError, UnicodeDecodeError, ValueError) as error:
-            log.info("closing a client that does not speak gRPC", client=self.peer, error=str(error))
-            self.close(str(error))
+            reason = without_bytes(error)
+            log.info("closing a client that does not speak gRPC", client=self.peer, error=reason)
+            self.close(reason)
             return
         self._flush()
         if self._transport and self._transport.get_write_buffer_size() > self.limits.unread:
@@ -460,3 +498,8 @@ class Connection(asyncio.Protocol):
         data = self._h2.data_to_send()
         if data and self._transport and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def without_bytes(error: Exception) -> str:
+    """What went wrong, without the bytes that h2 quotes: they may be a token."""
+    return re.split(r"""\s*\bb?['"]""", str(error), maxsplit=1)[0]

@@ -170,6 +170,16 @@ class Secured(asyncio.Protocol):
         """Whether nothing can be sent any more."""
         return self._transport is None or self._transport.is_closing()
 
+    def pause_reading(self) -> None:
+        """Take nothing more from the socket."""
+        if self._transport and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+        if self._transport and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def get_write_buffer_size(self) -> int:
         """Bytes that the socket did not take yet."""
         return self._transport.get_write_buffer_size() if self._transport else 0

@@ -1,0 +1,139 @@
+"""What a hostile client sends to hold up the agent or to read its log, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import hpack
+import pytest
+import structlog
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
+
+from cilia.hubble.rpc.calls import Call
+from cilia.hubble.rpc.connection import Connection
+from cilia.hubble.rpc.server import Server
+from tests.support.hubble_raw import path
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
+READ = 256 << 10
+"""Bytes that event loops take from a socket at once."""
+
+
+class Wire:
+    """A transport to nobody."""
+
+    family = socket.AF_UNIX
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.closed = False
+        self.sent = 0
+
+    def write(self, data: bytes, /) -> None:
+        self.sent += len(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+    def get_extra_info(self, _name: str, _default: Any = None) -> Any:
+        return self
+
+    def getsockopt(self, *_: int) -> bytes:
+        """Credentials of root."""
+        return struct.pack("3i", 1, 0, 0)
+
+
+async def answer(_data: bytes, call: Call) -> None:
+    await call.send([b"x"])
+
+
+def opened(*more: tuple[str, str]) -> HeadersFrame:
+    """The headers of a call."""
+    frame = HeadersFrame(1, hpack.Encoder().encode([*path("/a/b"), *more]))
+    frame.flags.add("END_HEADERS")
+    return frame
+
+
+FLOODS = {
+    "pings": [PingFrame(0, b"12345678")],
+    "settings": [SettingsFrame(0, {SettingsFrame.INITIAL_WINDOW_SIZE: 65_535})],
+    "windows": [WindowUpdateFrame(0, window_increment=1)],
+    "data without data": [opened(), DataFrame(1, b"")],
+}
+
+
+@pytest.mark.parametrize("frames", FLOODS.values(), ids=FLOODS)
+def test_a_flood_of_small_frames_takes_turns_with_others(frames: Sequence[Frame]) -> None:
+    *before, flooding = frames
+    data = b"".join(frame.serialize() for frame in before) + flooding.serialize() * (READ // 9)
+
+    async def attack() -> int:
+        server = Server({"/a/b": answer})
+        connection, wire = Connection(server), Wire()
+        connection.connection_made(wire)
+        connection.data_received(PREFACE)
+        connection.data_received(data[:READ])
+        assert wire.paused, "the flood was worked off in one go"
+        turns = 0
+        while wire.paused:
+            turns += 1
+            await asyncio.sleep(0)
+        assert not wire.closed
+        await server.close()
+        return turns
+
+    assert asyncio.run(attack()) > 10
+
+
+def test_what_waits_for_its_turn_is_dropped_with_its_client() -> None:
+    async def attack() -> None:
+        server = Server({"/a/b": answer})
+        connection, wire = Connection(server), Wire()
+        connection.connection_made(wire)
+        connection.data_received(PREFACE + PingFrame(0, b"12345678").serialize() * 10_000)
+        assert wire.paused
+        wire.closed = True
+        connection.connection_lost(None)
+        sent = wire.sent
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert wire.sent == sent
+        await server.close()
+
+    asyncio.run(attack())
+
+
+def test_a_token_in_a_bad_header_stays_out_of_the_log() -> None:
+    async def attack() -> None:
+        server = Server({"/a/b": answer})
+        connection, wire = Connection(server), Wire()
+        connection.connection_made(wire)
+        connection.data_received(PREFACE + opened(("authorization", "Bearer s3cret ")).serialize())
+        assert wire.closed
+        await server.close()
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(attack())
+    (line,) = lines
+    assert line["error"] == "Received header value surrounded by whitespace"
+    assert "s3cret" not in str(lines)
