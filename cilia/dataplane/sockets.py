@@ -61,14 +61,20 @@ def detach(dataplane: Dataplane) -> None:
         dataplane.detach(name)
 
 
-def destroy(remembered: Map, networks: Iterable[str], backends: Iterable[Backend]) -> int:
+def destroy(
+    remembered: Map,
+    networks: Iterable[str],
+    backends: Iterable[Backend],
+    left: Iterable[tuple[int, Backend]] = (),
+) -> int:
     """End the connected sockets that a service gave one of these backends; how many they were.
 
     `remembered`: the map socket_services. `networks`: paths of the network namespaces to look in; one that is
-    gone by now is passed over. It blocks for about a millisecond per namespace and enters them: run it in a
-    thread. Sockets that talk to a backend by its own address are left alone. Raises OSError.
+    gone by now is passed over. `left`: a backend, and the number of the frontend whose sockets end, only. It
+    blocks for about a millisecond per namespace and enters them: run it in a thread. Sockets that talk to a
+    backend by its own address are left alone. Raises OSError.
     """
-    keys = _given(remembered, list(backends))
+    keys = _given(remembered, [*((0, backend) for backend in backends), *left])
     if not len(keys):
         return 0
     wanted = {(int(key["cookie"]), int(key["protocol"])) for key in keys}
@@ -110,20 +116,24 @@ def _find(netlink: Netlink, protocol: Protocol, peers: Sequence[Peer]) -> list[F
     return found
 
 
-def _given(remembered: Map, backends: Sequence[Backend]) -> Array:
-    """The keys of all sockets that were given one of these backends."""
+def _given(remembered: Map, given: Sequence[tuple[int, Backend]]) -> Array:
+    """The keys of all sockets that were given one of these backends, by the frontend of its number or, 0, by
+    any."""
+    backends = [backend for _, backend in given]
     wanted = remembered.keys(len(backends))
     wanted["address"] = packing.addresses([backend.address for backend in backends], wanted.dtype["address"])
     wanted["port"] = [backend.port for backend in backends]
     wanted["protocol"] = [backend.protocol for backend in backends]
-    targets = set(packing.raw_rows(wanted))
+    asked = [frontend for frontend, _ in given]
+    targets = set(zip(packing.raw_rows(wanted), asked, strict=True))
     kept: list[bytes] = []
-    for keys, _ in remembered.batches():
-        likely = keys[np.isin(keys["address"]["lo"], wanted["address"]["lo"])]
-        anonymous = likely.copy()
+    for keys, values in remembered.batches():
+        likely = np.isin(keys["address"]["lo"], wanted["address"]["lo"])
+        keys, frontends = keys[likely], values["service"][likely].tolist()
+        anonymous = keys.copy()
         anonymous["cookie"] = 0
-        rows = zip(packing.raw_rows(likely), packing.raw_rows(anonymous), strict=True)
-        kept += [row for row, target in rows if target in targets]
+        rows = zip(packing.raw_rows(keys), packing.raw_rows(anonymous), frontends, strict=True)
+        kept += [row for row, peer, by in rows if (peer, 0) in targets or (peer, by) in targets]
     return np.frombuffer(b"".join(kept), remembered.key)
 
 

@@ -119,6 +119,7 @@ class Sweeps:
         pressures = self._pressures(SAMPLE)
         flows = self._early("conntrack", self._half_open, pressures, now())
         service_flows = self._early("service_flows", self._half_open_service, pressures, now())
+        service_flows = _any_of(service_flows, self._left())
         yield
         for _ in self.conntrack.sweep(now, self._see_flows, flows):
             yield
@@ -137,8 +138,10 @@ class Sweeps:
 
     @property
     def pressed(self) -> bool:
-        """Whether something is so full that the next round should not wait. Costs next to nothing while there
-        are fewer flows than anything could be full of."""
+        """Whether something is so full that the next round should not wait, or flows have to find another
+        backend. Costs next to nothing while there are fewer flows than anything could be full of."""
+        if self._services.left:
+            return True
         places = [held.info.max_entries // 2 for held in self._maps.values()]
         fewest = min(self._node.nat_ports, self._node.flow_quota or places[0], *places)
         flows = int(self._live("conntrack").sum()) + self._maps["service_flows"].sample(GLANCE)[2]
@@ -204,6 +207,16 @@ class Sweeps:
         found: Array = (lasts < limit) & (values["flags"] & self._heard == 0)
         return found
 
+    def _left(self) -> Pick:
+        """Picks flows towards a backend that their frontend does not lead to any more."""
+        left, self._services.left = self._services.left, set()
+        if not left:
+            return keep
+        pairs = np.array([service << 32 | backend for service, backend in left], np.uint64)
+        return lambda keys, values: np.isin(
+            values["service"].astype(np.uint64) << np.uint64(32) | values["backend"], pairs
+        )
+
     def forecasts(self) -> list[PortForecast]:
         """Peers towards which the node uses most ports, and how long these last; most urgent first."""
         return forecast(self._before, self.ports) if self.ports is not None else []
@@ -227,6 +240,12 @@ class Sweeps:
 
     def _note(self, services: Array) -> None:
         self._used[services[services < self._frontends]] = True
+
+
+def _any_of(one: Pick, other: Pick) -> Pick:
+    if keep in (one, other):
+        return other if one is keep else one
+    return lambda keys, values: one(keys, values) | other(keys, values)
 
 
 def _above(held: float, places: int) -> float:

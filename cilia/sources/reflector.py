@@ -134,7 +134,11 @@ class Reflector(Generic[K, R]):
             row = self._translation.row(raw)
             self._refused.pop((meta.metadata.namespace, meta.metadata.name), None)
         except Invalid as error:
-            self._ignored(error, meta)
+            self._ignored(str(error), meta)
+            row = None
+        except Exception as error:
+            # Whatever we trip over in one object, even by a fault of ours, must not cost the others.
+            self._ignored(_unexpected(error), meta)
             row = None
         if row is None:
             self._table.delete(key)
@@ -151,12 +155,12 @@ class Reflector(Generic[K, R]):
             log.error("object ignored", kind=self.resource.kind, error=str(error))
             return None
 
-    def _ignored(self, error: Invalid, meta: AnyObject) -> None:
+    def _ignored(self, why: str, meta: AnyObject) -> None:
         namespace, name = where = meta.metadata.namespace, meta.metadata.name
-        if self._refused.get(where) != str(error):
-            self._refused[where] = str(error)
+        if self._refused.get(where) != why:
+            self._refused[where] = why
             path = f"{namespace}/{name}" if namespace else name
-            log.error("object ignored", kind=self.resource.kind, name=path, error=str(error))
+            log.error("object ignored", kind=self.resource.kind, name=path, error=why)
 
     def _missing(self, error: NotFound) -> None:
         """The kind is unknown. Rows known before stay: a server that starts may not know its kinds yet."""
@@ -175,3 +179,7 @@ class Reflector(Generic[K, R]):
         if str(error) != self.error:
             log.warning("can't be heard", kind=self.resource.kind, error=str(error))
         self.error = str(error)
+
+
+def _unexpected(error: Exception) -> str:
+    return f"it can't be read ({type(error).__name__}: {error}): change the object, and please report it"

@@ -464,6 +464,18 @@ def test_sockets_of_a_gone_backend_are_ended(
         assert not len(remembered.dump()[0])
 
 
+def test_sockets_are_ended_by_the_frontend_they_asked(services: ServiceMaps) -> None:
+    numbers = [services.add((VIP4, port), (SERVER4, 8080), protocol=UDP) for port in (80, 81)]
+    backend, own = Backend(SERVER4, 8080, Protocol.UDP), "/proc/thread-self/ns/net"
+    with client(UDP) as one, client(UDP) as other:
+        one.connect((VIP4, 80))
+        other.connect((VIP4, 81))
+        remembered = services.maps["socket_services"]
+        assert sockets.destroy(remembered, [own], [], [(7777, backend)]) == 0
+        assert sockets.destroy(remembered, [own], [], [(numbers[0], backend)]) == 1
+        check_ended(one, other)
+
+
 def check_ended(asked: socket.socket, direct: socket.socket) -> None:
     with pytest.raises(ConnectionAbortedError):
         asked.recv(1)

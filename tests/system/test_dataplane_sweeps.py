@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from cilia.dataplane.maps.nodes import Settings
 from cilia.dataplane.maps.services import Services
 from cilia.dataplane.maps.translations import FlowSet, PortUsage
 from cilia.dataplane.sweeps import Sweeps
+from cilia.model.service import Backend, Frontend, Protocol
 from tests.support.dataplane import needs_kernel
 from tests.support.service_rows import Clock, entry, frontend, service_maps, target
 
@@ -73,10 +75,19 @@ class Flows:
         assert self.maps["conntrack"].put(keys, values) == {}
 
     def service_flow(
-        self, client: str, port: int, backend: str, *, service: int = 0, left: int = 100
+        self,
+        client: str,
+        port: int,
+        backend: str,
+        *,
+        service: int = 0,
+        left: int = 100,
+        protocol: int = TCP,
+        number: int = 0,
     ) -> None:
-        keys, values = self._key(client, port, VIP, 80, TCP), self.maps["service_flows"].values(1)
+        keys, values = self._key(client, port, VIP, 80, protocol), self.maps["service_flows"].values(1)
         keys["zone"] = SERVICE_ZONE
+        values["backend"] = number
         values["backend_address"], values["backend_port"] = self.address(backend), 8080
         values["expires"], values["service"] = NOW + left, service
         assert self.maps["service_flows"].put(keys, values) == {}
@@ -211,6 +222,48 @@ def test_numbers_of_frontends_wait_for_every_map(flows: Flows) -> None:
         flows.maps[name].remove(flows.maps[name].dump()[0])
     flows.collect()
     assert flows.services.entry(ids[1]) is None and not flows.maps["frontends"].memory()["port"].any()
+
+
+def test_datagrams_leave_a_backend_that_their_frontend_has_no_more(flows: Flows) -> None:
+    """Others still lead there, so that the programs take it for alive."""
+    blue, green = (Backend(address, 8080, Protocol.UDP) for address in (BACKEND, "10.0.0.10"))
+    asked, preview = (frontend(number, 80, Protocol.UDP) for number in (1, 2))
+
+    def serve(where: Frontend, *backends: Backend, draining: tuple[Backend, ...] = ()) -> None:
+        row = entry(1, frontend=where, internal=backends, external=backends)
+        assert flows.services.update([msgspec.structs.replace(row, draining=draining)]) == {}
+
+    serve(asked, blue)
+    serve(preview, blue, green)
+    assert not flows.sweeps.pressed
+    number, other = flows.services.id_of(asked), flows.services.id_of(preview)
+    numbers = {flows.services.backends.text(n): n for n in (1, 2)}
+    mine, its = numbers[str(blue)], numbers[str(green)]
+    flows.service_flow(POD, 1000, BACKEND, service=number, number=mine, protocol=UDP)
+    flows.service_flow(POD, 1001, BACKEND, service=other, number=mine, protocol=UDP)
+    serve(asked, green, draining=(blue,))
+    assert not flows.sweeps.pressed
+    serve(asked, green)
+    assert flows.sweeps.pressed
+    flows.collect()
+    assert flows.maps["service_flows"].dump()[1]["service"].tolist() == [other]
+    assert not flows.sweeps.pressed
+    flows.service_flow(POD, 1000, "10.0.0.10", service=number, number=its, protocol=UDP)
+    flows.services.delete([asked])
+    serve(asked, blue)
+    assert flows.services.left == {(number, its)}
+    flows.collect()
+    assert flows.count("service_flows") == 1
+    flows.services.delete([asked])
+    serve(asked, blue)
+    assert not flows.sweeps.pressed
+
+
+def test_connections_stay_with_a_backend_that_others_have(flows: Flows) -> None:
+    both = [entry(number, frontend=frontend(number)) for number in (1, 2)]
+    flows.services.update(both)
+    flows.services.delete([both[0].frontend])
+    assert not flows.sweeps.pressed
 
 
 def test_quotas_stay_exact_while_flows_open_and_expire(flows: Flows) -> None:

@@ -17,7 +17,7 @@ from cilia.control.services.settings import Mode, ServiceSettings
 from cilia.dataplane import namespaces
 from cilia.dataplane.netlink import NetlinkError
 from cilia.model.ids import EndpointId
-from cilia.model.service import Algorithm, Backend, Frontend, ServiceEntry
+from cilia.model.service import Algorithm, Backend, Frontend, Protocol, ServiceEntry
 from cilia.schema import Desired, Inputs
 
 log = structlog.get_logger(__name__)
@@ -90,7 +90,8 @@ def _cookie_at(path: str) -> int:
 
 class SocketEnder:
     """Ends the sockets that a service gave a backend which no service has any more, so that their owners
-    connect anew instead of talking to nobody."""
+    connect anew instead of talking to nobody. Those of datagrams, which never end by themselves, end with
+    their own frontend's use of the backend."""
 
     def __init__(self, inputs: Inputs, desired: Desired, kernel: NodeKernel) -> None:
         self._inputs = inputs
@@ -99,6 +100,8 @@ class SocketEnder:
         self._known: dict[Frontend, ServiceEntry] = {}
         self._uses: Counter[BackendKey] = Counter()
         self._gone: dict[BackendKey, Backend] = {}
+        self._left: dict[tuple[Frontend, BackendKey], Backend] = {}
+        """Backends of datagrams that a frontend does not lead to any more, though others do."""
         self.wake = asyncio.Event()
         """Set when there is something to end."""
 
@@ -106,20 +109,23 @@ class SocketEnder:
         """Take notice of changed services; called after each step."""
         put, deleted = self._entries.take()
         for row in put:
-            self._change(self._known.get(row.frontend), row)
+            self._change(row.frontend, self._known.get(row.frontend), row)
             self._known[row.frontend] = row
         for frontend in deleted:
-            self._change(self._known.pop(frontend, None), None)
-        if self._gone:
+            self._change(frontend, self._known.pop(frontend, None), None)
+        if self._gone or self._left:
             self.wake.set()
 
-    def _change(self, before: ServiceEntry | None, after: ServiceEntry | None) -> None:
+    def _change(self, frontend: Frontend, before: ServiceEntry | None, after: ServiceEntry | None) -> None:
         old, new = _backends(before), _backends(after)
         for key in new.keys() - old.keys():
             self._uses[key] += 1
             self._gone.pop(key, None)
+            self._left.pop((frontend, key), None)
         for key in old.keys() - new.keys():
             self._uses[key] -= 1
+            if frontend.protocol is Protocol.UDP:
+                self._left[frontend, key] = old[key]
             if not self._uses[key]:
                 del self._uses[key]
                 self._gone[key] = old[key]
@@ -145,13 +151,15 @@ class SocketEnder:
 
     async def end(self) -> None:
         """End those of the backends that went. Raises OSError and NetlinkError; they are let be then."""
-        gone, self._gone = list(self._gone.values()), {}
-        if not gone:
+        gone, self._gone = self._gone, {}
+        left, self._left = self._left, {}
+        alone = [(frontend, backend) for (frontend, key), backend in left.items() if key not in gone]
+        if not gone and not alone:
             return
         networks = [OWN_NETWORK, *(row.netns for row in self._inputs.attachments)]
-        ended = await asyncio.to_thread(self._kernel.end_sockets, networks, gone)
+        ended = await asyncio.to_thread(self._kernel.end_sockets, networks, list(gone.values()), alone)
         if ended:
-            log.info("sockets ended", backends=len(gone), sockets=ended)
+            log.info("sockets ended", backends=len(gone) + len(alone), sockets=ended)
 
 
 def _backends(row: ServiceEntry | None) -> dict[BackendKey, Backend]:

@@ -26,7 +26,7 @@ from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.model.endpoint import Attachment
 from cilia.model.ids import EndpointId
 from cilia.model.node import NodeSettings
-from cilia.model.service import Backend, Protocol
+from cilia.model.service import Backend, Frontend, Protocol
 from cilia.schema import Desired
 from cilia.tables.table import Table
 
@@ -200,10 +200,18 @@ class NodeKernel:
         """Name of an interface, or an empty string."""
         return _interface_name(index)
 
-    def end_sockets(self, networks: Iterable[str], backends: Iterable[Backend]) -> int:
-        """End the sockets in these network namespaces that a service gave one of these backends; how many.
-        Takes a while: run it in a thread. Raises OSError."""
-        return sockets.destroy(self._dataplane.maps["socket_services"], networks, backends)
+    def end_sockets(
+        self,
+        networks: Iterable[str],
+        backends: Iterable[Backend],
+        left: Iterable[tuple[Frontend, Backend]] = (),
+    ) -> int:
+        """End the sockets in these network namespaces that a service gave one of these backends, or, of
+        `left`, this frontend gave this backend; how many. Takes a while: run it in a thread.
+        Raises OSError."""
+        number_of = self._state.service_maps.number_of if self._state is not None else lambda frontend: 0
+        known = [(number, backend) for asked, backend in left if (number := number_of(asked))]
+        return sockets.destroy(self._dataplane.maps["socket_services"], networks, backends, known)
 
     def given_backends(self) -> list[Backend]:
         """The backends that services gave to sockets, those that are gone by now, too. Raises OSError."""

@@ -196,6 +196,10 @@ class Backends:
         """Whether a backend has one of these addresses."""
         return any(self._addresses[address] for address in addresses)
 
+    def is_used(self, number: int) -> bool:
+        """Whether anybody leads to this backend."""
+        return bool(self._chosen[number] or self._drained[number])
+
     def text(self, number: int) -> str:
         """What the kernel has under a number, for people: "address:port/PROTOCOL"."""
         if number >= len(self._rows):

@@ -104,6 +104,9 @@ class Services:
         """Grows whenever a number or a frontend may belong to another service than before."""
         self.locate: Callable[[str], LocalPod | None] = lambda address: None
         """The pod of this node that has an address."""
+        self.left: set[tuple[int, int]] = set()
+        """(number of a frontend, of a backend) of datagrams: the frontend does not lead there any more, while
+        others do. Who sweeps flows takes these for gone, and empties it."""
         self._damaged: list[Frontend] = []
         """In the kernel, but not as anybody wrote them: they go before the first write."""
         self._revision = self._adopt(maps["affinity"])
@@ -146,6 +149,7 @@ class Services:
             if held is not None:
                 self._close(held, None)
                 self._release(held)
+                self._leave(frontend, _leads_to(held), held.id)
                 self._ids.release(frontend, self._clock())
         self.backends.settle()
         return {}
@@ -175,6 +179,10 @@ class Services:
         """The frontend's number, as flows and events have it; 0: not in force."""
         held = self._held.get(frontend)
         return held.id if held is not None else 0
+
+    def number_of(self, frontend: Frontend) -> int:
+        """The number that flows and sockets know the frontend by, also of one that went; 0: none does."""
+        return self._ids.get(frontend) or 0
 
     def entry(self, number: int) -> ServiceEntry | None:
         """The row of a frontend's number, also of one that went and has flows left; None: nobody knows."""
@@ -390,6 +398,8 @@ class Services:
             if before is not None:
                 self._close(before, plan)
                 self._release(before)
+            gone = _leads_to(before) if before is not None else frozenset[int]()
+            self._leave(rows[at].frontend, gone, plan.id, _leads_to(plan))
 
     def _name_number(self, number: int, row: ServiceEntry) -> None:
         former = self._named.get(number)
@@ -450,6 +460,16 @@ class Services:
         for stretch in held.ranges:
             self.backends.disuse(stretch)
         self.backends.undrain(held.draining)
+
+    def _leave(
+        self, frontend: Frontend, before: frozenset[int], number: int, after: frozenset[int] = frozenset()
+    ) -> None:
+        """A frontend led to these backends, and does to those after. Datagrams of one flow go on for ever:
+        they must not stay with a backend that only others have by now. Connections do, until they end."""
+        if frontend.protocol is not Protocol.UDP:
+            return
+        self.left.difference_update([pair for pair in self.left if pair[0] == number and pair[1] in after])
+        self.left |= {(number, one) for one in before - after if self.backends.is_used(one)}
 
     def _close(self, held: Held, after: Held | None) -> None:
         """Remove what the frontend has beside its entry, except what `after` has as well."""
@@ -574,6 +594,11 @@ class Services:
     def _remove_raw(self, target: Map, keys: Collection[bytes]) -> None:
         if keys:
             target.remove(np.frombuffer(b"".join(keys), target.key))
+
+
+def _leads_to(held: Held) -> frozenset[int]:
+    """Numbers of the backends whose flows go on."""
+    return frozenset(held.draining).union(*(stretch.numbers for stretch in held.ranges))
 
 
 def _unexpected(error: Exception) -> str:

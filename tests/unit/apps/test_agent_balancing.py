@@ -62,9 +62,13 @@ class Kernel:
 
     def __init__(self) -> None:
         self.ended: list[list[Backend]] = []
+        self.left: list[tuple[int, Backend]] = []
 
-    def end_sockets(self, networks: Iterable[str], backends: Iterable[Backend]) -> int:
+    def end_sockets(
+        self, networks: Iterable[str], backends: Iterable[Backend], left: Iterable[tuple[Frontend, Backend]]
+    ) -> int:
         self.ended.append(sorted(backends))
+        self.left += [(frontend.port, backend) for frontend, backend in left]
         return 1
 
 
@@ -77,9 +81,10 @@ class Story:
         self.ender = SocketEnder(Inputs(), self.desired, self.kernel)  # type: ignore[arg-type]
 
     def serve(self, port: int, *backends: Backend, draining: tuple[Backend, ...] = ()) -> None:
+        protocol = backends[0].protocol if backends else TCP
         self.desired.service_entries.put(
             ServiceEntry(
-                frontend=Frontend("10.96.0.1", port, TCP),
+                frontend=Frontend("10.96.0.1", port, protocol),
                 kind=FrontendKind.CLUSTER_IP,
                 internal=backends,
                 external=backends,
@@ -87,8 +92,8 @@ class Story:
             )
         )
 
-    def withdraw(self, port: int) -> None:
-        self.desired.service_entries.delete(Frontend("10.96.0.1", port, TCP))
+    def withdraw(self, port: int, protocol: Protocol = TCP) -> None:
+        self.desired.service_entries.delete(Frontend("10.96.0.1", port, protocol))
 
     def ended(self) -> list[list[Backend]]:
         """What was ended since."""
@@ -137,3 +142,32 @@ def test_backends_that_went_while_no_agent_looked_are_found() -> None:
     story.ended()
     story.ender._recall([A, B])
     assert story.ended() == [[B]]
+
+
+def test_datagrams_leave_a_backend_with_their_own_frontend() -> None:
+    """Blue and green: both serve under other names, too."""
+    story = Story()
+    blue, green = (Backend(f"10.0.0.{number}", 53, Protocol.UDP) for number in (1, 2))
+    for port, one in ((80, blue), (81, blue), (82, green)):
+        story.serve(port, one)
+    assert story.ended() == []
+    story.serve(80, green)
+    assert (story.ended(), story.kernel.left) == ([[]], [(80, blue)])
+    story.serve(82, blue, draining=(green,))
+    assert story.ended() == []
+    story.withdraw(80, Protocol.UDP)
+    assert (story.ended(), story.kernel.left) == ([[]], [(80, blue), (80, green)])
+    story.withdraw(81, Protocol.UDP)
+    story.serve(81, blue)
+    assert story.ended() == []
+    story.withdraw(82, Protocol.UDP)
+    assert (story.ended(), story.kernel.left[2:]) == ([[green]], [(82, blue)])
+
+
+def test_connections_stay_with_a_backend_that_others_have() -> None:
+    story = Story()
+    for port, one in ((80, A), (81, A), (82, B)):
+        story.serve(port, one)
+    story.ended()
+    story.serve(80, B)
+    assert story.ended() == []

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from cilia.cluster import store as cluster
 from cilia.cluster.store import CILIUM_NETWORK_POLICIES, NAMESPACES, NETWORK_POLICIES
 from cilia.kit.tasks import TaskGroup
@@ -120,6 +122,31 @@ def test_an_object_nobody_understands_has_no_row_and_stops_nothing() -> None:
         assert list(inputs.namespaces.keys()) == ["a", "b"]
 
     run(story)
+
+
+def test_an_object_we_trip_over_has_no_row_and_stops_nothing() -> None:
+    plain = namespaces()
+
+    def tripping(raw: msgspec.Raw) -> NamespaceRow | None:
+        if b"odd" in bytes(raw):
+            raise ZeroDivisionError("odd")
+        return plain.row(raw)
+
+    async def main() -> None:
+        memory, inputs = MemoryStore(), Inputs()
+        translation = msgspec.structs.replace(plain, row=tripping)
+        await memory.put(NAMESPACES, namespace("odd-one"))
+        async with TaskGroup() as tasks:
+            tasks.spawn("namespaces", Reflector(memory, inputs.namespaces, translation).run())
+            await memory.put(NAMESPACES, namespace("a"))
+            await until(lambda: "a" in inputs.namespaces)
+            await memory.put(NAMESPACES, namespace("odd-too"))
+            await memory.put(NAMESPACES, namespace("b"))
+            await until(lambda: "b" in inputs.namespaces)
+            await memory.put(NAMESPACES, namespace("a", now="odd"))
+            await until(lambda: list(inputs.namespaces.keys()) == ["b"])
+
+    asyncio.run(main())
 
 
 def test_a_kind_nobody_needs_to_have_is_complete_without_objects() -> None:
