@@ -36,12 +36,17 @@ BALANCED = ("198.51.100.40", "2001:db8:198::40")
 SHARED = "198.51.100.41"
 MANY = 24
 """Questions after which both of two backends have answered but once in some eight million times."""
+LOOPBACK = {
+    "ipv4-service-loopback-address": "169.254.99.1",
+    "ipv6-service-loopback-address": "100::99:1",
+}
+"""Whom a pod sees that reaches itself; not the defaults, so that the flags are tried as well."""
 OTHER_PORTS = {"tcp": 9090, "udp": 9090}
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[ServicesLab]:
-    with services_lab("tsr", 2) as made:
+    with services_lab("tsr", 2, [f"{flag}={address}" for flag, address in LOOPBACK.items()]) as made:
         made.start_pods(
             server("near", 1, "node-1"),
             server("far", 2, "node-2"),
@@ -275,7 +280,7 @@ def test_without_backends_clients_are_refused_at_once(lab: ServicesLab) -> None:
 
 def test_a_pod_reaches_itself(lab: ServicesLab, offered: Callable[..., tuple[str, str]]) -> None:
     for number, address in enumerate(offered("self", {"pod": "near"})):
-        own, loop = lab.addresses("near")[number], ("169.254.42.1", "100::a9fe:2a01")[number]
+        own, loop = lab.addresses("near")[number], [*LOOPBACK.values()][number]
         for where, seen in (("near", own), ("packets:near", loop)):
             for protocol in ("tcp", "udp", "udp-each"):
                 found = lab.at(where).ask(protocol, address, 80)

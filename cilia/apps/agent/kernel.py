@@ -367,6 +367,7 @@ def hash_seed(text: str) -> int:
 
 def _constants(settings: AgentSettings) -> dict[str, Any]:
     """Load-time constants of bpf/config."""
+    loopback = int(ipaddress.IPv6Address(settings.ipv6_service_loopback_address))
     return {
         "events_enabled": settings.events,
         "tunnel_enabled": settings.tunnel,
@@ -375,6 +376,9 @@ def _constants(settings: AgentSettings) -> dict[str, Any]:
         "pod_sockets_enabled": not settings.bpf_lb_sock_hostns_only,
         "external_ip_mitigation": not settings.disable_external_ip_mitigation,
         "dsr_ipip": settings.bpf_lb_dsr_dispatch == "ipip",
+        "service_loopback_ipv4": int(ipaddress.IPv4Address(settings.ipv4_service_loopback_address)),
+        "service_loopback_ipv6_high": loopback >> 64,
+        "service_loopback_ipv6_low": loopback & (1 << 64) - 1,
     }
 
 

@@ -55,6 +55,19 @@ def _duration(flag: str, text: str) -> float:
         raise typer.BadParameter(str(error), param_hint=f"--{flag}") from error
 
 
+def _address(flag: str, text: str, version: int) -> None:
+    """Refuse what is no address of this family that one host can have."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{flag}") from error
+    odd = address.is_unspecified or address.is_multicast or address.is_loopback
+    if address.version != version or odd or getattr(address, "ipv4_mapped", None):
+        raise typer.BadParameter(
+            f"must be an IPv{version} address that nobody has, like the default", param_hint=f"--{flag}"
+        )
+
+
 def _ports(text: str) -> None:
     """Refuse what is no range of ports."""
     first, _, last = text.replace("-", ",").partition(",")
@@ -493,6 +506,16 @@ def agent(
             envvar=_env("disable_external_ip_mitigation"), help="Serve external IPs wherever they lead."
         ),
     ] = False,
+    ipv4_service_loopback_address: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("ipv4_service_loopback_address"),
+            help="Whom a pod sees that reaches itself by a service.",
+        ),
+    ] = "169.254.42.1",
+    ipv6_service_loopback_address: Annotated[
+        str, typer.Option(envvar=_env("ipv6_service_loopback_address"), help="The same for IPv6.")
+    ] = "100::a9fe:2a01",
     k8s_service_proxy_name: Annotated[
         str,
         typer.Option(envvar=_env("k8s_service_proxy_name"), help="Serve only Services with this proxy name."),
@@ -588,6 +611,8 @@ def agent(
     ):
         _prefixes(flag, text)
     _ports(node_port_range)
+    _address("ipv4-service-loopback-address", ipv4_service_loopback_address, 4)
+    _address("ipv6-service-loopback-address", ipv6_service_loopback_address, 6)
     if hubble_capacity < 1 or hubble_capacity & (hubble_capacity - 1):
         raise typer.BadParameter("must be a power of two", param_hint="--hubble-capacity")
     settings = AgentSettings(
@@ -680,6 +705,8 @@ def agent(
         nodeport_addresses=nodeport_addresses,
         service_no_backend_response=service_no_backend_response,
         disable_external_ip_mitigation=disable_external_ip_mitigation,
+        ipv4_service_loopback_address=ipv4_service_loopback_address,
+        ipv6_service_loopback_address=ipv6_service_loopback_address,
         k8s_service_proxy_name=k8s_service_proxy_name,
         enable_local_redirect_policy=enable_local_redirect_policy,
         lrp_address_matcher_cidrs=lrp_address_matcher_cidrs,

@@ -194,6 +194,10 @@ class AgentSettings:
     """What a client of a Service without backends is told: reject (ICMP, or refused) or drop (nothing)."""
     disable_external_ip_mitigation: bool = False
     """Translate external IPs for pods wherever they lead (CVE-2020-8554)."""
+    ipv4_service_loopback_address: str = "169.254.42.1"
+    """Whom a pod sees that reaches itself by a service; nobody else may have it."""
+    ipv6_service_loopback_address: str = "100::a9fe:2a01"
+    """The same for IPv6."""
     k8s_service_proxy_name: str = ""
     """Serve only Services whose label service.kubernetes.io/service-proxy-name is this. Empty: without it."""
     enable_local_redirect_policy: bool = False
