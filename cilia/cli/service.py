@@ -86,7 +86,7 @@ def list_services(
         empty="There are no services here.",
         below=("BACKENDS", "NOTE"),
     )
-    return _print_problems(found.problems)
+    return print_problems(found.problems)
 
 
 @app.command("get", short_help="Show one service.")
@@ -105,7 +105,7 @@ def get_service(reference: Reference, output: Output = Format.TABLE, socket: Age
         if number:
             typer.echo()
         print_table(("FIELD", "VALUE"), fields(view))
-    return _print_problems(found.problems)
+    return print_problems(found.problems)
 
 
 @app.command("update", short_help="Write a service by hand.")
@@ -265,7 +265,7 @@ def _kernel_fields(view: ServiceView) -> list[tuple[str, object]]:
     ]
 
 
-def _print_problems(problems: tuple[ServiceProblem, ...]) -> None:
+def print_problems(problems: tuple[ServiceProblem, ...]) -> None:
     if not problems:
         return
     typer.echo("\nWhat has no effect:")

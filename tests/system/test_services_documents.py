@@ -80,7 +80,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    plan = make_plan(NAME, 2)
+    plan = make_plan(NAME, 2, agent_flags=("enable-local-redirect-policy",))
     try:
         starting.start(plan, lambda _: None)
         made = Lab(plan)
@@ -142,6 +142,19 @@ def test_policies_judge_backends(lab: Lab) -> None:
     until(enforced, "the policy to be enforced")
     assert all("timed out" in answer for answer in lab.ask(["outside-exec"], *urls))
     assert backends(lab.ask(["exec", "shop/client"], *["http://10.96.0.80"] * 16)) == {"web-1", "web-2"}
+
+
+def test_redirected_to_the_own_node(lab: Lab) -> None:
+    manifests = str(EXAMPLES / "redirect")
+    urls = ["http://10.96.0.80"] * 16
+    lab.kubectl("apply", "-f", manifests)
+    try:
+        until(lambda: backends(lab.ask(["exec", "shop/client"], *urls)) == {"web-1"}, "the redirect")
+        command = [sys.executable, "-m", "cilia.apps.ctl", "lrp", "list"]
+        listed = told([*command, "--agent-socket", lab.plan.nodes[0].agent_socket])
+        assert listed[1].split()[:2] == ["shop/web", "10.96.0.80:80/TCP"], listed
+    finally:
+        lab.kubectl("delete", "-f", manifests)
 
 
 # --- a machine without Kubernetes ---------------------------------------------------------------------
