@@ -33,7 +33,7 @@ def test_the_demo_comes_out_as_expected(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = recording.read_text()
-    assert [f"{number}. " in told for number in range(1, 11)] == [True] * 10
+    assert [f"{number}. " in told for number in range(1, 12)] == [True] * 11
     assert "everything as expected" in told
     assert not (STATE_ROOT / NAME).exists()
 

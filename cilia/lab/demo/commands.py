@@ -10,8 +10,7 @@ import typer
 
 from cilia.lab import cgroups, control, records, teardown
 from cilia.lab.demo.stage import Stage, Unexpected
-from cilia.lab.demo.story import EXAMPLES, Story
-from cilia.lab.plan import make_plan
+from cilia.lab.demo.story import EXAMPLES, Story, make_demo_plan
 
 LAB = "demo"
 
@@ -26,7 +25,7 @@ def demo(
     stage = Stage(record=record is not None, width=118 if record else None)
     try:
         _preconditions()
-        plan = make_plan(name, 2)
+        plan = make_demo_plan(name)
         daemon = records.find_process(plan, "daemon")
         if daemon is not None and records.alive(daemon):
             raise Unexpected("no other demo", f"one runs: wait for it, or run `cilia lab down --name {name}`")

@@ -1,7 +1,8 @@
-"""The ten steps. Every step ends in a check; what is not as expected raises Unexpected."""
+"""The eleven steps. Every step ends in a check; what is not as expected raises Unexpected."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import queue
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from cilia.api.types import EndpointView
 from cilia.lab import control, probe, records, starting, teardown
 from cilia.lab.demo import expectations, traces
 from cilia.lab.demo.stage import Stage, Unexpected
-from cilia.lab.plan import LabPlan, NodePlan
+from cilia.lab.plan import LabPlan, NodePlan, make_plan
 from cilia.lab.records import PodRecord
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "demo"
@@ -39,6 +41,17 @@ CONNECTIONS = 32
 """So many to one Service that all go to the same of two backends once in two thousand million times."""
 
 
+def make_demo_plan(name: str) -> LabPlan:
+    """The demo's lab: two nodes and a relay, with history where what it takes is installed."""
+    flags = ("hubble-history-dir=history", "hubble-history-interval=1s") if has_history() else ()
+    return make_plan(name, 2, relay=True, agent_flags=flags)
+
+
+def has_history() -> bool:
+    """Whether flows can be kept on disk and asked in SQL."""
+    return all(importlib.util.find_spec(module) for module in ("duckdb", "pyarrow"))
+
+
 class Story:
     """The demo on one lab."""
 
@@ -46,6 +59,7 @@ class Story:
         self._plan = plan
         self._stage = stage
         self._before = traces.look(plan)
+        self._killed = datetime.now(UTC)
 
     def tell(self) -> None:
         """Run all steps; the lab is taken away whatever happens. Raises Unexpected."""
@@ -59,6 +73,7 @@ class Story:
             self._ask_why()
             self._ask_services()
             self._kill_agent()
+            self._see_everything()
         except BaseException:
             teardown.take_down(self._plan.name, Path(self._plan.state).parent)
             raise
@@ -352,6 +367,7 @@ class Story:
                 stream.ask({"stream": request})
                 self._until(lambda: stream.ask({"progress": True})["received"] > 0, "the stream to flow")
                 answer = control.ask(self._plan.control_socket, {"kill_agent": node.name})
+                self._killed = datetime.now(UTC)
                 self._stage.done(f"process {answer['pid']} got SIGKILL")
                 self._check_matrix(expectations.policies, show=False)
                 self._check_services(show=False)
@@ -391,7 +407,73 @@ class Story:
             raise Unexpected(f"the endpoints of {node.name}", str(error)) from error
         return [view for view in views if view.status.external_identifiers.pod_name]
 
-    # -- 10: the end -----------------------------------------------------------------------------------------
+    # -- 10: everything at once ------------------------------------------------------------------------------
+
+    def _see_everything(self) -> None:
+        """All nodes as one stream, and as one table that reaches back beyond the agent's death."""
+        with self._stage.step("the whole cluster at once: a relay over both nodes, by mutual TLS"):
+            seen: Counter[str] = Counter()
+
+            def both() -> bool:
+                nonlocal seen
+                seen = self._latest()
+                return set(seen) == self._names()
+
+            self._until(both, "flows of both nodes by the relay")
+            shares = " and ".join(f"{count} of {node}" for node, count in sorted(seen.items()))
+            self._stage.done(f"cilia observe --last 40, by time: {shares}")
+            shown = self._relayed("--last", "6", "--print-node-name", "--color", "always")
+            for line in self._run(shown).splitlines():
+                self._stage.line(line)
+            if has_history():
+                self._ask_history()
+            else:
+                self._stage.note("with the extra `history` flows are kept on disk and answer to SQL")
+
+    def _names(self) -> set[str]:
+        return {f"default/{node.name}" for node in self._plan.nodes}
+
+    def _relayed(self, *arguments: str) -> list[str]:
+        return [*PROGRAM, "observe", "--server", f"unix://{self._plan.relay_socket}", *arguments]
+
+    def _latest(self) -> Counter[str]:
+        """How many of the newest flows each node told; they must come by time."""
+        for cell in expectations.SAMPLES[:2]:
+            self._ask_again(cell)
+        lines = self._run(self._relayed("--last", "40", "-o", "json")).splitlines()
+        told = [msgspec.json.decode(line) for line in lines]
+        flows = [each for each in told if "flow" in each]
+        times = [each["time"] for each in flows]
+        self._expect(times == sorted(times), "flows by time", str(times))
+        return Counter(each["node_name"] for each in flows)
+
+    def _ask_history(self) -> None:
+        """One table of both nodes; what the first saw before its agent died is in it, from its disk."""
+        killed = self._killed.strftime("%Y-%m-%d %H:%M:%S.%fZ")
+        query = (
+            "select node, verdict, count(*) as flows, "
+            f"count(*) filter (where time < '{killed}') as before "
+            "from flows group by all order by all"
+        )
+        command = [
+            *PROGRAM,
+            "flows",
+            "sql",
+            "--server",
+            f"unix://{self._plan.relay_socket}",
+            "-o",
+            "json",
+            query,
+        ]
+        rows = [msgspec.json.decode(line) for line in self._run(command).splitlines()]
+        self._stage.done('cilia flows sql "select node, verdict, count(*), ... from flows group by all"')
+        for row in rows:
+            told = f"{row['node']} {row['verdict']} {row['flows']}"
+            self._stage.note(f"{told}, {row['before']} of them before the agent was killed")
+        kept = {row["node"] for row in rows if row["before"]}
+        self._expect(kept == self._names(), "flows of both nodes from before the kill", str(rows))
+
+    # -- 11: the end ----------------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
         with self._stage.step("everything is torn down"):
