@@ -2,21 +2,24 @@
 
 A flag about one side (`--from-pod`) is a field of the filter. A flag about either side (`--pod`) makes two
 filters, one with the source and one with the destination field, joined by OR; all other fields go into both.
-`--not` sends the next flag into the denylist.
+`--not` sends the next flag into the denylist. Namespaces are no field of their own: they stand before the
+names of pods and services that have none, and alone they mean all pods in them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 
 IDENTITIES = {names[0]: int(number) for number, names in RESERVED_NAMES.items()}
-EVENT_TYPES = {"drop": 1, "trace": 4, "policy-verdict": 5, "trace-sock": 7, "l7": 129}
+EVENT_TYPES = {"drop": 1, "capture": 3, "trace": 4, "policy-verdict": 5, "trace-sock": 7, "l7": 129}
 
 Sided = tuple[str, list[Any]]
 """A field without its side, and values."""
@@ -40,60 +43,105 @@ class Pair:
     def __init__(self) -> None:
         self._left = flow_pb2.FlowFilter()
         self._right = flow_pb2.FlowFilter()
-        self._sided = False
+        self._namespaces: dict[str, list[str]] = {}
+        self._sides: dict[str, str] = {}
 
     def both(self, field: str, values: list[Any]) -> None:
         """A field that does not depend on the side."""
         add(self._left, field, values)
         add(self._right, field, values)
 
-    def either(self, field: str, values: list[Any]) -> None:
-        """A field of the source or of the destination."""
-        self._sided = True
-        add(self._left, f"source_{field}", values)
-        add(self._right, f"destination_{field}", values)
+    def sided(self, side: str, flag: str, field: str, values: list[Any]) -> None:
+        """A field of the source (`side` is from_), of the destination (to_) or of either (empty)."""
+        before = self._sides.setdefault(flag, side)
+        if "" in (before, side) and before != side:
+            one = (before or side).replace("_", "-") + flag
+            raise FlagError(f"--{flag} and --{one} exclude each other: keep one, or ask twice")
+        if flag == "namespace":
+            self._namespaces.setdefault(side, []).extend(values)
+            return
+        for message, name in self._targets(side):
+            add(message, f"{name}_{field}", values)
+
+    def _targets(self, side: str) -> list[tuple[flow_pb2.FlowFilter, str]]:
+        if not side:
+            return [(self._left, "source"), (self._right, "destination")]
+        name = "source" if side == "from_" else "destination"
+        return [(self._left, name), (self._right, name)]
 
     def filters(self) -> list[flow_pb2.FlowFilter]:
-        """None, one or two filters."""
+        """None, one or two filters. Raises FlagError for names outside of the namespaces asked for."""
+        for side, namespaces in self._namespaces.items():
+            for message, name in self._targets(side):
+                qualify(message, name, namespaces)
+        self._namespaces.clear()
         if not self._left.ListFields():
             return []
-        return [self._left, self._right] if self._sided else [self._left]
+        return [self._left] if self._left == self._right else [self._left, self._right]
+
+
+def qualify(message: flow_pb2.FlowFilter, side: str, namespaces: list[str]) -> None:
+    """Put namespaces before the names of pods and services of one side, or ask for all pods in them."""
+    pods, services = (getattr(message, f"{side}_{field}") for field in ("pod", "service"))
+    if not pods and not services:
+        pods.append("")
+    for names in (pods, services):
+        whole = [name for name in names if "/" in name]
+        for name in whole:
+            where = name.partition("/")[0]
+            if where and where not in namespaces and "" not in namespaces:
+                places = " or ".join(namespaces)
+                raise FlagError(f"{name!r} is not in {places}: leave out the one or the other")
+        qualified = [f"{space}/{name}" for name in names if "/" not in name for space in namespaces]
+        # Of pods in any namespace nothing is asked.
+        names[:] = [name for name in dict.fromkeys([*whole, *qualified]) if name != "/"]
 
 
 def add(message: flow_pb2.FlowFilter, field: str, values: list[Any]) -> None:
-    """Append to a repeated field."""
+    """Append to a repeated field, or to the expressions."""
+    if field == "cel_expression":
+        message.experimental.cel_expression.extend(values)
+        return
     target = getattr(message, field)
     target.extend(value for value in values if isinstance(value, Message) or value not in target)
 
 
 def build(given: Iterable[Given]) -> tuple[list[flow_pb2.FlowFilter], list[flow_pb2.FlowFilter]]:
     """Allowlist and denylist of all flags. Raises FlagError."""
-    flags = list(given)
-    namespaces = [flag.value for flag in flags if flag.name == "namespace" and not flag.negated]
     allow, deny = Pair(), Pair()
-    qualified = len(namespaces) == 1 and any(flag.name == "pod" and not flag.negated for flag in flags)
-    for flag in flags:
-        if qualified and not flag.negated:
-            if flag.name == "namespace":
-                continue
-            if flag.name == "pod" and "/" not in flag.value:
-                flag = flag._replace(value=f"{namespaces[0]}/{flag.value}")
+    for flag in given:
         apply(deny if flag.negated else allow, flag)
     return allow.filters(), deny.filters()
 
 
 def apply(pair: Pair, flag: Given) -> None:
     """Put one flag into a pair of filters."""
-    for prefix, side in (("from_", "source_"), ("to_", "destination_")):
-        bare = flag.name.removeprefix(prefix)
-        if bare != flag.name and bare in SIDED:
-            field, values = SIDED[bare](flag.value)
-            pair.both(side + field, values)
+    for side in ("from_", "to_", ""):
+        bare = flag.name.removeprefix(side)
+        if flag.name.startswith(side) and bare in SIDED:
+            pair.sided(side, bare, *SIDED[bare](flag.value))
             return
-    if flag.name in SIDED:
-        pair.either(*SIDED[flag.name](flag.value))
-    else:
-        pair.both(*PLAIN[flag.name](flag.value))
+        if flag.name.startswith(side) and bare == "all_namespaces":
+            pair.sided(side, "namespace", "pod", [""])
+            return
+    pair.both(*PLAIN[flag.name](flag.value))
+
+
+def raw(texts: Iterable[str], flag: str) -> list[flow_pb2.FlowFilter]:
+    """Filters as JSON, one or several in a text, as --print-raw-filters prints them. Raises FlagError."""
+    found = []
+    for text in texts:
+        rest = text.strip()
+        while rest:
+            try:
+                value, end = json.JSONDecoder().raw_decode(rest)
+                found.append(json_format.ParseDict(value, flow_pb2.FlowFilter()))
+            except (ValueError, json_format.ParseError, RecursionError, AttributeError, TypeError) as error:
+                raise FlagError(
+                    f'--{flag} takes filters as JSON, such as {{"verdict":["DROPPED"]}}: {error}'
+                ) from None
+            rest = rest[end:].lstrip(" \t\r\n,")
+    return found
 
 
 def named(enum: Any, what: str) -> Callable[[str], int]:
@@ -173,6 +221,30 @@ def interface(text: str) -> flow_pb2.NetworkInterface:
     return flow_pb2.NetworkInterface(name=text)
 
 
+def ip_version(text: str) -> int:
+    """`4`, `v4`, `ipv4`, the same of 6, or `none` for what is no IP."""
+    versions = {"4": flow_pb2.IPv4, "6": flow_pb2.IPv6, "none": flow_pb2.IP_NOT_USED}
+    name = text.lower().removeprefix("ip").removeprefix("v")
+    if name not in versions:
+        raise FlagError(f"unknown IP version {text!r}: use v4, v6 or none")
+    return versions[name]
+
+
+def header(text: str) -> flow_pb2.HTTPHeader:
+    """`name:value`."""
+    key, colon, value = text.partition(":")
+    if not colon or not key:
+        raise FlagError(f"{text!r} is no HTTP header: write name:value")
+    return flow_pb2.HTTPHeader(key=key, value=value)
+
+
+def trace_number(text: str) -> int:
+    """A number from an IP option."""
+    if not text.isdigit() or not 0 < int(text) < 1 << 64:
+        raise FlagError(f"{text!r} is no IP trace ID: use a number greater than 0")
+    return int(text)
+
+
 def commas(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """Values separated by commas."""
     return lambda text: [read(part.strip()) for part in text.split(",") if part.strip()]
@@ -181,7 +253,7 @@ def commas(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 SIDED: dict[str, Callable[[str], Sided]] = {
     "pod": lambda text: ("pod", [text]),
     "service": lambda text: ("service", [text]),
-    "namespace": lambda text: ("pod", [part.strip().rstrip("/") + "/" for part in text.split(",")]),
+    "namespace": lambda text: ("pod", [part.strip().rstrip("/") for part in text.split(",")]),
     "ip": lambda text: ("ip", [text]),
     "label": lambda text: ("label", [text]),
     "port": lambda text: ("port", commas(str)(text)),
@@ -203,6 +275,9 @@ PLAIN: dict[str, Callable[[Any], Sided]] = {
     "tcp_flags": lambda text: ("tcp_flags", [tcp_flags(text)]),
     "uuid": lambda text: ("uuid", [text]),
     "interface": lambda text: ("interface", [interface(text)]),
+    "ip_version": lambda text: ("ip_version", commas(ip_version)(text)),
+    "snat_ip": lambda text: ("source_ip_xlated", [text]),
+    "cel_expression": lambda text: ("cel_expression", [text]),
     "ipv4": lambda _: ("ip_version", [flow_pb2.IPv4]),
     "ipv6": lambda _: ("ip_version", [flow_pb2.IPv6]),
     "reply": lambda wanted: ("reply", [bool(wanted)]),
@@ -210,6 +285,10 @@ PLAIN: dict[str, Callable[[Any], Sided]] = {
     "http_method": lambda text: ("http_method", [text]),
     "http_path": lambda text: ("http_path", [text]),
     "http_status": lambda text: ("http_status_code", [text]),
+    "http_url": lambda text: ("http_url", [text]),
+    "http_header": lambda text: ("http_header", [header(text)]),
+    "trace_id": lambda text: ("trace_id", [text]),
+    "ip_trace_id": lambda text: ("ip_trace_id", [trace_number(text)]),
     "dns_query": lambda text: ("dns_query", [text]),
 }
 """Flags that do not depend on the side."""

@@ -13,11 +13,13 @@ from datetime import UTC, datetime, tzinfo
 
 import msgspec
 from google.protobuf import json_format, timestamp_pb2
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
+from cilia.proto.relay import relay_pb2
 
 DROP, TRACE, VERDICT, SOCKET, L7 = 1, 4, 5, 7, 129
 POLICY_DENIED = 133
@@ -39,6 +41,9 @@ class TimeFormat(enum.StrEnum):
     """How times are printed; the names are those `hubble observe` takes."""
 
     STAMP = "StampMilli"
+    DAY = "YearMonthDay"
+    HOUR = "YearMonthDayHour"
+    MINUTE = "YearMonthDayHourMinute"
     RFC3339 = "RFC3339"
     MILLI = "RFC3339Milli"
     MICRO = "RFC3339Micro"
@@ -90,10 +95,14 @@ def moment(stamp: timestamp_pb2.Timestamp, style: Style) -> str:
             return f"{when:%b} {when.day:2} {when:%H:%M:%S}.{stamp.nanos // 1_000_000:03}"
         case TimeFormat.RFC1123:
             return f"{when:%a, %d %b %Y %H:%M:%S %z}"
+        case TimeFormat.DAY:
+            return f"{when:%Y-%m-%d}"
+    length = {TimeFormat.HOUR: "%Y-%m-%dT%H", TimeFormat.MINUTE: "%Y-%m-%dT%H:%M"}
     digits = {TimeFormat.MILLI: 3, TimeFormat.MICRO: 6, TimeFormat.NANO: 9}.get(style.time_format, 0)
     fraction = f".{stamp.nanos:09}"[: digits + 1] if digits else ""
     zone = f"{when:%z}"
-    return f"{when:%Y-%m-%dT%H:%M:%S}{fraction}" + ("Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}")
+    clock = when.strftime(length.get(style.time_format, "%Y-%m-%dT%H:%M:%S"))
+    return clock + fraction + ("Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}")
 
 
 def side(flow: flow_pb2.Flow, source: bool, style: Style) -> tuple[str, str]:
@@ -255,7 +264,7 @@ def table_row(response: observer_pb2.GetFlowsResponse, style: Style) -> tuple[st
     )
 
 
-def to_json(response: observer_pb2.GetFlowsResponse) -> str:
+def to_json(response: Message) -> str:
     """One line of JSON as Hubble writes it."""
     value = json_format.MessageToDict(response, preserving_proto_field_name=True)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -273,21 +282,36 @@ def gap_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
 def node_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
     """One line about nodes behind a relay."""
     status = response.node_status
-    names = ", ".join(status.node_names)
-    return f"{moment(response.time, style)}: nodes {names}: {status.message or status.state_change}"
+    colour = "32" if status.state_change == relay_pb2.NODE_CONNECTED else "33"
+    told = f"{count(len(status.node_names), 'node')} {state(status.state_change)}: "
+    told += ", ".join(status.node_names) + (f" ({status.message})" if status.message else "")
+    return f"{moment(response.time, style)}: {Paint(style.colour)(colour, told)}"
+
+
+def state(number: int) -> str:
+    """A node's state as a word: connected, unavailable, gone, error."""
+    names = relay_pb2.NodeState.DESCRIPTOR.values_by_number
+    name = names[number].name if number in names else "UNKNOWN"
+    return name.removeprefix("NODE_").removesuffix("_NODE_STATE").lower()
+
+
+def count(number: int, what: str) -> str:
+    """`1 flow`, `2 flows`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 class Completeness:
-    """Counts flows and gaps of one answer."""
+    """Counts flows, gaps and nodes that do not answer, of one answer."""
 
     def __init__(self, style: Style) -> None:
         self.flows = 0
         self._style = style
         self._lost: dict[str, int] = {}
         self._times: list[Timestamp] = []
+        self._nodes: dict[str, int] = {}
 
-    def add(self, response: observer_pb2.GetFlowsResponse) -> None:
-        """Count one response."""
+    def add(self, response: observer_pb2.GetFlowsResponse) -> bool:
+        """Count one response; False: it tells of nodes what was told before."""
         if response.HasField("flow"):
             self.flows += 1
         elif response.HasField("lost_events"):
@@ -297,17 +321,32 @@ class Completeness:
                 where = f"on cpu {lost.cpu.value}"
             self._lost[where] = self._lost.get(where, 0) + lost.num_events_lost
             self._times += [each for each in (lost.first, lost.last) if each.ToNanoseconds()]
+        elif response.HasField("node_status"):
+            status = response.node_status
+            news = dict.fromkeys(status.node_names, int(status.state_change))
+            known = all(self._nodes.get(name) == state for name, state in news.items())
+            self._nodes |= news
+            return not known
+        return True
+
+    @property
+    def silent(self) -> list[str]:
+        """Nodes that do not answer."""
+        return sorted(name for name, state in self._nodes.items() if state in SILENT)
 
     def sentence(self) -> str:
         """`20 flows, complete`; or how much of what was asked for this is at least, what is missing at most,
         since when and where."""
-        flows = f"{self.flows} flow{'' if self.flows == 1 else 's'}"
+        flows = count(self.flows, "flow")
+        away = self.silent
+        without = f"without {count(len(away), 'node')} ({', '.join(away)})" if away else ""
         if not self._lost:
-            return f"{flows}, complete"
+            return f"{flows}, {without or 'complete'}"
         missing = sum(self._lost.values())
         share = math.floor(1000 * self.flows / (self.flows + missing)) / 10
         places = ", ".join(f"{count} {where}" for where, count in self._lost.items())
-        return f"{flows}, at least {share} % complete: missing <= {missing}{self._span()} ({places})"
+        found = f"{flows}, at least {share} % complete: missing <= {missing}{self._span()} ({places})"
+        return f"{found}, {without}" if without else found
 
     def _span(self) -> str:
         if not self._times:
@@ -316,6 +355,8 @@ class Completeness:
         first, last = (moment(each, self._style) for each in ends)
         return f" from {first} to {last}"
 
+
+SILENT = (relay_pb2.NODE_UNAVAILABLE, relay_pb2.NODE_ERROR)
 
 WHERE = {
     flow_pb2.PERF_EVENT_RING_BUFFER: "in the kernel",

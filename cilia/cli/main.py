@@ -16,7 +16,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "cilia.cli.observe", "observe", "Show flows: who talked to whom, and what decided."
     ),
     "flows": LazyCommand("cilia.cli.flows_sql", "app", "Ask about flows in SQL."),
-    "hubble": LazyCommand("cilia.cli.hubble", "app", "Make and show the certificates of Hubble."),
+    "list": LazyCommand("cilia.cli.observers", "list_app", "List Hubble's nodes, or namespaces with flows."),
+    "watch": LazyCommand("cilia.cli.observers", "watch_app", "Watch Hubble's observers come and go."),
+    "record": LazyCommand("cilia.cli.record", "record", "Write flows into a file."),
+    "hubble": LazyCommand(
+        "cilia.cli.hubble", "app", "Everything of Hubble under the words of `hubble`, and its certificates."
+    ),
     "endpoint": LazyCommand("cilia.cli.endpoint", "app", "Show the pods of this node and their policy."),
     "identity": LazyCommand("cilia.cli.identity", "app", "Show security identities."),
     "ip": LazyCommand("cilia.cli.addresses", "app", "Show which identity is behind an address."),
@@ -81,7 +86,7 @@ def sentence(error: Exception) -> str:
     """What the user is told. Raises `error` again where it is a bug of ours."""
     # Imported late: help must not wait for the client.
     from cilia.api.client import AgentError
-    from cilia.cli.options import UserError
+    from cilia.cli.errors import UserError
     from cilia.cli.output import printable
 
     if isinstance(error, AgentError | UserError):

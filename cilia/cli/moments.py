@@ -1,4 +1,5 @@
-"""Moments as people type them: `5m`, `2 hours ago`, `yesterday`, `14:05`, `2026-11-23T04:20:00Z`."""
+"""Moments as people type them: `5m`, `2 hours ago`, `yesterday`, `14:05`, `2026-11-23T04:20:00Z`, and as
+`cilia observe` prints them in each of its time formats."""
 
 from __future__ import annotations
 
@@ -40,6 +41,9 @@ def parse_ago(text: str) -> float | None:
 
 def parse_calendar(text: str, now: datetime) -> datetime:
     """A date, a time of today, or both as RFC 3339 says. Raises ValueError with a sentence."""
+    printed = parse_printed(text, now)
+    if printed:
+        return printed
     try:
         if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
             text = f"{now.date().isoformat()}T{text.zfill(len(text) + (text[1] == ':'))}"
@@ -49,3 +53,23 @@ def parse_calendar(text: str, now: datetime) -> datetime:
             f"{text!r} is not a time: use a duration (5m, 1h30m), 14:05, or 2026-11-23T04:20:00Z"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo or UTC)
+
+
+def parse_printed(text: str, now: datetime) -> datetime | None:
+    """`Nov 23 14:02:11.004` (the newest one that has been), `Mon, 23 Nov 2026 14:02:11 +0000`; else None."""
+    try:
+        return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S %z")
+    except ValueError:
+        pass
+    match = re.fullmatch(r"([A-Z][a-z]{2}) +(\d{1,2}) (\d{2}:\d{2}:\d{2})(\.\d{1,6})?", text)
+    if not match:
+        return None
+    for year in (now.year, now.year - 1):
+        try:
+            whole = f"{year} {match[1]} {match[2]} {match[3]}{match[4] or '.0'}"
+            moment = datetime.strptime(whole, "%Y %b %d %H:%M:%S.%f").replace(tzinfo=now.tzinfo)
+        except ValueError:
+            continue
+        if moment <= now:
+            return moment
+    return None

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from cilia.api.client import SOCKET_VARIABLE, AgentClient
+from cilia.cli.errors import UserError
 from cilia.cli.output import Format
+
+__all__ = ["AgentSocket", "Output", "UserError", "connect", "group"]
 
 AgentSocket = Annotated[
     Path | None,
@@ -37,7 +40,3 @@ def group(help_text: str) -> typer.Typer:
 def connect(socket: Path | None, timeout: float = 30.0) -> AgentClient:
     """A client of the agent behind `socket`, or of the one the environment or the default names."""
     return AgentClient(socket, timeout)
-
-
-class UserError(Exception):
-    """What a command can't do, as one sentence that says what to do instead."""

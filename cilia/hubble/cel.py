@@ -20,30 +20,24 @@ import numpy as np
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from cilia.hubble.cel_limits import check, code_of
 from cilia.hubble.columns import Mask
 from cilia.hubble.convert import FIELDS_OF, PORTS, Converter, NodeFacts, transports, whole
 from cilia.hubble.filter_values import FilterError
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
+from cilia.hubble.turns import Turn
 from cilia.proto.flow import flow_pb2
 
 if TYPE_CHECKING:
     import cel
 
-MAX_LENGTH = 2000
-"""Characters of an expression."""
-
-MAX_LOOPS = 2
-"""all, exists, exists_one, map and filter: each may multiply the work."""
-
 REMEMBERED = 1 << 14
 """Combinations whose answer is remembered."""
 
 FLOW = "_flow"
-TEXTS = re.compile(r"""[rRbB]*("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
 MENTIONED = re.compile(rf"\b{FLOW}\b(?:\s*\.\s*(\w+))?")
 LAYER4 = re.compile(rf"\b{FLOW}\s*\.\s*l4((?:\s*\.\s*\w+)*)")
-LOOP = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 ABSENCE = re.compile(r"\bhas\s*\(")
 
 ENUMS = {
@@ -57,50 +51,24 @@ WRAPPERS = {
 }
 
 
-class Expression:
-    """One expression, compiled; says which rows match."""
+class Condition:
+    """One expression, compiled; says whether a flow matches."""
 
-    def __init__(self, text: str, meanings: Meanings, node: NodeFacts) -> None:
+    def __init__(self, text: str) -> None:
         """Raises FilterError for what is no boolean expression over a flow, or would take too long."""
-        code = TEXTS.sub('""', text)
-        if len(text) > MAX_LENGTH:
-            raise FilterError(f"a CEL expression has more than {MAX_LENGTH} characters: use several")
-        if len(LOOP.findall(code)) > MAX_LOOPS:
-            raise FilterError(
-                f"a CEL expression has more than {MAX_LOOPS} loops (all, exists, map, ...): use several"
-            )
+        code = code_of(text)
+        check(text, code)
         self._program = compiled(text)
         self._sparse = bool(ABSENCE.search(code))
         self._fields = mentioned(code)
-        self._columns = [name for name, fields in FIELDS_OF.items() if fields & self._fields]
-        self._ports = ports(code)
         names = self._program.variables()
         self._constants: dict[str, Any] = {name: ENUMS[name] for name in names if name in ENUMS}
         if "flow" in names:
             self._constants["flow"] = ENUMS
-        self._converter = Converter(meanings, node)
-        self._known: dict[tuple[bytes, ...], bool] = {}
         self._try(text)
 
-    def __call__(self, rows: Rows) -> Mask:
-        """Which rows match."""
-        columns = [self._column(name, rows) for name in self._columns]
-        keys = list(zip(*columns, strict=True)) if columns else [()] * len(rows.wall)
-        known = self._known
-        if len(known) > REMEMBERED:
-            known.clear()
-        for key in set(keys).difference(known):
-            known[key] = self._matches(b"".join(key))
-        return np.fromiter(map(known.__getitem__, keys), np.bool_, len(keys))
-
-    def _column(self, name: str, rows: Rows) -> list[bytes]:
-        """Most flows differ in their ports only, so a port that is not asked for is left out."""
-        if name == "transports":
-            return whole(transports(rows.events, self._ports))
-        return self._converter.column(name, rows)
-
-    def _matches(self, data: bytes) -> bool:
-        flow = flow_pb2.Flow.FromString(data)
+    def matches(self, flow: flow_pb2.Flow) -> bool:
+        """Whether it is true of a flow; an error while evaluating is no match."""
         try:
             return self._program.execute(self._variables(flow, sparse=self._sparse)) is True
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError):
@@ -127,6 +95,38 @@ class Expression:
             return
         if not isinstance(answer, bool):
             raise FilterError(f"the CEL expression {text!r} is not a condition: it must be true or false")
+
+
+class Expression(Condition):
+    """One expression over rows: which of them match."""
+
+    def __init__(self, text: str, meanings: Meanings, node: NodeFacts, turn: Turn | None = None) -> None:
+        """Raises FilterError as a condition does. `turn`: ends evaluations over rows, by TurnOver."""
+        super().__init__(text)
+        self._turn = turn
+        self._columns = [name for name, fields in FIELDS_OF.items() if fields & self._fields]
+        self._ports = ports(code_of(text))
+        self._converter = Converter(meanings, node)
+        self._known: dict[tuple[bytes, ...], bool] = {}
+
+    def __call__(self, rows: Rows) -> Mask:
+        """Which rows match."""
+        columns = [self._column(name, rows) for name in self._columns]
+        keys = list(zip(*columns, strict=True)) if columns else [()] * len(rows.wall)
+        known = self._known
+        if len(known) > REMEMBERED:
+            known.clear()
+        for key in set(keys).difference(known):
+            known[key] = self.matches(flow_pb2.Flow.FromString(b"".join(key)))
+            if self._turn:
+                self._turn.progressed()
+        return np.fromiter(map(known.__getitem__, keys), np.bool_, len(keys))
+
+    def _column(self, name: str, rows: Rows) -> list[bytes]:
+        """Most flows differ in their ports only, so a port that is not asked for is left out."""
+        if name == "transports":
+            return whole(transports(rows.events, self._ports))
+        return self._converter.column(name, rows)
 
 
 def compiled(text: str) -> cel.Program:

@@ -31,7 +31,7 @@ from cilia.hubble.rpc.messages import (
     frame,
     status_of,
 )
-from cilia.kit.tls import refusal
+from cilia.proto.health import health_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 
@@ -51,12 +51,15 @@ class Client:
         timeout: float = 5.0,
         tls: ssl.SSLContext | None = None,
         server_name: str = "",
+        authorization: str = "",
     ) -> None:
         """Connect. Raises RpcError(UNAVAILABLE) when nobody answers within `timeout` seconds.
 
-        `server_name`: what the server's certificate must name; empty: the target's host.
+        `server_name`: what the server's certificate must name; empty: the target's host. `authorization`:
+        the header of that name, which says who asks (`Bearer TOKEN`); empty: none.
         """
         self._target = target
+        self._authorization = authorization
         self._socket = connect(target, timeout, tls, server_name)
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
@@ -102,6 +105,8 @@ class Client:
         ]
         if timeout is not None:
             headers.append(("grpc-timeout", format_timeout(timeout)))
+        if self._authorization:
+            headers.append(("authorization", self._authorization))
         stream_id = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream_id, headers)
         self._send_request(stream_id, frame([request]))
@@ -139,6 +144,12 @@ class Client:
         """Observers that come and go. Raises RpcError."""
         for data in self.stream("/peer.Peer/Notify", b""):
             yield peer_pb2.ChangeNotification.FromString(data)
+
+    def health(self, service: str) -> str:
+        """The name of a service's state, such as SERVING. Raises RpcError."""
+        asked = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+        answer = health_pb2.HealthCheckResponse.FromString(self.unary("/grpc.health.v1.Health/Check", asked))
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
     # -- the wire -----------------------------------------------------------------------------------------
 
@@ -194,6 +205,8 @@ class Client:
             if not data:
                 raise RpcError(Code.UNAVAILABLE, f"{self._target} closed the connection: is the agent alive?")
             events = self._h2.receive_data(data)
+        except ssl.SSLError as error:
+            raise untrusted(self._target, error) from error
         except (OSError, h2.exceptions.ProtocolError, FramingError) as error:
             raise RpcError(Code.UNAVAILABLE, f"the connection to {self._target} broke: {error}") from error
         self._flush()
@@ -227,15 +240,23 @@ def connect(
                 context.set_alpn_protocols(["h2"])
                 connection = context.wrap_socket(connection, server_hostname=server_name or host)
     except ssl.SSLError as error:
-        raise RpcError(
-            Code.UNAVAILABLE, f"Hubble at {target} is not trusted, or does not trust us: {refusal(error)}"
-        ) from error
+        raise untrusted(target, error) from error
     except (OSError, ValueError) as error:
         raise RpcError(
             Code.UNAVAILABLE, f"can't reach Hubble at {target} ({error}): is the agent running?"
         ) from error
     connection.settimeout(None)
     return connection
+
+
+def untrusted(target: str, error: ssl.SSLError) -> RpcError:
+    """What is wrong with the certificates of one side."""
+    # Imported late: a client of a socket needs no TLS, whose module takes as long to load as all others.
+    from cilia.kit.tls import refusal
+
+    return RpcError(
+        Code.UNAVAILABLE, f"Hubble at {target} is not trusted, or does not trust us: {refusal(error)}"
+    )
 
 
 def split_port(address: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cilia.cli import hubble_certs
-from cilia.cli.hubble import app
+from cilia.cli.certs import certs
 from cilia.cli.options import UserError
 from cilia.kit import certificates
 from cilia.kit.clock import SystemClock
@@ -25,7 +25,7 @@ NOW = SystemClock().wall()
 
 
 def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, ["certs", *arguments])
+    result = CliRunner().invoke(certs, list(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -87,13 +87,13 @@ def test_one_evaluation_for_equal_flows(monkeypatch: pytest.MonkeyPatch) -> None
     flows = store()
     flows.append([events(*({"source_port": port} for port in range(1000, 1100)))])
     expression = Expression("_flow.l4.TCP.flags.SYN && _flow.l4.TCP.destination_port == 8080u", flows, NODE)
-    asked: list[bytes] = []
+    asked: list[flow_pb2.Flow] = []
 
-    def matches(data: bytes) -> bool:
-        asked.append(data)
+    def matches(flow: flow_pb2.Flow) -> bool:
+        asked.append(flow)
         return True
 
-    monkeypatch.setattr(expression, "_matches", matches)
+    monkeypatch.setattr(expression, "matches", matches)
     (rows,) = flows.spans(0, 100)
     assert expression(rows).all()
     assert expression(rows).all()

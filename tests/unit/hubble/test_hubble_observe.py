@@ -237,7 +237,7 @@ def test_a_gap_is_told_where_it_was_and_at_the_end(
         (["--tcp-flags", "NONE"], "NONE"),
         (["--server", "unix:///nonexistent/hubble.sock"], "agent running"),
         (["--input-file", "/nonexistent"], "/nonexistent"),
-        (["--input-file", "-", "--pod", "a"], "jq"),
+        (["--input-file", "-", "--ip", "a.b"], "neither an IP"),
     ],
 )
 def test_mistakes_are_answered_with_one_sentence(arguments: list[str], word: str) -> None:

@@ -1,0 +1,83 @@
+"""Flows in files of JSON lines: what `-o json`, `cilia hubble record` and exporters write."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from google.protobuf import json_format
+
+from cilia.cli.errors import UserError
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer import observer_pb2
+
+Response = observer_pb2.GetFlowsResponse
+Request = observer_pb2.GetFlowsRequest
+
+
+def answer(name: str, request: Request) -> Iterator[Response]:
+    """What a server with these flows would answer; `-` is standard input. Raises UserError."""
+    responses = in_window(read(name), request)
+    if request.whitelist or request.blacklist:
+        responses = matching(responses, request.whitelist, request.blacklist)
+    if not request.number or request.follow:
+        yield from responses
+    elif request.first:
+        yield from itertools.islice(responses, request.number)
+    else:
+        yield from deque(responses, min(request.number, sys.maxsize))
+
+
+def matching(
+    responses: Iterator[Response],
+    allow: Sequence[flow_pb2.FlowFilter],
+    deny: Sequence[flow_pb2.FlowFilter],
+) -> Iterator[Response]:
+    """Those the filters let through. Raises UserError."""
+    # Imported late: most files are read whole, and filters bring numpy.
+    from cilia.cli.flow_matching import Matcher
+    from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+
+    try:
+        return filter(Matcher(allow, deny), responses)
+    except (FilterError, UnsupportedFilter) as error:
+        raise UserError(str(error)) from None
+
+
+def in_window(responses: Iterable[Response], request: Request) -> Iterator[Response]:
+    """Those between `since` and `until`."""
+    since = request.since.ToNanoseconds() if request.HasField("since") else None
+    until = request.until.ToNanoseconds() if request.HasField("until") else None
+    for response in responses:
+        when = response.time.ToNanoseconds()
+        if (since is None or when >= since) and (until is None or when <= until):
+            yield response
+
+
+def read(name: str) -> Iterator[Response]:
+    """Responses of a file of JSON lines. Raises UserError."""
+    try:
+        with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield read_line(line, f"{name}, line {number}")
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is no text: it needs JSON lines, as -o json prints them") from None
+    except OSError as error:
+        raise UserError(f"can't read {name}: {os.strerror(error.errno or 0)}") from None
+
+
+def read_line(line: str, where: str) -> Response:
+    """A GetFlowsResponse, or a flow alone, as JSON. Raises UserError."""
+    try:
+        response = json_format.Parse(line, Response(), ignore_unknown_fields=True)
+        if not response.WhichOneof("response_types"):
+            json_format.Parse(line, response.flow, ignore_unknown_fields=True)
+            response.time.CopyFrom(response.flow.time)
+            response.node_name = response.flow.node_name
+    except (json_format.ParseError, RecursionError) as error:
+        raise UserError(f"{where} is not a flow: {error}") from None
+    return response

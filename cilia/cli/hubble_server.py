@@ -1,0 +1,216 @@
+"""The way to a Hubble server: the flags and variables of `hubble`, and a client made of them.
+
+A command gets the flags by its class (`ServerCommand`) and a client by `connected(ctx)`. Flags of a group
+count for its commands, too; who repeats one overrides it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+from typer.core import TyperOption
+
+from cilia.cli.errors import UserError
+from cilia.cli.moments import parse_ago
+from cilia.cli.sections import SectionedCommand, SectionedGroup, option
+
+if TYPE_CHECKING:
+    from cilia.hubble.client import Client
+
+DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
+SERVER_VARIABLES = ["HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET"]
+META = "cilia.server"
+PANEL = "Server"
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the server is and how to talk to it."""
+
+    server: str = DEFAULT_SERVER
+    timeout: float = 5.0
+    """Seconds to connect."""
+    request_timeout: float = 12.0
+    """Seconds for an answer to a question that has one."""
+    tls: bool = False
+    tls_allow_insecure: bool = False
+    tls_ca_cert_files: tuple[str, ...] = ()
+    tls_client_cert_file: str = ""
+    tls_client_key_file: str = ""
+    tls_server_name: str = ""
+    basic_auth_username: str = ""
+    basic_auth_password: str = ""
+    token_file: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is behind a socket of this machine."""
+        return self.server.startswith(("unix:", "/"))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS is asked for, by a flag or by what only TLS needs."""
+        files = self.tls_ca_cert_files or self.tls_client_cert_file or self.tls_client_key_file
+        asked = self.tls or self.tls_allow_insecure or self.tls_server_name
+        return bool(files or asked) or self.server.startswith("tls://")
+
+
+def keep(ctx: typer.Context, parameter: Any, value: Any) -> None:
+    """Put what was typed, or what the environment has, where `settings` finds it."""
+    if ctx.get_parameter_source(parameter.name).name != "DEFAULT":  # type: ignore[union-attr]
+        ctx.meta.setdefault(META, {})[parameter.name] = value
+
+
+def keep_seconds(ctx: typer.Context, parameter: Any, value: str | None) -> None:
+    """A duration: `5s`, `1m30s`, or a number of seconds."""
+    if value is None:
+        return
+    seconds = float(value) if value.replace(".", "", 1).isdigit() else parse_ago(value)
+    if not seconds:
+        raise typer.BadParameter(f"{value!r} is no duration: write 5s, 500ms or 1m30s", ctx, parameter)
+    keep(ctx, parameter, seconds)
+
+
+def keep_files(ctx: typer.Context, parameter: Any, value: tuple[str, ...]) -> None:
+    """Files, separated by commas or given one by one."""
+    keep(ctx, parameter, tuple(name.strip() for text in value for name in text.split(",") if name.strip()))
+
+
+def variable(name: str) -> str:
+    """The environment variable of a flag, as `hubble` has it."""
+    return f"HUBBLE_{name.removeprefix('--').replace('-', '_').upper()}"
+
+
+def server_options() -> list[TyperOption]:
+    """The flags of all commands that ask a Hubble server."""
+
+    def flag(name: str, text: str, keeper: Callable[..., None] = keep, **more: Any) -> TyperOption:
+        return option(PANEL, [name], text, keep=keeper, **{"envvar": variable(name), **more})
+
+    return [
+        flag("--server", f"unix:///path or host:port ({DEFAULT_SERVER}).", envvar=SERVER_VARIABLES),
+        flag("--timeout", "Time to connect (5s).", keep_seconds),
+        flag("--request-timeout", "Time for an answer that is no stream (12s).", keep_seconds),
+        flag("--tls", "Speak TLS; so do tls://host:port and all --tls-* flags.", switch=True),
+        flag("--tls-allow-insecure", "Trust any server; for trials only.", switch=True),
+        flag("--tls-ca-cert-files", "Authorities of the server, PEM.", keep_files, multiple=True),
+        flag("--tls-client-cert-file", "Own certificate, PEM."),
+        flag("--tls-client-key-file", "Its key, PEM."),
+        flag("--tls-server-name", "Name in the server's certificate, if not the host's."),
+        flag("--basic-auth-username", "Name for a proxy in front of the server."),
+        flag("--basic-auth-password", "Its password."),
+        flag("--token-file", "File with a bearer token, for a relay that asks who you are."),
+    ]
+
+
+class ServerCommand(SectionedCommand):
+    """A command with the flags of the server."""
+
+    more = staticmethod(server_options)
+
+
+class ServerGroup(SectionedGroup):
+    """A group with the flags of the server."""
+
+    more = staticmethod(server_options)
+
+
+def settings(ctx: typer.Context) -> ServerSettings:
+    """What flags and environment say."""
+    return ServerSettings(**ctx.meta.get(META, {}))
+
+
+def client(chosen: ServerSettings) -> Client:
+    """A connection. Raises UserError for settings that make none, RpcError when nobody answers."""
+    # Imported late: completion of values needs no client.
+    from cilia.hubble.client import Client
+
+    return Client(
+        chosen.server,
+        timeout=chosen.timeout,
+        tls=tls_context(chosen),
+        server_name=chosen.tls_server_name,
+        authorization=authorization(chosen),
+    )
+
+
+@contextmanager
+def connected(ctx: typer.Context) -> Iterator[Client]:
+    """A client for the time of a command; errors of server and connection become the user's."""
+    from cilia.hubble.rpc.messages import RpcError
+
+    chosen = settings(ctx)
+    try:
+        with client(chosen) as connection:
+            yield connection
+    except RpcError as error:
+        raise UserError(error.sentence + hint(chosen, error.code.name)) from None
+
+
+def hint(chosen: ServerSettings, code: str) -> str:
+    """What else to do about an error of a call."""
+    if code == "UNAUTHENTICATED" and not chosen.token_file:
+        return ". Name a file with your token by --token-file or $HUBBLE_TOKEN_FILE."
+    if code != "UNAVAILABLE":
+        return ""
+    if not chosen.local and not chosen.encrypted:
+        return " If it speaks TLS, add --tls and --tls-ca-cert-files."
+    return f" Name another server with --server or ${SERVER_VARIABLES[0]}."
+
+
+def tls_context(chosen: ServerSettings) -> ssl.SSLContext | None:
+    """None for plain text. Raises UserError."""
+    if not chosen.encrypted:
+        return None
+    if chosen.local:
+        raise UserError("a socket of this machine takes no TLS: name the server by --server host:port")
+    from cilia.kit.tls import ClientTls, TlsError, TlsFiles
+
+    files = TlsFiles(
+        Path(chosen.tls_client_cert_file) if chosen.tls_client_cert_file else None,
+        Path(chosen.tls_client_key_file) if chosen.tls_client_key_file else None,
+        tuple(map(Path, chosen.tls_ca_cert_files)) or None,
+    )
+    try:
+        context = ClientTls(files, chosen.tls_server_name).context()
+    except TlsError as error:
+        raise UserError(str(error)) from None
+    if chosen.tls_allow_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def authorization(chosen: ServerSettings) -> str:
+    """The header that says who asks, or an empty string. Raises UserError."""
+    name, password, file = chosen.basic_auth_username, chosen.basic_auth_password, chosen.token_file
+    if not (name or password or file):
+        return ""
+    if file and (name or password):
+        raise UserError("--token-file and --basic-auth-* exclude each other: keep one")
+    if not (chosen.local or chosen.encrypted):
+        raise UserError("this would send a password or token in plain text: add --tls")
+    if file:
+        return f"Bearer {read_token(file)}"
+    if not (name and password):
+        raise UserError("--basic-auth-username and --basic-auth-password belong together: give both")
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def read_token(file: str) -> str:
+    """A token of one line. Raises UserError."""
+    try:
+        token = Path(file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"{file} can't be read ({reason}): name a file with a token") from None
+    if not token or len(token.split()) != 1:
+        raise UserError(f"{file} has no token in it: it must be one word")
+    return token

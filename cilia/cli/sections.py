@@ -1,0 +1,90 @@
+"""Commands with so many flags that help needs headings, and flags whose order counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+OPTIONS = "Options"
+
+
+def option(
+    panel: str,
+    declarations: Sequence[str],
+    text: str,
+    *,
+    keep: Callable[[Any, Any, Any], Any],
+    multiple: bool = False,
+    switch: bool = False,
+    complete: Callable[..., Any] | None = None,
+    **more: Any,
+) -> TyperOption:
+    """A flag that is no parameter of the command's function: `keep(context, parameter, value)` gets it.
+    Two names with a slash between them are the yes and the no of a switch that may be left open."""
+    choice = "/" in declarations[0]
+    return TyperOption(
+        param_decls=list(declarations),
+        help=text,
+        callback=keep,
+        multiple=multiple,
+        is_flag=True if switch or choice else None,
+        default=False if switch else None,
+        expose_value=False,
+        autocompletion=complete,
+        rich_help_panel=panel,
+        **more,
+    )
+
+
+class Sectioned:
+    """Help with the flags under headings, in the order in which the headings first occur."""
+
+    get_params: Any
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write them, and the commands of a group."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.param_type_name == "option":
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or OPTIONS, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if isinstance(self, TyperGroup):
+            self.format_commands(ctx, formatter)
+
+
+class Ordered:
+    """Remembers under ORDER which flags were typed, one entry for each time."""
+
+    ORDER = "cilia.order"
+
+    make_parser: Any
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse twice: Click tells the order only to who parses by hand."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[self.ORDER] = [parameter.name for parameter in order]
+        rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return rest
+
+
+class SectionedCommand(Sectioned, TyperCommand):
+    """A command with headings and with `more` flags than its function has parameters."""
+
+    more: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
+
+    def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
+        super().__init__(*arguments, params=[*(params or ()), *type(self).more()], **named)
+
+
+class SectionedGroup(Sectioned, TyperGroup):
+    """The same for a group that is a command, too."""
+
+    more: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
+
+    def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
+        super().__init__(*arguments, params=[*(params or ()), *type(self).more()], **named)
