@@ -26,6 +26,7 @@ from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Sink
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
+from cilia.hubble.turns import Turn, TurnOver
 from cilia.proto.observer import observer_pb2
 
 CHUNK = 512
@@ -39,8 +40,10 @@ SCAN = 32 * CHUNK
 
 SMALLEST_SCAN, LARGEST_SCAN = 16, 1 << 17
 
-SLOW_SCAN = CHUNK // 8
-"""The same to begin with, where an expression may have to be evaluated for each row."""
+SLOW_SCAN, LARGEST_SLOW_SCAN = CHUNK // 8, 1 << 13
+"""The same where an expression may have to be evaluated for each row; fewer than what it remembers."""
+FEW_VALUES = 16
+"""In filters; for as many more, fewer rows to begin with."""
 
 QUICK, SLOW = 0.001, 0.004
 """Seconds of a scan that is followed by a larger or a smaller one."""
@@ -110,6 +113,11 @@ class Maker(Protocol):
     @property
     def cuts(self) -> Cuts | None: ...
 
+    @property
+    def turn(self) -> Turn:
+        """Of the matcher for the store: its masks end by TurnOver when they take long."""
+        ...
+
 
 class Answer:
     """What one client gets."""
@@ -130,7 +138,11 @@ class Answer:
         self._since = nanoseconds(request.since) if request.HasField("since") else None
         self._until = nanoseconds(request.until) if request.HasField("until") else None
         self._narrow = wants_important_only(request.whitelist)
-        self._scan = SLOW_SCAN if self._matcher.slow else SCAN
+        slow = self._matcher.slow
+        self._scan = (
+            SLOW_SCAN if slow else max(SMALLEST_SCAN, SCAN // (1 + self._matcher.values // FEW_VALUES))
+        )
+        self._largest = LARGEST_SLOW_SCAN if slow else LARGEST_SCAN
         self._chunk = FIRST_CHUNK
         self._untold = Untold(tools.interval)
         self._left: int | None = request.number or None
@@ -168,9 +180,12 @@ class Answer:
         wanted, position = self._request.number, end
         while wanted and position > seam:
             start = max(self._begin, position - self._scan) if position > self._begin else seam
-            numbers = self._select(start, position)[-wanted:]
+            numbers = (await self._select(start, position))[-wanted:]
             found.append(numbers)
             wanted -= len(numbers)
+            gone = self._lost(max(start, self._begin), position)
+            if gone:
+                self._untold.add(self._overwritten(gone, start, position))
             position = start
             await asyncio.sleep(0)
         if wanted and self._past:
@@ -302,31 +317,35 @@ class Answer:
 
     async def _pass_on(self, arrived: Arrived, gaps: list[LossRow]) -> None:
         """Send what matches of a step of a cursor."""
+        numbers = await self._select(arrived.first, arrived.end)
         gone = self._lost(arrived.first, arrived.end)
         if gone:
             self._untold.add(self._overwritten(gone, arrived.first, self._store.oldest))
-        numbers = self._select(arrived.first, arrived.end)
         if self._left is not None:
             numbers = numbers[: self._left]
             self._left -= len(numbers)
         await self._send(numbers, gaps)
         await asyncio.sleep(0)
 
-    def _select(self, first: int, last: int) -> Times:
+    async def _select(self, first: int, last: int) -> Times:
         """Numbers of the rows of [first, last) that answer the request."""
-        start = self._clocks.monotonic()
-        found = [np.zeros(0, np.int64)]
-        for rows in self._store.spans(first, last):
-            found.append(rows.numbers[self._mask(rows)])
-        self._adapt(self._clocks.monotonic() - start)
-        return np.concatenate(found)
+        while True:
+            start = self._clocks.monotonic()
+            self._maker.turn.begin()
+            try:
+                masks = [rows.numbers[self._mask(rows)] for rows in self._store.spans(first, last)]
+            except TurnOver:
+                await asyncio.sleep(0)
+                continue
+            self._adapt(self._clocks.monotonic() - start)
+            return np.concatenate([np.zeros(0, np.int64), *masks])
 
     def _adapt(self, seconds: float) -> None:
         """Look at more rows at a time, or at less, so that others wait for a few milliseconds only."""
         if seconds > SLOW:
             self._scan = max(SMALLEST_SCAN, self._scan // 2)
         elif seconds < QUICK:
-            self._scan = min(LARGEST_SCAN, self._scan * 2)
+            self._scan = min(self._largest, self._scan * 2)
 
     def _mask(self, rows: Rows) -> Mask:
         if self._since is None and self._until is None:

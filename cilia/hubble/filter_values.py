@@ -71,6 +71,24 @@ def parsed_selectors(values: list[str]) -> list[selectors.Selector]:
         raise FilterError(str(error)) from None
 
 
-def wildcard(pattern: str) -> re.Pattern[str]:
-    """A pattern in which only `*` is special."""
-    return re.compile(".*".join(map(re.escape, re.split(r"\*+", pattern))))
+class Wildcard:
+    """A pattern in which only `*` is special; its time grows with the text's length, whatever the pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._first, *rest = re.split(r"\*+", pattern)
+        self._last = rest.pop() if rest else None
+        self._middle = rest
+
+    def matches(self, text: str) -> bool:
+        """Whether it describes all of a text."""
+        if self._last is None:
+            return text == self._first
+        place, end = len(self._first), len(text) - len(self._last)
+        if end < place or not (text.startswith(self._first) and text.endswith(self._last)):
+            return False
+        for part in self._middle:
+            found = text.find(part, place, end)
+            if found < 0:
+                return False
+            place = found + len(part)
+        return True

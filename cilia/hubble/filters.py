@@ -54,6 +54,8 @@ class FlowMatcher:
         self._black = [compile_filter(context, each) for each in blacklist]
         self.slow = any(each.HasField("experimental") for each in (*whitelist, *blacklist))
         """Whether a row may take long: to be asked about few at a time."""
+        self.values = sum(map(count, (*whitelist, *blacklist)))
+        """In all filters: each may be compared with every row."""
 
     def mask(self, rows: Rows) -> Mask:
         """Which rows are answered: shape (n,)."""
@@ -61,6 +63,11 @@ class FlowMatcher:
         if self._black and selected.any():
             selected &= ~any_of(self._black, rows)
         return selected
+
+
+def count(message: flow_pb2.FlowFilter) -> int:
+    """How many values a filter has."""
+    return sum(len(value) if field.is_repeated else 1 for field, value in message.ListFields())
 
 
 def any_of(filters: Iterable[list[Predicate]], rows: Rows) -> Mask:

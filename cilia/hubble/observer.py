@@ -23,11 +23,15 @@ from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Methods, Sink
 from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
+from cilia.hubble.turns import Turn
+from cilia.kit import threads
 from cilia.kit.clock import Clock
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 
 NAMESPACE_WINDOW = 3600 * encode.NANOSECONDS
+LARGE_REQUEST = 4096
+"""Bytes from which on filters are compiled beside the event loop: a thousand patterns take seconds."""
 
 M = TypeVar("M", bound=Message)
 
@@ -75,7 +79,9 @@ class Observer:
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
         tools = Tools(self._store, self.past, self._settings.lost_events_interval)
-        await Answer(tools, self, Reading(self, request), request, sink).send()
+        reading = Reading(self, request)
+        await reading.prepare()
+        await Answer(tools, self, reading, request, sink).send()
 
     async def server_status(self, data: bytes, sink: Sink) -> None:
         """Counters of this node."""
@@ -128,6 +134,11 @@ class Observer:
         return self._clock.monotonic()
 
     @property
+    def store(self) -> FlowStore:
+        """The flows in memory."""
+        return self._store
+
+    @property
     def node(self) -> NodeFacts:
         """What every answer says about this node."""
         return self._node
@@ -144,15 +155,30 @@ class Reading:
         """Raises RpcError for a mask that names what no flow has."""
         self._observer = observer
         self._request = request
+        self._matcher: FlowMatcher | None = None
+        self.turn = Turn(observer.monotonic)
         try:
             paths = request.field_mask.paths
             self.cuts = Cuts(FlowMask(paths)) if paths else None
         except FilterError as error:
             raise RpcError(Code.INVALID_ARGUMENT, str(error)) from None
 
+    async def prepare(self) -> None:
+        """Compile the filters for the store. Raises RpcError."""
+        if self._request.ByteSize() < LARGE_REQUEST:
+            self._matcher = self._compile(self._observer.store, self.turn)
+        else:
+            self._matcher = await threads.start("filters", self._compile, self._observer.store, self.turn)
+
     def matcher(self, meanings: Meanings) -> FlowMatcher:
-        """Compile the filters; one that can't be ends the call with its sentence."""
-        context = Context(meanings, self._observer.node)
+        """The filters over the store or a file."""
+        if meanings is self._observer.store and self._matcher is not None:
+            return self._matcher
+        return self._compile(meanings, None)
+
+    def _compile(self, meanings: Meanings, turn: Turn | None) -> FlowMatcher:
+        """One that can't be compiled ends the call with its sentence."""
+        context = Context(meanings, self._observer.node, turn)
         try:
             return FlowMatcher(context, self._request.whitelist, self._request.blacklist)
         except FilterError as error:

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from cilia.hubble import selectors
 from cilia.hubble.cel import Expression
 from cilia.hubble.columns import (
     FLAG_ENCRYPTED,
@@ -48,13 +49,14 @@ from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
     Prefix,
+    Wildcard,
     in_prefixes,
     parsed_selectors,
     port_range,
-    wildcard,
 )
 from cilia.hubble.past import Meanings, Values
 from cilia.hubble.ring import Rows
+from cilia.hubble.turns import Turn
 from cilia.proto.flow import flow_pb2
 
 T = TypeVar("T", bound=Hashable)
@@ -87,6 +89,8 @@ class Context(NamedTuple):
 
     store: Meanings
     node: NodeFacts
+    turn: Turn | None = None
+    """Ends masks that take long, by TurnOver; None: they may take as long as they do."""
 
 
 # -- predicates on what is behind a reference ---------------------------------------------------------------
@@ -95,7 +99,10 @@ class Context(NamedTuple):
 class ReferencePredicate(Generic[T]):
     """A question about an interned value, asked once per distinct one."""
 
-    def __init__(self, interner: Values[T], column: str, question: Callable[[T], bool]) -> None:
+    def __init__(
+        self, interner: Values[T], column: str, question: Callable[[T], bool], turn: Turn | None = None
+    ) -> None:
+        self._turn = turn
         self._interner = interner
         self._column = column
         self._question = question
@@ -109,6 +116,8 @@ class ReferencePredicate(Generic[T]):
         if (answers < 0).any():
             for ref in np.unique(refs[answers < 0]):
                 self._answers[ref] = self._question(self._interner.values[ref])
+                if self._turn:
+                    self._turn.progressed()
             answers = self._answers[refs]
         return answers > 0
 
@@ -126,7 +135,7 @@ def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> SideFi
     """A field of either side whose values make a question about a party."""
 
     def field(context: Context, side: str, values: list[Any]) -> Predicate:
-        return ReferencePredicate(context.store.parties, side, question(values))
+        return ReferencePredicate(context.store.parties, side, question(values), context.turn)
 
     return field
 
@@ -156,7 +165,12 @@ def pods(values: list[str]) -> Callable[[Party], bool]:
 def labels(values: list[str]) -> Callable[[Party], bool]:
     """Label selectors."""
     wanted = parsed_selectors(values)
-    return lambda party: any(selector.matches(party.labels) for selector in wanted)
+
+    def question(party: Party) -> bool:
+        has = selectors.by_key(party.labels)
+        return any(selector.holds(has) for selector in wanted)
+
+    return question
 
 
 def identities(values: list[int]) -> Callable[[Party], bool]:
@@ -186,10 +200,11 @@ def clusters(values: list[str]) -> Callable[[Party], bool]:
 
 def fqdns(values: list[str]) -> Callable[[Party], bool]:
     """DNS names, `*` stands for anything."""
-    patterns = [wildcard(value.rstrip(".").lower()) for value in values]
+    patterns = [Wildcard(value.rstrip(".").lower()) for value in values]
 
     def question(party: Party) -> bool:
-        return any(p.fullmatch(name.rstrip(".").lower()) for p in patterns for name in party.names)
+        names = [name.rstrip(".").lower() for name in party.names]
+        return any(pattern.matches(name) for pattern in patterns for name in names)
 
     return question
 
@@ -202,7 +217,7 @@ def by_service(context: Context, side: str, values: list[str]) -> Predicate:
     def question(service: Service) -> bool:
         return bool(service.name) and wanted(service.namespace, service.name)
 
-    asked = ReferencePredicate(context.store.services, "service", question)
+    asked = ReferencePredicate(context.store.services, "service", question, context.turn)
     return lambda rows: asked(rows) & (service_is_source(rows.events) == (side == "source"))
 
 
@@ -231,16 +246,16 @@ def by_translated_address(_context: Context, values: list[str]) -> Predicate:
 
 def by_port(_context: Context, side: str, values: list[str]) -> Predicate:
     """Ports and ranges of ports (`8000-8080`) of protocols that have ports."""
-    ranges = [port_range(value) for value in values]
+    wanted = np.zeros(1 << 16, np.bool_)
+    for first, last in map(port_range, values):
+        wanted[first : last + 1] = True
 
     def predicate(rows: Rows) -> Mask:
         events = rows.events
         ports = events[f"{side}_port"]
         if side == "source":
             ports = np.where(translated(events), events["original_source_port"], ports)
-        matched = np.zeros(len(events), np.bool_)
-        for first, last in ranges:
-            matched |= (ports >= first) & (ports <= last)
+        matched: Mask = wanted[ports]
         return matched & np.isin(events["protocol"], (TCP, UDP, SCTP))
 
     return predicate
@@ -344,7 +359,7 @@ def by_interface(context: Context, values: list[flow_pb2.NetworkInterface]) -> P
             want.index in (0, device.index) and want.name in ("", device.name) for want in values
         )
 
-    return ReferencePredicate(context.store.devices, "device", question)
+    return ReferencePredicate(context.store.devices, "device", question, context.turn)
 
 
 def by_uuid(context: Context, values: list[str]) -> Predicate:
@@ -361,8 +376,8 @@ def by_node_name(context: Context, values: list[str]) -> Predicate:
         first, slash, second = value.partition("/")
         want_cluster, want_node = (first, second) if slash else ("*", first)
         matched |= bool(
-            wildcard(want_cluster or "*").fullmatch(cluster or "default")
-            and wildcard(want_node or "*").fullmatch(node)
+            Wildcard(want_cluster or "*").matches(cluster or "default")
+            and Wildcard(want_node or "*").matches(node)
         )
     return constant(matched)
 
@@ -375,7 +390,9 @@ def by_node_labels(context: Context, values: list[str]) -> Predicate:
 def by_expression(context: Context, values: list[flow_pb2.FlowFilter.Experimental]) -> Predicate:
     """Expressions of CEL, of which one must be true."""
     (experimental,) = values
-    expressions = [Expression(text, context.store, context.node) for text in experimental.cel_expression]
+    expressions = [
+        Expression(text, context.store, context.node, context.turn) for text in experimental.cel_expression
+    ]
     if not expressions:
         return constant(True)
     return lambda rows: np.logical_or.reduce([expression(rows) for expression in expressions])

@@ -19,13 +19,15 @@ MAX_FILTERS = 1000
 """In each of the two lists: each is evaluated over all flows."""
 MAX_VALUES = 1000
 """In one field of a filter."""
-MAX_ALL_VALUES = 20_000
+MAX_ALL_VALUES = 2000
 """In all filters of a request."""
+MAX_FILTER_BYTES = 128 << 10
+"""Of all filters of a request."""
 MAX_TEXT = 1024
 """Characters of a name, a pattern, a regular expression or a label selector."""
 MAX_EXPRESSION = 8192
 """Characters of a CEL expression."""
-MAX_EXPRESSIONS = 64
+MAX_EXPRESSIONS = 16
 """In all filters of a request."""
 MAX_PATHS = 500
 """In a field mask; a flow has about 300 fields."""
@@ -54,6 +56,9 @@ def check(request: observer_pb2.GetFlowsRequest) -> None:
     expressions = sum(len(one.experimental.cel_expression) for one in filters)
     if expressions > MAX_EXPRESSIONS:
         raise _too_many("CEL expressions", expressions, MAX_EXPRESSIONS)
+    size = sum(one.ByteSize() for one in filters)
+    if size > MAX_FILTER_BYTES:
+        raise _too_many("bytes of filters", size, MAX_FILTER_BYTES)
     values = sum(_values(one) for one in filters)
     if values > MAX_ALL_VALUES:
         raise _too_many("values in all filters", values, MAX_ALL_VALUES)

@@ -42,7 +42,10 @@ class Selector(msgspec.Struct, frozen=True):
 
     def matches(self, labels: Iterable[str]) -> bool:
         """Whether a label set, given as `source:key=value` strings, is selected."""
-        values = by_key(labels)
+        return self.holds(by_key(labels))
+
+    def holds(self, values: dict[str, str]) -> bool:
+        """Whether a label set as `by_key` gives it is selected."""
         return all(requirement.matches(values) for requirement in self.requirements)
 
 

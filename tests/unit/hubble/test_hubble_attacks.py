@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import hpack
 import pytest
 import structlog
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
+from cilia.hubble import observer
+from cilia.hubble.filter_values import Wildcard
+from cilia.hubble.filters import FlowMatcher
+from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.calls import Call
 from cilia.hubble.rpc.connection import Connection
 from cilia.hubble.rpc.server import Server
+from cilia.hubble.turns import Turn, TurnOver
+from cilia.kit.clock import ManualClock
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer.observer_pb2 import GetFlowsRequest
+from tests.support.hubble import NODE, WALL, events, store
 from tests.support.hubble_raw import path
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
@@ -137,3 +147,88 @@ def test_a_token_in_a_bad_header_stays_out_of_the_log() -> None:
     (line,) = lines
     assert line["error"] == "Received header value surrounded by whitespace"
     assert "s3cret" not in str(lines)
+
+
+# -- filters ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("", "", True),
+        ("*", "", True),
+        ("a", "a", True),
+        ("a", "ab", False),
+        ("a*", "ab", True),
+        ("*b", "ab", True),
+        ("ab*ba", "aba", False),
+        ("a*b*a", "aba", True),
+        ("a**c", "abc", True),
+        ("*a*b*", "xbxa", False),
+        ("[a]*", "[a].", True),
+        ("*a" * 500 + "*b", "a" * 253, False),
+        ("*a" * 200 + "*", "a" * 253, True),
+    ],
+)
+def test_wildcards_take_no_longer_the_more_there_are(pattern: str, text: str, expected: bool) -> None:
+    assert Wildcard(pattern).matches(text) is expected
+
+
+class Ticking:
+    """Seconds that go by with each look."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1.0
+        return self.seconds
+
+
+def test_a_filter_over_many_pods_goes_on_where_its_turn_ended() -> None:
+    flows = store()
+    flows.append([events(*({"source_identity": 1000 + number} for number in range(50)))], offset=WALL)
+    (rows,) = flows.spans(0, flows.head)
+    turn = Turn(Ticking(), 10.0)
+    wanted = [flow_pb2.FlowFilter(source_identity=[1007], source_label=["!nothing"])]
+    matcher = FlowMatcher(Context(flows, NODE, turn), wanted)
+    turn.begin()
+    over = 0
+    while True:
+        try:
+            mask = matcher.mask(rows)
+        except TurnOver:
+            over += 1
+            turn.begin()
+            continue
+        break
+    assert rows.numbers[mask].tolist() == [7]
+    assert over >= 4
+
+
+def test_large_filters_are_compiled_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_in: list[str] = []
+
+    class Noting(FlowMatcher):
+        def __init__(self, *arguments: Any) -> None:
+            compiled_in.append(threading.current_thread().name)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(observer, "FlowMatcher", Noting)
+    patterns = ["".join(f"{chr(97 + (n + i) % 26)}[a-z]*" for i in range(100)) for n in range(100)]
+    answering = observer.Observer(
+        store(), NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
+    )
+
+    class Nobody:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def send(self, _messages: Sequence[bytes]) -> None:
+            raise AssertionError("there are no flows")
+
+    def ask(**fields: Any) -> None:
+        request = GetFlowsRequest(whitelist=[flow_pb2.FlowFilter(**fields)])
+        asyncio.run(answering.get_flows(request.SerializeToString(), Nobody()))
+
+    ask(dns_query=patterns[:1])
+    ask(dns_query=patterns)
+    assert compiled_in == ["MainThread", "filters"]

@@ -21,12 +21,13 @@ def cel(expressions: list[str]) -> FlowFilter.Experimental:
 
 def test_what_people_ask_passes() -> None:
     check(GetFlowsRequest())
-    some = FlowFilter(source_pod=["a/"] * 1000, source_label=["x" * 1024])
+    some = FlowFilter(source_pod=["default/web-"] * 100, source_label=["x" * 1024])
     check(
         GetFlowsRequest(
             whitelist=[some] * 9, blacklist=[some] * 9, field_mask=FieldMask(paths=["uuid"] * 500)
         )
     )
+    check(GetFlowsRequest(whitelist=[FlowFilter(source_pod=["a/"] * 1000)]))
     check(GetFlowsRequest(whitelist=[FlowFilter(uuid=["a"])] * 1000, since=Timestamp(seconds=253402300799)))
 
 
@@ -42,6 +43,11 @@ def test_what_people_ask_passes() -> None:
             "values of event_type",
         ),
         ({"whitelist": [FlowFilter(uuid=["u"] * 900)] * 30}, Code.RESOURCE_EXHAUSTED, "in all filters"),
+        (
+            {"whitelist": [FlowFilter(dns_query=["x" * 1000] * 140)]},
+            Code.RESOURCE_EXHAUSTED,
+            "bytes of filters",
+        ),
         ({"blacklist": [FlowFilter(http_path=["x" * 1025])]}, Code.INVALID_ARGUMENT, "1025 characters"),
         (
             {"whitelist": [FlowFilter(experimental=cel(["x" * 8193]))]},
@@ -49,7 +55,7 @@ def test_what_people_ask_passes() -> None:
             "cel_expression",
         ),
         (
-            {"whitelist": [FlowFilter(experimental=cel(["true"] * 65))]},
+            {"whitelist": [FlowFilter(experimental=cel(["true"] * 17))]},
             Code.RESOURCE_EXHAUSTED,
             "CEL expressions",
         ),
