@@ -2,8 +2,10 @@
 
     <prefix>/                     0700; a lock on it says that an agent runs
       v1/maps/<name>              adopted by the next agent, with the size they have
-      v1/programs/<print>/<name>  the programs, under the fingerprint of object and constants: the next
-                                  agent adopts them too when nothing changed, and spares the verifier
+      v1/programs/<print>-<n>/<name>
+                                  the programs, under the fingerprint of object and constants and with their
+                                  number: the next agent adopts them too when nothing changed and none is
+                                  missing, and spares the verifier
       v1/links/<name>             on devices and control groups; other programs are exchanged in place
 
 A restarted agent recognises its own by these paths alone. Pod filters (clsact) need no pin; `links`
@@ -202,23 +204,27 @@ def fingerprint(data: bytes, constants: Mapping[str, Any]) -> str:
 
 def _load_into(dataplane: Dataplane, path: Path, constants: dict[str, Any], sizes: dict[str, int]) -> None:
     programs = dataplane.root / "programs"
-    ready = programs / fingerprint(path.read_bytes(), constants)
-    if not (ready.is_dir() and _take_over(dataplane, ready)):
+    prefix = fingerprint(path.read_bytes(), constants)
+    ready = next(programs.glob(f"{prefix}-*"), None)
+    if ready is None or not _take_over(dataplane, ready):
         _load_object(dataplane, path, constants, sizes)
-        _pin_programs(dataplane.programs, programs, ready)
+        _pin_programs(dataplane.programs, programs, prefix)
     dataplane.maps[REVISION_MAP] = _revision_map(dataplane.root / "maps" / REVISION_MAP)
 
 
 def _take_over(dataplane: Dataplane, ready: Path) -> bool:
-    """Adopt programs and maps as the last agent left them; False when one of the maps is missing."""
+    """Adopt programs and maps as the last agent left them; False when one of them is missing."""
     layout = dataplane.layout
+    pins = list(ready.iterdir())
+    if len(pins) != int(ready.name.partition("-")[2]):
+        return False
     maps = {name: bpf.get(dataplane.root / "maps" / name) for name in layout.maps}
     if None in maps.values():
         for fd in filter(None, maps.values()):
             os.close(fd)
         return False
     dataplane.maps = {name: _map(layout, name, fd) for name, fd in maps.items() if fd is not None}
-    found = {path.name: bpf.get(path) for path in ready.iterdir()}
+    found = {path.name: bpf.get(path) for path in pins}
     dataplane.programs = {name: fd for name, fd in found.items() if fd is not None}
     dataplane.adopted = frozenset(maps)
     return True
@@ -245,15 +251,16 @@ def _load_object(dataplane: Dataplane, path: Path, constants: dict[str, Any], si
     dataplane.adopted = frozenset(adopted)
 
 
-def _pin_programs(programs: Mapping[str, int], directory: Path, ready: Path) -> None:
-    """Pin all programs, whole or not at all: the directory gets its name last."""
+def _pin_programs(programs: Mapping[str, int], directory: Path, prefix: str) -> None:
+    """Pin all programs, whole or not at all: the directory gets its name last, which says how many there
+    are."""
     for former in directory.iterdir():
         shutil.rmtree(former)
     scratch = directory / "incomplete"
     scratch.mkdir(mode=0o700)
     for name, fd in programs.items():
         bpf.pin(fd, scratch / name)
-    scratch.rename(ready)
+    scratch.rename(directory / f"{prefix}-{len(programs)}")
 
 
 def _adopt(found: libbpf.BpfObject, layout: abi.Layout, name: str, handle: int, pinned: int) -> None:

@@ -109,6 +109,17 @@ def test_a_lost_pin_is_made_again() -> None:
         assert "fragments" not in dataplane.adopted and "conntrack" in dataplane.adopted
 
 
+def test_programs_of_which_one_is_missing_are_loaded_anew() -> None:
+    with loaded() as dataplane:
+        names = set(dataplane.programs)
+    pins = next((PINS / "programs").iterdir())
+    (pins / "from_host").unlink()
+    with loaded() as dataplane:
+        assert set(dataplane.programs) == names
+        assert dataplane.adopted == set(dataplane.layout.maps)
+    assert {path.name for path in next((PINS / "programs").iterdir()).iterdir()} == names
+
+
 def test_constants_reach_the_programs() -> None:
     packet = bytes(12) + b"\x88\xb5" + bytes(50)
     with loaded(constants={"record_decisions": True}) as dataplane:
