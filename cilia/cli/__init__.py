@@ -8,9 +8,16 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
     options.py   flags all commands share, and the way to the agent
     output.py    tables, JSON and YAML
     completing.py  names a shell offers after Tab
+    hubble.py    `cilia hubble`: the commands about Hubble by the names that `hubble` has for them
+      observe.py observe_events.py record.py observers.py certs.py   these commands
+      hubble_server.py   their flags about the server, and a client made of them
+      filter_flags.py flow_filters.py request_filters.py windows.py   flags that choose flows
+      flow_files.py flow_matching.py   flows of files, with the same filters
+      flows.py flow_printing.py live.py   how flows are printed
+      sections.py completing_flows.py   help under headings; values a shell offers
     explain.py   explanations and check reports as trees, for policy.py
     status.py endpoint.py identity.py addresses.py policy.py service.py nat.py maps.py bpf.py verify.py
-    node.py observe.py
+    node.py
 
 Errors are one sentence on standard error and exit code 1; exit code 2 is a wrong command line,
 and for `policy check` whatever keeps it from checking.

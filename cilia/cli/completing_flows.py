@@ -95,7 +95,9 @@ def asked(ctx: typer.Context, names: Callable[[Client], Iterable[str]], incomple
     from cilia.hubble.rpc.messages import RpcError
 
     try:
-        chosen = msgspec.structs.replace(hubble_server.settings(ctx), timeout=SECONDS)
+        chosen = msgspec.structs.replace(
+            hubble_server.settings(ctx), timeout=SECONDS, request_timeout=SECONDS
+        )
         with hubble_server.client(chosen) as client:
             return words(*sorted(set(names(client))))(incomplete)
     except (RpcError, UserError):

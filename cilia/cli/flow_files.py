@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -24,11 +22,29 @@ def answer(name: str, request: Request) -> Iterator[Response]:
     if request.whitelist or request.blacklist:
         responses = matching(responses, request.whitelist, request.blacklist)
     if not request.number or request.follow:
-        yield from responses
-    elif request.first:
-        yield from itertools.islice(responses, request.number)
-    else:
-        yield from deque(responses, min(request.number, sys.maxsize))
+        return responses
+    return oldest(responses, request.number) if request.first else newest(responses, request.number)
+
+
+def oldest(responses: Iterable[Response], number: int) -> Iterator[Response]:
+    """So many flows from the beginning, and notes between them."""
+    for response in responses:
+        number -= response.HasField("flow")
+        if number < 0:
+            return
+        yield response
+
+
+def newest(responses: Iterable[Response], number: int) -> Iterator[Response]:
+    """So many flows up to the end, and notes between them."""
+    kept: deque[Response] = deque()
+    flows = 0
+    for response in responses:
+        kept.append(response)
+        flows += response.HasField("flow")
+        while flows > number:
+            flows -= kept.popleft().HasField("flow")
+    yield from kept
 
 
 def matching(
@@ -48,12 +64,13 @@ def matching(
 
 
 def in_window(responses: Iterable[Response], request: Request) -> Iterator[Response]:
-    """Those between `since` and `until`."""
+    """Those between `since` and `until`, and notes without a time."""
     since = request.since.ToNanoseconds() if request.HasField("since") else None
     until = request.until.ToNanoseconds() if request.HasField("until") else None
     for response in responses:
         when = response.time.ToNanoseconds()
-        if (since is None or when >= since) and (until is None or when <= until):
+        inside = (since is None or when >= since) and (until is None or when <= until)
+        if inside or not (when or response.HasField("flow")):
             yield response
 
 

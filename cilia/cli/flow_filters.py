@@ -135,8 +135,10 @@ def raw(texts: Iterable[str], flag: str) -> list[flow_pb2.FlowFilter]:
         while rest:
             try:
                 value, end = json.JSONDecoder().raw_decode(rest)
+                if not isinstance(value, dict):
+                    raise ValueError("this is no object")
                 found.append(json_format.ParseDict(value, flow_pb2.FlowFilter()))
-            except (ValueError, json_format.ParseError, RecursionError, AttributeError, TypeError) as error:
+            except (ValueError, json_format.ParseError, RecursionError) as error:
                 raise FlagError(
                     f'--{flag} takes filters as JSON, such as {{"verdict":["DROPPED"]}}: {error}'
                 ) from None

@@ -24,6 +24,7 @@ from cilia.cli.sections import SectionedCommand, SectionedGroup, option
 
 if TYPE_CHECKING:
     from cilia.hubble.client import Client
+    from cilia.hubble.rpc.messages import RpcError
 
 DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
 SERVER_VARIABLES = ["HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET"]
@@ -138,6 +139,7 @@ def client(chosen: ServerSettings) -> Client:
         tls=tls_context(chosen),
         server_name=chosen.tls_server_name,
         authorization=authorization(chosen),
+        patience=chosen.request_timeout,
     )
 
 
@@ -151,18 +153,31 @@ def connected(ctx: typer.Context) -> Iterator[Client]:
         with client(chosen) as connection:
             yield connection
     except RpcError as error:
-        raise UserError(error.sentence + hint(chosen, error.code.name)) from None
+        raise UserError(sentence(error, chosen)) from None
 
 
-def hint(chosen: ServerSettings, code: str) -> str:
-    """What else to do about an error of a call."""
-    if code == "UNAUTHENTICATED" and not chosen.token_file:
-        return ". Name a file with your token by --token-file or $HUBBLE_TOKEN_FILE."
-    if code != "UNAVAILABLE":
-        return ""
-    if not chosen.local and not chosen.encrypted:
-        return " If it speaks TLS, add --tls and --tls-ca-cert-files."
-    return f" Name another server with --server or ${SERVER_VARIABLES[0]}."
+def sentence(error: RpcError, chosen: ServerSettings) -> str:
+    """What went wrong, and what else to do about it."""
+    told, more = error.sentence, hint(error, chosen)
+    return told + ("." if more and told[-1] not in ".?!" else "") + more
+
+
+def hint(error: RpcError, chosen: ServerSettings) -> str:
+    """The flags that may help."""
+    match error.code.name:
+        case "UNAUTHENTICATED" if not chosen.token_file:
+            return " Name a file with your token by --token-file or $HUBBLE_TOKEN_FILE."
+        case "UNIMPLEMENTED" if not chosen.local:
+            return " A relay has no events of agents: ask a node for them."
+        case "DEADLINE_EXCEEDED":
+            return f" It had {chosen.request_timeout:g} seconds: give it more with --request-timeout."
+        case "UNAVAILABLE" if chosen.encrypted and "trust" in error.sentence:
+            return " The flags are --tls-ca-cert-files, --tls-client-cert-file and --tls-server-name."
+        case "UNAVAILABLE" if not (chosen.local or chosen.encrypted):
+            return " If it speaks TLS, add --tls and --tls-ca-cert-files."
+        case "UNAVAILABLE":
+            return f" Name another server with --server or ${SERVER_VARIABLES[0]}."
+    return ""
 
 
 def tls_context(chosen: ServerSettings) -> ssl.SSLContext | None:

@@ -103,7 +103,7 @@ def list_namespaces(ctx: typer.Context, output: Shown = Listing.TABLE) -> None:
         rows = [(each.namespace, each.cluster) for each in found]
         print_table(("NAMESPACE", "CLUSTER"), rows, empty="There were no flows in the last hour.")
     else:
-        names = [(name,) for name in dict.fromkeys(each.namespace for each in found)]
+        names = [(name,) for name in sorted({each.namespace for each in found})]
         print_table(("NAMESPACE",), names, empty="There were no flows in the last hour.")
 
 

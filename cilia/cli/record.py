@@ -15,7 +15,7 @@ from cilia.cli import filter_flags, flows
 from cilia.cli.errors import UserError
 from cilia.cli.hubble_server import connected, server_options
 from cilia.cli.live import LiveLine
-from cilia.cli.output import printable, printable_lines
+from cilia.cli.output import printable_lines
 from cilia.cli.request_filters import Allowlist, Denylist, set_filters
 from cilia.cli.sections import Ordered, SectionedCommand
 from cilia.cli.windows import All, First, Follow, Last, Since, Until, Window, flag
@@ -65,36 +65,32 @@ def write_flows(
     window.put(request, datetime.now(UTC).astimezone())
     style = flows.Style(zone=datetime.now(UTC).astimezone().tzinfo or UTC)
     counted = flows.Completeness(style)
-    with connected(ctx) as client, opened(file, append=append) as out:
-        save(client.get_flows(request), out, counted, limit)
+    how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_EXCL)
+    with connected(ctx) as client:
+        save(client.get_flows(request), file, how, counted, limit)
     print(printable_lines(f"{file}: {counted.sentence()}"), file=sys.stderr)
 
 
-def opened(file: Path, *, append: bool) -> TextIO:
-    """A new file, or the end of an old one. Raises UserError."""
-    how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_EXCL)
+def save(responses: Iterable[Any], file: Path, how: int, counted: flows.Completeness, limit: int) -> None:
+    """Until the answer ends, there are enough, or the user has enough (Ctrl-C); `how` to open the file.
+    Raises UserError for a file that can't be written."""
     try:
-        return os.fdopen(os.open(file, how, MODE), "w", buffering=BUFFER, encoding="utf-8")
+        with os.fdopen(os.open(file, how, MODE), "w", buffering=BUFFER, encoding="utf-8") as out:
+            write(responses, out, counted, limit)
     except FileExistsError:
-        raise UserError(
-            f"{printable(str(file))} is there already: choose another name, or --append"
-        ) from None
+        raise UserError(f"{file} is there already: choose another name, or --append") from None
     except OSError as error:
-        raise UserError(f"{printable(str(file))} can't be written: {error.strerror}") from None
+        raise UserError(f"{file} can't be written: {error.strerror}") from None
 
 
-def save(responses: Iterable[Any], out: TextIO, counted: flows.Completeness, limit: int) -> None:
-    """Until the answer ends, there are enough, or the user has enough (Ctrl-C). Raises UserError for a disk
-    that is full."""
+def write(responses: Iterable[Any], out: TextIO, counted: flows.Completeness, limit: int) -> None:
+    """One line for each response."""
     try:
         with LiveLine(lambda: counted.flows, counted.sentence, on=sys.stderr.isatty()):
             for response in responses:
                 counted.add(response)
                 out.write(flows.to_json(response) + "\n")
                 if counted.flows >= limit:
-                    break
-            out.flush()
+                    return
     except KeyboardInterrupt:
-        out.flush()
-    except OSError as error:
-        raise UserError(f"{out.name} can't be written any more: {error.strerror}") from None
+        return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_param_completion
 
 OPTIONS = "Options"
 
@@ -32,7 +33,7 @@ def option(
         is_flag=True if switch or choice else None,
         default=False if switch else None,
         expose_value=False,
-        autocompletion=complete,
+        autocompletion=get_param_completion(complete) if complete else None,
         rich_help_panel=panel,
         **more,
     )

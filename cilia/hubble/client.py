@@ -52,14 +52,17 @@ class Client:
         tls: ssl.SSLContext | None = None,
         server_name: str = "",
         authorization: str = "",
+        patience: float = 10.0,
     ) -> None:
         """Connect. Raises RpcError(UNAVAILABLE) when nobody answers within `timeout` seconds.
 
+        `patience`: seconds to wait for the answer of a call that has one.
         `server_name`: what the server's certificate must name; empty: the target's host. `authorization`:
         the header of that name, which says who asks (`Bearer TOKEN`); empty: none.
         """
         self._target = target
         self._authorization = authorization
+        self._patience = patience
         self._socket = connect(target, timeout, tls, server_name)
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
@@ -112,9 +115,16 @@ class Client:
         self._send_request(stream_id, frame([request]))
         yield from self._answers(stream_id)
 
-    def unary(self, method: str, request: bytes, *, timeout: float | None = 10.0) -> bytes:
-        """The one serialised answer of a call. Raises RpcError."""
-        answers = list(self.stream(method, request, timeout=timeout))
+    def unary(self, method: str, request: bytes, *, timeout: float | None = None) -> bytes:
+        """The one serialised answer of a call, within `timeout` seconds in place of the client's patience.
+        Raises RpcError."""
+        seconds = self._patience if timeout is None else timeout
+        # The server is told when to give up; the second more is for one that hangs.
+        self._socket.settimeout(seconds + 1)
+        try:
+            answers = list(self.stream(method, request, timeout=seconds))
+        finally:
+            self._socket.settimeout(None)
         if len(answers) != 1:
             raise RpcError(Code.INTERNAL, f"the server sent {len(answers)} answers to a call that has one")
         return answers[0]
