@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 
 from cilia.apps import ctl
-from cilia.cli import lazy, main
+from cilia.cli import hubble, lazy, main
 
 COMMANDS = main.COMMANDS | ctl.OTHER_ROOMS
 
@@ -21,9 +22,23 @@ def test_a_command_is_where_the_root_says(name: str) -> None:
     assert command.help
 
 
+@pytest.mark.parametrize("name", hubble.COMMANDS)
+def test_commands_of_hubble_are_there_and_explain_their_flags(name: str) -> None:
+    command = lazy.load(name, hubble.COMMANDS[name])
+    inner = [each for each in getattr(command, "commands", {}).values() if not each.hidden]
+    for each in (command, *inner):
+        assert each.help
+        text = each.get_help(click.Context(each, info_name="x"))
+        for parameter in each.params:
+            assert getattr(parameter, "help", None), parameter.name
+            assert parameter.opts[0] in text or parameter.param_type_name == "argument"
+
+
 def test_completion_offers_commands_and_their_subcommands() -> None:
     assert complete("cilia sta", 1) == ["status"]
     assert complete("cilia endpoint po", 2) == ["policy"]
+    assert complete("cilia hubble observe --verdict DR", 4) == ["DROPPED"]
+    assert complete("cilia observe deb", 2) == ["debug-events"]
     assert complete("cilia config PolicyDeny", 2) == [
         "PolicyDenyResponse",
         "PolicyDenyResponse=none",
