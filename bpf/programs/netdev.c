@@ -143,20 +143,26 @@ static __always_inline int translate_back(struct __sk_buff *skb, struct flow *fl
 	return is_translated_protocol(packet) ? unmasquerade(skb, flow) : 0;
 }
 
-/* Another node may have told which frontend the client asked for. With a tunnel it tells it there,
- * and pods have nothing to tell. Returns 0 or a negative reason. */
+/* Another node may have told which frontend the client asked for; pods have nothing to tell.
+ * Returns 0 or a negative reason. */
 static __always_inline int hear(struct __sk_buff *skb, struct flow *flow)
 {
 	int result;
 
-	if (likely(!may_tell(&flow->packet)) || tunnel_enabled || !are_services_known(flow) ||
+	if (likely(!may_tell(&flow->packet)) || !are_services_known(flow) ||
 	    is_workload(flow->source.identity) || flow->destination.service)
 		return 0;
 	result = hear_frontend(skb, flow);
 	return result < 0 ? result : 0;
 }
 
-/* The same for the node itself, where it is a backend. */
+/* A pod is told in the tunnel, if there is one. */
+static __always_inline int hear_for_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	return tunnel_enabled ? 0 : hear(skb, flow);
+}
+
+/* The node itself, where it is a backend, is reached without the tunnel. */
 static __always_inline int hear_for_host(struct __sk_buff *skb, struct flow *flow)
 {
 	if (likely(!(flow->settings->flags & NODE_HOST_BACKENDS)))
@@ -169,7 +175,7 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct flow *fl
 	int dropped;
 
 	flow->direction = DIRECTION_INGRESS;
-	dropped = check_ttl(flow) ?: add_link_header(skb, flow) ?: hear(skb, flow);
+	dropped = check_ttl(flow) ?: add_link_header(skb, flow) ?: hear_for_pod(skb, flow);
 	if (dropped)
 		return dropped;
 	dropped = track_packet(skb, flow, skb->ifindex) ?: restore_answer(skb, flow);

@@ -53,6 +53,19 @@ def test_told_through_the_tunnel(balancer: Balancer, family: int, transport: str
 
 
 @FAMILIES
+@TRANSPORTS
+def test_a_host_is_told_beside_the_tunnel(balancer: Balancer, family: int, transport: str) -> None:
+    """Nodes reach each other's own addresses without it."""
+    world, at = balancer.world, OF[family]
+    world.settings["flags"][0] |= world.layout.value("NODE_HOST_BACKENDS")
+    balancer.add(at.balancer, 80, (at.node, 8080), protocol=transport, flags=DIRECT)
+    arriving = telling(ip(at.world, at.node) / request(transport, 5000, 8080) / payload(), at.balancer, 80)
+    assert world.from_wire(arriving).action == "STACK"
+    back = world.to_wire(ip(at.node, at.world) / answer(transport, 8080, 5000))
+    assert ends(whole(back.packet.payload)) == (at.balancer, 80, at.world, 5000)
+
+
+@FAMILIES
 def test_told_once_by_streams(balancer: Balancer, family: int) -> None:
     world, at = balancer.world, OF[family]
     balancer.add(at.balancer, 80, (at.far, 8080), flags=DIRECT)
