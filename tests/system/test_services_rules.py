@@ -315,6 +315,54 @@ def test_a_named_port_is_each_pods_own(lab: ServicesLab, offered: Callable[..., 
             assert set(who(lab, where, address, 80)) == {"other", "far"}
 
 
+def test_datagrams_leave_a_pod_that_only_other_services_have(
+    lab: ServicesLab, offered: Callable[..., tuple[str, str]]
+) -> None:
+    """Blue and green: a connection stays where it is until it ends, a client of datagrams has no such end."""
+    selectors = ({"pod": "near"}, {"pod": "far"})
+    for name, selector in zip(("blue", "green"), selectors, strict=True):
+        offered(name, selector)
+    offered("active", selectors[0], type="NodePort")
+    ports = lab.node_ports("active")
+    node = lab.plan.nodes[0]
+    asked = [
+        (where, address, {"tcp": 80, "udp": 80})
+        for where in ("client", "packets:raw")
+        for address in lab.cluster_ips("active")
+    ]
+    asked += [("outside", address, ports) for address in (node.ipv4, node.ipv6)]
+    names = [
+        (where, f"{where} {protocol} {address}", question(protocol, address, of[protocol]))
+        for where, address, of in asked
+        for protocol in ("tcp", "udp")
+    ]
+    for where, name, first in names:
+        assert lab.at(where).request({"open": name, **first})["who"] == "near", name
+    spec = lab.get("Service", "active")["spec"]
+    lab.apply(service("active", selectors[1], type="NodePort", ports=spec["ports"]))
+
+    def told(where: str, name: str) -> str:
+        found = lab.at(where).request({"say": name})
+        return str(found.get("who") or found["error"])
+
+    def is_ended(where: str, name: str) -> bool:
+        return told(where, name) not in ("near", "far")
+
+    def is_green(where: str, name: str) -> bool:
+        return told(where, name) == "far"
+
+    for where, name, first in names:
+        if first["protocol"] == "tcp":
+            continue
+        if where == "client":
+            until(partial(is_ended, where, name), f"the socket to be ended: {name}")
+        else:
+            until(partial(is_green, where, name), f"another backend: {name}")
+    for where, name, first in names:
+        assert first["protocol"] == "udp" or told(where, name) == "near", name
+        lab.at(where).request({"close": name})
+
+
 def test_tcp_and_udp_on_one_port_are_two_services(
     lab: ServicesLab, offered: Callable[..., tuple[str, str]]
 ) -> None:
