@@ -9,13 +9,12 @@ from typing import Any
 
 from cilia.cli import flow_filters
 from cilia.cli.flow_filters import FlagError, Given
+from cilia.cli.hubble_server import DEFAULT_SERVER, SERVER_VARIABLES
 from cilia.cli.moments import parse_moment
 from cilia.hubble.client import Client
 from cilia.hubble.frames.frame import DEFAULT_LIMIT, Frame, fetch
 from cilia.proto.observer import observer_pb2
 
-DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
-SERVER_VARIABLES = ("HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET")
 SIDES = ("", "from_", "to_")
 
 Moment = str | datetime | None
@@ -24,6 +23,7 @@ Moment = str | datetime | None
 def read(
     *,
     server: str | None = None,
+    client: Client | None = None,
     since: Moment = None,
     until: Moment = None,
     last: int | None = None,
@@ -32,7 +32,7 @@ def read(
     without: Mapping[str, Any] | None = None,
     **filters: Any,
 ) -> Frame:
-    """The flows that a server has.
+    """The flows that a server has; `client`, where there is one already, in place of its address.
 
     `filters` are named as the flags of `cilia observe` (`pod="shop/web"`, `from_namespace=["a", "b"]`,
     `type="drop"`), and so is what is in `without`, which flows must not match. Moments are texts such as
@@ -42,8 +42,10 @@ def read(
     request = make_request(
         since=since, until=until, last=last, first=first, filters=filters, without=without or {}
     )
-    with Client(server or server_of(os.environ)) as client:
+    if client is not None:
         return fetch(client, request, limit=limit)
+    with Client(server or server_of(os.environ)) as connection:
+        return fetch(connection, request, limit=limit)
 
 
 def make_request(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cilia.cli.flow_frames import SERVER_VARIABLES, read
+from cilia.cli.flow_frames import read
+from cilia.cli.hubble_server import connected, server_options
 from cilia.cli.options import UserError, group
 from cilia.cli.output import print_table, printable_json, printable_lines
+from cilia.cli.sections import SectionedCommand
 from cilia.hubble.frames.frame import DEFAULT_LIMIT, Frame, FrameError
-from cilia.hubble.rpc.messages import Code, RpcError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,13 +33,20 @@ class Form(enum.StrEnum):
 Texts = list[str] | None
 
 
+class SqlCommand(SectionedCommand):
+    """With the flags of the server but --timeout, which is the query's here."""
+
+    more = staticmethod(lambda: [each for each in server_options() if each.name != "timeout"])
+
+
 @app.callback()
 def flows() -> None:
     """Ask about flows in SQL."""
 
 
-@app.command("sql")
+@app.command("sql", cls=SqlCommand)
 def ask(
+    ctx: typer.Context,
     query: Annotated[str, typer.Argument(help="One SELECT over the table flows.")],
     since: Annotated[
         str, typer.Option(help="Flows since 5m, 14:05, yesterday, 2026-11-23T04:20:00Z.")
@@ -53,9 +61,6 @@ def ask(
     memory: Annotated[str, typer.Option(help="What the query may take.")] = "1GB",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds the query may take.")] = 60.0,
     output: Annotated[Form, typer.Option("--output", "-o", help="How the answer is printed.")] = Form.TABLE,
-    server: Annotated[
-        str, typer.Option("--server", help="unix:///path or host:port, of a node or of a relay.")
-    ] = "",
 ) -> None:
     """Ask about flows in SQL: those in a node's memory and history, or through a relay those of all nodes.
 
@@ -74,20 +79,18 @@ def ask(
 
     filters: dict[str, Any] = {"namespace": namespace, "pod": pod, "verdict": verdict, "node_name": node_name}
     try:
-        frame = read(
-            server=server,
-            since=None if last is not None else since,
-            until=until or None,
-            last=last,
-            limit=limit,
-            **{name: values for name, values in filters.items() if values},
-        )
+        with connected(ctx) as client:
+            frame = read(
+                client=client,
+                since=None if last is not None else since,
+                until=until or None,
+                last=last,
+                limit=limit,
+                **{name: values for name, values in filters.items() if values},
+            )
         answer = frame.sql(query, memory=memory, seconds=timeout)
     except (FrameError, QueryError, ValueError) as error:
         raise UserError(str(error)) from None
-    except RpcError as error:
-        way = f" Name another server with --server or ${SERVER_VARIABLES[1]}."
-        raise UserError(error.sentence + (way if error.code is Code.UNAVAILABLE else "")) from None
     print_answer(answer.arrow(), output)
     sys.stdout.flush()
     print(completeness(frame), file=sys.stderr)

@@ -55,6 +55,7 @@ class LiveLine:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live line", daemon=True)
         self._drawn = False
+        self._text = ""
 
     def __enter__(self) -> Self:
         if self._on:
@@ -86,6 +87,9 @@ class LiveLine:
     def _draw(self, rate: float) -> None:
         width = shutil.get_terminal_size().columns - 1
         text = f"{rate:,.1f} flows/s; {self._told()}"[:width]
+        if self._drawn and text == self._text:
+            return
+        self._text = text
         self._out.write(f"{CLEAR}\x1b[2m{text}\x1b[0m")
         self._out.flush()
         self._drawn = True
