@@ -26,7 +26,7 @@ from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Sink
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
-from cilia.hubble.turns import Turn, TurnOver
+from cilia.hubble.turns import Gate, Turn, TurnOver
 from cilia.proto.observer import observer_pb2
 
 CHUNK = 512
@@ -89,6 +89,8 @@ class Tools(NamedTuple):
     past: Past | None
     interval: float
     """Seconds between two notes about lost events to one client."""
+    gate: Gate
+    """To be passed before each scan and each chunk."""
 
 
 class Clocks(Protocol):
@@ -128,6 +130,7 @@ class Answer:
         """Raises RpcError for a request that can't be answered."""
         self._store = tools.store
         self._past = tools.past
+        self._gate = tools.gate
         self._clocks = clocks
         self._maker = maker
         self._request = request
@@ -279,6 +282,7 @@ class Answer:
         while start < len(rows.wall):
             chunk = rows.where(slice(start, start + self._chunk))
             start += len(chunk.wall)
+            await self._gate.turn()
             await self._sink.send(self._converted(converter, chunk))
             await asyncio.sleep(0)
 
@@ -330,15 +334,13 @@ class Answer:
     async def _select(self, first: int, last: int) -> Times:
         """Numbers of the rows of [first, last) that answer the request."""
         while True:
+            await self._gate.turn()
             start = self._clocks.monotonic()
             self._maker.turn.begin()
-            try:
+            with suppress(TurnOver):
                 masks = [rows.numbers[self._mask(rows)] for rows in self._store.spans(first, last)]
-            except TurnOver:
-                await asyncio.sleep(0)
-                continue
-            self._adapt(self._clocks.monotonic() - start)
-            return np.concatenate([np.zeros(0, np.int64), *masks])
+                self._adapt(self._clocks.monotonic() - start)
+                return np.concatenate([np.zeros(0, np.int64), *masks])
 
     def _adapt(self, seconds: float) -> None:
         """Look at more rows at a time, or at less, so that others wait for a few milliseconds only."""
@@ -395,6 +397,7 @@ class Answer:
                 numbers = numbers[gone:]
                 continue
             chunk, numbers = numbers[: self._chunk], numbers[self._chunk :]
+            await self._gate.turn()
             here = chunk[self._store.present(chunk)]
             if len(here) < len(chunk):
                 end = int(chunk[-1]) + 1

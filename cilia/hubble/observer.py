@@ -23,7 +23,7 @@ from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Methods, Sink
 from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
-from cilia.hubble.turns import Turn
+from cilia.hubble.turns import Gate, Turn
 from cilia.kit import threads
 from cilia.kit.clock import Clock
 from cilia.proto.observer import observer_pb2
@@ -58,6 +58,7 @@ class Observer:
         self._clock = clock
         self._started = clock.monotonic()
         self._converter = Converter(store, node)
+        self._gate = Gate()
         self.past: Past | None = None
         """Who keeps flows that are older than the ring; set before the first call."""
 
@@ -78,7 +79,7 @@ class Observer:
         check(request)
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
-        tools = Tools(self._store, self.past, self._settings.lost_events_interval)
+        tools = Tools(self._store, self.past, self._settings.lost_events_interval, self._gate)
         reading = Reading(self, request)
         await reading.prepare()
         await Answer(tools, self, reading, request, sink).send()
@@ -165,7 +166,10 @@ class Reading:
 
     async def prepare(self) -> None:
         """Compile the filters for the store. Raises RpcError."""
-        if self._request.ByteSize() < LARGE_REQUEST:
+        # The first expression loads its library.
+        filters = (*self._request.whitelist, *self._request.blacklist)
+        expressions = any(each.HasField("experimental") for each in filters)
+        if self._request.ByteSize() < LARGE_REQUEST and not expressions:
             self._matcher = self._compile(self._observer.store, self.turn)
         else:
             self._matcher = await threads.start("filters", self._compile, self._observer.store, self.turn)

@@ -19,7 +19,7 @@ from cilia.hubble.directory import MemoryDirectory, Pod, Service, Workload
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore, joined
-from cilia.kit.clock import ManualClock
+from cilia.kit.clock import ManualClock, SystemClock
 from cilia.model.address import pack
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
@@ -141,7 +141,10 @@ class Beside:
         capacity: int = 1024,
         directory: MemoryDirectory | None = None,
         node: NodeFacts = NODE,
+        *,
+        real_time: bool = False,
     ) -> None:
+        """`real_time`: notes of losses come by the clock on the wall; else `clock` says how late it is."""
         self.path = path
         self.target = f"unix:{path}"
         self.store = store(capacity, directory)
@@ -155,7 +158,7 @@ class Beside:
             files=file_names(layout().enums["source_file"].__members__),
         )
         settings = ObserverSettings(version="cilia 0.1.0", address="192.0.2.1:4244")
-        self.observer = Observer(self.store, node, settings, self.clock)
+        self.observer = Observer(self.store, node, settings, SystemClock() if real_time else self.clock)
         self.server = Server(dict(self.observer.methods()))
         self.run(self.server.listen_unix(path))
 

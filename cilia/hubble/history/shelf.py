@@ -9,6 +9,7 @@ numbers of the run `boot`.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -75,6 +76,7 @@ class Shelf:
 
     def open(self) -> None:
         """Look at what is there; tidy up after a writer that was killed. Raises OSError."""
+        refuse_shared(self.directory)
         private_directory(self.directory)
         remove_scratch(self.directory)
         found: dict[Title, int] = {}
@@ -157,3 +159,11 @@ class Shelf:
                 found.append(title)
                 total -= self.sizes[title]
         return found
+
+
+def refuse_shared(directory: Path) -> None:
+    """Raise OSError for a directory that others use: /var/log or /tmp must not become private by mistake."""
+    if not directory.exists() or not directory.stat().st_mode & 0o077:
+        return
+    if any(Title.parse(path.name) is None and not path.name.endswith(".tmp") for path in directory.iterdir()):
+        raise OSError(errno.ENOTEMPTY, "others may read it, and it holds files of others", str(directory))

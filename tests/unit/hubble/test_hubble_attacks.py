@@ -14,7 +14,8 @@ import pytest
 import structlog
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
-from cilia.hubble import observer
+from cilia.hubble import cel, observer
+from cilia.hubble.convert import Converter
 from cilia.hubble.filter_values import Wildcard
 from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.predicates import Context
@@ -23,6 +24,7 @@ from cilia.hubble.rpc.connection import Connection
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.turns import Turn, TurnOver
 from cilia.kit.clock import ManualClock
+from cilia.kit.tasks import TaskGroup
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer.observer_pb2 import GetFlowsRequest
 from tests.support.hubble import NODE, WALL, events, store
@@ -232,3 +234,69 @@ def test_large_filters_are_compiled_beside_the_loop(monkeypatch: pytest.MonkeyPa
     ask(dns_query=patterns[:1])
     ask(dns_query=patterns)
     assert compiled_in == ["MainThread", "filters"]
+
+
+def test_however_many_ask_one_of_them_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    flows = store(4096)
+    flows.append([events(*({"source_port": number} for number in range(3000)))], offset=WALL)
+    rounds = 0
+    worked: list[int] = []
+    whole = Converter.responses
+
+    def responses(self: Converter, *arguments: Any) -> list[bytes]:
+        worked.append(rounds)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Converter, "responses", responses)
+    answering = observer.Observer(
+        flows, NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
+    )
+
+    class Reader:
+        headers: ClassVar[dict[str, str]] = {}
+        got = 0
+
+        async def send(self, messages: Sequence[bytes]) -> None:
+            self.got += len(messages)
+
+    async def count_rounds() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    async def attack() -> list[int]:
+        readers = [Reader() for _ in range(20)]
+        request = GetFlowsRequest().SerializeToString()
+        async with TaskGroup() as tasks:
+            tasks.spawn("count", count_rounds())
+            await asyncio.gather(*(answering.get_flows(request, reader) for reader in readers))
+        return [reader.got for reader in readers]
+
+    assert asyncio.run(attack()) == [3000] * 20
+    assert len(worked) > 100
+    assert len(set(worked)) == len(worked), "two answers were made in one round of the loop"
+
+
+def test_the_library_of_expressions_is_loaded_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded_in: list[str] = []
+    whole = cel.compiled
+
+    def compiled(text: str) -> Any:
+        loaded_in.append(threading.current_thread().name)
+        return whole(text)
+
+    monkeypatch.setattr(cel, "compiled", compiled)
+    answering = observer.Observer(
+        store(), NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
+    )
+    wanted = flow_pb2.FlowFilter()
+    wanted.experimental.cel_expression.append("_flow.is_reply == true")
+    request = GetFlowsRequest(whitelist=[wanted]).SerializeToString()
+
+    class Nobody:
+        async def send(self, _messages: Sequence[bytes]) -> None:
+            raise AssertionError("there are no flows")
+
+    asyncio.run(answering.get_flows(request, Nobody()))
+    assert loaded_in == ["filters"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,20 @@ def test_a_directory_that_can_not_be_used_says_what_to_do(tmp_path: Path) -> Non
 
     with pytest.raises(HistoryError, match="choose another"):
         run(tmp_path / "file", story)
+
+
+def test_a_directory_of_others_does_not_become_private(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir(mode=0o755)
+    (tmp_path / "log" / "syslog").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+
+    async def story(_flows: FlowStore, _history: History) -> None:
+        raise AssertionError("it must not start")
+
+    for name in ("log", "link"):
+        with pytest.raises(HistoryError, match="files of others"):
+            run(tmp_path / name, story)
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o755
 
 
 def test_a_row_keeps_the_names_of_its_time(tmp_path: Path) -> None:

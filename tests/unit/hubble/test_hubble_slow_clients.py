@@ -74,7 +74,7 @@ def followers(running: Beside) -> int:
 
 def test_slow_clients_cost_nobody_anything(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        running = stack.enter_context(beside(tmp_path / "hubble.sock", capacity=16_384))
+        running = stack.enter_context(beside(tmp_path / "hubble.sock", capacity=16_384, real_time=True))
         fast = stack.enter_context(Client(str(running.path)))
         seen: list[int] = [0, 0]
 
