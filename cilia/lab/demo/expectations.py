@@ -44,7 +44,7 @@ SAMPLES = (
 
 SERVICES = {"backend": "shop", "visitor": "guests"}
 """The Services and their namespaces."""
-NODE_PORT = 30080
+NODE_PORT = 30090
 
 SERVICE_ANSWERS: dict[tuple[str, str], frozenset[str]] = {
     ("shop/frontend-1", "backend"): frozenset({"tcp"}),
