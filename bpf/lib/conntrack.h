@@ -528,6 +528,15 @@ static __always_inline void note_frontend(struct flow *flow, const struct ct_ent
 		flow->translation |= TRANSLATION_DSR;
 }
 
+/* Routers may bring a client to another node while it talks to one frontend: then it is told of
+ * what was asked here, or the other way round. Its replies are what they were. */
+static __always_inline bool has_moved(const struct flow *flow, const struct ct_entry *entry)
+{
+	return flow->translation & (TRANSLATION_GIVEN | TRANSLATION_DSR) &&
+	       entry->flags & (CT_TRANSLATED | CT_SERVICE_DSR) && flow->destination.service &&
+	       flow->destination.service == entry->service;
+}
+
 /* Replies of a translated flow are given another source: so the flow must not share its tuple with
  * one that reaches the same backend by another frontend, or by its own address. */
 static __noinline int check_service(struct flow *flow, const struct ct_entry *entry, bool reply)
@@ -536,7 +545,7 @@ static __noinline int check_service(struct flow *flow, const struct ct_entry *en
 	__u32 known = entry->flags & CT_TRANSLATED ? entry->service : 0;
 
 	if (!reply)
-		return asked == known ? 0 : DROP(flow, NAT_NOT_NEEDED);
+		return asked == known || has_moved(flow, entry) ? 0 : DROP(flow, NAT_NOT_NEEDED);
 	if (asked)
 		return DROP(flow, NAT_NOT_NEEDED);
 	note_frontend(flow, entry);

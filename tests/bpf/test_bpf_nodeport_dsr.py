@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
-from tests.support.datapath_world import DENY_ALL, FAR_NODE4, TCX_DROP, WORLD4, World, payload
+from tests.support.datapath_world import DENY_ALL, FAR_NODE4, TCX_DROP, WORLD4, Outcome, World, payload
 from tests.support.service_world import (
     BALANCER4,
     DIRECT,
@@ -63,6 +63,32 @@ def test_a_host_is_told_beside_the_tunnel(balancer: Balancer, family: int, trans
     assert world.from_wire(arriving).action == "STACK"
     back = world.to_wire(ip(at.node, at.world) / answer(transport, 8080, 5000))
     assert ends(whole(back.packet.payload)) == (at.balancer, 80, at.world, 5000)
+
+
+@FAMILIES
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_client_that_is_routed_by_another_node_keeps_its_connection(
+    door: World, balancer: Balancer, family: int, first: str
+) -> None:
+    """The backend is here; the client comes by this node and by another one in turn."""
+    world, at = balancer.world, OF[family]
+    balancer.add(at.balancer, 80, (at.pod, 8080), flags=DIRECT)
+    balancer.add(at.balancer, 81, (at.pod, 8080), flags=DIRECT)
+    vni = 9 if family == 4 else 10
+
+    def here(flags: str) -> Outcome:
+        return world.from_wire(ip(at.world, at.balancer) / request("tcp", 5000, 80, flags))
+
+    def there(flags: str, port: int = 80) -> Outcome:
+        bare = ip(at.world, at.pod) / request("tcp", 5000, 8080, flags)
+        return from_tunnel(world, telling(bare, at.balancer, port), vni=vni)
+
+    turns = [here, there, there, here] if first == "here" else [there, here, here, there]
+    for number, send in enumerate(turns):
+        assert send("A" if number else "S").action == "LOCAL"
+        back = world.from_pod(world.pod_a, ip(at.pod, at.world) / answer("tcp", 8080, 5000))
+        assert ends(whole(back.packet.payload)) == (at.balancer, 80, at.world, 5000)
+    assert there("A", 81).reason == 173
 
 
 @FAMILIES
