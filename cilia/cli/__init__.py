@@ -12,7 +12,7 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
       observe.py observe_events.py record.py observers.py certs.py   these commands
       hubble_server.py   their flags about the server, and a client made of them
       filter_flags.py flow_filters.py request_filters.py windows.py   flags that choose flows
-      flow_files.py flow_matching.py   flows of files, with the same filters
+      flow_files.py flow_matching.py flow_json.py   flows of files, with the same filters
       flows.py flow_printing.py live.py   how flows are printed
       sections.py completing_flows.py   help under headings; values a shell offers
     explain.py   explanations and check reports as trees, for policy.py

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from google.protobuf import json_format
 
 from cilia.cli.errors import UserError
+from cilia.cli.flow_json import Reader
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -76,25 +77,21 @@ def in_window(responses: Iterable[Response], request: Request) -> Iterator[Respo
 
 def read(name: str) -> Iterator[Response]:
     """Responses of a file of JSON lines. Raises UserError."""
+    reader = Reader()
     try:
         with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield read_line(line, f"{name}, line {number}")
+                    yield read_line(reader, line, f"{name}, line {number}")
     except UnicodeDecodeError:
         raise UserError(f"{name} is no text: it needs JSON lines, as -o json prints them") from None
     except OSError as error:
         raise UserError(f"can't read {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def read_line(line: str, where: str) -> Response:
-    """A GetFlowsResponse, or a flow alone, as JSON. Raises UserError."""
+def read_line(reader: Reader, line: str, where: str) -> Response:
+    """One response. Raises UserError."""
     try:
-        response = json_format.Parse(line, Response(), ignore_unknown_fields=True)
-        if not response.WhichOneof("response_types"):
-            json_format.Parse(line, response.flow, ignore_unknown_fields=True)
-            response.time.CopyFrom(response.flow.time)
-            response.node_name = response.flow.node_name
+        return reader(line)
     except (json_format.ParseError, RecursionError) as error:
         raise UserError(f"{where} is not a flow: {error}") from None
-    return response

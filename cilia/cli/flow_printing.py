@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from cilia.cli import flows
+from cilia.cli.flow_json import Writer
 from cilia.cli.live import LiveLine
 from cilia.cli.output import printable_json, printable_lines
 from cilia.proto.observer import observer_pb2
@@ -54,6 +55,7 @@ class Printer:
         self._silent = silent
         self._follow = follow
         self._rows: list[tuple[str, ...]] = []
+        self._json = Writer()
         self.counted = flows.Completeness(style)
 
     def print_all(self, responses: Iterable[Response]) -> None:
@@ -73,7 +75,7 @@ class Printer:
 
     def _print(self, response: Response) -> None:
         if self._form in JSON_FORMS:
-            print(printable_json(flows.to_json(response)))
+            print(printable_json(self._json(response)))
         elif response.HasField("flow"):
             self._print_flow(response)
         elif response.HasField("lost_events"):

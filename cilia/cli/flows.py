@@ -6,14 +6,12 @@ The one-line form is that of `hubble observe`, with one thing more: the rule tha
 from __future__ import annotations
 
 import enum
-import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, tzinfo
 
 import msgspec
-from google.protobuf import json_format, timestamp_pb2
-from google.protobuf.message import Message
+from google.protobuf import timestamp_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.model.identity import RESERVED_NAMES
@@ -262,12 +260,6 @@ def table_row(response: observer_pb2.GetFlowsResponse, style: Style) -> tuple[st
         flow.Summary,
         deciding_rules(flow) if style.rules else "",
     )
-
-
-def to_json(response: Message) -> str:
-    """One line of JSON as Hubble writes it."""
-    value = json_format.MessageToDict(response, preserving_proto_field_name=True)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def gap_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.cli import flows
 from cilia.cli.errors import UserError
+from cilia.cli.flow_json import to_json
 from cilia.cli.flow_printing import JSON_FORMS, Form
 from cilia.cli.hubble_server import ServerCommand, connected
 from cilia.cli.output import print_table, printable, printable_json
@@ -104,7 +105,7 @@ def print_events(responses: Iterable[Any], kind: Kind, output: Form, style: flow
         return
     for response in responses:
         if output in JSON_FORMS:
-            print(printable_json(flows.to_json(response)))
+            print(printable_json(to_json(response)))
         elif output is Form.DICT:
             print(block(cells(response, kind, style)))
         else:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from cilia.cli import flows
 from cilia.cli.errors import UserError
+from cilia.cli.flow_json import to_json
 from cilia.cli.flow_printing import JSON_FORMS, Form
 from cilia.cli.hubble_server import ServerCommand, connected, settings
 from cilia.cli.options import group
@@ -140,7 +141,7 @@ def watch_peers(
     with connected(ctx) as client:
         try:
             for change in client.peers():
-                text = printable_json(flows.to_json(change)) if output is Watching.JSON else peer_line(change)
+                text = printable_json(to_json(change)) if output is Watching.JSON else peer_line(change)
                 print(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -174,7 +175,7 @@ def show_status(
             raise UserError(f"Hubble at {target} does not serve flows now ({health}): look at its log")
         answer = client.server_status()
     if output in JSON_FORMS:
-        print(printable_json(flows.to_json(answer)))
+        print(printable_json(to_json(answer)))
     elif output is Form.TABLE:
         told = list(facts(answer))
         print_table([name.upper() for name, _ in told], [[value for _, value in told]])

@@ -13,6 +13,7 @@ import typer
 
 from cilia.cli import filter_flags, flows
 from cilia.cli.errors import UserError
+from cilia.cli.flow_json import Writer
 from cilia.cli.hubble_server import connected, server_options
 from cilia.cli.live import LiveLine
 from cilia.cli.output import printable_lines
@@ -85,11 +86,12 @@ def save(responses: Iterable[Any], file: Path, how: int, counted: flows.Complete
 
 def write(responses: Iterable[Any], out: TextIO, counted: flows.Completeness, limit: int) -> None:
     """One line for each response."""
+    to_json = Writer()
     try:
         with LiveLine(lambda: counted.flows, counted.sentence, on=sys.stderr.isatty()):
             for response in responses:
                 counted.add(response)
-                out.write(flows.to_json(response) + "\n")
+                out.write(to_json(response) + "\n")
                 if counted.flows >= limit:
                     return
     except KeyboardInterrupt:
