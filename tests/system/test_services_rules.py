@@ -6,6 +6,8 @@ node-1: near, other, client, raw, stranger      node-2: far      outside: 203.0.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +19,7 @@ from cilia.hubble.client import Client as Hubble
 from cilia.lab.plan import OUTSIDE_HOST
 from cilia.proto.observer.observer_pb2 import GetFlowsRequest
 from tests.support.services_lab import (
+    END,
     PORTS,
     Document,
     ServicesLab,
@@ -41,6 +44,7 @@ LOOPBACK = {
     "ipv6-service-loopback-address": "100::99:1",
 }
 """Whom a pod sees that reaches itself; not the defaults, so that the flags are tried as well."""
+HOST_PORT = 9100
 OTHER_PORTS = {"tcp": 9090, "udp": 9090}
 
 
@@ -101,6 +105,11 @@ def served(lab: ServicesLab, name: str) -> bool:
     return (
         all(some == wanted for some in found) if everywhere and not close else set().union(*found) == wanted
     )
+
+
+def is_serving(lab: ServicesLab, address: str) -> bool:
+    """Whether a host answers by itself."""
+    return "who" in lab.at("node-1").ask("tcp", address, HOST_PORT)
 
 
 def who(lab: ServicesLab, where: str, address: str, port: int, protocol: str = "tcp") -> Counter[str]:
@@ -400,6 +409,61 @@ def test_backends_that_answer_directly_see_the_client(
                 found = lab.at("outside").ask(protocol, address, port)
                 told = (found.get("who"), found.get("client"), found.get("peer"))
                 assert told == ("far", seen, address), (name, protocol, found)
+
+
+@pytest.fixture
+def hosts(lab: ServicesLab) -> Iterator[None]:
+    """Servers at the nodes' own addresses, port 9100, that say which node they are."""
+    served = [f"{protocol}:{HOST_PORT}" for protocol in ("tcp", "udp")]
+    running = []
+    try:
+        for node in lab.plan.nodes:
+            command = ["timeout", "120", sys.executable, "-IS", str(END), "serve", node.name, "1", *served]
+            command = ["nsenter", f"--net={node.netns}", "--", *command]
+            running.append(subprocess.Popen(command))
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+@pytest.mark.usefixtures("hosts")
+@pytest.mark.parametrize("mode", ["snat", "dsr"])
+def test_nodes_serve_as_backends(
+    lab: ServicesLab, offered: Callable[..., tuple[str, str]], mode: str
+) -> None:
+    """As pods of the host's network do."""
+    asked = lab.plan.nodes[0]
+    for node in lab.plan.nodes:
+        name = f"host-{node.name}"
+        ports = [{"name": each, "protocol": each.upper(), "port": 80} for each in ("tcp", "udp")]
+        for family, address in (("IPv4", node.ipv4), ("IPv6", node.ipv6)):
+            lab.apply(
+                manifest(
+                    "EndpointSlice",
+                    f"{name}-{family.lower()}",
+                    labels={"kubernetes.io/service-name": name},
+                    addressType=family,
+                    ports=[{**port, "port": HOST_PORT} for port in ports],
+                    endpoints=[{"addresses": [address], "conditions": {"ready": True}}],
+                )
+            )
+        until(partial(is_serving, lab, node.ipv4), f"the server of {node.name}")
+        annotations = {"service.cilium.io/forwarding-mode": mode}
+        addresses = offered(name, None, type="NodePort", ports=ports, annotations=annotations)
+        numbers = lab.node_ports(name)
+        for where in ("client", "packets:raw", "node-1", "outside"):
+            for protocol in ("tcp", "udp", "udp-each"):
+                number = numbers[protocol.partition("-")[0]]
+                targets = [(asked.ipv4, number), (asked.ipv6, number)]
+                if where != "outside":
+                    targets += [(address, 80) for address in addresses]
+                for target in targets:
+                    found = lab.at(where).ask(protocol, *target)
+                    told = (found.get("who"), found.get("peer"))
+                    assert told == (node.name, target[0]), (where, protocol, found)
+        lab.delete("EndpointSlice", f"{name}-ipv4", f"{name}-ipv6")
 
 
 @pytest.mark.parametrize("where", ["client", "packets:raw", "outside"])
