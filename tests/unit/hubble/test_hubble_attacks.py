@@ -22,11 +22,11 @@ from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.calls import Call
 from cilia.hubble.rpc.connection import Connection
 from cilia.hubble.rpc.server import Server
-from cilia.hubble.turns import Turn, TurnOver
+from cilia.hubble.turns import Gate, Turn, TurnOver
 from cilia.kit.clock import ManualClock
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.flow import flow_pb2
-from cilia.proto.observer.observer_pb2 import GetFlowsRequest
+from cilia.proto.observer.observer_pb2 import GetFlowsRequest, GetFlowsResponse
 from tests.support.hubble import NODE, WALL, events, store
 from tests.support.hubble_raw import path
 
@@ -300,3 +300,33 @@ def test_the_library_of_expressions_is_loaded_beside_the_loop(monkeypatch: pytes
 
     asyncio.run(answering.get_flows(request, Nobody()))
     assert loaded_in == ["filters"]
+
+
+def test_what_is_overwritten_while_it_is_looked_for_is_counted() -> None:
+    flows = store(1024)
+    flows.append([events(*({"source_port": number} for number in range(1024)))], offset=WALL)
+
+    class Overrun(Gate):
+        """Others store while an answer waits for its turn."""
+
+        async def turn(self) -> None:
+            if flows.head == 1024:
+                flows.append([events(*({"source_port": number} for number in range(600)))], offset=WALL)
+
+    answering = observer.Observer(
+        flows, NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
+    )
+    answering._gate = Overrun()
+
+    class Reader:
+        found = 0
+        lost = 0
+
+        async def send(self, messages: Sequence[bytes]) -> None:
+            for message in map(GetFlowsResponse.FromString, messages):
+                self.found += message.HasField("flow")
+                self.lost += message.lost_events.num_events_lost
+
+    reader = Reader()
+    asyncio.run(answering.get_flows(GetFlowsRequest(number=1000).SerializeToString(), reader))
+    assert (reader.found, reader.lost) == (424, 600)

@@ -14,11 +14,18 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from cilia.hubble.metrics import server
 from cilia.hubble.metrics.batch import Batch
 from cilia.hubble.metrics.exposition import Head, Sample, pieces
 from cilia.hubble.metrics.options import parse
 from cilia.hubble.metrics.processor import FlowMetrics
-from cilia.hubble.metrics.server import CONNECTIONS, HEAD_LIMIT, MetricsServer, MetricsServerSettings
+from cilia.hubble.metrics.server import (
+    CONNECTIONS,
+    HEAD_LIMIT,
+    HEAD_SECONDS,
+    MetricsServer,
+    MetricsServerSettings,
+)
 from cilia.kit import certificates
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tls import TlsFiles
@@ -150,13 +157,26 @@ def test_who_only_connects_is_closed_for_others() -> None:
     async def crowd(port: int) -> Any:
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 10)]
         answer = await get()(port)
-        async with asyncio.timeout(10):
+        # Long before its time for a request is over.
+        async with asyncio.timeout(HEAD_SECONDS / 2):
             assert await idle[0][0].read() == b""
         for _, writer in idle:
             writer.close()
         return answer
 
     assert "hubble_drop_total" in body(served(crowd))
+
+
+def test_who_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+
+    async def silent(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n")
+        async with asyncio.timeout(HEAD_SECONDS / 2):
+            return await reader.read()
+
+    assert served(silent) == b""
 
 
 def test_a_scraper_that_does_not_read_holds_up_nobody() -> None:

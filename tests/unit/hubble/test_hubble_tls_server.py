@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
 from cilia.proto.observer import observer_pb2
 from tests.support.hubble import Beside, beside, flow
 from tests.support.hubble_tls import CLIENT_NAME, SERVER_NAME, Authority
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -202,3 +204,19 @@ def test_who_does_not_shake_hands_is_cut_off(world: World) -> None:
     assert world.server.refused_handshakes == 4
     with world.client(AUTHORITY.client()) as client:
         assert client.server_status().num_flows == 3
+
+
+@pytest.mark.parametrize("limits", [ServerLimits(patience=30, handshakes=3)])
+def test_more_handshakes_than_there_is_room_for_are_refused_at_once(world: World) -> None:
+    with ExitStack() as stack:
+        for _ in range(3):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", world.port)))
+            stranger.sendall(b"\x16")
+        until(lambda: world.beside.call(lambda: len(world.server._handshakes)) == 3, "three handshakes")
+        late = stack.enter_context(socket.create_connection(("127.0.0.1", world.port)))
+        late.settimeout(10)
+        try:
+            assert late.recv(100) == b""
+        except ConnectionResetError:
+            pass
+        assert world.server.refused_handshakes == 1

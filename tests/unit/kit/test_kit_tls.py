@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,18 @@ def test_authorities_that_are_none_sign_nothing() -> None:
             certificates.issue(authority, "x", now=NOW, days=1)
     with pytest.raises(CertificateError, match="no certificate"):
         certificates.read(b"")
+
+
+def test_nobody_returns_with_a_ticket(tmp_path: Path) -> None:
+    server = ServerTls(write(tmp_path / "server", server_certificate())).context()
+    client = clients_context(tmp_path)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = client.wrap_bio(to_client, to_server, server_hostname=NAME)
+    ours = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (theirs, ours, theirs, ours):
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    ours.write(b"x")
+    assert theirs.read(1) == b"x"
+    session = theirs.session
+    assert session is None or not session.has_ticket

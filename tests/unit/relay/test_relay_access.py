@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from google.protobuf import field_mask_pb2
 
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import Endpoint
+from cilia.cluster.store import Listing, Resource
+from cilia.hubble.rpc.messages import RpcError
+from cilia.kit.clock import ManualClock
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from cilia.relay.access import AccessSettings
+from cilia.relay.access import Access, AccessSettings
 from cilia.relay.view import OTHER, View
 from tests.support.relay import Cluster, Node, Response, channel_to, cluster, get_flows, response, unary
 
@@ -240,3 +244,26 @@ def test_a_side_nobody_knows_is_foreign() -> None:
     seen = view.see(made.SerializeToString())
     assert seen is not None
     assert Response.FromString(seen).flow.destination.labels == [OTHER]
+
+
+@pytest.mark.parametrize(("audiences", "admitted"), [([], False), (["vault"], False), (["hubble"], True)])
+def test_a_token_that_was_made_for_others_is_refused(audiences: list[str], admitted: bool) -> None:
+    class Server:
+        async def create(self, resource: Resource, body: bytes, *, namespace: str | None = None) -> bytes:
+            if resource.plural == "tokenreviews":
+                assert json.loads(body)["spec"]["audiences"] == ["hubble"]
+                user = {"username": "ann"}
+                status = {"authenticated": True, "user": user, "audiences": audiences}
+                return json.dumps({"status": status}).encode()
+            return b'{"status": {"allowed": true}}'
+
+        async def list(self, resource: Resource) -> Listing:
+            raise AssertionError("who may see everything needs no list")
+
+    access = Access(Server(), AccessSettings(audience="hubble"), ManualClock())
+    asking = access.viewer({"authorization": "Bearer t"})
+    if admitted:
+        assert asyncio.run(asking).user == "ann"
+        return
+    with pytest.raises(RpcError, match="made for somebody else"):
+        asyncio.run(asking)
