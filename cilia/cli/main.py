@@ -29,6 +29,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "cilia.cli.policy", "app", "Show policies, explain verdicts, check changes, find a rule."
     ),
     "service": LazyCommand("cilia.cli.service", "app", "Show services, and write some by hand."),
+    "lrp": LazyCommand("cilia.cli.redirects", "app", "Show local redirects."),
     "nat": LazyCommand("cilia.cli.nat", "app", "Show who uses the ports of translated sources."),
     "map": LazyCommand("cilia.cli.maps", "app", "Show the kernel's maps."),
     "bpf": LazyCommand("cilia.cli.bpf", "app", "Show maps under the names cilium-dbg has for them."),
