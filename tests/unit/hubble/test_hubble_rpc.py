@@ -100,9 +100,10 @@ def test_nobody_there_is_said_in_a_sentence(tmp_path: Path) -> None:
         Client(str(tmp_path / "none.sock"))
 
 
-def test_a_slow_follower_is_told_what_it_missed(running: Beside) -> None:
+def test_a_slow_follower_is_told_what_it_missed(tmp_path: Path) -> None:
     """It holds no more than a chunk on the server, and every flow is either seen or counted."""
-    with Client(f"unix://{running.path}") as client:
+    path = tmp_path / "real.sock"
+    with beside(path, real_time=True) as running, Client(f"unix://{path}") as client:
         stream = client.get_flows(observer_pb2.GetFlowsRequest(follow=True))
         seen: list[observer_pb2.GetFlowsResponse] = []
 
@@ -123,11 +124,11 @@ def test_a_slow_follower_is_told_what_it_missed(running: Beside) -> None:
             counted += response.lost_events.num_events_lost if response.HasField("lost_events") else 1
             seen.append(response)
         assert counted == total
-    gaps = [response for response in seen if response.HasField("lost_events")]
-    assert gaps
-    assert gaps[0].lost_events.source == flow_pb2.HUBBLE_RING_BUFFER
-    lost = sum(gap.lost_events.num_events_lost for gap in gaps)
-    assert running.call(lambda: running.store.metrics.lost[LossSource.HUBBLE_RING_BUFFER]) == lost
+        gaps = [response for response in seen if response.HasField("lost_events")]
+        assert gaps
+        assert gaps[0].lost_events.source == flow_pb2.HUBBLE_RING_BUFFER
+        lost = sum(gap.lost_events.num_events_lost for gap in gaps)
+        assert running.call(lambda: running.store.metrics.lost[LossSource.HUBBLE_RING_BUFFER]) == lost
 
 
 def connect(running: Beside) -> socket.socket:
