@@ -6,6 +6,7 @@ import pytest
 
 from cilia.hubble.cel import Expression
 from cilia.hubble.filter_values import FilterError
+from cilia.proto.flow import flow_pb2
 from tests.support.hubble import DEFAULT_DENY, NODE, OTHER, WALL, events, flow, store
 
 ROWS = [
