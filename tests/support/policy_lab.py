@@ -14,11 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
+
 from cilia.api.client import AgentClient
 from cilia.api.types import OptionChange
+from cilia.hubble.client import Client as HubbleClient
 from cilia.lab import control, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
 from cilia.lab.records import PodRecord
+from cilia.proto.flow import flow_pb2
+from cilia.proto.observer import observer_pb2
 from tests.support.api_client import Client
 from tests.support.policy_truth import Document, Packet, Peer
 from tests.support.waiting import until
@@ -261,11 +266,27 @@ class PolicyLab:
         silent = [one for one in packets if allowed(one) and answers[one] == "timeout"]
         if silent:
             answers |= dict(zip(silent, self.answers(silent, SECOND_TIMEOUT), strict=True))
-        return [
+        wrong = [
             f"{describe(one)}: {answers[one]}, expected {'an answer' if allowed(one) else 'none'}"
             for one in packets
             if (answers[one] == "ok") != allowed(one)
         ]
+        return wrong and wrong + self.flows(packet for packet in silent if answers[packet] == "timeout")
+
+    def flows(self, packets: Iterable[Packet]) -> list[str]:
+        """What the nodes saw of these packets and their answers, for a test that fails."""
+        found = []
+        for packet in packets:
+            ends = [address_of(one, packet.family) for one in (packet.source, packet.target)]
+            filters = [flow_pb2.FlowFilter(source_ip=[a], destination_ip=[b]) for a, b in (ends, ends[::-1])]
+            request = observer_pb2.GetFlowsRequest(number=6, whitelist=filters)
+            for node in self.plan.nodes:
+                with HubbleClient(f"unix://{node.hubble_socket}") as client:
+                    for answer in client.get_flows(request):
+                        found.append(
+                            f"{node.name}: {text_format.MessageToString(answer.flow, as_one_line=True)}"
+                        )
+        return found
 
 
 def describe(packet: Packet) -> str:
