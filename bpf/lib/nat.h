@@ -234,11 +234,16 @@ static __always_inline bool is_current(const struct flow *flow, const struct nat
 static __noinline int find_translation(struct flow *flow, struct change *change)
 {
 	struct nat_key key = forward_key(&flow->packet);
-	struct nat_entry *known = bpf_map_lookup_elem(&snat, &key);
+	struct nat_entry *known;
 
+	/* The answer to a ping keeps its address, also while the pod pings back under the same
+	 * number. */
+	if (flow->packet.kind == PACKET_REPLY)
+		return 0;
+	known = bpf_map_lookup_elem(&snat, &key);
 	flow->now = coarse_seconds();
 	if (!is_current(flow, known)) {
-		if (flow->packet.kind == PACKET_REPLY || was_opened_outside(flow))
+		if (was_opened_outside(flow))
 			return 0;
 		known = allocate_masquerade(flow, &key) ? bpf_map_lookup_elem(&snat, &key) : NULL;
 		if (!known)
@@ -329,9 +334,13 @@ static __always_inline int give_back(struct __sk_buff *skb, struct flow *flow,
 static __noinline int unmasquerade(struct __sk_buff *skb, struct flow *flow)
 {
 	struct nat_key key = reverse_key(&flow->packet);
-	struct nat_entry *known = bpf_map_lookup_elem(&snat, &key);
+	struct nat_entry *known;
 	struct change change = {.from = key.destination, .from_port = key.destination_port};
 
+	/* Who pings the node means the node, whatever number a pod's ping has there. */
+	if (flow->packet.kind == PACKET_REQUEST)
+		return 0;
+	known = bpf_map_lookup_elem(&snat, &key);
 	if (!known || known->service)
 		return 0;
 	if (known->seen != coarse_seconds())

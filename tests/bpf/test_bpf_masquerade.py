@@ -129,6 +129,28 @@ def test_echo(world: World, family: int) -> None:
     assert (done.action, back.dst, back[type(answer)].id) == ("LOCAL", pod, 77)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_pings_of_one_number_both_ways(world: World, family: int) -> None:
+    """A pod and somebody outside ping each other, and he the node, all under one number."""
+    pod, node, outside = (POD4, NODE4, WORLD4) if family == 4 else (POD6, NODE6, WORLD6)
+    ask, answer = (8, 0) if family == 4 else (128, 129)
+    layer = IP if family == 4 else IPv6
+
+    def echo(kind: int, number: int) -> Packet:
+        if family == 4:
+            return ICMP(type=kind, id=number, seq=1) / payload()
+        return (ICMPv6EchoRequest if kind == 128 else ICMPv6EchoReply)(id=number, seq=1) / payload()
+
+    out = leave(world, ip(pod, outside) / echo(ask, 77))
+    assert out.src == node
+    taken = out[ICMP if family == 4 else ICMPv6EchoRequest].id
+    assert world.from_wire(ip(outside, pod) / echo(ask, 77)).action == "LOCAL"
+    back = ip(pod, outside) / echo(answer, 77)
+    assert world.from_pod(world.pod_a, back).action == "NETWORK"
+    assert world.to_wire(back).packet[layer].src == pod
+    assert world.from_wire(ip(outside, node) / echo(ask, taken)).packet[layer].dst == node
+
+
 def test_error_about_a_masqueraded_packet(world: World) -> None:
     out = leave(world, ip(POD4, WORLD4) / UDP(sport=40000, dport=53) / payload())
     done = world.from_wire(ip("198.51.100.7", NODE4) / ICMP(type=11) / out)
