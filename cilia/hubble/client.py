@@ -27,8 +27,8 @@ from cilia.hubble.rpc.messages import (
     FramingError,
     RpcError,
     Unframer,
-    format_timeout,
     frame,
+    request_headers,
     status_of,
 )
 from cilia.proto.health import health_pb2
@@ -97,21 +97,9 @@ class Client:
 
     def stream(self, method: str, request: bytes, *, timeout: float | None = None) -> Iterator[bytes]:
         """Serialised answers of a call. Raises RpcError when the server says so or goes away."""
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", method),
-            (":authority", "localhost"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            ("user-agent", "cilia"),
-        ]
-        if timeout is not None:
-            headers.append(("grpc-timeout", format_timeout(timeout)))
-        if self._authorization:
-            headers.append(("authorization", self._authorization))
+        authorization = [("authorization", self._authorization)] if self._authorization else []
         stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
+        self._h2.send_headers(stream_id, request_headers(method, timeout, authorization))
         self._send_request(stream_id, frame([request]))
         yield from self._answers(stream_id)
 

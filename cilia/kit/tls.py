@@ -13,6 +13,7 @@ whose authority was withdrawn could return.
 
 from __future__ import annotations
 
+import abc
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class TlsFiles:
         return [path for path in (self.certificate, self.key, *self.bundles) if path is not None]
 
 
-class Reloading:
+class Reloading(abc.ABC):
     """A TLS context that follows its files; what servers and clients share."""
 
     def __init__(
@@ -140,8 +141,9 @@ class Reloading:
         if left is not None and left < NOTICE:
             log.warning("this certificate must be renewed", certificate=self.sentence())
 
+    @abc.abstractmethod
     def _bare(self) -> ssl.SSLContext:
-        raise NotImplementedError
+        """A context of this side's kind, without what all sides have in common."""
 
     def _signature(self) -> list[tuple[int, int, int] | None]:
         """Which files these are, behind all symbolic links: inode, time of change, size."""

@@ -31,8 +31,8 @@ from cilia.hubble.rpc.messages import (
     FramingError,
     RpcError,
     Unframer,
-    format_timeout,
     frame,
+    request_headers,
     status_of,
 )
 
@@ -192,21 +192,9 @@ class Channel(asyncio.Protocol):
         """Begin a call. `window`: bytes of the answer to hold; `timeout`: seconds. Raises RpcError."""
         if self.closed.is_set() or self._transport is None:
             raise self._broken()
-        sent = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", method),
-            (":authority", "localhost"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            ("user-agent", "cilia"),
-            *headers,
-        ]
-        if timeout is not None:
-            sent.append(("grpc-timeout", format_timeout(timeout)))
         try:
             stream_id = self._h2.get_next_available_stream_id()
-            self._h2.send_headers(stream_id, sent)
+            self._h2.send_headers(stream_id, request_headers(method, timeout, headers))
             data = frame([request])
             room = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
             if len(data) > room:

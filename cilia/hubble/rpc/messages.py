@@ -125,6 +125,24 @@ def format_timeout(seconds: float) -> str:
     return f"{min(99_999_999, max(1, int(seconds * 1000)))}m"
 
 
+def request_headers(
+    method: str, timeout: float | None = None, more: Iterable[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """The headers that begin a call of a method, in seconds its time-out, then `more`."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("user-agent", "cilia"),
+    ]
+    if timeout is not None:
+        headers.append(("grpc-timeout", format_timeout(timeout)))
+    return [*headers, *more]
+
+
 def trailers(code: Code, sentence: str = "") -> list[tuple[str, str]]:
     """The headers that end a call; the sentence is percent-encoded as the protocol says."""
     headers = [("grpc-status", str(int(code)))]
