@@ -6,11 +6,13 @@ clients skip: number 150000, which Flow and GetFlowsRequest have for extensions,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
 from google.protobuf import any_pb2, struct_pb2
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from cilia.hubble.encode import block
@@ -110,10 +112,25 @@ def completeness(store: FlowStore) -> Completeness:
 
 
 def completeness_of(response: observer_pb2.ServerStatusResponse) -> Completeness | None:
-    """What a server told of itself; None from servers that don't."""
+    """What a server told of itself; None from servers that don't, or not in these words."""
     for field in cast(Iterable[Any], UnknownFieldSet(response)):
-        if field.field_number == EXTENSIONS:
-            told, packed = struct_pb2.Struct(), any_pb2.Any.FromString(field.data)
-            if packed.Unpack(told):
-                return msgspec.convert(dict(told), Completeness, strict=False)
+        if field.field_number == EXTENSIONS and isinstance(field.data, bytes):
+            told, packed = struct_pb2.Struct(), any_pb2.Any()
+            with suppress(DecodeError, msgspec.ValidationError):
+                packed.ParseFromString(field.data)
+                if packed.Unpack(told):
+                    return msgspec.convert(dict(told), Completeness, strict=False)
     return None
+
+
+def together(told: Sequence[Completeness]) -> Completeness:
+    """Of several nodes, at least one: all counted, and kept from when on each of them keeps it."""
+    since = [each.lost_since for each in told if each.lost_since]
+    return Completeness(
+        seen=sum(each.seen for each in told),
+        lost=sum(each.lost for each in told),
+        held_back=sum(each.held_back for each in told),
+        oldest=max(each.oldest for each in told),
+        oldest_important=max(each.oldest_important for each in told),
+        lost_since=min(since, default=0),
+    )

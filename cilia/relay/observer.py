@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Call, Methods, Sink
+from cilia.hubble.status import completeness_of, together
 from cilia.kit.clock import Clock
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
@@ -28,6 +29,8 @@ SERVER_STATUS = "/observer.Observer/ServerStatus"
 GET_NAMESPACES = "/observer.Observer/GetNamespaces"
 NAMED_UNAVAILABLE = 10
 """Unavailable nodes that ServerStatus names; the rest is only counted."""
+LARGEST = 2**64 - 1
+"""What a counter holds at most: sums stay there, whatever a node claims."""
 
 
 M = TypeVar("M", bound=Message)
@@ -92,7 +95,7 @@ class RelayObserver:
             self._answers -= 1
 
     async def server_status(self, data: bytes, call: Call) -> None:
-        """Counters of all nodes together."""
+        """Counters of all nodes together; how complete they are, if all that are connected say so."""
         await self._viewer(call, "ServerStatus")
         parse(observer_pb2.ServerStatusRequest(), data)
         links = self._pool.links()
@@ -103,15 +106,17 @@ class RelayObserver:
             if status is None:
                 missing.append(link.name)
                 continue
-            total.num_flows += status.num_flows
-            total.max_flows += status.max_flows
-            total.seen_flows += status.seen_flows
+            for field in ("num_flows", "max_flows", "seen_flows"):
+                setattr(total, field, min(LARGEST, getattr(total, field) + getattr(status, field)))
             total.flows_rate += status.flows_rate
             total.uptime_ns = max(total.uptime_ns, status.uptime_ns)
         total.num_connected_nodes.value = len(links) - len(missing)
         total.num_unavailable_nodes.value = len(missing)
         total.unavailable_nodes.extend(missing[:NAMED_UNAVAILABLE])
-        await call.send([total.SerializeToString()])
+        told = [completeness_of(status) for status in statuses if status is not None]
+        known = [each for each in told if each is not None]
+        extension = together(known).extension() if known and len(known) == len(told) else b""
+        await call.send([total.SerializeToString() + extension])
 
     async def get_nodes(self, data: bytes, call: Call) -> None:
         """All nodes, by name, with their states."""

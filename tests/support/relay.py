@@ -64,6 +64,8 @@ class Node:
         """Never end an answer."""
         self.deaf = False
         """Answer nothing but GetFlows."""
+        self.told = b""
+        """What ServerStatus has besides, serialised."""
 
     def methods(self) -> dict[str, Any]:
         """By path, for a server."""
@@ -117,7 +119,7 @@ class Node:
         status = observer_pb2.ServerStatusResponse(
             num_flows=len(self.flows), max_flows=100, seen_flows=1000, uptime_ns=5, flows_rate=1.5
         )
-        await sink.send([status.SerializeToString()])
+        await sink.send([status.SerializeToString() + self.told])
 
     async def get_namespaces(self, _data: bytes, sink: Call) -> None:
         """One that all have, one of its own."""
@@ -258,3 +260,10 @@ def unary(channel: grpc.Channel, method: str, request: Any, answer: Any, metadat
         response_deserializer=answer.FromString,
     )
     return call(request, timeout=20, metadata=metadata)
+
+
+def server_status(channel: grpc.Channel) -> Any:
+    """The counters a server tells."""
+    return unary(
+        channel, "ServerStatus", observer_pb2.ServerStatusRequest(), observer_pb2.ServerStatusResponse
+    )
