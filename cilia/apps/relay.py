@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import ssl
@@ -27,6 +26,7 @@ from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
 from cilia.kit import log as logs
 from cilia.kit.clock import SystemClock
+from cilia.kit.durations import parse_duration
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ClientTls, ServerTls, TlsError, TlsFiles
 from cilia.proto.health import health_pb2
@@ -45,8 +45,6 @@ app = typer.Typer(
 )
 
 DEFAULT_PEER_SERVICE = "unix:///var/run/cilia/hubble.sock"
-DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|)$")
-UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class StartError(Exception):
@@ -79,10 +77,13 @@ class RelayOptions:
 
 def duration(text: str, flag: str) -> float:
     """Seconds of `500ms`, `1s`, `2m` or a bare number of seconds."""
-    found = DURATION.match(text)
-    if not found or not float(found[1]):
-        raise StartError(f"--{flag} {text!r} is no duration: write 500ms, 1s or 2m")
-    return float(found[1]) * UNITS[found[2]]
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise StartError(f"--{flag}: {error}") from None
+    if not seconds:
+        raise StartError(f"--{flag} is 0: write a length of time such as 500ms, 1s or 2m")
+    return seconds
 
 
 def tls_for(tls: ClientTls | None) -> TlsFor:

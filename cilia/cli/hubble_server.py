@@ -19,8 +19,8 @@ import typer
 from typer.core import TyperOption
 
 from cilia.cli.errors import UserError
-from cilia.cli.moments import parse_ago
 from cilia.cli.sections import SectionedCommand, SectionedGroup, option
+from cilia.kit.durations import parse_duration
 
 if TYPE_CHECKING:
     from cilia.hubble.client import Client
@@ -73,7 +73,10 @@ def keep_seconds(ctx: typer.Context, parameter: Any, value: str | None) -> None:
     """A duration: `5s`, `1m30s`, or a number of seconds."""
     if value is None:
         return
-    seconds = float(value) if value.replace(".", "", 1).isdigit() else parse_ago(value)
+    try:
+        seconds = parse_duration(value)
+    except ValueError:
+        seconds = 0.0
     if not seconds:
         raise typer.BadParameter(f"{value!r} is no duration: write 5s, 500ms or 1m30s", ctx, parameter)
     keep(ctx, parameter, seconds)

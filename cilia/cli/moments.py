@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+from cilia.kit.durations import parse_duration
+
 WORDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 604800.0}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 AGO = re.compile(r"(\d+|an?)\s+(second|minute|hour|day|week)s?(?:\s+ago)?")
 
 
@@ -24,19 +24,24 @@ def parse_moment(value: str, now: datetime) -> datetime:
         return now if text.lower() == "now" else midnight - timedelta(days=days[text.lower()])
     seconds = parse_ago(text.lower())
     if seconds is not None:
-        return now - timedelta(seconds=seconds)
+        try:
+            return now - timedelta(seconds=seconds)
+        except OverflowError:
+            raise ValueError(f"{text!r} is before all calendars: give a moment there was") from None
     return parse_calendar(text, now)
 
 
 def parse_ago(text: str) -> float | None:
     """Seconds of a duration such as `1h30m` or `5 minutes ago`; None when it is none."""
-    parts = DURATION.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text.removeprefix("-"):
-        return sum(float(number) * UNITS[unit] for number, unit in parts)
     match = AGO.fullmatch(text)
     if match:
         return (1 if match[1].startswith("a") else int(match[1])) * WORDS[match[2]]
-    return None
+    if not text[-1:].isalpha():
+        return None  # A bare number may be a date.
+    try:
+        return parse_duration(text.removeprefix("-"))
+    except ValueError:
+        return None
 
 
 def parse_calendar(text: str, now: datetime) -> datetime:

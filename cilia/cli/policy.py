@@ -16,12 +16,12 @@ from cilia.cli.completing import complete_ends, complete_policies
 from cilia.cli.endpoint import rule_text
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
 from cilia.cli.output import Format, print_data, print_table, printable
+from cilia.kit.durations import parse_duration
 from cilia.model.explain import CheckReport
 
 app = group("Policies as this node sees them: what they say, why, and what a change would do.")
 
 SUFFIXES = (".yaml", ".yml", ".json")
-UNITS = {"s": 1, "m": 60, "h": 3600}
 SHOWN_USERS = 3
 
 
@@ -245,9 +245,8 @@ def read_all(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def seconds(text: str) -> float:
     """`90s`, `5m`, `1h` or bare seconds. Raises UserError."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
     try:
-        value = float(number) * UNITS[unit]
+        value = parse_duration(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 86400:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -22,12 +21,12 @@ from cilia.api.types import (
 from cilia.cli.completing import complete_by_hand, complete_services
 from cilia.cli.options import AgentSocket, Output, UserError, connect, group
 from cilia.cli.output import Format, console, end, print_data, print_table
+from cilia.kit.durations import parse_duration
 
 app = group("Services: what clients may ask for, and who answers.")
 
 SHOWN_BACKENDS = 6
 """Of one frontend, in a terminal's list."""
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Reference = Annotated[
     str,
@@ -338,7 +337,10 @@ def read_backends(
 
 def seconds(text: str) -> int:
     """60, 60s, 5m or 2h. Raises UserError."""
-    found = re.fullmatch(r"([0-9]{1,9})([smh]?)", text.strip())
-    if found is None:
+    try:
+        found = parse_duration(text.strip())
+    except ValueError:
+        found = -1.0
+    if found < 0 or not found.is_integer():
         raise UserError(f"--affinity {text!r} is no time; write 60s, 5m or 2h, or 0 for none.")
-    return int(found[1]) * UNITS[found[2]]
+    return int(found)

@@ -1,11 +1,11 @@
-"""Lengths of time as people write them: `90`, `1.5`, `2m`, `2m0s`, `1h30m`."""
+"""Lengths of time as people write them: `90`, `1.5`, `500ms`, `2m`, `2m0s`, `1h30m`, `7d`."""
 
 from __future__ import annotations
 
 import re
 
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ns|us|µs|ms|s|m|h|d)")
 PLAIN = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 
 

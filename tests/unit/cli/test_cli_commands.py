@@ -411,6 +411,7 @@ def test_what_is_not_told_of_a_service_stays(cilia: Cilia, agent: type[FakeClien
     [
         ("--frontend 192.0.2.99:80", "--backend"),
         ("--frontend 192.0.2.10:80 --affinity soon", "60s"),
+        ("--frontend 192.0.2.10:80 --affinity 500ms", "60s"),
         ("--frontend 192.0.2.10:80 --backend-weights 1,2", "1 numbers"),
     ],
 )

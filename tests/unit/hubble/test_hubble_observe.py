@@ -279,6 +279,12 @@ def test_moments_nobody_understands(text: str) -> None:
         parse_moment(text, NOW)
 
 
+@pytest.mark.parametrize("text", ["999999999d", "99999999999999 weeks ago"])
+def test_moments_before_all_calendars(text: str) -> None:
+    with pytest.raises(ValueError, match="before all calendars"):
+        parse_moment(text, NOW)
+
+
 @pytest.mark.parametrize(
     ("form", "text"),
     [

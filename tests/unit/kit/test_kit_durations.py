@@ -9,7 +9,16 @@ from cilia.kit.durations import parse_duration
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("90", 90), ("1.5", 1.5), ("2m0s", 120), ("1h30m", 5400), ("250ms", 0.25), ("1d", 86400)],
+    [
+        ("0", 0),
+        ("90", 90),
+        ("1.5", 1.5),
+        ("2m0s", 120),
+        ("1h30m", 5400),
+        ("250ms", 0.25),
+        ("1d", 86400),
+        ("2µs", 2e-6),
+    ],
 )
 def test_lengths(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds

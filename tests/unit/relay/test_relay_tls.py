@@ -137,8 +137,9 @@ def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
         (["--disable-client-tls", "--disable-server-tls", "--require-tokens"], "must not travel in plain"),
         (
             ["--sort-buffer-drain-timeout", "soon", "--disable-client-tls", "--disable-server-tls"],
-            "no duration",
+            "--sort-buffer-drain-timeout: 'soon' is no length of time",
         ),
+        (["--dial-timeout", "0s", "--disable-client-tls", "--disable-server-tls"], "--dial-timeout is 0"),
         (["--tls-hubble-client-cert-file", "/none", "--disable-client-tls"], "exclude each other"),
         (["--listen-address", " ,", "--disable-client-tls"], "--listen-address is empty"),
         (["--listen-address", "unix:///x,:4245", "--disable-client-tls"], "clients are served by TLS"),
