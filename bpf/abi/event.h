@@ -163,9 +163,10 @@ struct bucket_key {
 	__u16 reason; /* enum drop_reason or enum bucket_use */
 };
 
-/* Buckets for something else than reports. */
+/* Buckets for something else than reports of drops. */
 enum bucket_use {
 	BUCKET_DENY_RESPONSE = 1 << 8,
+	BUCKET_EVENTS = 1 << 9, /* all events of a ring, which stands in place of the endpoint */
 };
 
 struct bucket {
@@ -178,5 +179,5 @@ struct bucket {
 struct suppressed_key {
 	__u32 cookie;
 	__u16 endpoint;
-	__u16 reason;
+	__u16 reason; /* enum drop_reason, or BUCKET_EVENTS with an enum event_kind */
 };

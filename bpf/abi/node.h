@@ -12,11 +12,14 @@ enum node_flags {
 	NODE_SERVICES = 1 << 6,	     /* there are services: packets are looked up */
 	NODE_HOST_BACKENDS = 1 << 7, /* some service has the node itself for a backend */
 	NODE_TRACE_SOCKETS = 1 << 8, /* translations of sockets are reported */
+	NODE_MUTE_DROPS = 1 << 9,    /* these are counted, and not reported */
+	NODE_MUTE_TRACES = 1 << 10,
+	NODE_MUTE_VERDICTS = 1 << 11,
 };
 
 enum aggregation {
 	AGGREGATION_NONE = 0,	/* every packet is reported */
-	AGGREGATION_LOW = 1,	/* receive-side events of established flows are left out */
+	AGGREGATION_LOW = 1,	/* no receive-side events; there are none: as NONE */
 	AGGREGATION_MEDIUM = 3, /* new, close, changed TCP flags, one per interval */
 };
 

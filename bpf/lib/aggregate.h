@@ -28,7 +28,7 @@ static __always_inline void aggregate(struct flow *flow, struct ct_entry *entry,
 	__u8 *seen = reply ? &entry->flags_reported[1] : &entry->flags_reported[0];
 	__u8 unseen = flow->packet.tcp_flags & settings->report_tcp_flags & ~*seen;
 
-	if (likely(!added && !unseen && settings->aggregation != AGGREGATION_NONE &&
+	if (likely(!added && !unseen && settings->aggregation >= AGGREGATION_MEDIUM &&
 		   flow->now - *reported < settings->report_interval))
 		return;
 	*reported = flow->now;

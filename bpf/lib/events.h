@@ -5,6 +5,12 @@
 #include "../config/events.h"
 #include "../abi/event.h"
 
+/* flag: one of NODE_MUTE_DROPS, NODE_MUTE_TRACES, NODE_MUTE_VERDICTS. */
+static __always_inline bool is_muted(const struct node_settings *settings, __u32 flag)
+{
+	return unlikely(settings->flags & flag);
+}
+
 /* The reader that goes to sleep asks, in the settings, to be woken; whoever sees it first does. */
 static __always_inline bool must_wake(struct node_settings *settings)
 {
@@ -118,80 +124,6 @@ static __always_inline void describe_flow(struct event *event, const struct flow
 		event->flags |= EVENT_IS_IPV6;
 }
 
-/* The fields that say what happened to the packet. */
-struct happening {
-	__u8 kind;
-	__u8 verdict;
-	__u8 reason;
-	__u8 ring;
-	__u32 suppressed;
-};
-
-static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
-			   const struct happening *happening)
-{
-	struct event_state *state = event_counters();
-	bool priority = happening->ring == RING_PRIORITY;
-	struct event *event;
-	__u64 sequence;
-
-	if (!state)
-		return 0;
-	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
-			    : __sync_fetch_and_add(&state->sequence[1], 1);
-	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)
-			 : bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		__sync_fetch_and_add(priority ? &state->lost[0] : &state->lost[1], 1);
-		return 0;
-	}
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time = bpf_ktime_get_ns();
-	event->sequence = sequence;
-	event->cpu = bpf_get_smp_processor_id();
-	event->kind = happening->kind;
-	event->verdict = happening->verdict;
-	event->reason = happening->reason;
-	event->ring = happening->ring;
-	event->suppressed = happening->suppressed;
-	event->ifindex = skb->ifindex;
-	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
-	describe_flow(event, flow);
-	if (happening->kind == EVENT_DROP) {
-		event->file = flow->packet.file;
-		event->line = flow->packet.line;
-	} else {
-		event->point = flow->point;
-	}
-	submit(event, flow->settings);
-	return 0;
-}
-
-static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flow)
-{
-	struct happening trace = {
-	    .kind = EVENT_TRACE,
-	    .verdict = VERDICT_FORWARDED,
-	    .ring = RING_NORMAL,
-	};
-
-	emit(skb, flow, &trace);
-}
-
-/* A packet that passed only because the denial is not enforced: with the reason it would have had.
- */
-static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flow)
-{
-	struct happening audit = {
-	    .kind = EVENT_VERDICT,
-	    .verdict = VERDICT_AUDIT,
-	    .reason = flow->audited,
-	    .ring = RING_PRIORITY,
-	};
-
-	emit(skb, flow, &audit);
-}
-
 static __always_inline void refill(struct bucket *bucket, __u32 rate, __u32 burst, __u64 now)
 {
 	__u64 tokens = bucket->tokens + (now - bucket->filled) * rate / NS_PER_SECOND;
@@ -239,19 +171,119 @@ static __always_inline bool take_answer_token(__u16 endpoint)
 	return take_token(&key, deny_response_rate, deny_response_rate, &held_back);
 }
 
-static __always_inline void note_suppressed(const struct bucket_key *owner, __u32 cookie)
+static __always_inline void note_suppressed(__u32 cookie, __u16 endpoint, __u16 reason)
 {
-	struct suppressed_key key = {
-	    .cookie = cookie,
-	    .endpoint = owner->endpoint,
-	    .reason = owner->reason,
-	};
+	struct suppressed_key key = {.cookie = cookie, .endpoint = endpoint, .reason = reason};
 	__u64 *count = bpf_map_lookup_elem(&suppressed, &key), one = 1;
 
 	if (count)
 		__sync_fetch_and_add(count, 1);
 	else
 		bpf_map_update_elem(&suppressed, &key, &one, BPF_ANY);
+}
+
+/* What was held back is still to be said: the event that was to say it did not come about. */
+static __always_inline void hold_back_again(const struct bucket_key *key, __u32 held_back)
+{
+	struct bucket *bucket = bpf_map_lookup_elem(&drop_buckets, key);
+
+	if (bucket)
+		bucket->suppressed += held_back;
+}
+
+/* Whether the node's limit leaves room for one more event. It has its sequence number already: what
+ * is held back is a gap, which whoever reads the ring tells as loss. */
+static __always_inline bool may_emit(__u8 ring, __u8 kind, __u32 cookie)
+{
+	struct bucket_key key = {.endpoint = ring, .reason = BUCKET_EVENTS};
+	__u32 held_back;
+
+	if (!events_rate || take_token(&key, events_rate, events_burst, &held_back))
+		return true;
+	note_suppressed(cookie, 0, BUCKET_EVENTS | kind);
+	return false;
+}
+
+/* The fields that say what happened to the packet. */
+struct happening {
+	__u8 kind;
+	__u8 verdict;
+	__u8 reason;
+	__u8 ring;
+	__u32 suppressed;
+};
+
+static __always_inline __u32 deciding_cookie(const struct flow *flow)
+{
+	return flow->cookie[flow->direction == DIRECTION_INGRESS ? CT_INGRESS : CT_EGRESS];
+}
+
+/* Returns whether there is room for it. */
+static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
+			   const struct happening *happening)
+{
+	struct event_state *state = event_counters();
+	bool priority = happening->ring == RING_PRIORITY;
+	struct event *event;
+	__u64 sequence;
+
+	if (!state)
+		return false;
+	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
+			    : __sync_fetch_and_add(&state->sequence[1], 1);
+	if (!may_emit(happening->ring, happening->kind, deciding_cookie(flow)))
+		return false;
+	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)
+			 : bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__sync_fetch_and_add(priority ? &state->lost[0] : &state->lost[1], 1);
+		return false;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->sequence = sequence;
+	event->cpu = bpf_get_smp_processor_id();
+	event->kind = happening->kind;
+	event->verdict = happening->verdict;
+	event->reason = happening->reason;
+	event->ring = happening->ring;
+	event->suppressed = happening->suppressed;
+	event->ifindex = skb->ifindex;
+	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
+	describe_flow(event, flow);
+	if (happening->kind == EVENT_DROP) {
+		event->file = flow->packet.file;
+		event->line = flow->packet.line;
+	} else {
+		event->point = flow->point;
+	}
+	submit(event, flow->settings);
+	return true;
+}
+
+static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flow)
+{
+	struct happening trace = {
+	    .kind = EVENT_TRACE,
+	    .verdict = VERDICT_FORWARDED,
+	    .ring = RING_NORMAL,
+	};
+
+	emit(skb, flow, &trace);
+}
+
+/* A packet that passed only because the denial is not enforced: with the reason it would have had.
+ */
+static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flow)
+{
+	struct happening audit = {
+	    .kind = EVENT_VERDICT,
+	    .verdict = VERDICT_AUDIT,
+	    .reason = flow->audited,
+	    .ring = RING_PRIORITY,
+	};
+
+	emit(skb, flow, &audit);
 }
 
 /* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
@@ -263,7 +295,7 @@ static __always_inline bool may_report_drop(const struct node_settings *settings
 	if (!settings->drop_rate ||
 	    take_token(key, settings->drop_rate, settings->drop_burst, held_back))
 		return true;
-	note_suppressed(key, cookie);
+	note_suppressed(cookie, key->endpoint, key->reason);
 	return false;
 }
 
@@ -289,10 +321,9 @@ static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u3
 	    .reason = reason,
 	    .ring = RING_PRIORITY,
 	};
-	__u32 cookie = flow->direction == DIRECTION_INGRESS ? flow->cookie[CT_INGRESS]
-							    : flow->cookie[CT_EGRESS];
 
-	if (may_report_drop(flow->settings, &key, cookie, &drop.suppressed))
-		emit(skb, flow, &drop);
+	if (may_report_drop(flow->settings, &key, deciding_cookie(flow), &drop.suppressed) &&
+	    !emit(skb, flow, &drop) && drop.suppressed)
+		hold_back_again(&key, drop.suppressed);
 	return 0;
 }

@@ -40,7 +40,8 @@ static __noinline int record(const struct flow *flow, int result)
 static __always_inline int drop(struct __sk_buff *skb, struct flow *flow, __u32 reason)
 {
 	count(flow, reason, skb->len);
-	if (events_enabled && flow->settings && !flow->packet.silent)
+	if (events_enabled && flow->settings && !flow->packet.silent &&
+	    !is_muted(flow->settings, NODE_MUTE_DROPS))
 		report_drop(skb, flow, reason);
 	return TCX_DROP;
 }
@@ -54,9 +55,9 @@ static __always_inline int finish(struct __sk_buff *skb, struct flow *flow, int 
 		return drop(skb, flow, -result);
 	count(flow, FORWARDED, skb->len);
 	if (events_enabled && flow->settings) {
-		if (flow->report)
+		if (flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES))
 			report_trace(skb, flow);
-		if (unlikely(flow->audited))
+		if (unlikely(flow->audited) && !is_muted(flow->settings, NODE_MUTE_VERDICTS))
 			report_audit(skb, flow);
 	}
 	return hand_over(flow, result);

@@ -42,6 +42,7 @@ static __always_inline void describe_peer(struct event *event, const struct sock
 		event->flags |= EVENT_IS_IPV6;
 }
 
+/* Returns whether there is room for it. */
 static __noinline int report_socket(__u64 cookie, const struct socket_report *report)
 {
 	struct node_settings *settings = node_settings();
@@ -50,12 +51,14 @@ static __noinline int report_socket(__u64 cookie, const struct socket_report *re
 	__u64 sequence;
 
 	if (!settings || !state || !events_enabled)
-		return 0;
+		return false;
 	sequence = __sync_fetch_and_add(&state->sequence[RING_NORMAL], 1);
+	if (!may_emit(RING_NORMAL, EVENT_SOCKET, 0))
+		return false;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
 		__sync_fetch_and_add(&state->lost[RING_NORMAL], 1);
-		return 0;
+		return false;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time = bpf_ktime_get_ns();
@@ -72,7 +75,7 @@ static __noinline int report_socket(__u64 cookie, const struct socket_report *re
 	event->cgroup = bpf_get_current_cgroup_id();
 	describe_peer(event, report);
 	submit(event, settings);
-	return 0;
+	return true;
 }
 
 /* Before and after, as two events. */
@@ -159,8 +162,10 @@ static __noinline int refuse(__u64 cookie, const struct service_key *asked, __u3
 
 	if (counter)
 		counter->packets++;
-	if (settings && events_enabled && may_report_drop(settings, &key, 0, &report.suppressed))
-		report_socket(cookie, &report);
+	if (settings && events_enabled && !is_muted(settings, NODE_MUTE_DROPS) &&
+	    may_report_drop(settings, &key, 0, &report.suppressed) &&
+	    !report_socket(cookie, &report) && report.suppressed)
+		hold_back_again(&key, report.suppressed);
 	return -ECONNREFUSED;
 }
 
@@ -322,6 +327,7 @@ static __noinline int check_bind(__u64 cookie, __u64 netns, const struct service
 		return 0;
 	if (likely(!is_bind_taken(settings, bound)))
 		return 0;
-	report_socket(cookie, &report);
+	if (!is_muted(settings, NODE_MUTE_DROPS))
+		report_socket(cookie, &report);
 	return -EADDRINUSE;
 }
