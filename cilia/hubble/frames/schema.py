@@ -106,14 +106,15 @@ def referred(refs: Indexes, texts: Sequence[str | None], mask: Mask | None = Non
     index: dict[str, int] = {}
     codes = [index.setdefault(text, len(index)) if text else -1 for text in texts]
     found = np.array(codes or [-1], np.int32)[refs]
-    if mask is not None:
+    if mask is not None and index:
         found = np.where(mask, found, np.int32(-1))
     return coded(found, list(index))
 
 
 def coded(codes: Any, texts: Sequence[str]) -> pa.Array:
     """Dictionary array of indexes; below 0 is null."""
-    indices = pa.array(codes, pa.int32(), mask=codes < 0)
+    there = np.packbits(codes >= 0, bitorder="little")
+    indices = pa.Array.from_buffers(pa.int32(), len(codes), [pa.py_buffer(there), pa.py_buffer(codes)])
     return pa.DictionaryArray.from_arrays(indices, pa.array(texts, pa.string()))
 
 

@@ -199,10 +199,20 @@ def encode(block: Block, node: str) -> pa.Table:
     rows = block.rows
     columns: dict[str, pa.Array] = friendly_columns(rows, block.known, node)
     columns["number"] = pa.array(rows.numbers, pa.int64())
-    names = [name for name in rows.events.dtype.names or () if octets(rows.events, name).any()]
+    names = set_fields(rows.events)
     columns["event"] = pa.StructArray.from_arrays([field_array(rows.events, name) for name in names], names)
     columns["refs"] = pa.StructArray.from_arrays([pa.array(getattr(rows, name)) for name in REFS], REFS)
     return pa.table(columns)
+
+
+def set_fields(events: Events) -> list[str]:
+    """The fields that are not 0 in all rows: one pass over the records, whole."""
+    flat = events.view(np.uint8).reshape(len(events), events.dtype.itemsize)
+    bits = np.bitwise_or.reduce(flat, axis=0)
+    places = events.dtype.fields or {}
+    return [
+        name for name, (kind, offset, *_) in places.items() if bits[offset : offset + kind.itemsize].any()
+    ]
 
 
 def field_array(events: Events, name: str) -> pa.Array:
