@@ -20,6 +20,7 @@ from cilia.cluster.store import (
     RESOURCES,
     Resource,
 )
+from cilia.kit.files import Stamp
 from cilia.model.resources.base import AnyObject
 
 Fields = dict[str, Any]
@@ -149,13 +150,8 @@ class Manifest(msgspec.Struct, frozen=True):
     fields: Fields
 
 
-_Stamp = tuple[int, int, int]
-"""What tells that a file changed: inode, size, nanoseconds of its last change. A bare tuple, and paths as
-text, because a scan repeats several times a second for ever."""
-
-
 class _File(msgspec.Struct):
-    stamp: _Stamp
+    stamp: Stamp
     manifests: list[Manifest]
     problems: list[Problem]
 
@@ -166,7 +162,7 @@ class Manifests:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._files: dict[str, _File] = {}
-        self._moving: dict[str, _Stamp] = {}
+        self._moving: dict[str, Stamp] = {}
         self._absent: set[str] = set()
 
     def scan(self, *, settled: bool = True) -> bool:
@@ -175,7 +171,7 @@ class Manifests:
         With `settled`, a file is read, or forgotten, at the first scan that finds it as the scan before
         did: editors write in several steps, and some take the old file away first.
         """
-        present: dict[str, _Stamp] = {}
+        present: dict[str, Stamp] = {}
         _collect(str(self.directory), present)
         absent = {path for path in self._files if path not in present}
         gone = absent & self._absent if settled else absent
@@ -192,7 +188,7 @@ class Manifests:
         self._moving = {path: stamp for path, stamp in fresh.items() if path not in resting}
         return bool(gone or resting)
 
-    def _is_new(self, path: str, stamp: _Stamp) -> bool:
+    def _is_new(self, path: str, stamp: Stamp) -> bool:
         known = self._files.get(path)
         return known is None or known.stamp != stamp
 
@@ -221,8 +217,11 @@ def _mark_provenance(manifests: list[Manifest], path: str) -> None:
             metadata["labels"] = (metadata.get("labels") or {}) | {PROVENANCE: path}
 
 
-def _collect(directory: str, found: dict[str, _Stamp]) -> None:
-    """Note the files that count; hidden ones are editors' and mounted volumes' scaffolding."""
+def _collect(directory: str, found: dict[str, Stamp]) -> None:
+    """Note the files that count; hidden ones are editors' and mounted volumes' scaffolding.
+
+    Paths are text, because a scan repeats several times a second for ever.
+    """
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -231,15 +230,14 @@ def _collect(directory: str, found: dict[str, _Stamp]) -> None:
                 if entry.is_dir():
                     _collect(entry.path, found)
                 elif entry.name.endswith(SUFFIXES):
-                    status = entry.stat()
-                    found[entry.path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+                    found[entry.path] = Stamp.of(entry.stat())
             except FileNotFoundError:
                 continue
 
 
-def _read(path: Path, stamp: _Stamp) -> _File:
+def _read(path: Path, stamp: Stamp) -> _File:
     try:
-        if stamp[1] > MAX_BYTES:
+        if stamp.size > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         content = path.read_bytes()
     except (OSError, ValueError) as error:

@@ -1,9 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and whether one was replaced."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple, Self
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -45,6 +46,30 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Stamp(NamedTuple):
+    """Which file this is with which content, as far as one knows without reading it; another one after each
+    replacement, be it by a rename, by a swapped symbolic link or in place."""
+
+    inode: int
+    modified: int
+    """Nanoseconds since the epoch."""
+    size: int
+    """Bytes."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """From what the kernel says of a file."""
+        return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Of the file at `path`, behind all symbolic links; None when it is not there or can't be asked for."""
+    try:
+        return Stamp.of(path.stat())
+    except OSError:
+        return None
 
 
 def private_directory(path: Path) -> None:

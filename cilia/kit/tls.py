@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cilia.kit.clock import Clock, SystemClock
+from cilia.kit.files import Stamp, stamp
 
 if TYPE_CHECKING:
     from cilia.kit.certificates import Facts
@@ -79,7 +80,7 @@ class Reloading(abc.ABC):
         self._clock = clock or SystemClock()
         self.problem = ""
         """Why the files that are there now are not in force."""
-        self._seen = self._signature()
+        self._seen = self._stamps()
         self._context = self._load()
         self._looked = self._clock.monotonic()
 
@@ -97,10 +98,10 @@ class Reloading(abc.ABC):
         if now - self._looked < LOOK_INTERVAL:
             return
         self._looked = now
-        signature = self._signature()
-        if signature == self._seen:
+        stamps = self._stamps()
+        if stamps == self._seen:
             return
-        self._seen = signature
+        self._seen = stamps
         try:
             self._context = self._load()
         except TlsError as error:
@@ -145,17 +146,8 @@ class Reloading(abc.ABC):
     def _bare(self) -> ssl.SSLContext:
         """A context of this side's kind, without what all sides have in common."""
 
-    def _signature(self) -> list[tuple[int, int, int] | None]:
-        """Which files these are, behind all symbolic links: inode, time of change, size."""
-        found: list[tuple[int, int, int] | None] = []
-        for path in self.files.paths():
-            try:
-                status = path.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return found
+    def _stamps(self) -> list[Stamp | None]:
+        return [stamp(path) for path in self.files.paths()]
 
 
 class ServerTls(Reloading):

@@ -23,7 +23,7 @@ from cilia.api.types import LocalBackend, LocalService
 from cilia.apps.agent.live import who
 from cilia.apps.agent.state import UNREADABLE
 from cilia.cluster.store import Invalid
-from cilia.kit.files import write_atomic
+from cilia.kit.files import Stamp, stamp, write_atomic
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol
 from cilia.schema import Inputs, LocalServiceRow
 from cilia.sources import checks
@@ -219,17 +219,16 @@ class FileFollower:
     def __init__(self, path: Path, take: Callable[[Iterable[LocalServiceRow]], None]) -> None:
         self._path = path
         self._take = take
-        self._seen: tuple[int, ...] | None = None
+        self._seen: Stamp | None = None
         self._problem = ""
 
     def look(self) -> None:
         """Read the file if it changed."""
+        seen = stamp(self._path)
+        if seen is not None and seen == self._seen:
+            return
+        self._seen = seen
         try:
-            found = self._path.stat()
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if seen == self._seen:
-                return
-            self._seen = seen
             rows = self._read()
         except FileNotFoundError:
             self._say(f"there is no file {self._path}")

@@ -15,6 +15,8 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from cilia.kit.files import Stamp, stamp
+
 from .errors import ApiError, qualified
 from .registry import Kind, Value
 from .requests import Target
@@ -76,7 +78,7 @@ class Authenticator:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = (0, 0, 0)
+        self._seen: Stamp | None = None
         self._users: dict[str, User] = {}
         self._refresh()
 
@@ -99,13 +101,9 @@ class Authenticator:
         return found
 
     def _refresh(self) -> None:
-        try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        except FileNotFoundError:
-            stamp = (0, 0, 0)
-        if stamp != self._stamp:
-            self._stamp = stamp
+        seen = stamp(self._path)
+        if seen != self._seen:
+            self._seen = seen
             self._users = {}
             records = read_tokens(self._path).tokens
             self._users = {record.sha256: User(record.user, record.role, record.node) for record in records}

@@ -25,6 +25,7 @@ from cilia.hubble.store import FlowStore
 from cilia.kit import threads
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import Clock
+from cilia.kit.files import Stamp, stamp
 from cilia.kit.tasks import TaskGroup
 
 log = structlog.get_logger(__name__)
@@ -53,7 +54,7 @@ class Exporters:
         self._flow_logs = flow_logs
         self._running: dict[str, Exporter] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp | None = None
         """Of the file of flow logs when it was read last."""
         self._group: TaskGroup | None = None
         self.problem = ""
@@ -114,21 +115,15 @@ class Exporters:
 
     async def look(self, path: Path) -> None:
         """Follow the file if it changed since the last look."""
-        try:
-            # The path of a mounted ConfigMap is a link whose target is replaced.
-            facts = path.stat()
-        except OSError as error:
-            self._note_problem(f"{path} can't be read: {error.strerror}")
-            self._seen = None
-            return
-        seen = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
-        if seen == self._seen:
+        # The path of a mounted ConfigMap is a link whose target is replaced.
+        seen = stamp(path)
+        if seen is not None and seen == self._seen:
             return
         self._seen = seen
         try:
             content, wanted = await threads.start("read flow logs", read, path)
             await self.apply(wanted)
-        except (ExportError, OSError, UnicodeDecodeError) as error:
+        except (ExportError, OSError) as error:
             self._note_problem(f"{path} is not followed: {error}")
             return
         self.problem = ""
@@ -186,6 +181,11 @@ class Exporters:
 
 
 def read(path: Path) -> tuple[str, dict[str, ExportSettings]]:
-    """What a file of flow logs has, and what that means. Raises ExportError, OSError, UnicodeDecodeError."""
-    content = path.read_text()
+    """What a file of flow logs has, and what that means. Raises ExportError."""
+    try:
+        content = path.read_text()
+    except OSError as error:
+        raise ExportError(f"it can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"it is not text: {error}") from error
     return content, read_file(content)

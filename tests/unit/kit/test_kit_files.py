@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from cilia.kit.files import private_directory, remove_scratch, write_atomic
+from cilia.kit.files import private_directory, remove_scratch, stamp, write_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -50,3 +51,23 @@ def test_a_directory_is_tightened(tmp_path: Path) -> None:
     path.mkdir(mode=0o755)
     private_directory(path)
     assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_stamp_changes_with_each_way_to_replace_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert stamp(path) is None
+    path.write_bytes(b"one")
+    seen = [stamp(path)]
+    assert stamp(path) == seen[0]
+
+    path.write_bytes(b"longer")
+    seen.append(stamp(path))
+    write_atomic(path, b"rename")
+    seen.append(stamp(path))
+    os.utime(path, ns=(1, 1))
+    seen.append(stamp(path))
+    (tmp_path / "other").write_bytes(b"linked")
+    path.unlink()
+    path.symlink_to("other")
+    seen.append(stamp(path))
+    assert len(set(seen)) == 5
