@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
+from tests.support.datapath_ears import Ears, ahead, back
 from tests.support.datapath_world import (
     DENY,
     DENY_ALL,
@@ -24,7 +25,6 @@ from tests.support.datapath_world import (
     load_world,
     pinned_cpu,
 )
-from tests.support.ring_reader import Ring
 
 pytestmark = pytest.mark.root
 
@@ -33,37 +33,9 @@ NEW, ESTABLISHED, REPLY, RELATED = 1, 2, 3, 4
 FIRST, LAST, IS_REPLY, IS_IPV6 = 8, 16, 1, 2
 
 
-class Ears:
-    """Both rings of a world."""
-
-    def __init__(self, world: World) -> None:
-        record = world.layout.dtype("event")
-        self._priority = Ring(world.dataplane.maps["events_priority"], record)
-        self._normal = Ring(world.dataplane.maps["events"], record)
-        self.read()
-
-    def read(self) -> tuple[list[np.void], list[np.void]]:
-        """(priority, normal) since the last time."""
-        return self._priority.read(), self._normal.read()
-
-    def drops(self) -> list[np.void]:
-        return self.read()[0]
-
-    def traces(self) -> list[np.void]:
-        return self.read()[1]
-
-
 @pytest.fixture
 def ears(world: World) -> Ears:
     return Ears(world)
-
-
-def ahead(flags: str) -> Packet:
-    return IP(src="10.0.0.11", dst="10.0.0.12") / TCP(sport=40000, dport=80, flags=flags)
-
-
-def back(flags: str) -> Packet:
-    return IP(src="10.0.0.12", dst="10.0.0.11") / TCP(sport=80, dport=40000, flags=flags)
 
 
 def test_every_field_of_a_new_flow(world: World, ears: Ears) -> None:
@@ -138,8 +110,9 @@ def test_one_report_per_interval_and_direction(world: World, ears: Ears) -> None
     assert [int(event["state"]) for event in ears.traces()] == [ESTABLISHED]
 
 
-def test_no_aggregation_reports_every_packet(world: World, ears: Ears) -> None:
-    world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
+@pytest.mark.parametrize("level", ["NONE", "LOW"])
+def test_no_aggregation_reports_every_packet(world: World, ears: Ears, level: str) -> None:
+    world.settings["aggregation"][0] = world.layout.value(f"AGGREGATION_{level}")
     for _ in range(7):
         world.from_pod(world.pod_a, ahead("A"))
     assert len(ears.traces()) == 7
