@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SERVER = "unix:///run/cilia/hubble.sock"
 SERVER_VARIABLES = ["HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET"]
+NODES_ONLY = ("relay", "no method", "unknown method", "unknown service")
+"""Words of servers that do not know a call."""
 META = "cilia.server"
 PANEL = "Server"
 
@@ -170,8 +172,10 @@ def hint(error: RpcError, chosen: ServerSettings) -> str:
     match error.code.name:
         case "UNAUTHENTICATED" if not chosen.token_file:
             return " Name a file with your token by --token-file or $HUBBLE_TOKEN_FILE."
-        case "UNIMPLEMENTED" if not chosen.local:
-            return " A relay has no events of agents: ask a node for them."
+        case "UNIMPLEMENTED" if any(word in error.sentence for word in NODES_ONLY):
+            node = os.environ.get(SERVER_VARIABLES[1]) or DEFAULT_SERVER
+            told = "" if "relay" in error.sentence else " It may be a relay, which knows less than a node."
+            return f"{told} On a node, ask --server {node}."
         case "DEADLINE_EXCEEDED":
             return f" It had {chosen.request_timeout:g} seconds: give it more with --request-timeout."
         case "UNAVAILABLE" if chosen.encrypted and "trust" in error.sentence:

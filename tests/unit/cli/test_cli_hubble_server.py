@@ -14,7 +14,7 @@ from cilia.cli import completing_flows
 from cilia.cli.errors import UserError
 from cilia.cli.hubble_server import META, ServerSettings, authorization
 from cilia.cli.observe import observe
-from cilia.cli.observers import list_app
+from cilia.cli.observers import list_app, watch_app
 from cilia.hubble.rpc.calls import Call
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Server
@@ -114,6 +114,14 @@ def test_what_is_missing_is_said(door: Door, without: list[str], words_of_error:
     flags = {name: value for name, value in door.flags().items() if name not in without}
     with pytest.raises(UserError, match=words_of_error):
         observe(words(flags), standalone_mode=False)
+
+
+def test_what_only_a_node_knows(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CILIA_HUBBLE_SOCKET", raising=False)
+    with pytest.raises(
+        UserError, match=r"no method .*may be a relay.* --server unix:///run/cilia/hubble\.sock"
+    ):
+        watch_app(["peers", *words(door.flags())], standalone_mode=False)
 
 
 def test_a_token_is_sent(door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
