@@ -81,6 +81,19 @@ def timed(engine: Any, statement: str, seconds: float) -> pa.Table:
 
 
 def sentence(error: Exception) -> str:
-    """DuckDB's first lines without the picture."""
+    """DuckDB's first lines without the picture and the list of candidates; and what helps."""
     text, _, _ = str(error).partition("\n\n")
-    return f"the query can't be answered: {' '.join(text.split())}"
+    told, _, _ = " ".join(text.split()).partition(" Candidate functions:")
+    return f"the query can't be answered: {told}{hint(told)}"
+
+
+def hint(told: str) -> str:
+    """What to write instead, for what people run into."""
+    if "TIMESTAMPTZ_NS" in told:
+        return (
+            "; times have nanoseconds, which few functions of SQL know: write time::timestamptz, as in "
+            "time::timestamptz > now() - interval 5 minute"
+        )
+    if 'Referenced column "' in told:
+        return f"; all columns: select column_name from (describe {TABLE})"
+    return ""

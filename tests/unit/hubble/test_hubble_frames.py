@@ -251,3 +251,25 @@ def test_sql_takes_neither_all_memory_nor_all_day() -> None:
         query(TABLE, many, seconds=0.2)
     with pytest.raises(QueryError, match=r"[Mm]emory"):
         query(TABLE, "select list(md5(range::text)) from range(50000000)", memory="40MB", seconds=20)
+
+
+TIMES = pa.table({"time": pa.array([1], pa.timestamp("ns", "UTC"))})
+
+
+@pytest.mark.parametrize(
+    ("statement", "hint"),
+    [
+        ("select 1 from flows where time > now()", r"write time::timestamptz, as in"),
+        ("select date_trunc('minute', time) from flows", r"write time::timestamptz"),
+        ("select nothing from flows", r"all columns: select column_name from \(describe flows\)"),
+    ],
+)
+def test_sql_says_what_to_write_instead(statement: str, hint: str) -> None:
+    with pytest.raises(QueryError, match=hint) as error:
+        query(TIMES, statement)
+    assert "Candidate functions" not in str(error.value)
+
+
+def test_the_hints_of_sql_work() -> None:
+    query(TIMES, "select 1 from flows where time::timestamptz > now() - interval 5 minute")
+    assert query(TIMES, "select column_name from (describe flows)").num_rows == 1
