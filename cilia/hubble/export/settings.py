@@ -31,6 +31,7 @@ import yaml
 from google.protobuf import json_format
 
 from cilia.hubble.export import masks
+from cilia.kit.documents import MOST_VALUES, cut, is_larger
 from cilia.kit.durations import parse_duration
 from cilia.proto.flow import flow_pb2
 
@@ -41,6 +42,8 @@ MAX_SIZE_MB = 10
 MAX_BACKUPS = 5
 LONGEST_FILE = 1 << 20
 """Bytes of settings: more than thousands of exporters need."""
+LONGEST_REASON = 300
+"""Characters of the protobuf library's reason, which repeats values as long as they are."""
 
 
 class ExportError(ValueError):
@@ -97,8 +100,10 @@ def read_file(content: str) -> dict[str, ExportSettings]:
         raise ExportError(f"it has {len(content)} bytes, and {LONGEST_FILE} are the most that is read")
     try:
         document = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ExportError("it is not YAML: " + " ".join(str(error).split())) from None
+    if is_larger(document):
+        raise ExportError(f"it has more than {MOST_VALUES} values: write fewer, or fewer aliases")
     entries = (document or {}).get("flowLogs") if isinstance(document or {}, dict) else None
     if document and not isinstance(entries, list | None):
         raise ExportError("flowLogs must be a list")
@@ -129,7 +134,7 @@ def read_entry(entry: Mapping[str, Any]) -> ExportSettings:
     unknown = set(entry) - KEYS
     if unknown:
         raise ExportError(
-            f"unknown key {sorted(map(str, unknown))[0]!r}: use one of {', '.join(sorted(KEYS))}"
+            f"unknown key {cut(sorted(map(str, unknown))[0])!r}: use one of {', '.join(sorted(KEYS))}"
         )
     for key in ("name", "filePath"):
         if not isinstance(entry.get(key), str) or not entry[key]:
@@ -144,7 +149,7 @@ def read_entry(entry: Mapping[str, Any]) -> ExportSettings:
         exclude=tuple(filter_text(each) for each in _list(entry, "excludeFilters")),
         mask=_texts(entry, "fieldMask"),
         aggregate=_texts(entry, "fieldAggregate"),
-        interval=interval(str(entry.get("aggregationInterval") or 0)),
+        interval=interval(cut(str(entry.get("aggregationInterval") or 0))),
         end=_moment(entry.get("end")),
     )
 
@@ -174,12 +179,12 @@ def filters(text: str) -> tuple[str, ...]:
 def filter_text(value: object) -> str:
     """A filter in one spelling. Raises ExportError."""
     if not isinstance(value, dict):
-        raise ExportError(f"{value!r} is not a filter: write a mapping such as verdict: [DROPPED]")
+        raise ExportError(f"{cut(repr(value))} is not a filter: write a mapping such as verdict: [DROPPED]")
     try:
         message = json_format.ParseDict(value, flow_pb2.FlowFilter())
     except json_format.ParseError as error:
-        why = str(error).splitlines()[0]
-        raise ExportError(f"{json.dumps(value, default=str)} is not a filter: {why}") from None
+        text, why = json.dumps(value, default=str), str(error).splitlines()[0]
+        raise ExportError(f"{cut(text)} is not a filter: {cut(why, LONGEST_REASON)}") from None
     return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None, sort_keys=True)
 
 
@@ -205,7 +210,7 @@ def _moment(value: object) -> float | None:
             value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
         )
     except ValueError:
-        raise ExportError(f"end {value!r} is not a time: write 2026-12-24T18:00:00Z") from None
+        raise ExportError(f"end {cut(repr(value))} is not a time: write 2026-12-24T18:00:00Z") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 

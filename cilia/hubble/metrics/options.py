@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
+from cilia.kit.documents import MOST_VALUES, cut, is_larger
 from cilia.proto.flow import flow_pb2
 
 METRICS = (
@@ -53,6 +54,8 @@ SWITCHES = {
 
 FILTERS_LIMIT = 64
 """Filters in one list."""
+LONGEST_REASON = 300
+"""Characters of the protobuf library's reason, which repeats values as long as they are."""
 
 BEFORE_A_NAME = re.compile(rf"[\s,]+(?=(?:{'|'.join(METRICS)})(?:[:\s,]|$))")
 
@@ -191,6 +194,8 @@ def parse_yaml(content: bytes) -> tuple[MetricConfig, ...]:
 
     try:
         fields: Any = yaml.load(content, Loader=yaml.CSafeLoader)
+        if is_larger(fields):
+            raise MetricsError(f"it has more than {MOST_VALUES} values: write fewer, or fewer aliases")
         entries = msgspec.convert(fields if fields is not None else {}, MetricsFile).metrics
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise MetricsError(f"it is no YAML: {' '.join(str(error).split())}") from error
@@ -221,6 +226,7 @@ def filters(name: str, values: tuple[dict[str, Any], ...]) -> tuple[bytes, ...]:
         try:
             message = json_format.ParseDict(value, flow_pb2.FlowFilter())
         except (json_format.ParseError, RecursionError) as error:
-            raise MetricsError(f"a filter of the metric {name} can't be read: {error}") from error
+            reason = cut(str(error), LONGEST_REASON)
+            raise MetricsError(f"a filter of the metric {name} can't be read: {reason}") from error
         found.append(message.SerializeToString(deterministic=True))
     return tuple(found)

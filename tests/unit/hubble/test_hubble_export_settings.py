@@ -74,6 +74,13 @@ def test_a_file_may_name_no_exporter(text: str) -> None:
 ENTRY = "flowLogs: [{{name: a, filePath: /a, {}}}]"
 
 
+def aliases(most: int, use: str) -> str:
+    """An entry whose aliases *a1, *a2, ... up to `most` stand for ten, a hundred, ... words."""
+    lists = ["&a1 [" + ", ".join(["word"] * 10) + "]"]
+    lists += [f"&a{size} [" + ", ".join([f"*a{size - 1}"] * 10) + "]" for size in range(2, most + 1)]
+    return ENTRY.format(f"end: [{', '.join(lists)}], {use}")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -103,12 +110,18 @@ ENTRY = "flowLogs: [{{name: a, filePath: /a, {}}}]"
         (ENTRY.format("fileCompress: yes please"), "true or false"),
         (ENTRY.format("end: tomorrow"), "'tomorrow' is not a time"),
         ("a: " + "x" * (1 << 20), "are the most"),
+        ("flowLogs: " + "[" * 5000 + "]" * 5000, "not YAML|mapping|values"),
+        (aliases(9, "includeFilters: [*a9]"), "more than 100000 values: .* fewer aliases"),
+        (aliases(3, "includeFilters: [*a3]"), r"\.\.\. is not a filter"),
+        (aliases(3, "includeFilters: [{source_pod: *a3}]"), r"\.\.\. is not a filter"),
+        ("flowLogs: &a [*a]", "more than 100000 values"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence) as caught:
         read_file(text)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(

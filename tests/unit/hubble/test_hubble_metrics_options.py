@@ -97,6 +97,7 @@ def test_the_file_says_what_the_flag_says() -> None:
         (b"metrics: [{name: drop}, {name: drop}]", "there twice"),
         (b"metrics: [{name: drop, includeFilters: [{pod: [a]}]}]", "can't be read"),
         (b"\xff\xfe\x00", "no YAML"),
+        (b"metrics: &a [*a, *a]", "more than 100000 values"),
     ],
 )
 def test_a_file_that_is_wrong(content: bytes, words: str) -> None:
