@@ -175,6 +175,12 @@ def socket_point(text: str) -> int:
     return SOCKET_POINTS[text]
 
 
+def trace_point(text: str) -> int:
+    """The sub-type of traces at a point: its number, but 0 for `to-endpoint`, as Cilium counts."""
+    point = POINT(text)
+    return 0 if point == flow_pb2.TO_ENDPOINT else point
+
+
 def identity(text: str) -> int:
     """A number, or the name of a reserved identity."""
     if text.isdigit():
@@ -199,7 +205,7 @@ def event_type(text: str) -> flow_pb2.EventTypeFilter:
     number = EVENT_TYPES[kind] if kind in EVENT_TYPES else int(kind)
     if not separator:
         return flow_pb2.EventTypeFilter(type=number)
-    readers = {1: DROP_REASON, 4: POINT, 7: socket_point}
+    readers = {1: DROP_REASON, 4: trace_point, 7: socket_point}
     if number not in readers and not sub_type.isdigit():
         raise FlagError(f"the type {kind!r} has no sub-type {sub_type!r}: use a number or leave it out")
     found = int(sub_type) if sub_type.isdigit() else readers[number](sub_type)

@@ -48,37 +48,14 @@ from cilia.hubble.masks import FlowMask, Wanted
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
 from cilia.hubble.store import LossRow, Rules
+from cilia.hubble.summary import header_summary
 from cilia.model.address import MAPPED_PREFIX
 from cilia.model.policy import RuleRef
 
 TCP, UDP, ICMP, ICMPV6, SCTP, IGMP, VRRP = 6, 17, 1, 58, 132, 2, 112
 
-PROTOCOL_NAMES = {UDP: "UDP", SCTP: "SCTP", IGMP: "IGMP", VRRP: "VRRP"}
-
 TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 """By bit; the field numbers of flow.TCPFlags are one more."""
-
-ICMP_TYPES = {
-    0: "EchoReply",
-    3: "DestinationUnreachable",
-    5: "Redirect",
-    8: "EchoRequest",
-    11: "TimeExceeded",
-    12: "ParameterProblem",
-}
-ICMPV6_TYPES = {
-    1: "DestinationUnreachable",
-    2: "PacketTooBig",
-    3: "TimeExceeded",
-    4: "ParameterProblem",
-    128: "EchoRequest",
-    129: "EchoReply",
-    133: "RouterSolicitation",
-    134: "RouterAdvertisement",
-    135: "NeighborSolicitation",
-    136: "NeighborAdvertisement",
-    137: "Redirect",
-}
 
 EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
 """Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
@@ -95,6 +72,8 @@ REMEMBERED_FRAGMENTS = 1 << 14
 
 VXLAN = 1
 FROM_OVERLAY, FROM_NETWORK = 9, 10
+TO_ENDPOINT = 101
+"""Of enum flow.TraceObservationPoint; as a sub-type of events it is 0, as Cilium counts."""
 
 Key = TypeVar("Key", bytes, int)
 
@@ -447,13 +426,12 @@ def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
     point, state, flags = int(event["point"]), int(event["state"]), int(event["flags"])
     direction = int(event["direction"])
     reply = flags & FLAG_REPLY
-    sub_type = {KIND_DROP: reason, KIND_TRACE: point, KIND_SOCKET: point}.get(kind, 0)
     parts = [
         number(2, verdict),
         number(35, int(event["auth"])),
         number(10, 3 if kind == KIND_SOCKET else 1),
         number(16, reply),
-        block(19, number(1, EVENT_TYPES.get(kind, 0)) + number(2, sub_type)),
+        block(19, number(1, EVENT_TYPES.get(kind, 0)) + number(2, sub_type(kind, reason, point))),
         number(22, direction),
         number(29, int(event["proxy_port"])),
         text(100000, summary(event)),
@@ -472,6 +450,13 @@ def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
     return b"".join(parts)
 
 
+def sub_type(kind: int, reason: int, point: int) -> int:
+    """The number that tells events of a type apart: a drop's reason, a trace's or a translation's point."""
+    if kind == KIND_TRACE:
+        return 0 if point == TO_ENDPOINT else point
+    return {KIND_DROP: reason, KIND_SOCKET: point}.get(kind, 0)
+
+
 def summary(event: np.void) -> str:
     """One line about the transport header, as older clients print it, and what the packet or the socket had
     asked for before it was translated: flow.IP has no field for that."""
@@ -482,21 +467,6 @@ def summary(event: np.void) -> str:
     host, port = address(asked), int(event["original_destination_port"])
     via = f"via [{host}]:{port}" if ":" in host else f"via {host}:{port}"
     return f"{header}, {via}" if header else via
-
-
-def header_summary(event: np.void) -> str:
-    """Flags, types and codes; else the protocol's name."""
-    protocol = int(event["protocol"])
-    if protocol == TCP:
-        bits = int(event["tcp_flags"])
-        return "TCP Flags: " + ", ".join(name for bit, name in enumerate(TCP_FLAGS) if bits >> bit & 1)
-    if protocol in (ICMP, ICMPV6):
-        family, names = ("ICMPv4", ICMP_TYPES) if protocol == ICMP else ("ICMPv6", ICMPV6_TYPES)
-        kind, code = int(event["icmp_type"]), int(event["icmp_code"])
-        return f"{family} {names.get(kind, f'type {kind}')}" + (f" (code {code})" if code else "")
-    return {UDP: "UDP", SCTP: "SCTP", IGMP: "IGMP", VRRP: "VRRP"}.get(
-        protocol, f"IP protocol {protocol}" if protocol else ""
-    )
 
 
 def addresses(raw: Mapping[str, bytes], flags: int) -> bytes:

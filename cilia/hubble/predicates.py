@@ -41,6 +41,7 @@ from cilia.hubble.convert import (
     SCTP,
     TCP,
     TCP_FLAGS,
+    TO_ENDPOINT,
     UDP,
     VRRP,
     NodeFacts,
@@ -308,12 +309,23 @@ def by_event_type(_context: Context, values: list[flow_pb2.EventTypeFilter]) -> 
                 continue
             this = equal(rows.events, "kind", kind)
             if value.match_sub_type:
-                column = SUB_TYPES.get(kind)
-                this = this & (rows.events[column] == value.sub_type if column else value.sub_type == 0)
+                this = this & of_sub_type(rows, kind, value.sub_type)
             matched |= this
         return matched
 
     return predicate
+
+
+def of_sub_type(rows: Rows, kind: int, number: int) -> Mask:
+    """Which rows, if they are of a kind, are of a sub-type as flows tell it (`convert.sub_type`)."""
+    column = SUB_TYPES.get(kind)
+    if column is None:
+        return np.full(len(rows.wall), number == 0)
+    wanted = equal(rows.events, column, number)
+    if kind != KIND_TRACE:
+        return wanted
+    arrived = equal(rows.events, column, TO_ENDPOINT)
+    return wanted | arrived if number == 0 else wanted & ~arrived
 
 
 def by_reply(_context: Context, values: list[bool]) -> Predicate:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cilia.hubble.columns import Events
 from cilia.hubble.directory import MemoryDirectory, Pod
+from cilia.hubble.icmp import icmp_name
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
 from cilia.proto.flow import flow_pb2
@@ -25,11 +26,7 @@ NODE_NAME, NODE_LABELS, VERSION = "default/worker-1", ["zone=a"], "1.2.3"
 PORTED = {6: "TCP", 17: "UDP", 132: "SCTP"}
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 TYPES = {1: 1, 2: 4, 3: 5, 4: 7}
-ICMP4 = {0: "EchoReply", 3: "DestinationUnreachable", 5: "Redirect", 8: "EchoRequest", 11: "TimeExceeded",
-         12: "ParameterProblem"}  # fmt: skip
-ICMP6 = {1: "DestinationUnreachable", 2: "PacketTooBig", 3: "TimeExceeded", 4: "ParameterProblem",
-         128: "EchoRequest", 129: "EchoReply", 133: "RouterSolicitation", 134: "RouterAdvertisement",
-         135: "NeighborSolicitation", 136: "NeighborAdvertisement", 137: "Redirect"}  # fmt: skip
+NAMED_FLAGS = ("SYN", "ACK", "RST", "FIN", "PSH", "URG", "ECE", "CWR")
 
 NUMBERS = {
     "kind": 6, "point": 256, "verdict": 8, "reason": 256, "file": 24, "icmp_type": 256, "icmp_code": 3,
@@ -132,7 +129,7 @@ class SlowConverter:
             flow.event_type.sub_type = reason
             if row["file"]:
                 flow.file.name, flow.file.line = FILES.get(int(row["file"]), ""), int(row["line"])
-        if kind in (2, 4):
+        if kind in (2, 4) and (kind, row["point"]) != (2, 101):
             flow.event_type.sub_type = int(row["point"])
         if dropped:
             flow.drop_reason = reason
@@ -267,12 +264,10 @@ def header(row: np.void) -> str:
     """The summary's first part."""
     protocol = int(row["protocol"])
     if protocol == 6:
-        return "TCP Flags: " + ", ".join(
-            name for bit, name in enumerate(FLAGS) if row["tcp_flags"] >> bit & 1
-        )
+        seen = {name for bit, name in enumerate(FLAGS) if row["tcp_flags"] >> bit & 1}
+        return "TCP Flags: " + ", ".join(name for name in NAMED_FLAGS if name in seen)
     if protocol in (1, 58):
-        family, names = ("ICMPv4", ICMP4) if protocol == 1 else ("ICMPv6", ICMP6)
-        kind, code = int(row["icmp_type"]), int(row["icmp_code"])
-        return f"{family} {names.get(kind, f'type {kind}')}" + (f" (code {code})" if code else "")
+        name = icmp_name(int(row["icmp_type"]), int(row["icmp_code"]), six=protocol == 58)
+        return f"{'ICMPv4' if protocol == 1 else 'ICMPv6'} {name}"
     names = {17: "UDP", 132: "SCTP", 2: "IGMP", 112: "VRRP", 0: ""}
     return names.get(protocol, f"IP protocol {protocol}")

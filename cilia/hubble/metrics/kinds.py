@@ -25,8 +25,8 @@ from cilia.hubble.columns import (
     Words,
 )
 from cilia.hubble.convert import EVENT_TYPES, ICMP, ICMPV6, SCTP, TCP, UDP
+from cilia.hubble.icmp import icmp_name
 from cilia.hubble.metrics.batch import Batch, table
-from cilia.hubble.metrics.icmp import icmp_name
 from cilia.hubble.metrics.options import MetricOptions
 from cilia.hubble.predicates import ReferencePredicate
 from cilia.hubble.store import FlowStore

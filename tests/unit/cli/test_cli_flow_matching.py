@@ -16,27 +16,10 @@ from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.predicates import Context
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from tests.support.hubble import CLIENT, CLIENT6, DENY_DB, NODE, OTHER, SERVER6, WALL, events, store
-
-ROWS: list[dict[str, Any]] = [
-    {"service": 10},
-    {"kind": 3, "ingress_match": 2, "destination_port": 80},
-    {"kind": 1, "point": 0, "verdict": 2, "reason": 133, "state": 0},
-    {"kind": 3, "verdict": 2, "reason": 181, "direction": 2, "egress_cookie": DENY_DB, "destination": OTHER,
-     "destination_identity": 5000, "destination_endpoint": 0},
-    {"source": CLIENT6, "destination": SERVER6, "flags": 2, "protocol": 17, "destination_port": 53},
-    {"protocol": 1, "icmp_type": 8, "source_port": 0, "destination_port": 0, "flags": 1, "state": 3,
-     "service": 9},
-    {"protocol": 58, "icmp_type": 128, "source": CLIENT6, "destination": "2001:db8::1", "flags": 2,
-     "destination_identity": 2, "destination_endpoint": 0, "source_port": 0, "destination_port": 0},
-    {"source": "192.0.2.1", "original_source": CLIENT, "original_source_port": 41000, "source_port": 50000,
-     "source_endpoint": 0,
-     "destination": "192.0.2.80", "destination_identity": 2, "destination_endpoint": 0, "ifindex": 7},
-    {"kind": 4, "tcp_flags": 0x12, "flags": 4, "verdict": 7, "point": 2, "service": 9},
-]  # fmt: skip
+from tests.support.hubble import CLIENT, NODE, OTHER, VARIED, WALL, events, store
 
 STORE = store()
-STORE.append([events(*ROWS)], offset=WALL)
+STORE.append([events(*VARIED)], offset=WALL)
 (KEPT,) = STORE.spans(0, STORE.head)
 RESPONSES = [
     observer_pb2.GetFlowsResponse.FromString(bytes(data)) for data in Converter(STORE, NODE).responses(KEPT)
@@ -60,7 +43,7 @@ VALUES: dict[str, list[Any]] = {
     "verdict": [1, 2, 7],
     "drop_reason_desc": [0, 133, 181],
     "event_type": [
-        {"type": 1}, {"type": 5}, {"type": 129}, {"type": 4, "match_sub_type": True, "sub_type": 101},
+        {"type": 1}, {"type": 5}, {"type": 129}, {"type": 4, "match_sub_type": True, "sub_type": 0},
         {"type": 1, "match_sub_type": True, "sub_type": 133},
         {"type": 7, "match_sub_type": True, "sub_type": 2}, {"type": 5, "match_sub_type": True},
     ],

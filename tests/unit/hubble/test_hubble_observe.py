@@ -104,7 +104,7 @@ def raw_filters(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str
             ["-t", "trace:to-endpoint", "-t", "drop"],
             {
                 "allowlist": [
-                    {"event_type": [{"type": 4, "match_sub_type": True, "sub_type": 101}, {"type": 1}]}
+                    {"event_type": [{"type": 4, "match_sub_type": True}, {"type": 1}]}
                 ]
             },
         ),

@@ -1,6 +1,7 @@
-"""Names of ICMP messages in the metric hubble_icmp_total: `EchoRequest`, `DestinationUnreachable(Port)`.
+"""Names of ICMP messages in summaries and in the metric hubble_icmp_total: `DestinationUnreachable(Port)`.
 
-Numbers are those of RFC 792, RFC 1812, RFC 4443 and RFC 4861; the words are those that dashboards filter by.
+Numbers are those of RFC 792, RFC 1812, RFC 4443 and RFC 4861; the words are those that scripts and dashboards
+ask for.
 """
 
 from __future__ import annotations
