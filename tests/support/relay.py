@@ -21,6 +21,7 @@ from cilia.relay.access import AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.pool import PoolSettings
+from tests.support.waiting import until
 
 T = TypeVar("T")
 Response = observer_pb2.GetFlowsResponse
@@ -262,8 +263,15 @@ def unary(channel: grpc.Channel, method: str, request: Any, answer: Any, metadat
     return call(request, timeout=20, metadata=metadata)
 
 
-def server_status(channel: grpc.Channel) -> Any:
+def server_status(channel: grpc.Channel) -> observer_pb2.ServerStatusResponse:
     """The counters a server tells."""
-    return unary(
+    answer: observer_pb2.ServerStatusResponse = unary(
         channel, "ServerStatus", observer_pb2.ServerStatusRequest(), observer_pb2.ServerStatusResponse
     )
+    return answer
+
+
+def ready(target: str, count: int) -> None:
+    """Wait until a relay has so many nodes."""
+    with channel_to(target) as channel:
+        until(lambda: server_status(channel).num_connected_nodes.value == count, f"{count} nodes", 15)

@@ -10,8 +10,7 @@ import pytest
 from cilia.hubble.encode import block
 from cilia.hubble.status import EXTENSIONS, Completeness, completeness_of, together
 from cilia.proto.observer import observer_pb2
-from tests.support.relay import Cluster, Node, channel_to, cluster, server_status
-from tests.support.waiting import until
+from tests.support.relay import Cluster, Node, channel_to, cluster, ready, server_status
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -37,11 +36,9 @@ def status_of(running: Cluster, *told: bytes) -> observer_pb2.ServerStatusRespon
         node = Node(f"node-{number}")
         node.told = extension
         peers.append(running.start(node))
-    with channel_to(running.relay(peers)) as channel:
-        until(
-            lambda: server_status(channel).num_connected_nodes.value == len(told),
-            "the relay to find all nodes",
-        )
+    target = running.relay(peers)
+    ready(target, len(peers))
+    with channel_to(target) as channel:
         return server_status(channel)
 
 

@@ -32,6 +32,7 @@ from tests.support.relay import (
     cluster,
     get_flows,
     moments,
+    ready,
     response,
     unary,
 )
@@ -43,23 +44,6 @@ pytestmark = pytest.mark.timeout(60)
 def running(tmp_path: Path) -> Iterator[Cluster]:
     with cluster(tmp_path) as running:
         yield running
-
-
-def ready(target: str, count: int) -> None:
-    """Wait until a relay has so many nodes."""
-    end = time.monotonic() + 10
-    with channel_to(target) as channel:
-        while True:
-            status = unary(
-                channel,
-                "ServerStatus",
-                observer_pb2.ServerStatusRequest(),
-                observer_pb2.ServerStatusResponse,
-            )
-            if status.num_connected_nodes.value == count:
-                return
-            assert time.monotonic() < end, "the relay did not find its nodes"
-            time.sleep(0.02)
 
 
 def notes(responses: list[Response]) -> Sequence[tuple[int, list[str], str]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,11 @@ from tests.support.relay import (
     cluster,
     get_flows,
     moments,
+    ready,
     response,
     unary,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -41,29 +42,6 @@ def nodes_of(count: int, flows: int) -> list[Node]:
     ]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "that did not happen in time"
-        time.sleep(0.02)
-
-
-def connected(target: str, count: int) -> None:
-    """Wait until a relay has so many nodes."""
-    with channel_to(target) as channel:
-
-        def there() -> bool:
-            status = unary(
-                channel,
-                "ServerStatus",
-                observer_pb2.ServerStatusRequest(),
-                observer_pb2.ServerStatusResponse,
-            )
-            return bool(status.num_connected_nodes.value == count)
-
-        wait_for(there)
-
-
 def states(responses: list[Response], state: relay_pb2.NodeState.ValueType) -> list[str]:
     return [
         name
@@ -75,7 +53,7 @@ def states(responses: list[Response], state: relay_pb2.NodeState.ValueType) -> l
 
 def test_flows_of_all_nodes_come_by_time(running: Cluster) -> None:
     target = running.relay([running.start(node) for node in nodes_of(3, 100)])
-    connected(target, 3)
+    ready(target, 3)
     with channel_to(target) as channel:
         responses = list(get_flows(channel))
     assert moments(responses) == list(range(300))
@@ -96,7 +74,7 @@ def test_number_is_kept_to_over_all_nodes(
     running: Cluster, fields: dict[str, int], expected: list[int]
 ) -> None:
     target = running.relay([running.start(node) for node in nodes_of(3, 100)])
-    connected(target, 3)
+    ready(target, 3)
     with channel_to(target) as channel:
         assert moments(list(get_flows(channel, **fields))) == expected
 
@@ -105,7 +83,7 @@ def test_a_node_that_is_away_is_named_and_the_others_answer(running: Cluster) ->
     nodes = nodes_of(2, 3)
     peers = [running.start(node) for node in nodes]
     target = running.relay([*peers, Peer("node-away", running.address("node-away"))])
-    connected(target, 2)
+    ready(target, 2)
     with channel_to(target) as channel:
         responses = list(get_flows(channel))
         status = unary(
@@ -134,18 +112,18 @@ def test_followers_hear_of_flows_and_of_nodes(running: Cluster) -> None:
     first, second = Node("node-0"), Node("node-1")
     peers = [running.start(first), Peer("node-1", running.address("node-1"))]
     target = running.relay(peers)
-    connected(target, 1)
+    ready(target, 1)
     with channel_to(target) as channel:
         call = get_flows(channel, follow=True)
         assert next(call).node_status.state_change == relay_pb2.NODE_CONNECTED
         assert next(call).node_status.state_change == relay_pb2.NODE_UNAVAILABLE
-        wait_for(lambda: bool(first.requests))
+        until(lambda: first.requests, "the first to be asked")
         running.add(first, response("node-0", 1))
         assert next(call).flow.uuid == "node-0-1"
         running.start(second)
         back = next(call).node_status
         assert (back.state_change, list(back.node_names)) == (relay_pb2.NODE_CONNECTED, ["node-1"])
-        wait_for(lambda: bool(second.requests))
+        until(lambda: second.requests, "the second to be asked")
         running.add(second, response("node-1", 2))
         assert next(call).flow.uuid == "node-1-2"
         running.stop("node-0")
@@ -170,4 +148,4 @@ def test_health_is_that_of_having_a_node(running: Cluster) -> None:
         )
         assert check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.NOT_SERVING
         running.start(node)
-        wait_for(lambda: check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.SERVING)
+        until(lambda: check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.SERVING, "health")
