@@ -54,6 +54,33 @@ DEFAULTS: dict[str, Any] = {
     "direction": 1,
 }
 
+VARIED: list[dict[str, Any]] = [
+    {"service": 10},
+    {"kind": 3, "ingress_match": 2, "destination_port": 80},
+    {"kind": 1, "point": 0, "verdict": 2, "reason": 133, "state": 0},
+    {"kind": 3, "verdict": 2, "reason": 181, "direction": 2, "egress_cookie": DENY_DB, "destination": OTHER,
+     "destination_identity": 5000, "destination_endpoint": 0},
+    {"source": CLIENT6, "destination": SERVER6, "flags": 2, "protocol": 17, "destination_port": 53},
+    {"protocol": 1, "icmp_type": 8, "source_port": 0, "destination_port": 0, "flags": 1, "state": 3,
+     "service": 9},
+    {"protocol": 58, "icmp_type": 128, "source": CLIENT6, "destination": "2001:db8::1", "flags": 2,
+     "destination_identity": 2, "destination_endpoint": 0, "source_port": 0, "destination_port": 0},
+    {"source": "192.0.2.1", "original_source": CLIENT, "original_source_port": 41000, "source_port": 50000,
+     "source_endpoint": 0,
+     "destination": "192.0.2.80", "destination_identity": 2, "destination_endpoint": 0, "ifindex": 7},
+    {"kind": 4, "tcp_flags": 0x12, "flags": 4, "verdict": 7, "point": 2, "service": 9},
+]  # fmt: skip
+"""Fields of events that differ in what filters ask for."""
+
+DROP: dict[str, Any] = {
+    "kind": 1,
+    "verdict": 2,
+    "reason": 133,
+    "direction": 1,
+    "ingress_cookie": DEFAULT_DENY,
+}
+"""Of a SYN that no policy of its receiver allows."""
+
 
 def event(**fields: Any) -> Events:
     """One event: shape (1,); what is not given is a SYN from client to server that reached its endpoint."""
@@ -152,11 +179,6 @@ class Beside:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self.clock = ManualClock(wall=WALL / 1e9 + 1)
-        node = NodeFacts(
-            name="default/worker-1",
-            labels=("zone=a",),
-            files=file_names(layout().enums["source_file"].__members__),
-        )
         settings = ObserverSettings(version="cilia 0.1.0", address="192.0.2.1:4244")
         self.observer = Observer(self.store, node, settings, SystemClock() if real_time else self.clock)
         self.server = Server(dict(self.observer.methods()))

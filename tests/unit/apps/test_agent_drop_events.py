@@ -14,16 +14,8 @@ from cilia.cluster import store as cluster
 from cilia.hubble.cursor import Cursor
 from cilia.kit.clock import ManualClock
 from cilia.schema import Inputs, PodRow
-from tests.support.hubble import DEFAULT_DENY, WALL, events, store
+from tests.support.hubble import DROP, WALL, events, store
 from tests.support.memory_store import MemoryStore
-
-DROP: dict[str, Any] = {
-    "kind": 1,
-    "verdict": 2,
-    "reason": 133,
-    "direction": 1,
-    "ingress_cookie": DEFAULT_DENY,
-}
 
 
 class Away(MemoryStore):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,7 +19,6 @@ from cilia.hubble.agent_events import (
     PolicyChanged,
     Started,
 )
-from cilia.hubble.rpc.server import Server
 from cilia.kit.clock import ManualClock
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer.observer_pb2 import (
@@ -29,7 +27,8 @@ from cilia.proto.observer.observer_pb2 import (
     GetDebugEventsRequest,
     GetDebugEventsResponse,
 )
-from tests.support.hubble import WALL, Beside, beside
+from tests.support.grpc_client import served_over_tcp
+from tests.support.hubble import WALL, Beside
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,16 +37,12 @@ AGENT, DEBUG = "/observer.Observer/GetAgentEvents", "/observer.Observer/GetDebug
 
 
 class Served:
-    """A log with a server, and a channel to it."""
+    """A log, and a channel to its server."""
 
-    def __init__(self, beside: Beside) -> None:
+    def __init__(self, beside: Beside, log: EventLog, channel: grpc.Channel) -> None:
         self.beside = beside
-        self.log = EventLog(capacity=8)
-        agent = EventStream(AGENT, self.log, "default/worker-1", beside.clock)
-        debug = EventStream(DEBUG, EventLog(), "default/worker-1", beside.clock)
-        self.server = Server({**agent.methods(), **debug.methods()})
-        port = beside.run(self.server.listen_tcp("127.0.0.1", 0))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.log = log
+        self.channel = channel
 
     def append(self, *numbers: int) -> None:
         """Endpoints that come, each a second later than the one before."""
@@ -69,14 +64,12 @@ class Served:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with beside(tmp_path / "hubble.sock") as running:
-        served = Served(running)
-        try:
-            yield served
-        finally:
-            served.channel.close()
-            running.run(served.server.close())
+def served(running: Beside) -> Iterator[Served]:
+    log = EventLog(capacity=8)
+    agent = EventStream(AGENT, log, "default/worker-1", running.clock)
+    debug = EventStream(DEBUG, EventLog(), "default/worker-1", running.clock)
+    with served_over_tcp(running, {**agent.methods(), **debug.methods()}) as (_, channel):
+        yield Served(running, log, channel)
 
 
 def at(number: int) -> Timestamp:

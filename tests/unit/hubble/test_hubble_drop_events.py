@@ -15,15 +15,7 @@ from cilia.hubble.drop_events import (
     parse_reasons,
 )
 from cilia.hubble.store import FlowStore
-from tests.support.hubble import CLIENT, DEFAULT_DENY, DENY_DB, OTHER, SERVER, WALL, events, store
-
-DROP: dict[str, Any] = {
-    "kind": 1,
-    "verdict": 2,
-    "reason": 133,
-    "direction": 1,
-    "ingress_cookie": DEFAULT_DENY,
-}
+from tests.support.hubble import CLIENT, DENY_DB, DROP, OTHER, SERVER, WALL, events, store
 
 
 class Story:

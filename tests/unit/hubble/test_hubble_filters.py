@@ -17,31 +17,14 @@ from cilia.hubble.predicates import Context
 from cilia.hubble.store import FlowStore
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from tests.support.hubble import CLIENT, CLIENT6, DENY_DB, OTHER, SERVER6, WALL, events, store
+from tests.support.hubble import CLIENT, OTHER, VARIED, WALL, events, store
 
 NODE = NodeFacts(name="west/worker-1", labels=("zone=a",))
-
-ROWS: list[dict[str, Any]] = [
-    {"service": 10},
-    {"kind": 3, "ingress_match": 2, "destination_port": 80},
-    {"kind": 1, "point": 0, "verdict": 2, "reason": 133, "state": 0},
-    {"kind": 3, "verdict": 2, "reason": 181, "direction": 2, "egress_cookie": DENY_DB, "destination": OTHER,
-     "destination_identity": 5000, "destination_endpoint": 0},
-    {"source": CLIENT6, "destination": SERVER6, "flags": 2, "protocol": 17, "destination_port": 53},
-    {"protocol": 1, "icmp_type": 8, "source_port": 0, "destination_port": 0, "flags": 1, "state": 3,
-     "service": 9},
-    {"protocol": 58, "icmp_type": 128, "source": CLIENT6, "destination": "2001:db8::1", "flags": 2,
-     "destination_identity": 2, "destination_endpoint": 0, "source_port": 0, "destination_port": 0},
-    {"source": "192.0.2.1", "original_source": CLIENT, "original_source_port": 41000, "source_port": 50000,
-     "source_endpoint": 0,
-     "destination": "192.0.2.80", "destination_identity": 2, "destination_endpoint": 0, "ifindex": 7},
-    {"kind": 4, "tcp_flags": 0x12, "flags": 4, "verdict": 7, "point": 2, "service": 9},
-]  # fmt: skip
 
 
 def filled() -> FlowStore:
     flows = store()
-    flows.append([events(*ROWS)], offset=WALL)
+    flows.append([events(*VARIED)], offset=WALL)
     return flows
 
 
@@ -56,7 +39,7 @@ def matching(
     return [int(number) for number in rows.numbers[matcher.mask(rows)]]
 
 
-ALL = list(range(len(ROWS)))
+ALL = list(range(len(VARIED)))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +200,7 @@ def test_a_predicate_learns_of_parties_that_come_later() -> None:
     assert not matcher.mask(rows).any()
     flows.append([events({"source_identity": 77})], offset=WALL)
     (rows,) = flows.spans(0, flows.head)
-    assert rows.numbers[matcher.mask(rows)].tolist() == [len(ROWS)]
+    assert rows.numbers[matcher.mask(rows)].tolist() == [len(VARIED)]
 
 
 ADDRESS = st.integers(0, 2**32 - 1).map(lambda n: str(ipaddress.IPv4Address(n)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,7 +30,6 @@ from tests.support.hubble import (
     OPEN,
     WALL,
     Beside,
-    beside,
     events,
     flow,
     store,
@@ -182,12 +180,6 @@ def test_garbage_is_refused_or_read_never_worse(pieces: list[bytes], wrapped: in
 
 
 # -- over a server ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Beside]:
-    with beside(tmp_path / "hubble.sock") as running:
-        yield running
 
 
 def test_a_frame_is_what_a_server_answers(running: Beside) -> None:

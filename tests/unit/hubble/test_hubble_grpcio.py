@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,41 +11,12 @@ import pytest
 from cilia.hubble.store import Loss
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from tests.support.hubble import ALLOW_WEB, DEFAULT_DENY, DENY_DB, WALL, Beside, beside, flow
+from tests.support.grpc_client import get_flows, unary
+from tests.support.hubble import ALLOW_WEB, DEFAULT_DENY, DENY_DB, WALL, Beside, flow
 
 pytestmark = pytest.mark.timeout(60)
 
 Ask = Callable[..., list[observer_pb2.GetFlowsResponse]]
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Beside]:
-    with beside(tmp_path / "hubble.sock") as running:
-        yield running
-
-
-@pytest.fixture
-def channel(running: Beside) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(running.target) as channel:
-        yield channel
-
-
-def get_flows(channel: grpc.Channel, **fields: Any) -> Any:
-    call = channel.unary_stream(
-        "/observer.Observer/GetFlows",
-        request_serializer=observer_pb2.GetFlowsRequest.SerializeToString,
-        response_deserializer=observer_pb2.GetFlowsResponse.FromString,
-    )
-    return call(observer_pb2.GetFlowsRequest(**fields), timeout=20)
-
-
-def unary(channel: grpc.Channel, method: str, request: Any, response: Any) -> Any:
-    call = channel.unary_unary(
-        f"/observer.Observer/{method}",
-        request_serializer=type(request).SerializeToString,
-        response_deserializer=response.FromString,
-    )
-    return call(request, timeout=20)
 
 
 def ports(responses: Any) -> list[int]:

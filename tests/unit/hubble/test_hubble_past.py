@@ -9,13 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.hubble.history import archive
 from cilia.hubble.history.keeper import History
 from cilia.hubble.history.settings import HistorySettings
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.flow import flow_pb2
-from cilia.proto.observer import observer_pb2
+from tests.support.grpc_client import get_flows
 from tests.support.hubble import NODE, WALL, Beside, beside, flow
 
 pytestmark = pytest.mark.timeout(90)
@@ -63,24 +64,12 @@ def kept(running: Beside, tmp_path: Path) -> Iterator[Kept]:
     kept.close()
 
 
-@pytest.fixture
-def channel(running: Beside) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(running.target) as channel:
-        yield channel
-
-
 def ask(channel: grpc.Channel, **fields: Any) -> Any:
-    call = channel.unary_stream(
-        "/observer.Observer/GetFlows",
-        request_serializer=observer_pb2.GetFlowsRequest.SerializeToString,
-        response_deserializer=observer_pb2.GetFlowsResponse.FromString,
-    )
-    request = observer_pb2.GetFlowsRequest()
-    for side in ("since", "until"):
-        if side in fields:
-            getattr(request, side).FromNanoseconds(WALL + 1_000_000 * fields.pop(side))
-    request.MergeFrom(observer_pb2.GetFlowsRequest(**fields))
-    return call(request, timeout=30)
+    for side in fields.keys() & {"since", "until"}:
+        moment = Timestamp()
+        moment.FromNanoseconds(WALL + 1_000_000 * fields[side])
+        fields[side] = moment
+    return get_flows(channel, **fields)
 
 
 def found(channel: grpc.Channel, **fields: Any) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +21,8 @@ from cilia.proto.reflection.reflection_pb2 import (
     ServerReflectionRequest,
     ServerReflectionResponse,
 )
-from tests.support.hubble import Beside, beside
+from tests.support.grpc_client import served_over_tcp
+from tests.support.hubble import Beside
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,29 +33,19 @@ FILES = [observer_pb2.DESCRIPTOR, peer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
 class Served:
     """A server with health and reflection, and a channel to it."""
 
-    def __init__(self, beside: Beside) -> None:
+    def __init__(self, beside: Beside, health: Health, server: Server, channel: grpc.Channel) -> None:
         self.beside = beside
-        self.health = Health(["observer.Observer"])
-        self.server = Server(
-            {
-                **beside.observer.methods(),
-                **self.health.methods(),
-                **Reflection(FILES).methods(),
-            }
-        )
-        port = beside.run(self.server.listen_tcp("127.0.0.1", 0))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.health = health
+        self.server = server
+        self.channel = channel
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with beside(tmp_path / "hubble.sock") as running:
-        served = Served(running)
-        try:
-            yield served
-        finally:
-            served.channel.close()
-            running.run(served.server.close())
+def served(running: Beside) -> Iterator[Served]:
+    health = Health(["observer.Observer"])
+    methods = {**running.observer.methods(), **health.methods(), **Reflection(FILES).methods()}
+    with served_over_tcp(running, methods) as (server, channel):
+        yield Served(running, health, server, channel)
 
 
 def ask(served: Served, *requests: ServerReflectionRequest, method: str = METHODS[0]) -> list[Any]:

@@ -32,12 +32,6 @@ pytestmark = pytest.mark.timeout(60)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Beside]:
-    with beside(tmp_path / "hubble.sock") as running:
-        yield running
-
-
 @given(st.lists(st.binary(max_size=50), max_size=8), st.integers(1, 20))
 def test_messages_survive_any_cut(sent: list[bytes], size: int) -> None:
     unframer, received = Unframer(), []

@@ -23,6 +23,7 @@ from cilia.kit.certificates import Issued
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
 from cilia.proto.observer import observer_pb2
+from tests.support.grpc_client import get_flows
 from tests.support.hubble import Beside, beside, flow
 from tests.support.hubble_tls import CLIENT_NAME, SERVER_NAME, Authority
 from tests.support.waiting import until
@@ -110,12 +111,7 @@ def channel(world: World, issued: Issued | None, authority: Authority = AUTHORIT
 
 
 def flows(channel: grpc.Channel) -> list[Any]:
-    call = channel.unary_stream(
-        "/observer.Observer/GetFlows",
-        observer_pb2.GetFlowsRequest.SerializeToString,
-        observer_pb2.GetFlowsResponse.FromString,
-    )
-    return list(call(observer_pb2.GetFlowsRequest(), timeout=10))
+    return list(get_flows(channel, timeout=10))
 
 
 def test_an_independent_client_with_a_certificate_is_served(world: World) -> None:
