@@ -21,6 +21,7 @@ from cilia.relay.access import AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.pool import PoolSettings
+from tests.support.grpc_client import unary
 from tests.support.waiting import until
 
 T = TypeVar("T")
@@ -241,26 +242,6 @@ def channel_to(target: str) -> Iterator[grpc.Channel]:
     """A grpcio channel in plain text."""
     with ExitStack() as stack:
         yield stack.enter_context(grpc.insecure_channel(target))
-
-
-def get_flows(channel: grpc.Channel, timeout: float = 20, metadata: Any = None, **fields: Any) -> Any:
-    """A GetFlows call of grpcio."""
-    call = channel.unary_stream(
-        "/observer.Observer/GetFlows",
-        request_serializer=observer_pb2.GetFlowsRequest.SerializeToString,
-        response_deserializer=Response.FromString,
-    )
-    return call(observer_pb2.GetFlowsRequest(**fields), timeout=timeout, metadata=metadata)
-
-
-def unary(channel: grpc.Channel, method: str, request: Any, answer: Any, metadata: Any = None) -> Any:
-    """Another call of the Observer."""
-    call = channel.unary_unary(
-        f"/observer.Observer/{method}",
-        request_serializer=type(request).SerializeToString,
-        response_deserializer=answer.FromString,
-    )
-    return call(request, timeout=20, metadata=metadata)
 
 
 def server_status(channel: grpc.Channel) -> observer_pb2.ServerStatusResponse:

@@ -22,7 +22,15 @@ from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.relay.access import Access, AccessSettings
 from cilia.relay.view import OTHER, View
-from tests.support.relay import Cluster, Node, Response, channel_to, cluster, get_flows, response, unary
+from tests.support.grpc_client import get_flows, unary
+from tests.support.relay import (
+    Cluster,
+    Node,
+    Response,
+    channel_to,
+    cluster,
+    response,
+)
 
 pytestmark = pytest.mark.timeout(60)
 

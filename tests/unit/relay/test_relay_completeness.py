@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cilia.hubble.encode import block
 from cilia.hubble.status import EXTENSIONS, Completeness, completeness_of, together
 from cilia.proto.observer import observer_pb2
-from tests.support.relay import Cluster, Node, channel_to, cluster, ready, server_status
+from tests.support.relay import Cluster, Node, channel_to, ready, server_status
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -21,12 +18,6 @@ LIES = (
     block(1, b"type.googleapis.com/google.protobuf.Struct") + block(2, b"\xff"),
     block(1, b"type.googleapis.com/google.protobuf.Struct"),
 )
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Cluster]:
-    with cluster(tmp_path) as running:
-        yield running
 
 
 def status_of(running: Cluster, *told: bytes) -> observer_pb2.ServerStatusResponse:

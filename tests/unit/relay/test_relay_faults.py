@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -23,27 +22,19 @@ from cilia.proto.relay import relay_pb2
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.peers import PeerListError, parse_peers
+from tests.support.grpc_client import get_flows, unary
 from tests.support.relay import (
     IMPATIENT,
     Cluster,
     Node,
     Response,
     channel_to,
-    cluster,
-    get_flows,
     moments,
     ready,
     response,
-    unary,
 )
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Cluster]:
-    with cluster(tmp_path) as running:
-        yield running
 
 
 def notes(responses: list[Response]) -> Sequence[tuple[int, list[str], str]]:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cilia.hubble.peer import Peer
 from cilia.proto.health.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
+from tests.support.grpc_client import get_flows, unary
 from tests.support.relay import (
     Cluster,
     Node,
     Response,
     channel_to,
-    cluster,
-    get_flows,
     moments,
     ready,
     response,
-    unary,
 )
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Cluster]:
-    with cluster(tmp_path) as running:
-        yield running
 
 
 def nodes_of(count: int, flows: int) -> list[Node]:

@@ -16,17 +16,16 @@ from cilia.hubble.rpc.server import Server
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
+from tests.support.grpc_client import get_flows, unary
 from tests.support.hubble_tls import SERVER_NAME, Authority
 from tests.support.relay import (
     Cluster,
     Node,
     channel_to,
     cluster,
-    get_flows,
     moments,
     options_for,
     response,
-    unary,
 )
 
 pytestmark = pytest.mark.timeout(60)
