@@ -17,12 +17,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
 from cilia.hubble import encode
+from cilia.hubble.blocks import Own, Packer, Ports, joined, sizes_of, split
 from cilia.hubble.columns import (
     EGRESS,
     FLAG_ENCRYPTED,
@@ -35,7 +36,6 @@ from cilia.hubble.columns import (
     KIND_VERDICT,
     VERDICT_AUDIT,
     VERDICT_DROPPED,
-    Bytes,
     Events,
     Times,
     octets,
@@ -46,7 +46,8 @@ from cilia.hubble.directory import Party
 from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
 from cilia.hubble.masks import FlowMask, Wanted
 from cilia.hubble.past import Meanings
-from cilia.hubble.ring import Rows
+from cilia.hubble.ring import REFERENCES, AnyColumn, Rows
+from cilia.hubble.rpc.messages import frame
 from cilia.hubble.store import LossRow, Rules
 from cilia.hubble.summary import header_summary
 from cilia.model.address import MAPPED_PREFIX
@@ -78,6 +79,8 @@ TO_ENDPOINT = 101
 Key = TypeVar("Key", bytes, int)
 
 PAIR_FIELDS = ("source", "destination", "original_source", "tunnel", "vni", "source_mac", "destination_mac")
+END_COLUMNS = (*((name, "u4") for name in REFERENCES), ("traits", "u1"))
+"""With the fields above, everything on which names, addresses, service and rules depend."""
 MEANING_FIELDS = tuple(
     """
     kind point verdict reason file line protocol icmp_type icmp_code tcp_flags direction state flags
@@ -146,6 +149,12 @@ class Converter:
         boot = f"{meanings.boot:016x}"
         self._uuid = tag(34, LENGTH) + f"${boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-".encode()
         """All of the field but the row's number: 36 (`$`) characters follow the key."""
+        self._own = Own(self._uuid)
+        self._node_name = text(1000, node.name)
+        self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
+        self._keys_of_meanings = Packer(MEANING_FIELDS)
+        self._ends: Remembered[bytes] = Remembered()
+        self._whole_meanings: Remembered[bytes] = Remembered()
         self._sources: Remembered[int] = Remembered()
         self._destinations: Remembered[int] = Remembered()
         self._pairs: Remembered[bytes] = Remembered()
@@ -157,17 +166,33 @@ class Converter:
         """Everything of flows but their time, UUID and transport header: one per row in each column."""
         return Fragments(*(self.column(name, rows) for name in Fragments._fields))
 
+    def block(self, rows: Rows, cuts: Cuts | None = None) -> bytes:
+        """GetFlowsResponse messages as they follow each other in a stream, one per row and in their order;
+        `cuts`: what of the flows."""
+        if cuts is not None:
+            return frame(self._cut(rows, cuts))
+        if not len(rows.wall):
+            return b""
+        self._forget_compacted()
+        events = rows.events
+        meanings = self._whole_meanings.find(self._keys_of_meanings.pack(events), rows, self._with_layer4)
+        ends = self._ends.find(self._keys_of_ends.pack(events, end_columns(rows)), rows, self._end)
+        shared = [meanings, ends]
+        if has_sockets(events):
+            shared.insert(1, socket_fragments(events))
+        after = len(self._node_name)
+        others = sum(map(sizes_of, shared), start=np.full(len(events), -after, np.int64))
+        return joined(self._own.pieces(rows, ports_of(events), others, after), shared)
+
     def responses(self, rows: Rows, cuts: Cuts | None = None) -> list[bytes]:
-        """Serialised GetFlowsResponse messages, one per row and in their order; `cuts`: what of the flows."""
-        if cuts is None:
-            stamps = encode.timestamps(rows.wall)
-            own = [repeat(b"\n"), stamps, repeat(self._uuid), hex_numbers(rows.numbers)]
-            flows = whole([*own, *transports(rows.events), *self.fragments(rows)])
-        else:
-            stamps = encode.timestamps(rows.wall)
-            wanted = [name for name in FIELDS_OF if cuts.wanted(name)]
-            columns = [cuts.apply(name, self.column(name, rows)) for name in wanted]
-            flows = whole(columns) if columns else [b""] * len(stamps)
+        """The same, each by itself."""
+        return split(self.block(rows)) if cuts is None else self._cut(rows, cuts)
+
+    def _cut(self, rows: Rows, cuts: Cuts) -> list[bytes]:
+        stamps = encode.timestamps(rows.wall)
+        wanted = [name for name in FIELDS_OF if cuts.wanted(name)]
+        columns = [cuts.apply(name, self.column(name, rows)) for name in wanted]
+        flows = whole(columns) if columns else [b""] * len(stamps)
         heads = map(RESPONSE_HEADS.__getitem__, map(len, flows))
         return whole([heads, flows, repeat(self._tail), stamps])
 
@@ -182,9 +207,11 @@ class Converter:
             case "services":
                 return self._services.look_up(service_keys(rows), rows, self._service)
             case "pairs":
-                return self._pairs.look_up(pair_keys(rows), rows, self._pair)
+                keys = self._keys_of_ends.pack(rows.events, end_columns(rows))
+                return self._pairs.look_up(keys, rows, self._pair)
             case "meanings":
-                return self._meanings.look_up(packed(rows.events, MEANING_FIELDS), rows, self._meaning)
+                keys = self._keys_of_meanings.pack(rows.events)
+                return self._meanings.look_up(keys, rows, self._meaning)
             case "sockets":
                 return socket_fragments(rows.events)
             case "transports":
@@ -212,8 +239,10 @@ class Converter:
         generations = tuple(interner.generation for interner in interners)
         if generations != self._generations:
             self._generations = generations
-            for remembered in (self._sources, self._destinations, self._pairs, self._services):
+            for remembered in (self._sources, self._destinations, self._services):
                 remembered.clear()
+            self._pairs.clear()
+            self._ends.clear()
 
     def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
         who = self._meanings_of.parties.values[ref]
@@ -231,6 +260,20 @@ class Converter:
 
     def _meaning(self, _key: bytes, rows: Rows, index: int) -> bytes:
         return self._head + meaning(rows.events[index], self._node.files)
+
+    def _with_layer4(self, rows: Rows) -> list[bytes]:
+        """What follows the ports in a flow's transport header, and the meaning."""
+        heads, _, _, flags = transports(rows.events)
+        rests = [
+            flag if key else head
+            for key, head, flag in zip(ports_of(rows.events).key, heads, flags, strict=True)
+        ]
+        return whole([rests, self.column("meanings", rows)])
+
+    def _end(self, rows: Rows) -> list[bytes]:
+        """Both sides, the service and the pair; and the node's name, which follows the flow."""
+        names = ("sources", "destinations", "services", "pairs")
+        return whole([*(self.column(name, rows) for name in names), repeat(self._node_name)])
 
     def _pair(self, _key: bytes, rows: Rows, index: int) -> bytes:
         store, event = self._meanings_of, rows.events[index]
@@ -255,6 +298,18 @@ class Remembered(Generic[Key]):
         """Forget all."""
         self._fragments.clear()
 
+    def find(self, keys: list[Key], rows: Rows, make: Callable[[Rows], list[bytes]]) -> list[bytes]:
+        """The fragment of each key; `make` gets a row of each that is new."""
+        fragments = self._fragments
+        if len(fragments) > REMEMBERED_FRAGMENTS:
+            fragments.clear()
+        try:
+            return list(map(fragments.__getitem__, keys))
+        except KeyError:
+            new = {key: index for index, key in enumerate(keys) if key not in fragments}
+            fragments |= zip(new, make(rows.where(np.array(list(new.values())))), strict=True)
+        return list(map(fragments.__getitem__, keys))
+
     def look_up(self, keys: list[Key], rows: Rows, make: Callable[[Key, Rows, int], bytes]) -> list[bytes]:
         """The fragment of each key; `make` gets the key, the rows, and the index of one that has it."""
         fragments = self._fragments
@@ -269,23 +324,27 @@ class Remembered(Generic[Key]):
         return list(map(fragments.__getitem__, keys))
 
 
-def packed(events: Events, names: Sequence[str]) -> list[bytes]:
-    """The raw bytes of some fields, joined, per row: a key."""
-    return void([octets(events, name) for name in names])
+def end_columns(rows: Rows) -> list[AnyColumn]:
+    """What END_COLUMNS name."""
+    events = rows.events
+    judged = (events["verdict"] == VERDICT_DROPPED) | (events["verdict"] == VERDICT_AUDIT)
+    inward = (events["point"] == FROM_OVERLAY) | (events["point"] == FROM_NETWORK)
+    traits = events["flags"] & np.uint8(FLAG_IPV6 | FLAG_ENCRYPTED)
+    traits |= np.where(judged, events["direction"] << np.uint8(3), np.uint8(0))
+    traits |= inward.view(np.uint8) << np.uint8(6)
+    traits |= service_is_source(events).view(np.uint8) << np.uint8(7)
+    return [*(getattr(rows, name) for name in REFERENCES), traits]
 
 
-def pair_keys(rows: Rows) -> list[bytes]:
-    """Everything the fragment of a pair depends on."""
-    columns = [octets(rows.events, name) for name in (*PAIR_FIELDS, "verdict", "direction", "point", "flags")]
-    for refs in (rows.egress, rows.ingress, rows.device):
-        columns.append(np.ascontiguousarray(refs).view(np.uint8).reshape(len(refs), 4))
-    return void(columns)
-
-
-def void(columns: list[Bytes]) -> list[bytes]:
-    joined = np.concatenate(columns, axis=1)
-    keys = joined.view(np.dtype((np.void, joined.shape[1]))).ravel()
-    return cast(list[bytes], keys.tolist())
+def ports_of(events: Events) -> Ports:
+    """The ports of each flow, where it has some."""
+    protocol = events["protocol"]
+    return Ports(
+        LAYER4_KEYS[protocol],
+        np.where(translated(events), events["original_source_port"], events["source_port"]),
+        events["destination_port"],
+        np.where(protocol == TCP, FLAG_SIZES[events["tcp_flags"]], 0).astype(np.uint8),
+    )
 
 
 def service_keys(rows: Rows) -> list[int]:
@@ -376,6 +435,10 @@ LAYER4_FIELDS = {TCP: 1, UDP: 2, SCTP: 5}
 
 BARE_FIELDS = {VRRP: 6, IGMP: 7}
 """The same, for protocols of which the event says no more."""
+
+LAYER4_KEYS = np.zeros(256, np.uint8)
+"""Key of a protocol's field; 0: it has no ports."""
+LAYER4_KEYS[list(LAYER4_FIELDS)] = [tag(field, LENGTH)[0] for field in LAYER4_FIELDS.values()]
 
 NO_PORT = np.uint32(1 << 16)
 PORT_SIZES = np.array([0, *((1 + len(varint(value))) for value in range(1, 1 << 16)), 0], np.int64)
@@ -504,9 +567,14 @@ def tunnel(raw: Mapping[str, bytes], event: np.void) -> bytes:
     return block(39, number(1, VXLAN) + block(2, outer) + number(4, int(event["vni"])))
 
 
+def has_sockets(events: Events) -> bool:
+    """Whether there is anything that only socket events carry."""
+    return bool(events["socket_cookie"].any() or events["cgroup"].any())
+
+
 def socket_fragments(events: Events) -> list[bytes]:
     """What only socket events carry: translation point, cookie and cgroup."""
-    if not events["socket_cookie"].any() and not events["cgroup"].any():
+    if not has_sockets(events):
         return [b""] * len(events)
     return [
         number(31, point if kind == KIND_SOCKET else 0) + number(32, cookie) + number(33, cgroup)
