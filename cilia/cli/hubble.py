@@ -13,6 +13,8 @@ COMMANDS: dict[str, LazyCommand] = {
     "status": LazyCommand("cilia.cli.observers", "status_app", "Show how a Hubble server is."),
     "record": LazyCommand("cilia.cli.record", "record", "Write flows into a file."),
     "certs": LazyCommand("cilia.cli.certs", "certs", "Make, renew and show certificates."),
+    "config": LazyCommand("cilia.cli.hubble_config", "app", "Keep values of the flags about the server."),
+    "completion": LazyCommand("cilia.cli.completion", "completion", "Print a completion script for a shell."),
     "version": LazyCommand("cilia.cli.node", "version", "Show versions."),
 }
 

@@ -18,9 +18,9 @@ import msgspec
 import typer
 from typer.core import TyperOption
 
+from cilia.cli import hubble_file
 from cilia.cli.errors import UserError
 from cilia.cli.sections import SectionedCommand, SectionedGroup, option
-from cilia.kit.durations import parse_duration
 
 if TYPE_CHECKING:
     from cilia.hubble.client import Client
@@ -51,11 +51,18 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     basic_auth_username: str = ""
     basic_auth_password: str = ""
     token_file: str = ""
+    port_forward: bool = False
+    """Reach the relay through kubectl; `server` does not count then."""
+    port_forward_port: int = 4245
+    """Port on this machine; 0: any that is free."""
+    kube_context: str = ""
+    kube_namespace: str = "kube-system"
+    kubeconfig: str = ""
 
     @property
     def local(self) -> bool:
         """Whether the server is behind a socket of this machine."""
-        return self.server.startswith(("unix:", "/"))
+        return is_local(self.server)
 
     @property
     def encrypted(self) -> bool:
@@ -63,6 +70,16 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         files = self.tls_ca_cert_files or self.tls_client_cert_file or self.tls_client_key_file
         asked = self.tls or self.tls_allow_insecure or self.tls_server_name
         return bool(files or asked) or self.server.startswith("tls://")
+
+
+def is_local(server: str) -> bool:
+    """Whether it is a socket of this machine."""
+    return server.startswith(("unix:", "/"))
+
+
+FOR_TCP = ("tls", "basic_auth", "token", "port_forward")
+"""How the names of settings begin that a socket of this machine has no use for."""
+DEFAULTS = {name: getattr(ServerSettings(), name) for name in ServerSettings.__struct_fields__}
 
 
 def keep(ctx: typer.Context, parameter: Any, value: Any) -> None:
@@ -76,17 +93,30 @@ def keep_seconds(ctx: typer.Context, parameter: Any, value: str | None) -> None:
     if value is None:
         return
     try:
-        seconds = parse_duration(value)
-    except ValueError:
-        seconds = 0.0
-    if not seconds:
-        raise typer.BadParameter(f"{value!r} is no duration: write 5s, 500ms or 1m30s", ctx, parameter)
-    keep(ctx, parameter, seconds)
+        keep(ctx, parameter, hubble_file.seconds(value))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), ctx, parameter) from None
+
+
+def keep_port(ctx: typer.Context, parameter: Any, value: str | None) -> None:
+    """A number of a port."""
+    if value is None:
+        return
+    try:
+        keep(ctx, parameter, hubble_file.port(value))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), ctx, parameter) from None
 
 
 def keep_files(ctx: typer.Context, parameter: Any, value: tuple[str, ...]) -> None:
     """Files, separated by commas or given one by one."""
     keep(ctx, parameter, tuple(name.strip() for text in value for name in text.split(",") if name.strip()))
+
+
+def keep_place(_ctx: typer.Context, _parameter: Any, value: str | None) -> None:
+    """Where the file is, for all who ask: the variable says the same."""
+    if value:
+        os.environ[hubble_file.VARIABLE] = value
 
 
 def variable(name: str) -> str:
@@ -98,7 +128,8 @@ def server_options() -> list[TyperOption]:
     """The flags of all commands that ask a Hubble server."""
 
     def flag(name: str, text: str, keeper: Callable[..., None] = keep, **more: Any) -> TyperOption:
-        return option(PANEL, [name], text, keep=keeper, **{"envvar": variable(name), **more})
+        names = name.split()
+        return option(PANEL, names, text, keep=keeper, **{"envvar": variable(names[0]), **more})
 
     return [
         flag("--server", f"unix:///path or host:port ({DEFAULT_SERVER}).", envvar=SERVER_VARIABLES),
@@ -113,6 +144,12 @@ def server_options() -> list[TyperOption]:
         flag("--basic-auth-username", "Name for a proxy in front of the server."),
         flag("--basic-auth-password", "Its password."),
         flag("--token-file", "File with a bearer token, for a relay that asks who you are."),
+        flag("--port-forward -P", "Reach the relay by kubectl port-forward.", switch=True),
+        flag("--port-forward-port", "Port for that on this machine, 0 for any (4245).", keep_port),
+        flag("--kube-context", "Context of the kubeconfig for that."),
+        flag("--kube-namespace", "Namespace of hubble-relay (kube-system)."),
+        flag("--kubeconfig", "The kubeconfig for that."),
+        flag("--config", "File with lasting values of these flags.", keep_place),
     ]
 
 
@@ -129,8 +166,13 @@ class ServerGroup(SectionedGroup):
 
 
 def settings(ctx: typer.Context) -> ServerSettings:
-    """What flags and environment say."""
-    return ServerSettings(**ctx.meta.get(META, {}))
+    """What flags, environment and file say. Raises UserError for a file that can't be used."""
+    told: dict[str, Any] = ctx.meta.get(META, {})
+    kept = hubble_file.values(hubble_file.place(), DEFAULTS)
+    if is_local(str(told.get("server", ""))):
+        # Certificates in the file are for the server in the file.
+        kept = {name: value for name, value in kept.items() if not name.startswith(FOR_TCP)}
+    return ServerSettings(**{**kept, **told})
 
 
 def client(chosen: ServerSettings) -> Client:
@@ -153,12 +195,30 @@ def connected(ctx: typer.Context) -> Iterator[Client]:
     """A client for the time of a command; errors of server and connection become the user's."""
     from cilia.hubble.rpc.messages import RpcError
 
-    chosen = settings(ctx)
-    try:
-        with client(chosen) as connection:
-            yield connection
-    except RpcError as error:
-        raise UserError(sentence(error, chosen)) from None
+    with reached(settings(ctx)) as chosen:
+        try:
+            with client(chosen) as connection:
+                yield connection
+        except RpcError as error:
+            raise UserError(sentence(error, chosen)) from None
+
+
+@contextmanager
+def reached(chosen: ServerSettings) -> Iterator[ServerSettings]:
+    """Settings with an address at which the server can be asked meanwhile. Raises UserError."""
+    if not chosen.port_forward:
+        yield chosen
+        return
+    from cilia.cli.port_forward import forwarded
+
+    with forwarded(
+        namespace=chosen.kube_namespace,
+        context=chosen.kube_context,
+        kubeconfig=chosen.kubeconfig,
+        port=chosen.port_forward_port,
+        timeout=chosen.timeout,
+    ) as address:
+        yield msgspec.structs.replace(chosen, server=address)
 
 
 def sentence(error: RpcError, chosen: ServerSettings) -> str:
