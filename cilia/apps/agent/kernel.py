@@ -93,7 +93,9 @@ class NodeKernel:
         try:
             # The tunnel first: a port that is taken is found before anything else is made.
             self._tunnel = (
-                self._links.ensure_vxlan(self._settings.tunnel_port, self.mtu) if self._settings.tunnel else 0
+                self._links.ensure_vxlan(self._settings.tunnel_port, self.mtu)
+                if self._settings.is_tunneled
+                else 0
             )
             self._links.configure_node()
             self._links.reserve_ports(NodeSettings().nat_first_port, NodeSettings().nat_last_port)
@@ -257,7 +259,8 @@ class NodeKernel:
         """What drains the event rings on the running loop, once started."""
         assert self._state is not None
         rings = [self._dataplane.maps[name] for name in ("events_priority", "events")]
-        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver)
+        begun = counters.events_begun(self._dataplane.maps["event_state"])
+        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver, begun)
 
     async def collect(self, interval: float) -> None:
         """Forget expired flows and translations, a chunk at a time, and see which addresses the node has, for
@@ -285,7 +288,7 @@ class NodeKernel:
     def _node_settings(self) -> NodeSettings:
         settings, value = self._settings, self._dataplane.layout.value
         flags = 0
-        if settings.tunnel:
+        if settings.is_tunneled:
             flags |= value("NODE_TUNNEL")
         if settings.masquerade:
             flags |= value("NODE_MASQUERADE_IPV4") | value("NODE_MASQUERADE_IPV6")
@@ -293,6 +296,12 @@ class NodeKernel:
             flags |= value("NODE_DENY_RESPONSE")
         if settings.trace_sock:
             flags |= value("NODE_TRACE_SOCKETS")
+        if not settings.bpf_events_drop_enabled:
+            flags |= value("NODE_MUTE_DROPS")
+        if not settings.bpf_events_trace_enabled:
+            flags |= value("NODE_MUTE_TRACES")
+        if not settings.bpf_events_policy_verdict_enabled:
+            flags |= value("NODE_MUTE_VERDICTS")
         first_port, last_port = settings.node_ports
         return NodeSettings(
             ipv4=_of_family(self.addresses, 4),
@@ -308,6 +317,7 @@ class NodeKernel:
             host_mac=self._pair.host_mac,
             aggregation=value(f"AGGREGATION_{settings.aggregation.upper()}"),
             report_interval=settings.report_interval,
+            report_tcp_flags=settings.report_tcp_flags,
             tunnel_port=settings.tunnel_port,
             ct_quota=settings.conntrack_quota or settings.conntrack_entries // QUOTA_SHARE,
             node_port_first=first_port,
@@ -353,7 +363,7 @@ class NodeKernel:
         return tuple(str(address) for address in usable)
 
     def _overhead(self) -> int:
-        if not self._settings.tunnel:
+        if not self._settings.is_tunneled:
             return 0
         return VXLAN_OVERHEAD if ":" not in self.addresses[0] else VXLAN_OVERHEAD_IPV6
 
@@ -370,7 +380,9 @@ def _constants(settings: AgentSettings) -> dict[str, Any]:
     loopback = int(ipaddress.IPv6Address(settings.ipv6_service_loopback_address))
     return {
         "events_enabled": settings.events,
-        "tunnel_enabled": settings.tunnel,
+        "events_rate": settings.bpf_events_default_rate_limit,
+        "events_burst": settings.bpf_events_default_burst_limit,
+        "tunnel_enabled": settings.is_tunneled,
         "host_firewall_enabled": settings.host_firewall,
         "services_enabled": settings.kube_proxy_replacement,
         "pod_sockets_enabled": not settings.bpf_lb_sock_hostns_only,

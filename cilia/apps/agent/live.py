@@ -17,6 +17,7 @@ import structlog
 from cilia.api.backend import ApiError, Caller
 from cilia.api.types import OptionChange
 from cilia.apps.agent.settings import AgentSettings
+from cilia.apps.agent.settings.events import AGGREGATION
 from cilia.apps.agent.state import UNREADABLE
 from cilia.kit.files import write_atomic
 
@@ -73,6 +74,16 @@ NODE_OPTIONS = (
         name="PolicyDenyResponse",
         field="policy_deny_response",
         values={word: word for word in ("none", "icmp")},
+    ),
+    Option(name="DropNotification", field="bpf_events_drop_enabled", values=SWITCH),
+    Option(name="TraceNotification", field="bpf_events_trace_enabled", values=SWITCH),
+    Option(name="PolicyVerdictNotification", field="bpf_events_policy_verdict_enabled", values=SWITCH),
+    Option(name="TraceSockNotification", field="trace_sock", values=SWITCH),
+    Option(
+        name="MonitorAggregationLevel",
+        field="aggregation",
+        values=AGGREGATION,
+        others=("monitor-aggregation", "monitoraggregation"),
     ),
 )
 ENDPOINT_OPTIONS = (

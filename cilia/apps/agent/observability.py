@@ -85,7 +85,12 @@ class Observability:
         observer = Observer(
             self.store,
             self._facts,
-            ObserverSettings(version=__version__, address=own.address, tls_name=own.tls_name),
+            ObserverSettings(
+                version=__version__,
+                address=own.address,
+                tls_name=own.tls_name,
+                lost_events_interval=settings.hubble_lost_event_send_interval,
+            ),
             clock,
         )
         self.history = history(settings, self.store, self._name, clock)

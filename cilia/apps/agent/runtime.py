@@ -331,7 +331,7 @@ class Runtime:
             GraphConfig(
                 node=settings.node_name,
                 cluster=settings.cluster_name,
-                tunnel=settings.tunnel,
+                tunnel=settings.is_tunneled,
                 mtu=kernel.mtu,
                 mode=PolicyMode(settings.enforcement),
                 audit=settings.policy_audit_mode,

@@ -1,0 +1,103 @@
+"""What the data path says of packets, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from typer import BadParameter, Option
+
+from cilia.apps.agent.settings.flags import period
+
+AGGREGATION: Mapping[str, str] = {
+    **dict.fromkeys(("none", "disabled", "0"), "none"),
+    **dict.fromkeys(("low", "lowest", "1", "2"), "low"),
+    **dict.fromkeys(("medium", "max", "maximum", "3", "4"), "medium"),
+}
+"""What is understood, Cilium's words and numbers, and what it means."""
+TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
+"""From the lowest bit on (RFC 9293, section 3.1)."""
+
+
+def aggregation(text: str) -> str:
+    """A level."""
+    found = AGGREGATION.get(text.strip().lower())
+    if found is None:
+        raise BadParameter("must be none, low or medium")
+    return found
+
+
+def interval(text: str | int) -> int:
+    """Whole seconds, at least one: that fine is the data path's clock."""
+    return max(1, round(period(text)))
+
+
+def tcp_flags(text: str) -> str:
+    """Names with commas."""
+    names = [part.strip().lower() for part in text.split(",") if part.strip()]
+    if not set(names) <= set(TCP_FLAGS):
+        raise BadParameter(f"must be names with commas, of {', '.join(TCP_FLAGS)}")
+    return ",".join(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventSettings:
+    """What the data path says of packets, and how much of it."""
+
+    events: Annotated[bool, Option(help="Report flows to Hubble.")] = True
+    bpf_events_drop_enabled: Annotated[
+        bool, Option(help="Report dropped packets, and sockets that are refused.")
+    ] = True
+    bpf_events_trace_enabled: Annotated[bool, Option(help="Report forwarded packets.")] = True
+    bpf_events_policy_verdict_enabled: Annotated[
+        bool, Option(help="Report what passes only since policies are not enforced (audit).")
+    ] = True
+    bpf_events_default_rate_limit: Annotated[
+        int,
+        Option(
+            min=0,
+            max=1_000_000,
+            help="Events per second at most: of traces, and as many of drops and verdicts. 0: no limit.",
+        ),
+    ] = 0
+    bpf_events_default_burst_limit: Annotated[
+        int, Option(min=0, max=1_000_000, help="At once, after a pause. Goes with the limit per second.")
+    ] = 0
+    aggregation: Annotated[
+        str,
+        Option(
+            "--aggregation",
+            "--monitor-aggregation",
+            parser=aggregation,
+            help="none: every packet; low: the same; medium: new flows, closes, new TCP flags and one "
+            "report per interval.",
+        ),
+    ] = "medium"
+    report_interval: Annotated[
+        int,
+        Option(
+            "--report-interval",
+            "--monitor-aggregation-interval",
+            parser=interval,
+            show_default="5s",
+            help="Between two reports of one established flow.",
+        ),
+    ] = 5
+    """Seconds."""
+    monitor_aggregation_flags: Annotated[
+        str, Option(parser=tcp_flags, help="TCP flags whose first sight in a flow is reported.")
+    ] = "syn,fin,rst"
+    trace_sock: Annotated[
+        bool,
+        Option(
+            help="Report each translation of a socket as an event of its own; flows name their Services "
+            "anyway."
+        ),
+    ] = False
+
+    @property
+    def report_tcp_flags(self) -> int:
+        """`monitor_aggregation_flags` as bits."""
+        names = filter(None, self.monitor_aggregation_flags.split(","))
+        return sum({1 << TCP_FLAGS.index(name) for name in names})

@@ -1,0 +1,59 @@
+"""How many flows are kept in memory, and the doors to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from cilia.apps.agent.settings.flags import period, power_of_two
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubbleServerSettings:
+    """How many flows are kept in memory, and the doors to them."""
+
+    hubble_capacity: Annotated[
+        int,
+        Option(
+            "--hubble-capacity",
+            "--hubble-event-buffer-capacity",
+            parser=power_of_two,
+            help="Flows kept in memory; a power of two.",
+        ),
+    ] = 65536
+    hubble_socket: Annotated[
+        Path,
+        Option(
+            "--hubble-socket",
+            "--hubble-socket-path",
+            show_default="hubble.sock in --state-dir",
+            help="Where it answers Hubble clients.",
+        ),
+    ] = Path("/var/run/cilia/hubble.sock")
+    hubble_socket_group: Annotated[
+        str, Option(help="Whose members may connect to it, besides root and the agent's user.")
+    ] = ""
+    hubble_listen_address: Annotated[
+        str,
+        Option(help="[HOST]:PORT of Hubble for other nodes; empty: :4244 with certificates, none without."),
+    ] = ""
+    hubble_disable_tls: Annotated[
+        bool, Option(help="Serve Hubble on TCP to everybody who can connect, in plain text.")
+    ] = False
+    hubble_tls_cert_file: Annotated[
+        Path | None, Option(readable=False, help="PEM, followed; the port opens once it is there.")
+    ] = None
+    hubble_tls_key_file: Annotated[
+        Path | None, Option(readable=False, help="PEM; the key of that certificate.")
+    ] = None
+    hubble_tls_client_ca_files: Annotated[
+        str, Option(help="PEM files with commas: the authorities of those whom Hubble serves on TCP.")
+    ] = ""
+    hubble_lost_event_send_interval: Annotated[
+        float,
+        Option(parser=period, show_default="1s", help="Between two notes to one client about lost events."),
+    ] = 1.0
+    """Seconds; what happens in between is added up."""
