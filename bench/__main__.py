@@ -20,6 +20,7 @@ from bench import (
     hubble_history,
     hubble_metrics,
     hubble_relay,
+    hubble_watching,
     netbench,
     policy,
     policy_load,
@@ -57,6 +58,7 @@ GROUPS = {
     "hubble-metrics": hubble_metrics.measure,
     "hubble-flows": hubble_flows.measure,
     "hubble-relay": hubble_relay.measure,
+    "hubble-watching": hubble_watching.measure,
     "services-rolling": services_rolling.roll,
 }
 

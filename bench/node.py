@@ -188,9 +188,10 @@ def opened(path: str) -> Any:
 
 
 @asynccontextmanager
-async def running(pods: int = 0) -> AsyncIterator[Node]:
-    """A node with an agent that is ready and `pods` pods attached, ten identities among them."""
-    plan = make_plan(NAME, 1, root=ROOT)
+async def running(pods: int = 0, *, flags: tuple[str, ...] = (), events: bool = True) -> AsyncIterator[Node]:
+    """A node with an agent that is ready and `pods` pods attached, ten identities among them.
+    `flags`: more of the agent's; `events`: whether it reads the kernel's."""
+    plan = make_plan(NAME, 1, root=ROOT, agent_flags=flags, events=events)
     teardown.take_down(NAME, ROOT)
     try:
         _build(plan)

@@ -7,7 +7,7 @@ import os
 import statistics
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,17 +82,41 @@ def reporting_node() -> Iterator[CiliaNode]:
 
 def fill(node: CiliaNode) -> None:
     """Have the sending pod's program judge and report its packets."""
+    with reports(node) as report:
+        for flow in range(FLOWS):
+            for _ in range(RUNS_PER_FLOW):
+                report(flow, PACKETS_PER_RUN)
+
+
+def keep_filling(node: CiliaNode, rate: int, pace: float) -> None:
+    """The same for ever, so many events a second, some every `pace` seconds."""
+    with reports(node) as report:
+        begin, reported = time.monotonic(), 0
+        while True:
+            due = int((time.monotonic() - begin) * rate)
+            while reported < due:
+                packets = min(PACKETS_PER_RUN, due - reported)
+                report(reported % FLOWS, packets)
+                reported += packets
+            time.sleep(pace)
+
+
+@contextmanager
+def reports(node: CiliaNode) -> Iterator[Callable[[int, int], None]]:
+    """What has the sending pod's program judge and report so many packets of a flow."""
     (pinned,) = (loader.root_of(node.prefix) / "programs").glob("*/from_container")
     program = bpf.get(pinned)
     assert program is not None
     sender, receiver = sorted(node.desired.endpoint_entries, key=lambda entry: entry.id)
     context = bytearray(SKB_CONTEXT)
     struct.pack_into("<I", context, SKB_IFINDEX, sender.ifindex)
+
+    def report(flow: int, packets: int) -> None:
+        packet = _datagram(sender, receiver, 20_000 + flow)
+        bpf.test_run(program, packet, context=bytes(context), repeat=packets)
+
     with topologies.in_namespace(node.namespace):
-        for flow in range(FLOWS):
-            packet = _datagram(sender, receiver, 20_000 + flow)
-            for _ in range(RUNS_PER_FLOW):
-                bpf.test_run(program, packet, context=bytes(context), repeat=PACKETS_PER_RUN)
+        yield report
     os.close(program)
 
 
