@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -24,7 +24,11 @@ BUSY = np.uint32(1 << 31)
 DISCARDED = np.uint32(1 << 30)
 
 POLL_SECONDS = 0.020
-IDLE_POLLS = 5
+CALM_SECONDS = 0.040
+"""Between two polls of rings that fill slowly: what a poll costs hardly depends on how much it finds."""
+CALM_PART = 16
+"""A ring fills slowly when a poll finds less than one part of so many in it."""
+IDLE_POLLS = 3
 """Empty polls in a row after which the reader goes to sleep."""
 
 
@@ -61,6 +65,11 @@ class Ring:
         self._pages = mmap.mmap(self.fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._produced = np.frombuffer(self._pages, np.uint64, 1)
         self._data = np.frombuffer(self._pages, np.uint8, offset=page)
+
+    @property
+    def calm(self) -> int:
+        """So many records are few."""
+        return int(self._size // self._stride // CALM_PART)
 
     @property
     def waiting(self) -> int:
@@ -101,7 +110,7 @@ class Seen:
 
     def __init__(self, first: int) -> None:
         self.expected = first
-        """The sequence number of the first record ever read: numbers before it are another reader's."""
+        """The first sequence number that is this reader's; those before are another's."""
         self.received = 0
         self.reported = 0
         self.missing = 0
@@ -114,8 +123,11 @@ class Seen:
 class LossCounter:
     """Finds gaps in the sequence numbers of one ring."""
 
-    def __init__(self, ring: int) -> None:
+    def __init__(self, ring: int, begun: Mapping[int, int]) -> None:
+        """`begun`: by CPU, the sequence numbers that were taken before reading began. Of a CPU's first record
+        it tells how many were lost before it; a record that is older still comes from another reader's time."""
         self._ring = ring
+        self._begun = begun
         self._seen: dict[int, Seen] = {}
         self._highest: dict[int, tuple[int, int]] = {}
 
@@ -134,8 +146,9 @@ class LossCounter:
             sequences, times = sequences[order], times[order]
         seen = self._seen.get(cpu)
         if seen is None:
-            seen = self._seen[cpu] = Seen(int(sequences[0]))
-            self._highest[cpu] = (int(sequences[0]) - 1, int(times[0]))
+            first = int(sequences[0])
+            seen = self._seen[cpu] = Seen(min(first, self._begun.get(cpu, first)))
+            self._highest[cpu] = (seen.expected - 1, 0)
         seen.received += int((sequences >= seen.expected).sum())
         last, last_time = self._highest[cpu]
         steps = np.diff(np.concatenate(([last], sequences)))
@@ -158,7 +171,8 @@ class LossCounter:
 
 
 class RingReader:
-    """Drains both rings every 20 ms while events flow; asleep otherwise, woken by the next event.
+    """Drains both rings every 20 ms while events flow, every 40 ms while few do; asleep otherwise, woken by
+    the next event.
 
     `deliver` gets each batch, on the loop. Going to sleep: the flag is set first and the rings looked at
     once more, so that no event slips in between unseen.
@@ -170,16 +184,20 @@ class RingReader:
         settings: Settings,
         layout: abi.Layout,
         deliver: Callable[[Batch], None],
+        begun: Sequence[Mapping[int, int]] = ({}, {}),
     ) -> None:
-        """`rings`: events_priority and events, in the order of enum event_ring."""
+        """`rings`: events_priority and events, in the order of enum event_ring. `begun`: for each, by CPU, the
+        sequence numbers taken so far; what is not told counts from its first record on."""
         event = layout.dtype("event")
         self._rings = [Ring(ring, event) for ring in rings]
-        self._losses = [LossCounter(at) for at in range(len(rings))]
+        self._losses = [LossCounter(at, begun[at]) for at in range(len(rings))]
         self._settings = settings
         self._deliver = deliver
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._empty = 0
+        self.pace = POLL_SECONDS
+        """Seconds until the next poll while events flow."""
         self._watching = False
         self.received = 0
         self.lost = 0
@@ -202,6 +220,8 @@ class RingReader:
     def drain(self) -> int:
         """Deliver what is there now; how many events."""
         parts = [ring.read() for ring in self._rings]
+        calm = all(len(part) < ring.calm for ring, part in zip(self._rings, parts, strict=True))
+        self.pace = CALM_SECONDS if calm else POLL_SECONDS
         lost = tuple(
             gap for losses, part in zip(self._losses, parts, strict=True) for gap in losses.count(part)
         )
@@ -217,7 +237,7 @@ class RingReader:
         loop = self._running_loop()
         self._empty = 0 if self.drain() else self._empty + 1
         if self._empty < IDLE_POLLS:
-            self._timer = loop.call_later(POLL_SECONDS, self._poll)
+            self._timer = loop.call_later(self.pace, self._poll)
         else:
             self._sleep()
 

@@ -11,7 +11,7 @@ from cilia.dataplane import bpf
 from cilia.dataplane.loader import Dataplane
 from cilia.dataplane.maps import counters
 from cilia.dataplane.maps.nodes import Settings
-from cilia.dataplane.ringbuf import Batch, Ring, RingReader
+from cilia.dataplane.ringbuf import CALM_SECONDS, POLL_SECONDS, Batch, Ring, RingReader
 from cilia.model.node import NodeSettings
 from tests.support.dataplane import dataplane, loaded_once, needs_kernel
 
@@ -96,6 +96,18 @@ def test_a_full_ring_is_counted_exactly(dataplane: Dataplane) -> None:
     gaps = [gap for batch in batches for gap in batch.lost]
     assert sum(gap.count for gap in gaps) == reader.lost
     assert all(0 < gap.first_time < gap.last_time and gap.ring == 0 for gap in gaps)
+
+
+def test_a_ring_that_fills_slowly_is_read_less_often(dataplane: Dataplane) -> None:
+    settings = unlimited(dataplane)
+    maps = [dataplane.maps["events_priority"], dataplane.maps["events"]]
+    reader = RingReader(maps, settings, dataplane.layout, lambda batch: None)
+    drop(dataplane, 3)
+    assert reader.drain() == 3 and reader.pace == CALM_SECONDS
+    bpf.test_run(dataplane.programs["from_container"], PACKET, repeat=2000)
+    assert reader.drain() == 2000 and reader.pace == POLL_SECONDS
+    assert reader.drain() == 0 and reader.pace == CALM_SECONDS
+    reader.stop()
 
 
 def test_the_reader_sleeps_and_is_woken(dataplane: Dataplane) -> None:
