@@ -124,8 +124,8 @@ class LossCounter:
     """Finds gaps in the sequence numbers of one ring."""
 
     def __init__(self, ring: int, begun: Mapping[int, int]) -> None:
-        """`begun`: by CPU, the sequence numbers that were taken before reading began. Of a CPU's first record
-        it tells how many were lost before it; a record that is older still comes from another reader's time."""
+        """`begun`: by CPU, the sequence numbers that were taken before reading began: those between them and
+        a CPU's first record were lost. A first record that is older was left by another reader."""
         self._ring = ring
         self._begun = begun
         self._seen: dict[int, Seen] = {}
@@ -186,8 +186,8 @@ class RingReader:
         deliver: Callable[[Batch], None],
         begun: Sequence[Mapping[int, int]] = ({}, {}),
     ) -> None:
-        """`rings`: events_priority and events, in the order of enum event_ring. `begun`: for each, by CPU, the
-        sequence numbers taken so far; what is not told counts from its first record on."""
+        """`rings`: events_priority and events, in the order of enum event_ring. `begun`: for each, by CPU,
+        the sequence numbers taken so far; what is not told counts from its first record on."""
         event = layout.dtype("event")
         self._rings = [Ring(ring, event) for ring in rings]
         self._losses = [LossCounter(at, begun[at]) for at in range(len(rings))]

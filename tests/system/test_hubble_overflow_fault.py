@@ -26,6 +26,7 @@ import uvloop
 from cilia.apps.agent.flows import FlowPump
 from cilia.dataplane import libbpf
 from cilia.dataplane.loader import Dataplane
+from cilia.dataplane.maps import counters
 from cilia.dataplane.maps.nodes import Settings
 from cilia.dataplane.ringbuf import Batch, RingReader
 from cilia.hubble.client import Client
@@ -148,7 +149,8 @@ class Agent:
         rings = [dataplane.maps[name] for name in ("events_priority", "events")]
         settings = Settings(dataplane.maps["node"], dataplane.layout)
         settings.write(NodeSettings(drop_rate=0))
-        self.reader = RingReader(rings, settings, dataplane.layout, self._take)
+        begun = counters.events_begun(dataplane.maps["event_state"])
+        self.reader = RingReader(rings, settings, dataplane.layout, self._take, begun)
         observed = ObserverSettings(version="test", lost_events_interval=INTERVAL)
         observer = Observer(self.store, NodeFacts(name="default/node"), observed, SystemClock())
         self._server = Server(dict(observer.methods()))
@@ -239,12 +241,10 @@ def spread(seconds: list[float]) -> str:
     )
 
 
-def sequences(dataplane: Dataplane) -> dict[tuple[int, int], int]:
+def begun(dataplane: Dataplane) -> Counter[tuple[int, int]]:
     """Events that were ever begun, by processor and ring."""
-    states = dataplane.maps["event_state"].lookup(np.uint32(0))
-    assert states is not None
-    taken = states["sequence"].reshape(-1, 2)
-    return {(cpu, ring): int(taken[cpu, ring]) for cpu in range(len(taken)) for ring in (PRIORITY, NORMAL)}
+    rings = counters.events_begun(dataplane.maps["event_state"])
+    return Counter({(cpu, ring): count for ring, cpus in enumerate(rings) for cpu, count in cpus.items()})
 
 
 async def write(programs: dict[str, int]) -> list[dict[str, float]]:
@@ -314,28 +314,30 @@ async def overflow(
 def test_a_ring_that_overflows_is_accounted_for_to_the_last_event(
     dataplane: Dataplane, flood: dict[str, int], tmp_path: Path
 ) -> None:
-    before = sequences(dataplane)
+    before = begun(dataplane)
     agent, (everyone, drops), made = uvloop.run(overflow(dataplane, flood, tmp_path / "hubble.sock"))
-    produced = {place: count - before[place] for place, count in sequences(dataplane).items()}
-    produced = {place: count for place, count in produced.items() if count}
+    produced = begun(dataplane) - before
     print(
         f"\n{sum(produced.values()):,} events in {max(each['seconds'] for each in made):.1f} s, "
         f"{agent.store.head:,} stored, {agent.reader.lost:,} lost; one follower got {everyone.flows:,} flows "
-        f"and {everyone.notes} notes, the other all {drops.flows:,} drops and {drops.notes}; "
+        f"and {sum(everyone.notes.values())} notes, the other {drops.flows:,} of {dropped(agent):,} drops "
+        f"and {sum(drops.notes.values())} notes; "
         f"loop late by {spread(agent.late)}, held by work for {spread(agent.held)}; "
         f"memory {[each >> 20 for each in agent.memory]} MiB"
     )
 
     assert sum(each["made"] for each in made) == sum(produced.values()), "an event was not begun"
-    known = {place: agent.received[place] + agent.lost[place] for place in produced}
-    assert known == produced, "by processor and ring: stored and lost are not what was made"
+    assert agent.received + agent.lost == produced, (
+        "by processor and ring: stored and lost are not what was made"
+    )
     assert agent.reader.lost > 0, "the ring did not overflow"
     assert agent.store.head == agent.reader.received == sum(agent.received.values())
     assert agent.store.metrics.lost[KERNEL] == agent.reader.lost == sum(agent.lost.values())
 
     assert not any(count for (_, ring), count in agent.lost.items() if ring == PRIORITY), "a drop was lost"
-    assert drops.flows == dropped(agent)
-    assert drops.lost.get(SLOW, 0) == 0
+    # Who is slow even for drops is told of at least as many as it missed.
+    assert drops.flows + drops.lost.get(SLOW, 0) >= dropped(agent)
+    assert drops.flows == dropped(agent) or drops.notes[SLOW]
     assert drops.lost[KERNEL] == agent.reader.lost
 
     assert everyone.flows + everyone.lost.get(SLOW, 0) == agent.store.head

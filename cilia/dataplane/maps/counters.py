@@ -49,6 +49,15 @@ def lost_events(event_state: Map) -> tuple[int, int]:
     return int(lost[0]), int(lost[1])
 
 
+def events_begun(event_state: Map) -> tuple[dict[int, int], dict[int, int]]:
+    """Sequence numbers taken since the maps were made, by CPU: (priority, normal)."""
+    values = event_state.lookup(np.uint32(0))
+    if values is None:
+        return {}, {}
+    taken = values["sequence"].reshape(-1, 2)
+    return dict(enumerate(taken[:, 0].tolist())), dict(enumerate(taken[:, 1].tolist()))
+
+
 def suppressed(suppressed_map: Map) -> list[Suppressed]:
     """What the token buckets held back, by rule."""
     keys, values = suppressed_map.dump()

@@ -26,40 +26,53 @@ NOTHING = events([])
 
 
 def test_no_gap_no_loss() -> None:
-    counter = LossCounter(1)
+    counter = LossCounter(1, {})
     assert counter.count(events([7, 8, 9])) == [] and counter.count(events([10])) == []
 
 
 def test_a_gap_is_certain_at_the_next_drain() -> None:
-    counter = LossCounter(1)
+    counter = LossCounter(1, {})
     assert counter.count(events([7, 8, 12])) == []
     assert counter.count(NOTHING) == [LostEvents(0, 1, 3, 80, 120)]
     assert counter.count(NOTHING) == []
 
 
 def test_a_gap_between_two_drains_counts() -> None:
-    counter = LossCounter(0)
+    counter = LossCounter(0, {})
     counter.count(events([1, 2]))
     counter.count(events([5]))
     assert counter.count(events([6])) == [LostEvents(0, 0, 2, 20, 50)]
 
 
 def test_a_late_record_is_no_loss() -> None:
-    counter = LossCounter(0)
+    counter = LossCounter(0, {})
     counter.count(events([1, 2, 4]))
     assert counter.count(events([3, 5])) == [] and counter.count(NOTHING) == []
 
 
 def test_a_record_from_before_the_first_hides_no_loss() -> None:
-    counter = LossCounter(0)
+    counter = LossCounter(0, {})
     counter.count(events([10, 12]))
     counter.count(events([9, 13]))
     assert sum(gap.count for gap in counter.count(NOTHING)) == 0
     assert counter._seen[0].reported == 1
 
 
+def test_what_was_lost_before_a_processor_s_first_record_counts() -> None:
+    counter = LossCounter(1, {0: 40, 1: 0})
+    assert counter.count(events([43, 44])) == []
+    assert counter.count(events([45])) == [LostEvents(0, 1, 3, 0, 430)]
+    assert counter.count(NOTHING) == []
+
+
+def test_what_another_reader_left_is_its_own_loss() -> None:
+    counter = LossCounter(1, {0: 40})
+    counter.count(events([35, 37, 41]))
+    assert counter.count(NOTHING) == [LostEvents(0, 1, 4, 350, 410)]
+
+
 def test_cpus_are_counted_apart() -> None:
-    counter = LossCounter(0)
+    counter = LossCounter(0, {})
     counter.count(np.concatenate([events([1, 3], 0), events([100, 101], 1)]))
     assert counter.count(NOTHING) == [LostEvents(0, 0, 1, 10, 30)]
 
@@ -67,7 +80,7 @@ def test_cpus_are_counted_apart() -> None:
 @given(st.sets(st.integers(1, 300), min_size=1), st.lists(st.integers(0, 300), max_size=6))
 def test_what_arrived_and_what_is_lost_is_all(arrived: set[int], cuts: list[int]) -> None:
     """Whatever is missing between the first and the last number is reported, however drains fall."""
-    counter = LossCounter(0)
+    counter = LossCounter(0, {})
     ordered = sorted(arrived)
     edges = [0, *sorted(cut % (len(ordered) + 1) for cut in cuts), len(ordered)]
     lost = 0
