@@ -259,7 +259,8 @@ class NodeKernel:
         """What drains the event rings on the running loop, once started."""
         assert self._state is not None
         rings = [self._dataplane.maps[name] for name in ("events_priority", "events")]
-        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver)
+        begun = counters.events_begun(self._dataplane.maps["event_state"])
+        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver, begun)
 
     async def collect(self, interval: float) -> None:
         """Forget expired flows and translations, a chunk at a time, and see which addresses the node has, for
