@@ -20,6 +20,7 @@ from cilia.api.types import (
     LocalService,
     MapDump,
     MapView,
+    MetricForecast,
     NatUse,
     NodeView,
     OptionChange,
@@ -150,6 +151,10 @@ class Backend(CniBackend, Protocol):
         ...
 
     async def cookie(self, number: int) -> CookieView: ...
+
+    async def metrics_forecast(self, metrics: str) -> list[MetricForecast]:
+        """How many series metrics, as --hubble-metrics names them, would have by the flows in memory."""
+        ...
 
     async def maps(self) -> list[MapView]: ...
 

@@ -25,6 +25,7 @@ from cilia.api.types import (
     LocalService,
     MapDump,
     MapView,
+    MetricForecast,
     NatUse,
     NodeView,
     OptionChange,
@@ -134,6 +135,11 @@ class AgentClient:
 
     def cookie(self, number: int) -> CookieView:
         return self._get(f"/v1/cookie/{number}", CookieView)
+
+    def metrics_forecast(self, metrics: str) -> list[MetricForecast]:
+        """How many series metrics would have; `metrics` as --hubble-metrics has them."""
+        query = urlencode({"metrics": metrics})
+        return self._get(f"/v1/hubble/metrics/forecast?{query}", list[MetricForecast])
 
     def maps(self) -> list[MapView]:
         return self._get("/v1/map", list[MapView])

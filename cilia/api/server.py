@@ -281,6 +281,9 @@ def api_application(backend: Backend) -> Starlette:
     async def cookie(request: Request) -> Any:
         return await backend.cookie(_number(request.path_params["number"], "a rule cookie"))
 
+    async def forecast(request: Request) -> Any:
+        return await backend.metrics_forecast(request.query_params.get("metrics", ""))
+
     async def map_dump(request: Request) -> Any:
         limit = _integer(request, "limit", MAP_ENTRIES)
         raw = request.query_params.get("raw") == "true"
@@ -312,6 +315,7 @@ def api_application(backend: Backend) -> Starlette:
         ("/v1/policy/explain", explain, EXPLAIN_SECONDS),
         ("/v1/policy/wait", wait_policy, WAIT_SECONDS_LIMIT + ANSWER_SECONDS),
         ("/v1/cookie/{number}", cookie, ANSWER_SECONDS),
+        ("/v1/hubble/metrics/forecast", forecast, ANSWER_SECONDS),
         ("/v1/map", lambda _: backend.maps(), ANSWER_SECONDS),
         ("/v1/map/{name}", map_dump, ANSWER_SECONDS),
         ("/v1/node", lambda _: backend.nodes(), ANSWER_SECONDS),

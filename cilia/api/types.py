@@ -340,6 +340,19 @@ class PolicyUsage(Answer, frozen=True, kw_only=True):
     rules: tuple[RuleUsage, ...] = ()
 
 
+class MetricForecast(Answer, frozen=True, kw_only=True):
+    """GET /v1/hubble/metrics/forecast: what a metric of flows would be like on this node."""
+
+    metric: str
+    series: int = 0
+    flows: int = 0
+    """Flows in memory it would have counted."""
+    seconds: float = 0.0
+    """Time from the first to the last flow that was looked at."""
+    by_label: tuple[tuple[str, int], ...] = ()
+    """How many values each label has, most first."""
+
+
 class CookieView(Answer, frozen=True, kw_only=True):
     """GET /v1/cookie/{number}: the rules a cookie stands for."""
 

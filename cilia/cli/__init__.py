@@ -9,7 +9,8 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
     output.py    tables, JSON and YAML
     completing.py  names a shell offers after Tab
     hubble.py    `cilia hubble`: the commands about Hubble by the names that `hubble` has for them
-      observe.py observe_events.py record.py observers.py certs.py hubble_config.py   these commands
+      observe.py observe_events.py record.py observers.py certs.py hubble_config.py hubble_metrics.py
+                 these commands
       hubble_server.py hubble_file.py port_forward.py   their flags about the server, their file, and a client
       filter_flags.py flow_filters.py request_filters.py windows.py   flags that choose flows
       flow_files.py flow_matching.py flow_json.py   flows of files, with the same filters

@@ -13,6 +13,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "status": LazyCommand("cilia.cli.observers", "status_app", "Show how a Hubble server is."),
     "record": LazyCommand("cilia.cli.record", "record", "Write flows into a file."),
     "certs": LazyCommand("cilia.cli.certs", "certs", "Make, renew and show certificates."),
+    "metrics": LazyCommand("cilia.cli.hubble_metrics", "app", "See what metrics of flows would cost."),
     "config": LazyCommand("cilia.cli.hubble_config", "app", "Keep values of the flags about the server."),
     "completion": LazyCommand("cilia.cli.completion", "completion", "Print a completion script for a shell."),
     "version": LazyCommand("cilia.cli.node", "version", "Show versions."),

@@ -28,6 +28,7 @@ from cilia.api.types import (
     MapEntry,
     MapPressure,
     MapView,
+    MetricForecast,
     NatUse,
     OptionChange,
     PolicyList,
@@ -43,6 +44,7 @@ from cilia.apps.agent import exporting, standalone
 from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.check import Checker, Config
 from cilia.apps.agent.explain import Explainer
+from cilia.apps.agent.forecasting import Forecaster
 from cilia.apps.agent.hubble_doors import Doors
 from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, option_of, read_change
 from cilia.apps.agent.map_words import MapWords
@@ -124,6 +126,7 @@ class AgentBackend(TableBackend):
         self._graph = graph
         self._kernel = kernel
         self._hubble = hubble
+        self._forecaster = Forecaster(hubble)
         self._doors = hubble_doors
         self._exporters = hubble_exporters
         self._metrics = metrics
@@ -216,6 +219,7 @@ class AgentBackend(TableBackend):
             )
         datapath = Component(state=Health.WARNING if errors else Health.OK, msg=agent.msg if errors else "")
         metrics = self._hubble.metrics
+        troubled_export = exporting.trouble(self._exporters)
         ipv4, ipv6 = self._addresses(4), self._addresses(6)
         return StatusResponse(
             agent=agent,
@@ -223,7 +227,7 @@ class AgentBackend(TableBackend):
             operator=await self._operator(),
             hubble=HubbleStatus(
                 state=self._hubble_state(),
-                msg="; ".join(filter(None, (self._doors.sentence, exporting.trouble(self._exporters)))),
+                msg="; ".join(filter(None, (self._doors.sentence, self._settings.silence, troubled_export))),
                 current_flows=len(self._hubble),
                 max_flows=self._hubble.capacity,
                 seen_flows=self._hubble.head,
@@ -348,6 +352,9 @@ class AgentBackend(TableBackend):
 
     async def check(self, request: CheckRequest) -> CheckReport:
         return await self._checker.check(request)
+
+    async def metrics_forecast(self, metrics: str) -> list[MetricForecast]:
+        return await self._forecaster.forecast(metrics)
 
     async def maps(self) -> list[MapView]:
         return [

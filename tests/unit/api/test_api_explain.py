@@ -12,7 +12,15 @@ import pytest
 from cilia.api.backend import ApiError, Question
 from cilia.api.client import AgentClient, AgentError
 from cilia.api.server import ApiServer, ApiSettings
-from cilia.api.types import CheckRequest, Document, PolicyUsage, RuleUsage, RuleView, SelectorView
+from cilia.api.types import (
+    CheckRequest,
+    Document,
+    MetricForecast,
+    PolicyUsage,
+    RuleUsage,
+    RuleView,
+    SelectorView,
+)
 from cilia.api.views import selectors
 from cilia.control.policy.facts import LOCALHOST
 from cilia.control.policy.rules import (
@@ -64,6 +72,9 @@ class FakeBackend:
 
     async def policy_usage(self) -> PolicyUsage:
         return PolicyUsage(counted_since="then", rules=(RuleUsage(rule=RULE, hits=2),))
+
+    async def metrics_forecast(self, metrics: str) -> list[MetricForecast]:
+        return [MetricForecast(metric=metrics, by_label=(("port", 3),))]
 
 
 def served(tmp_path: Path, backend: Any, ask: Callable[[AgentClient], T]) -> T:
@@ -147,3 +158,9 @@ def test_selectors_know_their_rules_and_the_built_in_one() -> None:
     assert (first.selector, first.identities, len(first.users)) == ("k8s:app=web", (300, 301), 1)
     assert host.users[0].name == LOCALHOST.name
     assert (empty.selector, empty.identities) == ("10.0.0.0/8", ())
+
+
+def test_metrics_are_asked_for_as_they_were_typed(tmp_path: Path) -> None:
+    text = "flow:sourceContext=pod|dns;destinationContext=pod drop"
+    (told,) = served(tmp_path, FakeBackend(), lambda client: client.metrics_forecast(text))
+    assert (told.metric, told.by_label) == (text, (("port", 3),))
