@@ -12,19 +12,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bpf.test_bpf_nodeport_traffic import (
+from tests.support.datapath_world import TCP, UDP, Frontend, World
+from tests.support.outside_client import (
     ASKED,
     CLIENT,
     SWITCH,
     VIRTUAL,
     VIRTUAL4,
     VIRTUAL6,
-    know,
-    wire,
+    balanced,
+    nodes_and_client,
 )
-from tests.support.datapath_world import TCP, UDP, Frontend, World
-from tests.support.service_world import FAMILIES, Balancer, balancing
-from tests.support.traffic_nodes import NODES, ONE, PREFIX, TWO, ip, namespaces, running, talk, wire_pod
+from tests.support.service_world import FAMILIES, Balancer
+from tests.support.traffic_nodes import NODES, ONE, PREFIX, TWO, ip, talk
 
 pytestmark = pytest.mark.root
 
@@ -38,16 +38,8 @@ SIZES = {"usual": (1500, 1450), "jumbo": (9000, 8950)}
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, World]]:
     """Two nodes and a client."""
-    pods = [(node, node.pod(name)) for node in NODES for name in node.pods]
-    names = [node.namespace for node in NODES] + [f"{PREFIX}{pod.name}" for _, pod in pods]
-    with namespaces([SWITCH, CLIENT, *names]):
-        wire()
-        for node, pod in pods:
-            wire_pod(node, pod)
-        with running(ONE, TWO) as one, running(TWO, ONE) as two:
-            know(one, 1)
-            know(two, 2)
-            yield {"n1": one, "n2": two}
+    with nodes_and_client() as worlds:
+        yield worlds
 
 
 def widen(space: str, device: str, mtu: int) -> None:
@@ -73,8 +65,8 @@ def cluster(request: pytest.FixtureRequest, nodes: dict[str, World]) -> dict[str
 @pytest.fixture
 def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
     """Of both nodes."""
-    with balancing(cluster["n1"]) as one, balancing(cluster["n2"]) as two:
-        yield [one, two]
+    with balanced(cluster) as both:
+        yield both
         for world in cluster.values():
             world.forget_flows()
 

@@ -8,145 +8,49 @@ switch ─┼ node one ── pod_a, pod_b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
 from tests.support.datapath_world import DENY_ALL, INGRESS, Rule, World
-from tests.support.service_world import Balancer, balancing
-from tests.support.traffic_nodes import (
-    NODES,
-    ONE,
-    PREFIX,
-    TWO,
-    ask,
-    inside,
-    ip,
-    namespaces,
-    running,
-    talk,
-    wire_pod,
+from tests.support.outside_client import (
+    ASKED,
+    BACKENDS,
+    CLIENT4,
+    NODE6,
+    SERVED,
+    VIRTUAL,
+    VIRTUAL4,
+    VIRTUAL6,
+    Backend,
+    balanced,
+    nodes_and_client,
+    serve_by,
 )
+from tests.support.service_world import FAMILIES, Balancer
+from tests.support.traffic_nodes import ONE, TWO, ask, ip, talk
 
 pytestmark = pytest.mark.root
 
-CLIENT, SWITCH = f"{PREFIX}x", f"{PREFIX}w"
-CLIENT4, CLIENT6 = "192.0.2.9", "2001:db8:f::9"
-VIRTUAL4, VIRTUAL6 = "198.51.100.80", "2001:db8:80::80"
-NODE6 = {1: "2001:db8:f::1", 2: "2001:db8:f::2"}
-ASKED, SERVED = 30080, 7777
 HOST_NUMBER, HOST_SUBJECT = 65_535, 9
-A, C = ONE.pod("a"), TWO.pod("c")
-VIRTUAL = {4: f"{VIRTUAL4}@{ASKED}", 6: f"{VIRTUAL6}@{ASKED}"}
-
-
-class Backend(msgspec.Struct, frozen=True):
-    """Who serves, and whom it takes for the client."""
-
-    where: str
-    ipv4: str
-    ipv6: str
-    seen4: str = CLIENT4
-    seen6: str = CLIENT6
-    flags: tuple[str, ...] = ("OUTSIDE",)
-
-
-BACKENDS = {
-    "a pod of the node": Backend("a", A.ipv4, A.ipv6),
-    "a pod of another node": Backend("c", C.ipv4, C.ipv6, "10.0.1.1", "fd00:1::1"),
-    "a pod that answers itself": Backend("c", C.ipv4, C.ipv6, flags=("OUTSIDE", "DSR")),
-    "the node": Backend("n1", ONE.underlay, NODE6[1]),
-    "another node": Backend("n2", TWO.underlay, NODE6[2], ONE.underlay, NODE6[1]),
-}
-
-
-def wire() -> None:
-    ip(SWITCH, *["link", "add", "switch", "type", "bridge"])
-    ip(SWITCH, *["link", "set", "switch", "up"])
-    for space in (ONE.namespace, TWO.namespace, CLIENT):
-        port = space.removeprefix(PREFIX)
-        ip(space, *f"link add eth type veth peer name {port} netns {SWITCH}".split())
-        ip(SWITCH, *f"link set {port} up master switch".split())
-    for command in (
-        f"addr add {CLIENT4}/24 dev eth",
-        f"addr add {CLIENT6}/64 dev eth nodad",
-        "link set eth up",
-        f"route add {VIRTUAL4} via {ONE.underlay}",
-        f"-6 route add {VIRTUAL6} via {NODE6[1]}",
-    ):
-        ip(CLIENT, *command.split())
-    for node in NODES:
-        wire_node(node.namespace, node.number, node.underlay)
-
-
-def wire_node(space: str, number: int, underlay: str) -> None:
-    for command in (
-        f"addr add {underlay}/24 dev eth",
-        f"addr add {NODE6[number]}/64 dev eth nodad",
-        "link set eth up",
-        "link add vx type vxlan external dstport 8472 nolearning",
-        "link set vx up mtu 1450",
-        "link add host type veth peer name net",
-        "link set host up",
-        "link set net up",
-        f"addr add 10.0.{number}.1/32 dev host",
-        f"addr add fd00:{number}::1/128 dev host nodad",
-        f"route add 10.0.0.0/16 dev host src 10.0.{number}.1 mtu 1450",
-        f"route add fd00::/16 dev host src fd00:{number}::1 mtu 1450",
-    ):
-        ip(space, *command.split())
-    with inside(space):
-        for family in ("ipv4", "ipv6"):
-            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
-
-
-def know(world: World, number: int) -> None:
-    """What the small worlds lack: IPv6 addresses of nodes, and hosts that serve."""
-    value = world.layout.value
-    world.settings["ipv6"] = world.address(NODE6[number])
-    world.settings["mtu"][0] = 1450
-    world.settings["flags"][0] |= value("NODE_HOST_BACKENDS")
-    world.add_endpoint(NODE6[number], identity=1, flags=value("ENDPOINT_HOST"))
-    flags = value("IPCACHE_HOST_ADDRESS") | value("IPCACHE_UNDERLAY")
-    world.add_prefix(f"{NODE6[3 - number]}/128", 6, flags=flags)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, World]]:
-    pods = [(node, node.pod(name)) for node in NODES for name in node.pods]
-    names = [node.namespace for node in NODES] + [f"{PREFIX}{pod.name}" for _, pod in pods]
-    with namespaces([SWITCH, CLIENT, *names]):
-        wire()
-        for node, pod in pods:
-            wire_pod(node, pod)
-        with running(ONE, TWO) as one, running(TWO, ONE) as two:
-            know(one, 1)
-            know(two, 2)
-            yield {"n1": one, "n2": two}
+    with nodes_and_client() as worlds:
+        yield worlds
 
 
 @pytest.fixture
 def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
-    """Of both nodes: every node knows all services."""
-    with balancing(cluster["n1"]) as one, balancing(cluster["n2"]) as two:
-        yield [one, two]
-
-
-def serve_by(balancers: list[Balancer], backend: Backend, protocol: str) -> None:
-    for balancer in balancers:
-        for frontend, address in ((VIRTUAL4, backend.ipv4), (VIRTUAL6, backend.ipv6)):
-            balancer.add(frontend, ASKED, (address, SERVED), protocol=protocol, flags=backend.flags)
+    with balanced(cluster) as both:
+        yield both
 
 
 def exchange(client: str, backend: Backend, kind: str, family: int, size: int) -> str:
     """`size` bytes each way; the address the server saw, or what went wrong."""
     address = backend.ipv4 if family == 4 else backend.ipv6
     return talk(client, backend.where, address, kind, size, asked=VIRTUAL[family])
-
-
-FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 
 @FAMILIES

@@ -16,7 +16,9 @@ import pytest
 from cilia.dataplane import bpf, xdp
 from cilia.dataplane.bpf import Attach
 from cilia.dataplane.xdp import Acceleration
-from tests.bpf.test_bpf_nodeport_traffic import (
+from tests.support.datapath_world import World
+from tests.support.offload import finish_packets
+from tests.support.outside_client import (
     ASKED,
     BACKENDS,
     CLIENT,
@@ -24,21 +26,29 @@ from tests.bpf.test_bpf_nodeport_traffic import (
     SWITCH,
     VIRTUAL4,
     VIRTUAL6,
-    balancers,
-    cluster,
+    balanced,
+    nodes_and_client,
     serve_by,
 )
-from tests.support.datapath_world import World
-from tests.support.offload import finish_packets
 from tests.support.service_world import Balancer
 from tests.support.traffic_nodes import ONE, PREFIX, TWO, inside
 
 pytestmark = pytest.mark.root
 
-__all__ = ["balancers", "cluster"]
-
 FROM_NETDEV, PEER = "eth-from_netdev", "peer"
 SPACES = {"c": f"{PREFIX}c", "n2": TWO.namespace}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, World]]:
+    with nodes_and_client() as worlds:
+        yield worlds
+
+
+@pytest.fixture
+def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
+    with balanced(cluster) as both:
+        yield both
 
 
 @pytest.fixture(scope="module", params=[Acceleration.GENERIC, Acceleration.NATIVE])
