@@ -25,9 +25,11 @@ class Form(enum.StrEnum):
     JSON = "json"
     JSONPB = "jsonpb"
     TABLE = "table"
+    TAB = "tab"
 
 
 JSON_FORMS = (Form.JSON, Form.JSONPB)
+TABLES = (Form.TABLE, Form.TAB)
 
 
 class Colour(enum.StrEnum):
@@ -55,6 +57,7 @@ class Printer:
         self._silent = silent
         self._follow = follow
         self._rows: list[tuple[str, ...]] = []
+        self._blocks = 0
         self._json = Writer()
         self.counted = flows.Completeness(style)
 
@@ -68,14 +71,14 @@ class Printer:
                         line.print(partial(self._print, response))
         except KeyboardInterrupt:
             pass
-        if self._form is Form.TABLE:
-            print(printable_lines("\n".join(flows.aligned(self._rows))))
+        if self._form in TABLES:
+            print(printable_lines("\n".join(flows.aligned(self._rows, self._style))))
         if self._form not in JSON_FORMS and not self._silent:
             self._tell(self.counted.sentence())
 
     def _print(self, response: Response) -> None:
         if self._form in JSON_FORMS:
-            print(printable_json(self._json(response)))
+            self._print_json(response)
         elif response.HasField("flow"):
             self._print_flow(response)
         elif response.HasField("lost_events"):
@@ -87,11 +90,21 @@ class Printer:
             sys.stdout.flush()
 
     def _print_flow(self, response: Response) -> None:
-        if self._form is Form.TABLE:
+        if self._form in TABLES:
             self._rows.append(flows.table_row(response, self._style))
             return
-        text = flows.LINES[self._form.value](response, self._style)
-        print(printable_lines(text) + ("\n" if self._form is Form.DICT else ""))
+        if self._form is Form.DICT and self._blocks:
+            print(flows.BETWEEN_BLOCKS)
+        self._blocks += 1
+        print(printable_lines(flows.LINES[self._form.value](response, self._style)))
+
+    def _print_json(self, response: Response) -> None:
+        """States of nodes go where other tools expect them: not between the flows they read."""
+        line = printable_json(self._json(response))
+        if response.HasField("node_status"):
+            self._tell(line)
+        else:
+            print(line)
 
     def _tell(self, text: str) -> None:
         """On standard error, after what was printed before."""

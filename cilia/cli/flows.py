@@ -6,20 +6,23 @@ The one-line form is that of `hubble observe`, with one thing more: the rule tha
 from __future__ import annotations
 
 import enum
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
+from typing import Any
 
 import msgspec
 from google.protobuf import timestamp_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cilia.model.drop_reasons import drop_text
 from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 
-DROP, TRACE, VERDICT, SOCKET, L7 = 1, 4, 5, 7, 129
+DROP, CAPTURE, TRACE, VERDICT, SOCKET, L7 = 1, 3, 4, 5, 7, 129
 POLICY_DENIED = 133
 RULE = "cilia:rule="
 
@@ -27,12 +30,11 @@ MATCHES = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only
 RESERVED = {int(number): names[0] for number, names in RESERVED_NAMES.items()}
 JUDGED = {
     flow_pb2.FORWARDED: "ALLOWED",
+    flow_pb2.REDIRECTED: "ALLOWED",
     flow_pb2.DROPPED: "DENIED",
+    flow_pb2.ERROR: "DENIED",
     flow_pb2.AUDIT: "AUDITED",
-    flow_pb2.REDIRECTED: "REDIRECTED",
 }
-WORDS = {"Ip": "IP", "Ipv6": "IPv6", "Icmpv4": "ICMPv4", "Icmpv6": "ICMPv6", "Ct": "CT", "Ttl": "TTL"}
-SAME_CASE = {"ip": "IP", "ipv6": "IPv6", "l3": "L3", "l4": "L4", "nat": "NAT", "vni": "VNI", "id": "ID"}
 
 
 class TimeFormat(enum.StrEnum):
@@ -111,9 +113,9 @@ def side(flow: flow_pb2.Flow, source: bool, style: Style) -> tuple[str, str]:
     name = address
     if style.names and not style.numeric:
         if who.pod_name:
-            name = f"{who.namespace}/{who.pod_name}"
+            name = "/".join(filter(None, (who.namespace, who.pod_name)))
         elif dns:
-            name = dns[0]
+            name = ",".join(dns)
     header = getattr(flow.l4, flow.l4.WhichOneof("protocol") or "TCP")
     port = getattr(header, "source_port" if source else "destination_port", 0)
     if port:
@@ -139,39 +141,52 @@ def identity(number: int, style: Style) -> str:
 def what(flow: flow_pb2.Flow) -> str:
     """The kind of event with its place or reason."""
     kind = flow.event_type.type
-    if kind == DROP:
-        return reason(flow)
+    if flow.HasField("l7") or kind == L7:
+        return record(flow.l7)
+    if kind == DROP or (kind == SOCKET and flow.verdict == flow_pb2.DROPPED):
+        return drop_text(flow.drop_reason_desc or flow.event_type.sub_type)
     if kind == TRACE:
-        point = flow_pb2.TraceObservationPoint.Name(flow.trace_observation_point)
-        return point.lower().replace("_", "-")
+        return trace_point(flow)
     if kind == VERDICT:
         match = MATCHES[flow.policy_match_type] if flow.policy_match_type < len(MATCHES) else "unknown"
         return f"policy-verdict:{match} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
-    if kind == SOCKET and flow.verdict == flow_pb2.DROPPED:
-        return reason(flow)
     if kind == SOCKET:
-        point = flow_pb2.SocketTranslationPoint.Name(flow.sock_xlate_point)
+        point = name_of(flow_pb2.SocketTranslationPoint, flow.sock_xlate_point)
         return point.removeprefix("SOCK_XLATE_POINT_").lower().replace("_direction_", "-xlate-")
-    if kind == L7:
-        return f"{flow.l7.WhichOneof('record') or 'l7'}-{flow_pb2.L7FlowType.Name(flow.l7.type).lower()}"
-    return f"event-{kind}"
+    if kind == CAPTURE:
+        return name_of(flow_pb2.DebugCapturePoint, flow.debug_capture_point)
+    return "UNKNOWN"
 
 
-def reason(flow: flow_pb2.Flow) -> str:
-    """`POLICY_DENIED` as people read it: Policy denied."""
-    try:
-        name = flow_pb2.DropReason.Name(flow.drop_reason_desc)
-    except ValueError:
-        return f"Drop reason {flow.drop_reason}"
-    first, *rest = name.lower().split("_")
-    return " ".join([WORDS.get(first.capitalize(), first.capitalize()), *(SAME_CASE.get(w, w) for w in rest)])
+def record(l7: flow_pb2.Layer7) -> str:
+    """`http-request`, `dns-response proxy`: an application record, and of DNS who saw it."""
+    kind = f"{l7.WhichOneof('record') or 'l7'}-{name_of(flow_pb2.L7FlowType, l7.type).lower()}"
+    return f"{kind} {l7.dns.observation_source}" if l7.HasField("dns") else kind
+
+
+def trace_point(flow: flow_pb2.Flow) -> str:
+    """`to-endpoint`, `from-network`; flows of a mask may have one of both fields only."""
+    number = flow.trace_observation_point or flow.event_type.sub_type or flow_pb2.TO_ENDPOINT
+    return name_of(flow_pb2.TraceObservationPoint, number).lower().replace("_", "-")
+
+
+def name_of(enum: Any, number: int) -> str:
+    """An enum's name of a number, or the number where a newer server has one more."""
+    return str(enum.Name(number)) if number in enum.values() else str(number)
 
 
 def outcome(flow: flow_pb2.Flow) -> str:
     """FORWARDED, DROPPED, ...; of a policy verdict ALLOWED, DENIED, ..."""
     if flow.event_type.type == VERDICT:
-        return JUDGED.get(flow.verdict, "UNKNOWN")
-    return flow_pb2.Verdict.Name(flow.verdict)
+        return JUDGED.get(flow.verdict, name_of(flow_pb2.Verdict, flow.verdict))
+    return name_of(flow_pb2.Verdict, flow.verdict)
+
+
+def summary(flow: flow_pb2.Flow) -> str:
+    """The transport header in words, between the packet's trace ID and how peers proved who they are."""
+    traced = f"IP Trace ID: {flow.ip_trace_id.trace_id}; " if flow.ip_trace_id.trace_id else ""
+    proven = f"; {name_of(flow_pb2.AuthType, flow.auth_type)}" if flow.auth_type else ""
+    return f"{traced}{flow.Summary}{proven}"
 
 
 def deciding_rules(flow: flow_pb2.Flow) -> str:
@@ -219,7 +234,7 @@ def compact(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
         f"{paint(CYAN, right)} {paint(MAGENTA, right_id)}",
         what(flow),
         paint(colour, outcome(flow)),
-        f"({flow.Summary})" if flow.Summary else "",
+        f"({summary(flow)})",
     ]
     if style.rules:
         parts.append(paint(f"{BOLD};{colour}", deciding_rules(flow)))
@@ -229,36 +244,41 @@ def compact(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
 def block(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
     """A block of named lines, for `-o dict`."""
     flow = response.flow
-    source, source_id = side(flow, True, style)
-    destination, destination_id = side(flow, False, style)
     lines = [
         ("TIMESTAMP", moment(response.time, style)),
-        ("NODE", response.node_name),
-        ("SOURCE", f"{source} {source_id}"),
-        ("DESTINATION", f"{destination} {destination_id}"),
+        ("NODE", response.node_name if style.node else ""),
+        ("SOURCE", " ".join(side(flow, True, style))),
+        ("DESTINATION", " ".join(side(flow, False, style))),
         ("TYPE", what(flow)),
         ("VERDICT", outcome(flow)),
+        ("SUMMARY", summary(flow)),
         ("RULE", deciding_rules(flow) if style.rules else ""),
-        ("SUMMARY", flow.Summary),
         ("UUID", flow.uuid),
     ]
     return "\n".join(f"{name:>11}: {value}" for name, value in lines if value)
 
 
-COLUMNS = ("TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY", "RULE")
+BETWEEN_BLOCKS = "------------"
+
+
+def columns(style: Style) -> tuple[str, ...]:
+    """Titles of a table."""
+    node, rule = ("NODE",) if style.node else (), ("RULE",) if style.rules else ()
+    return ("TIMESTAMP", *node, "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY", *rule)
 
 
 def table_row(response: observer_pb2.GetFlowsResponse, style: Style) -> tuple[str, ...]:
-    """Cells under COLUMNS."""
+    """Cells under `columns`."""
     flow = response.flow
     return (
         moment(response.time, style),
-        " ".join(side(flow, True, style)),
-        " ".join(side(flow, False, style)),
+        *([response.node_name] if style.node else []),
+        side(flow, True, style)[0],
+        side(flow, False, style)[0],
         what(flow),
         outcome(flow),
-        flow.Summary,
-        deciding_rules(flow) if style.rules else "",
+        summary(flow),
+        *([deciding_rules(flow)] if style.rules else []),
     )
 
 
@@ -274,10 +294,23 @@ def gap_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
 def node_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
     """One line about nodes behind a relay."""
     status = response.node_status
+    number, names = len(status.node_names), shortened(status.node_names)
+    match status.state_change:
+        case relay_pb2.NODE_CONNECTED:
+            told = f"Receiving flows from {number} nodes: {names}"
+        case relay_pb2.NODE_UNAVAILABLE:
+            told = f"{number} nodes are unavailable: {names}"
+        case relay_pb2.NODE_GONE:
+            told = f"{number} nodes removed from cluster: {names}"
+        case relay_pb2.NODE_ERROR:
+            told = f"Error {json.dumps(status.message, ensure_ascii=False)} on {number} nodes: {names}"
+        case _:
+            told = f"{number} nodes in state {status.state_change}: {names}"
+    if status.message and status.state_change != relay_pb2.NODE_ERROR:
+        told += f" ({status.message})"
     colour = "32" if status.state_change == relay_pb2.NODE_CONNECTED else "33"
-    told = f"{count(len(status.node_names), 'node')} {state(status.state_change)}: "
-    told += ", ".join(status.node_names) + (f" ({status.message})" if status.message else "")
-    return f"{moment(response.time, style)}: {Paint(style.colour)(colour, told)}"
+    place = f" [{response.node_name}]" if response.node_name else ""
+    return f"{moment(response.time, style)}{place}: {Paint(style.colour)(colour, told)}"
 
 
 def state(number: int) -> str:
@@ -285,6 +318,22 @@ def state(number: int) -> str:
     names = relay_pb2.NodeState.DESCRIPTOR.values_by_number
     name = names[number].name if number in names else "UNKNOWN"
     return name.removeprefix("NODE_").removesuffix("_NODE_STATE").lower()
+
+
+LONGEST_NAMES = 50
+"""Characters of a list of nodes."""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """`a, b (and 7 more)`: at least one name, and no more than fit."""
+    shown, length = 0, 0
+    for name in names:
+        length += len(name) + 2
+        if length > LONGEST_NAMES and shown:
+            break
+        shown += 1
+    more = f" (and {len(names) - shown} more)" if shown < len(names) else ""
+    return ", ".join(names[:shown]) + more
 
 
 def count(number: int, what: str) -> str:
@@ -357,10 +406,10 @@ WHERE = {
 }
 
 
-def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows as lines with columns of equal width."""
-    cells = [COLUMNS, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
+def aligned(rows: Iterable[tuple[str, ...]], style: Style) -> list[str]:
+    """Rows as lines with columns of equal width, below their titles."""
+    cells = [columns(style), *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "   ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells

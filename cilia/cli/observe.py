@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from cilia.cli import filter_flags, flows
 from cilia.cli.completing_flows import fields
 from cilia.cli.errors import UserError
-from cilia.cli.flow_printing import JSON_FORMS, Colour, Form, Printer, wants_colour
+from cilia.cli.flow_printing import JSON_FORMS, TABLES, Colour, Form, Printer, wants_colour
 from cilia.cli.hubble_server import ServerGroup, connected, server_options
 from cilia.cli.observe_events import add_to
 from cilia.cli.request_filters import Allowlist, Denylist, set_filters
@@ -131,7 +131,7 @@ def show_flows(
         print_filters("denylist", request.blacklist)
         return
     set_mask(request, field_mask or (), output, default_masks)
-    if follow and output is Form.TABLE:
+    if follow and output in TABLES:
         raise UserError("a table ends, --follow does not: use -o compact")
     style = flows.Style(
         colour=wants_colour(color),

@@ -26,6 +26,8 @@ from scapy.packet import Packet
 from cilia.api.client import AgentClient
 from cilia.lab import kernel, records, starting, teardown
 from cilia.lab.plan import OUTSIDE_HOST, LabPlan, make_plan
+from cilia.model.drop_reasons import TEXTS
+from cilia.proto.flow import flow_pb2
 
 EVERYTHING = 3
 """ETH_P_ALL of linux/if_ether.h."""
@@ -180,7 +182,8 @@ class Siege:
         for family in text_string_to_metric_families(AgentClient(found.agent_socket).metrics()):
             for sample in family.samples:
                 if sample.name == "cilium_drop_count_total":
-                    reason = sample.labels["reason"].replace(" ", "_").upper()
+                    (number,) = (code for code, text in TEXTS.items() if text == sample.labels["reason"])
+                    reason = flow_pb2.DropReason.Name(flow_pb2.DropReason.ValueType(number))
                     counts[reason] = counts.get(reason, 0) + int(sample.value)
         return counts
 

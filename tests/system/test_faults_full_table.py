@@ -38,11 +38,11 @@ def test_new_flows_wait_and_old_ones_live(node: AgentNode) -> None:
         held += open_all(node, CLIENTS[0], server)
         assert held
         assert drops(node, "Rate limited") > 0
-        assert drops(node, "Ct map insertion failed") == 0
+        assert drops(node, "CT: Map insertion failed") == 0
         assert node.reaches(CLIENTS[1], server)
         for client in CLIENTS[1:]:
             held += open_all(node, client, server)
-        assert drops(node, "Ct map insertion failed") > 0
+        assert drops(node, "CT: Map insertion failed") > 0
         assert all(map(echoes, held))
         assert node.client.status().ready
         node.delete(CLIENTS[0])

@@ -238,19 +238,13 @@ class NodeKernel:
 
     def numbers(self) -> KernelNumbers:
         """Counters and map pressure for one scrape."""
-        reasons = self._dataplane.layout.enum("drop_reason")
         pressure = {
             use.name: use.pressure
             for use in (self._state.map_uses() if self._state is not None else [])
             if use.pressure is not None
         }
         rows = [
-            (
-                "FORWARDED" if not count.reason else reasons(count.reason).name.removeprefix("DROP_"),
-                count.direction,
-                count.packets,
-                count.bytes,
-            )
+            (count.reason, count.direction, count.packets, count.bytes)
             for count in counters.counts(self._dataplane.maps["counters"])
         ]
         return KernelNumbers(counters=rows, pressure=pressure)

@@ -21,17 +21,18 @@ from cilia.api.service_views import is_served
 from cilia.api.views import enforcement
 from cilia.apps.agent.verifying import Verifying
 from cilia.hubble.history.numbers import HistoryNumbers
+from cilia.model.drop_reasons import drop_text
 from cilia.schema import Desired, Inputs
 
-DIRECTIONS = {0: "unknown", 1: "ingress", 2: "egress"}
+DIRECTIONS = {0: "UNKNOWN", 1: "INGRESS", 2: "EGRESS"}
 
 
 @dataclass(frozen=True)
 class KernelNumbers:
     """What is asked of the kernel for one scrape."""
 
-    counters: Iterable[tuple[str, int, int, int]] = ()
-    """(drop reason or FORWARDED, direction, packets, bytes), summed over CPUs."""
+    counters: Iterable[tuple[int, int, int, int]] = ()
+    """(drop reason or 0, direction, packets, bytes), summed over CPUs."""
     pressure: Mapping[str, float] = field(default_factory=dict)
     """Used share of each map, 0..1."""
 
@@ -183,12 +184,12 @@ class AgentCollector(Collector):
         passed = CounterMetricFamily("cilium_forward_count", "Packets forwarded", labels=["direction"])
         passed_bytes = CounterMetricFamily("cilium_forward_bytes", "Bytes forwarded", labels=["direction"])
         for reason, direction, packets, octets in numbers.counters:
-            way = DIRECTIONS.get(direction, "unknown")
-            if reason == "FORWARDED":
+            way = DIRECTIONS.get(direction, "UNKNOWN")
+            if not reason:
                 passed.add_metric([way], packets)
                 passed_bytes.add_metric([way], octets)
             else:
-                name = reason.replace("_", " ").capitalize()
+                name = drop_text(reason)
                 dropped.add_metric([name, way], packets)
                 dropped_bytes.add_metric([name, way], octets)
         yield from (dropped, dropped_bytes, passed, passed_bytes)

@@ -241,7 +241,7 @@ def test_nodes_that_do_not_answer_are_told_once_and_at_the_end(
         assert len([line for line in out.splitlines() if "VERDICT_UNKNOWN" in line]) == 1
         *notes, last = err.splitlines()
         assert last == "1 flow, without 2 nodes (gone, ill)"
-        assert sum("node error" in note and "the disk is on fire" in note for note in notes) == 1, notes
+        assert sum(note.endswith('Error "the disk is on fire" on 1 nodes: ill') for note in notes) == 1, notes
         assert sum("gone" in note for note in notes) == 1
         observe(["--server", target, "--last", "5", "-s"], standalone_mode=False)
         assert capsys.readouterr().err == ""

@@ -73,7 +73,7 @@ def of_agent() -> dict[str, set[str]]:
     collector = AgentCollector(
         inputs,
         desired,
-        lambda: KernelNumbers(counters=[("FORWARDED", 1, 0, 0), ("POLICY_DENIED", 1, 0, 0)]),
+        lambda: KernelNumbers(counters=[(0, 1, 0, 0), (133, 1, 0, 0)]),
         lambda: numbers,
         PolicyNumbers,
     )
