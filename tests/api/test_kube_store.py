@@ -21,6 +21,7 @@ from cilia.schema import Inputs
 from cilia.sources.namespaces import namespaces
 from cilia.sources.reflector import Reflector
 from tests.support.api_client import Client, Server, serving
+from tests.support.waiting import until_async
 
 
 def run(kubeconfig: Path, story: Callable[[KubeStore], Awaitable[None]]) -> None:
@@ -33,11 +34,6 @@ def run(kubeconfig: Path, story: Callable[[KubeStore], Awaitable[None]]) -> None
 
 def body(resource: Resource, name: str, **fields: Any) -> bytes:
     return store.encode(resource, {"metadata": {"name": name}, **fields})
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
-        await asyncio.sleep(0.01)
 
 
 def test_the_verbs_and_their_errors(api: Client, namespace: str) -> None:
@@ -145,13 +141,13 @@ def test_a_table_outlives_the_server_and_catches_up(tmp_path: Path) -> None:
             tasks.spawn("run", reflector.run())
             await reflector.synced.wait()
             await kube.create(NAMESPACES, body(NAMESPACES, "before"))
-            await until(lambda: "before" in inputs.namespaces)
+            await until_async(lambda: "before" in inputs.namespaces)
             await asyncio.to_thread(servers.close)
-            await until(lambda: "can't be reached" in reflector.error)
+            await until_async(lambda: "can't be reached" in reflector.error)
             assert "before" in inputs.namespaces
             await asyncio.to_thread(servers.enter_context, serving(state, address=address))
             await kube.create(NAMESPACES, body(NAMESPACES, "after"))
-            await until(lambda: "after" in inputs.namespaces and reflector.error == "")
+            await until_async(lambda: "after" in inputs.namespaces and reflector.error == "")
 
     with ExitStack() as servers:
         server = servers.enter_context(serving(state, address=address))

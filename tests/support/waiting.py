@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -24,3 +25,11 @@ def until(holds: Callable[[], object], what: str, patience: float = PATIENCE) ->
             reason = f": {error}"
         time.sleep(PAUSE)
     raise AssertionError(f"waited in vain for {what}{reason}")
+
+
+async def until_async(holds: Callable[[], object], what: str = "it", patience: float = PATIENCE) -> None:
+    """The same on an event loop, which goes on meanwhile; what `holds` raises is the caller's."""
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        await asyncio.sleep(PAUSE / 5)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from cilia.api.client import AgentClient, AgentError
+from cilia.api.client import AgentClient
 from cilia.api.types import Health
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.store import CILIUM_NETWORK_POLICIES
 from cilia.lab import cgroups, cni, control, fabric, kernel, records, starting, teardown
 from cilia.lab.plan import API_PORT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
+from tests.support.waiting import until
 
 NAME = f"tf{os.getpid()}"
 PORTS = (8080, 8081)
@@ -75,19 +76,6 @@ WORKLOADS = (
     pod("stranger", "node-1", "stranger"),
     pod("spare", "node-2", "client"),
 )
-
-
-def until(holds: Callable[[], object], what: str, patience: float = 30.0) -> None:
-    deadline = time.monotonic() + patience
-    reason = ""
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except (AgentError, OSError) as error:
-            reason = f": {error}"
-        time.sleep(0.05)
-    raise AssertionError(f"waited in vain for {what}{reason}")
 
 
 def kubectl(plan: LabPlan, *arguments: str, documents: tuple[dict[str, Any], ...] = ()) -> str:

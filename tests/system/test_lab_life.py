@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ import pytest
 from cilia.lab import cgroups, control, kernel, probe, records, starting, teardown
 from cilia.lab.plan import STATE_ROOT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
+from tests.support.waiting import until
 
 NAME = f"tl{os.getpid() % 1000000}"
 PODS = """
@@ -48,13 +48,6 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
-
-
-def until(holds: Callable[[], object], what: str, patience: float = 20.0) -> None:
-    deadline = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def kubectl(plan: LabPlan, *arguments: str, stdin: str = "") -> str:

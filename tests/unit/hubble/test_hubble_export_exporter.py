@@ -25,6 +25,7 @@ from cilia.hubble.store import FlowStore, Loss
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tasks import TaskGroup
 from tests.support.hubble import NODE, WALL, events, flow, store
+from tests.support.waiting import until_async
 
 Body = Callable[[], Awaitable[None]]
 
@@ -48,15 +49,9 @@ def ports(path: Path) -> list[int]:
     return [line["flow"]["l4"]["TCP"]["source_port"] - 10_000 for line in read(path) if "flow" in line]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 async def written(exporters: Exporters, lines: int, name: str = "static") -> None:
     """Until so many lines of an exporter are in its file, and it knows."""
-    await until(lambda: any(each.name == name and each.lines == lines for each in exporters.statuses()))
+    await until_async(lambda: any(each.name == name and each.lines == lines for each in exporters.statuses()))
 
 
 @asynccontextmanager
@@ -128,7 +123,7 @@ def test_gaps_are_told_once_with_their_sum(tmp_path: Path) -> None:
         async with running(flows, static=ExportSettings(path=str(path))) as exporters:
             for moment in range(1, 50):
                 flows.append([], [Loss(cpu=moment % 2, count=3, first=moment, last=moment + 1)], offset=WALL)
-            await until(lambda: exporters.statuses()[0].lost == 147)
+            await until_async(lambda: exporters.statuses()[0].lost == 147)
 
     asyncio.run(body())
     (line,) = [each["lost_events"] for each in read(path)]
@@ -157,14 +152,14 @@ def test_a_full_disk_loses_what_the_ring_can_not_hold_and_says_so(
         nonlocal full
         async with running(flows, static=ExportSettings(path=str(path))) as exporters:
             arrive(flows, 0, 10)
-            await until(lambda: exporters.statuses()[0].failures > 1)
+            await until_async(lambda: exporters.statuses()[0].failures > 1)
             status = exporters.statuses()[0]
             assert status.state == "failing"
             assert status.problem == f"{path} can't be written (No space left on device)"
             arrive(flows, 10, 100)
             assert exporters.statuses()[0].waiting == 110
             full = False
-            await until(lambda: exporters.statuses()[0].waiting == 0)
+            await until_async(lambda: exporters.statuses()[0].waiting == 0)
             status = exporters.statuses()[0]
             assert (status.state, status.problem, status.lines, status.lost) == ("active", "", 75, 36)
 
@@ -182,7 +177,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     async def body() -> None:
         async with running(flows, static=ExportSettings(path="/dev/full")) as exporters:
             arrive(flows, 0, 1)
-            await until(lambda: exporters.statuses()[0].failures > 0)
+            await until_async(lambda: exporters.statuses()[0].failures > 0)
             assert "No space left on device" in exporters.statuses()[0].problem
 
     asyncio.run(body())
@@ -209,7 +204,7 @@ def test_an_exporter_that_stops_is_started_again_and_repeats_nothing(
             arrive(flows, 0, 10)
             await written(exporters, 10)
             arrive(flows, 10, 10)
-            await until(lambda: exporters.statuses()[0].restarts > 1)
+            await until_async(lambda: exporters.statuses()[0].restarts > 1)
             assert "a bug" in exporters.statuses()[0].problem
             broken = False
             await written(exporters, 20)
@@ -234,9 +229,9 @@ def test_a_write_that_does_not_return_is_told(tmp_path: Path, monkeypatch: pytes
     async def body() -> None:
         async with running(flows, static=ExportSettings(path=str(path))) as exporters:
             arrive(flows, 0, 10)
-            await until(lambda: exporters.statuses()[0].state == "stuck")
+            await until_async(lambda: exporters.statuses()[0].state == "stuck")
             go_on.set()
-            await until(lambda: exporters.statuses()[0].state == "active")
+            await until_async(lambda: exporters.statuses()[0].state == "active")
 
     asyncio.run(body())
     assert ports(path) == list(range(10))
@@ -299,26 +294,26 @@ def test_a_file_of_flow_logs_is_followed(tmp_path: Path) -> None:
 
     async def body() -> None:
         async with running(flows, flow_logs=config) as exporters:
-            await until(lambda: "can't be read" in exporters.problem)
+            await until_async(lambda: "can't be read" in exporters.problem)
             write(CONFIG.format(tmp_path))
-            await until(lambda: len(exporters.statuses()) == 2)
+            await until_async(lambda: len(exporters.statuses()) == 2)
             arrive(flows, 0, 5)
             await written(exporters, 5, "one")
             first = exporters._running["one"]
 
             write("flowLogs: [{name: one}]")
-            await until(lambda: bool(exporters.problem))
+            await until_async(lambda: bool(exporters.problem))
             assert "flowLogs[0]: filePath is required" in exporters.problem
             assert len(exporters.statuses()) == 2
 
             write(CONFIG.format(tmp_path).replace("DROPPED", "FORWARDED"))
-            await until(lambda: not exporters.problem)
+            await until_async(lambda: not exporters.problem)
             assert exporters._running["one"] is first
             arrive(flows, 5, 5)
             await written(exporters, 5, "two")
 
             write(f"flowLogs: [{{name: two, filePath: {two}}}, {{name: three, filePath: {three}}}]")
-            await until(lambda: [each.name for each in exporters.statuses()] == ["three", "two"])
+            await until_async(lambda: [each.name for each in exporters.statuses()] == ["three", "two"])
             arrive(flows, 10, 5)
             await written(exporters, 5, "three")
             assert exporters.reconfigurations == {"add": 3, "update": 2, "remove": 1}

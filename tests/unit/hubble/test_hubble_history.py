@@ -39,6 +39,7 @@ from tests.support.hubble import (
     flow,
     store,
 )
+from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -86,14 +87,8 @@ def run(
     return asyncio.run(told())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 async def sealed(history: History, reach: int) -> None:
-    await until(lambda: history.reach >= reach)
+    await until_async(lambda: history.reach >= reach)
 
 
 # -- one file -----------------------------------------------------------------------------------------------
@@ -313,7 +308,7 @@ def test_a_budget_holds_and_the_newest_stay(tmp_path: Path) -> None:
         for start in range(0, 320, 16):
             fill(flows, start, 16)
             await sealed(history, start + 16)
-        await until(lambda: history.numbers().bytes <= 200_000)
+        await until_async(lambda: history.numbers().bytes <= 200_000)
         kept = numbers(await read(history))
         assert kept == list(range(kept[0], 320)) and 0 < kept[0] < 304
 
@@ -328,7 +323,7 @@ def test_what_is_too_old_goes(tmp_path: Path) -> None:
         rows = [flow(number, time=90_000_000_000 + number) for number in range(16)]
         flows.append([events(*rows)], offset=WALL)
         await sealed(history, 32)
-        await until(lambda: history.numbers().files == 1)
+        await until_async(lambda: history.numbers().files == 1)
         assert numbers(await read(history)) == list(range(16, 32))
 
     run(tmp_path, story, max_age=-60.0)
@@ -390,7 +385,7 @@ def test_a_full_disk_loses_only_what_the_ring_could_not_hold(
 
     async def story(flows: FlowStore, history: History) -> None:
         fill(flows, 0, 40)
-        await until(lambda: history.numbers().failing)
+        await until_async(lambda: history.numbers().failing)
         fill(flows, 40, 40)
         assert history.reach == 0
         full[0] = False

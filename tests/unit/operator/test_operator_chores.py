@@ -21,6 +21,7 @@ from cilia.operator.metrics import Metrics
 from cilia.operator.nodes import NodeAllocator
 from cilia.operator.settings import GarbageSettings
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import until_async
 
 
 def run(story: Callable[[MemoryStore], Awaitable[None]]) -> None:
@@ -29,11 +30,6 @@ def run(story: Callable[[MemoryStore], Awaitable[None]]) -> None:
             await story(MemoryStore())
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - nothing announces that a chore is done
-        await asyncio.sleep(0.001)
 
 
 def node(name: str, ip: str = "", cidrs: list[str] | None = None) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def test_nodes_get_prefixes_as_they_come() -> None:
 
         async def story() -> None:
             await memory.put(CILIUM_NODES, node("new"))
-            await until(lambda: cidrs(memory, "new") == ["10.0.1.0/24", "fd00::100/120"])
+            await until_async(lambda: cidrs(memory, "new") == ["10.0.1.0/24", "fd00::100/120"])
 
         await supplied(memory, pools("10.0.0.0/16", "fd00::/104"), story)
         assert memory.writes == [("patch", "ciliumnodes", "new")]
@@ -87,11 +83,11 @@ def test_a_full_pool_is_told_and_the_error_cleared_when_there_is_room() -> None:
         await memory.put(CILIUM_NODES, node("b"))
 
         async def story() -> None:
-            await until(lambda: error(memory, "b") is not None)
+            await until_async(lambda: error(memory, "b") is not None)
             assert "append another cluster pool" in str(error(memory, "b"))
             assert cidrs(memory, "b") == []
             await memory.delete(CILIUM_NODES, "a")
-            await until(lambda: cidrs(memory, "b") == ["10.0.0.0/24"] and error(memory, "b") is None)
+            await until_async(lambda: cidrs(memory, "b") == ["10.0.0.0/24"] and error(memory, "b") is None)
 
         await supplied(memory, pools("10.0.0.0/24"), story)
 
@@ -106,7 +102,7 @@ def test_an_absent_store_delays_but_does_not_lose() -> None:
             await asyncio.sleep(0.01)
             memory.down = None
             await memory.put(CILIUM_NODES, node("a"))
-            await until(lambda: cidrs(memory, "a") == ["10.0.0.0/24"])
+            await until_async(lambda: cidrs(memory, "a") == ["10.0.0.0/24"])
 
         await supplied(memory, pools("10.0.0.0/24"), story)
 

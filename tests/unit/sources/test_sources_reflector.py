@@ -16,6 +16,7 @@ from cilia.sources.namespaces import namespaces
 from cilia.sources.policies import policies
 from cilia.sources.reflector import Reflector
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import until_async
 
 Story = Callable[[MemoryStore, Inputs], Awaitable[None]]
 
@@ -27,12 +28,6 @@ def namespace(name: str, **labels: str) -> dict[str, Any]:
 def policy(name: str, generation: int, **parts: Any) -> dict[str, Any]:
     metadata = {"name": name, "namespace": "n", "generation": generation}
     return {"metadata": metadata, "spec": {"endpointSelector": {}}, **parts}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - nothing announces that a reflector is idle
-            await asyncio.sleep(0.001)
 
 
 def run(story: Story) -> None:
@@ -48,11 +43,11 @@ def run(story: Story) -> None:
 def test_rows_follow_the_objects() -> None:
     async def story(memory: MemoryStore, inputs: Inputs) -> None:
         await memory.put(NAMESPACES, namespace("a", team="x"))
-        await until(lambda: "a" in inputs.namespaces)
+        await until_async(lambda: "a" in inputs.namespaces)
         await memory.put(NAMESPACES, namespace("a", team="y"))
-        await until(lambda: inputs.namespaces.get("a") == NamespaceRow(name="a", labels={"team": "y"}))
+        await until_async(lambda: inputs.namespaces.get("a") == NamespaceRow(name="a", labels={"team": "y"}))
         await memory.delete(NAMESPACES, "a")
-        await until(lambda: "a" not in inputs.namespaces)
+        await until_async(lambda: "a" not in inputs.namespaces)
         assert memory.lists == 1
 
     run(story)
@@ -61,10 +56,10 @@ def test_rows_follow_the_objects() -> None:
 def test_a_watch_that_ends_goes_on_where_it_was() -> None:
     async def story(memory: MemoryStore, inputs: Inputs) -> None:
         await memory.put(NAMESPACES, namespace("a"))
-        await until(lambda: "a" in inputs.namespaces)
+        await until_async(lambda: "a" in inputs.namespaces)
         await memory.interrupt()
         await memory.put(NAMESPACES, namespace("b"))
-        await until(lambda: "b" in inputs.namespaces)
+        await until_async(lambda: "b" in inputs.namespaces)
         assert memory.lists == 1
 
     run(story)
@@ -74,7 +69,7 @@ def test_after_a_gap_the_whole_list_counts_and_only_differences_are_announced() 
     async def story(memory: MemoryStore, inputs: Inputs) -> None:
         for name in ("stays", "goes"):
             await memory.put(NAMESPACES, namespace(name))
-        await until(lambda: len(inputs.namespaces) == 2)
+        await until_async(lambda: len(inputs.namespaces) == 2)
         cursor = inputs.namespaces.cursor()
         cursor.take()
         memory.down = cluster.Unavailable("away")
@@ -83,7 +78,7 @@ def test_after_a_gap_the_whole_list_counts_and_only_differences_are_announced() 
         await memory.delete(NAMESPACES, "goes")
         await memory.put(NAMESPACES, namespace("comes"))
         await memory.compact()
-        await until(lambda: "comes" in inputs.namespaces)
+        await until_async(lambda: "comes" in inputs.namespaces)
         put, deleted = cursor.take()
         assert [row.name for row in put] == ["comes"]
         assert deleted == ["goes"]
@@ -98,14 +93,14 @@ def test_while_the_store_is_away_the_rows_stay_and_the_reason_is_known() -> None
         reflector = Reflector(memory, inputs.namespaces, namespaces())
         async with TaskGroup() as tasks:
             tasks.spawn("run", reflector.run())
-            await until(lambda: "a" in inputs.namespaces)
+            await until_async(lambda: "a" in inputs.namespaces)
             memory.down = cluster.Unavailable("away")
             await memory.interrupt()
-            await until(lambda: reflector.error == "away")
+            await until_async(lambda: reflector.error == "away")
             assert "a" in inputs.namespaces
             memory.down = None
             await memory.put(NAMESPACES, namespace("b"))
-            await until(lambda: "b" in inputs.namespaces)
+            await until_async(lambda: "b" in inputs.namespaces)
             assert reflector.error == ""
 
     asyncio.run(main())
@@ -115,10 +110,10 @@ def test_an_object_nobody_understands_has_no_row_and_stops_nothing() -> None:
     async def story(memory: MemoryStore, inputs: Inputs) -> None:
         await memory.put(NAMESPACES, {"metadata": {"name": "bad", "labels": {"x": 1}}})
         await memory.put(NAMESPACES, namespace("a"))
-        await until(lambda: "a" in inputs.namespaces)
+        await until_async(lambda: "a" in inputs.namespaces)
         await memory.put(NAMESPACES, {"metadata": {"name": "worse", "labels": 7}})
         await memory.put(NAMESPACES, namespace("b"))
-        await until(lambda: "b" in inputs.namespaces)
+        await until_async(lambda: "b" in inputs.namespaces)
         assert list(inputs.namespaces.keys()) == ["a", "b"]
 
     run(story)
@@ -139,12 +134,12 @@ def test_an_object_we_trip_over_has_no_row_and_stops_nothing() -> None:
         async with TaskGroup() as tasks:
             tasks.spawn("namespaces", Reflector(memory, inputs.namespaces, translation).run())
             await memory.put(NAMESPACES, namespace("a"))
-            await until(lambda: "a" in inputs.namespaces)
+            await until_async(lambda: "a" in inputs.namespaces)
             await memory.put(NAMESPACES, namespace("odd-too"))
             await memory.put(NAMESPACES, namespace("b"))
-            await until(lambda: "b" in inputs.namespaces)
+            await until_async(lambda: "b" in inputs.namespaces)
             await memory.put(NAMESPACES, namespace("a", now="odd"))
-            await until(lambda: list(inputs.namespaces.keys()) == ["b"])
+            await until_async(lambda: list(inputs.namespaces.keys()) == ["b"])
 
     asyncio.run(main())
 
@@ -158,14 +153,14 @@ def test_a_kind_nobody_needs_to_have_is_complete_without_objects() -> None:
         async with TaskGroup() as tasks:
             tasks.spawn("needed", needed.run())
             tasks.spawn("other", other.run())
-            await until(other.synced.is_set)
-            await until(lambda: needed.error == "no such kind")
+            await until_async(other.synced.is_set)
+            await until_async(lambda: needed.error == "no such kind")
             assert other.error == ""
             assert not needed.synced.is_set()
             memory.down = None
             spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}
             await memory.put(cluster.CLUSTER_NETWORK_POLICIES, {"metadata": {"name": "a"}, "spec": spec})
-            await until(lambda: len(inputs.policies) == 1)
+            await until_async(lambda: len(inputs.policies) == 1)
 
     asyncio.run(main())
 
@@ -178,9 +173,9 @@ def test_kinds_that_share_a_table_do_not_delete_each_others_rows() -> None:
         async with TaskGroup() as tasks:
             for resource in (CILIUM_NETWORK_POLICIES, NETWORK_POLICIES):
                 tasks.spawn(resource.plural, Reflector(memory, inputs.policies, policies(resource)).run())
-            await until(lambda: len(inputs.policies) == 2)
+            await until_async(lambda: len(inputs.policies) == 2)
             await memory.compact()
-            await until(lambda: memory.lists == 4)
+            await until_async(lambda: memory.lists == 4)
             assert len(inputs.policies) == 2
 
     asyncio.run(main())
@@ -192,15 +187,15 @@ def test_a_status_write_is_no_new_policy() -> None:
         await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 1))
         async with TaskGroup() as tasks:
             tasks.spawn("run", Reflector(memory, inputs.policies, policies(CILIUM_NETWORK_POLICIES)).run())
-            await until(lambda: len(inputs.policies) == 1)
+            await until_async(lambda: len(inputs.policies) == 1)
             revision = inputs.policies.revision
             condition = {"type": "Valid", "status": "True"}
             await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 1, status={"conditions": [condition]}))
             await memory.put(CILIUM_NETWORK_POLICIES, policy("q", 1))
-            await until(lambda: len(inputs.policies) == 2)
+            await until_async(lambda: len(inputs.policies) == 2)
             assert inputs.policies.revision == revision + 1
             await memory.put(CILIUM_NETWORK_POLICIES, policy("p", 2))
-            await until(lambda: inputs.policies.revision == revision + 2)
+            await until_async(lambda: inputs.policies.revision == revision + 2)
 
     asyncio.run(main())
 
@@ -212,7 +207,7 @@ def test_tables_are_synced_when_all_their_kinds_are() -> None:
         sources = Sources(memory, inputs, node="n1", own_addresses=frozenset())
         async with TaskGroup() as tasks:
             sources.start(tasks)
-            await until(lambda: len(sources.errors()) == len(sources.reflectors) == 13)
+            await until_async(lambda: len(sources.errors()) == len(sources.reflectors) == 13)
             assert not any(table.synced for table in (inputs.pods, inputs.nodes, inputs.policies))
             memory.down = None
             async with asyncio.timeout(30):
