@@ -13,6 +13,11 @@ SWITCHES = {
     "PolicyEnforcement": ("default", "always", "never"),
     "PolicyAuditMode": ("Enabled", "Disabled"),
     "PolicyDenyResponse": ("none", "icmp"),
+    "DropNotification": ("Enabled", "Disabled"),
+    "TraceNotification": ("Enabled", "Disabled"),
+    "PolicyVerdictNotification": ("Enabled", "Disabled"),
+    "TraceSockNotification": ("Enabled", "Disabled"),
+    "MonitorAggregationLevel": ("none", "low", "medium"),
 }
 """What may be changed while the agent runs, and the values to choose from."""
 

@@ -37,14 +37,20 @@ def config(
 
     \b
     What may be changed:
-      PolicyEnforcement   default, always, never   who is isolated
-      PolicyAuditMode     Enabled, Disabled        denials pass, and are noted
-      PolicyDenyResponse  none, icmp               answers to pods that were denied
+      PolicyEnforcement          default, always, never   who is isolated
+      PolicyAuditMode            Enabled, Disabled        denials pass, and are noted
+      PolicyDenyResponse         none, icmp               answers to pods that were denied
+      DropNotification           Enabled, Disabled        dropped packets are reported
+      TraceNotification          Enabled, Disabled        forwarded packets are reported
+      PolicyVerdictNotification  Enabled, Disabled        what only audit lets pass is reported
+      TraceSockNotification      Enabled, Disabled        translations of sockets are reported
+      MonitorAggregationLevel    none, low, medium        how many packets of a flow are reported
 
     \b
     Examples:
       cilia config
       cilia config PolicyAuditMode=Enabled PolicyDenyResponse=icmp
+      cilia config TraceNotification=Disabled
       cilia config --reset PolicyAuditMode
     """
     client = connect(socket)

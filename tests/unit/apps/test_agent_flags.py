@@ -138,3 +138,11 @@ def test_help_has_a_heading_for_each_part() -> None:
         "Options",
         *(heading for heading, _ in PARTS),
     ]
+
+
+def test_silence_is_told() -> None:
+    quiet = AgentSettings(bpf_events_drop_enabled=False, bpf_events_trace_enabled=False)
+    assert quiet.silence == "drops and forwarded packets not reported"
+    limited = AgentSettings(bpf_events_default_rate_limit=10, bpf_events_default_burst_limit=20)
+    assert limited.silence == "at most 10 events/s of a kind"
+    assert (AgentSettings().silence, AgentSettings(events=False).silence) == ("", "")

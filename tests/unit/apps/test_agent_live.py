@@ -54,6 +54,12 @@ def settings(directory: Path, **changes: object) -> AgentSettings:
         ("PolicyAuditMode", "Enabled", "policy_audit_mode", True),
         ("policy-audit-mode", "false", "policy_audit_mode", False),
         ("PolicyDenyResponse", "icmp", "policy_deny_response", "icmp"),
+        ("DropNotification", "disabled", "bpf_events_drop_enabled", False),
+        ("bpf-events-trace-enabled", "false", "bpf_events_trace_enabled", False),
+        ("PolicyVerdictNotification", "Enabled", "bpf_events_policy_verdict_enabled", True),
+        ("TraceSockNotification", "on", "trace_sock", True),
+        ("MonitorAggregationLevel", "Maximum", "aggregation", "medium"),
+        ("monitor-aggregation", "1", "aggregation", "low"),
     ],
 )
 def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: str, meaning: object) -> None:

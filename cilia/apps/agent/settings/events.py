@@ -97,6 +97,22 @@ class EventSettings:
     ] = False
 
     @property
+    def silence(self) -> str:
+        """What is not reported, and what there is a limit for, in words; empty: neither."""
+        switches = {
+            "drops": self.bpf_events_drop_enabled,
+            "forwarded packets": self.bpf_events_trace_enabled,
+            "audit verdicts": self.bpf_events_policy_verdict_enabled,
+        }
+        muted = [kind for kind, reported in switches.items() if not reported]
+        limit = self.bpf_events_default_rate_limit
+        words = [
+            f"{' and '.join(muted)} not reported" if muted else "",
+            f"at most {limit} events/s of a kind" if limit else "",
+        ]
+        return ", ".join(filter(None, words)) if self.events else ""
+
+    @property
     def report_tcp_flags(self) -> int:
         """`monitor_aggregation_flags` as bits."""
         names = filter(None, self.monitor_aggregation_flags.split(","))

@@ -1,0 +1,141 @@
+"""Kinds of events that are switched off and on while the agent runs, and a node's limit of events."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
+
+CILIA = (sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()")
+DENY = {
+    "apiVersion": "cilium.io/v2",
+    "kind": "CiliumNetworkPolicy",
+    "metadata": {"name": "deny", "namespace": "default"},
+    "spec": {"endpointSelector": {"matchLabels": {"app": "closed"}}, "ingress": [{}]},
+}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
+    """A node with a client, a server, and one that nobody may talk to."""
+    with agent_node("events-switch", tmp_path_factory.mktemp("events")) as made:
+        for name in ("open", "closed", "client"):
+            made.pod(name, {"app": name})
+        made.start()
+        made.addresses = {name: made.add(name) for name in ("open", "closed", "client")}
+        made.serve("open")
+        made.serve("closed")
+        made.write("deny", DENY)
+        until(lambda: not reaches(made, "closed"), "the policy")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def everything_is_reset(node: AgentNode) -> Iterator[None]:
+    yield
+    cilia(node, "config", "--reset")
+
+
+def cilia(node: AgentNode, *words: str) -> str:
+    """The command's output; it must succeed."""
+    environment = {
+        **os.environ,
+        "CILIA_AGENT_SOCKET": str(node.state / "agent.sock"),
+        "HUBBLE_SERVER": f"unix://{node.state / 'hubble.sock'}",
+    }
+    done = subprocess.run(
+        [*CILIA, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def answers(node: AgentNode, *filters: str) -> list[dict[str, Any]]:
+    """Flows, and what is told beside them, oldest first."""
+    return [json.loads(line) for line in cilia(node, "observe", "--all", "-o", "json", *filters).splitlines()]
+
+
+def reaches(node: AgentNode, pod: str) -> bool:
+    return node.reaches("client", node.addresses[pod][0], timeout=0.2)
+
+
+def reported(node: AgentNode) -> Counter[str]:
+    """Verdicts of the flows of one packet that passes and one that drops, of this moment only."""
+    before = answers(node)
+    last = max((line["flow"]["time"] for line in before if "flow" in line), default="")
+    assert reaches(node, "open")
+    reaches(node, "closed")
+    mark_the_end(node)
+    news = [line["flow"] for line in answers(node) if "flow" in line and line["flow"]["time"] > last]
+    return Counter(flow["verdict"] for flow in news if flow["l4"].get("TCP", {}))
+
+
+def mark_the_end(node: AgentNode) -> None:
+    """Wait until what was reported so far can be read: the reader takes 20 ms."""
+    seen = -1
+
+    def settled() -> bool:
+        nonlocal seen
+        before, seen = seen, node.client.status().hubble.seen_flows
+        return before == seen
+
+    until(settled, "the reader")
+
+
+def setting(node: AgentNode, option: str) -> tuple[object, str]:
+    row = next(row for row in node.client.settings() if row.option == option)
+    return row.value, row.source
+
+
+def test_traces_stop_while_drops_go_on_and_come_back(node: AgentNode) -> None:
+    assert set(reported(node)) == {"FORWARDED", "DROPPED"}
+    cilia(node, "config", "TraceNotification=Disabled")
+    assert setting(node, "TraceNotification") == (False, "live")
+    assert set(reported(node)) == {"DROPPED"}
+    assert "forwarded packets not reported" in node.client.status().hubble.msg
+    cilia(node, "config", "TraceNotification=Enabled")
+    assert set(reported(node)) == {"FORWARDED", "DROPPED"}
+
+
+def test_drops_stop_while_traces_go_on(node: AgentNode) -> None:
+    cilia(node, "config", "DropNotification=Disabled")
+    assert set(reported(node)) == {"FORWARDED"}
+
+
+def test_audit_verdicts_stop_while_the_rest_goes_on(node: AgentNode) -> None:
+    cilia(node, "config", "PolicyAuditMode=Enabled")
+    assert "AUDIT" in reported(node)
+    cilia(node, "config", "PolicyVerdictNotification=Disabled")
+    assert set(reported(node)) == {"FORWARDED"}
+
+
+def test_without_aggregation_every_packet_is_reported(node: AgentNode) -> None:
+    cilia(node, "config", "MonitorAggregationLevel=none", "DropNotification=Disabled")
+    many = reported(node)["FORWARDED"]
+    cilia(node, "config", "MonitorAggregationLevel=medium")
+    assert reported(node)["FORWARDED"] < many
+
+
+def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:
+    node.agent.end()
+    node.start(bpf_events_default_rate_limit="20", bpf_events_default_burst_limit="20", aggregation="none")
+    for _ in range(30):
+        assert reaches(node, "open")
+    until(lambda: any("lost_events" in line for line in answers(node)), "the loss to be told")
+    assert "at most 20 events/s" in node.client.status().hubble.msg
+    assert node.client.status().hubble.lost_events > 0
+    reaches(node, "closed")
+    until(lambda: answers(node, "--verdict", "DROPPED"), "a drop")
+    node.agent.end()
+    node.start()
