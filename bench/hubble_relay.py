@@ -150,6 +150,7 @@ def options(listen: str, peers: list[Peer]) -> RelayOptions:
         cluster_name="default",
         listen_address=listen,
         health_listen_address="",
+        metrics_listen_address="",
         peers=peers,
         peer_service="",
         peer_service_tls_server_name="",

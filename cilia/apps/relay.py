@@ -17,11 +17,19 @@ import typer
 import uvloop
 
 from cilia import __version__
+from cilia.apps.relay_doors import (
+    StartError,
+    client_tls,
+    is_local,
+    listen,
+    listen_for_scrapes,
+    server_tls,
+    split_addresses,
+)
 from cilia.cluster.kube.client import KubeStore
 from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
-from cilia.hubble.rpc.channel import host_and_port
 from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
 from cilia.kit import log as logs
@@ -34,9 +42,11 @@ from cilia.proto.observer import observer_pb2
 from cilia.relay.access import Access, AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
+from cilia.relay.numbers import Numbers
 from cilia.relay.observer import RelayObserver, RelaySettings
 from cilia.relay.peers import PeerListError, PeerService, TlsFor, parse_peers
 from cilia.relay.pool import Pool, PoolSettings
+from cilia.relay.tally import Tally
 
 app = typer.Typer(
     add_completion=False,
@@ -45,10 +55,6 @@ app = typer.Typer(
 )
 
 DEFAULT_PEER_SERVICE = "unix:///var/run/cilia/hubble.sock"
-
-
-class StartError(Exception):
-    """The relay can't start; its text is a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,8 @@ class RelayOptions:
     """`unix:///path`, `host:port` or `:port`; several with commas."""
     health_listen_address: str
     """Where probes ask in plain text, `host:port`; empty: nowhere but at the door for clients."""
+    metrics_listen_address: str
+    """Where Prometheus asks in plain text, `host:port`; empty: nowhere."""
     peers: list[Peer]
     """A fixed list; empty: the peer service is followed."""
     peer_service: str
@@ -107,7 +115,8 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         answer=options.answer,
     )
     access = Access(options.reviews, options.access, clock) if options.reviews else None
-    observer = RelayObserver(pool, settings, clock, access)
+    numbers = Numbers()
+    observer = RelayObserver(pool, settings, clock, numbers, access)
     health = Health(["observer.Observer"])
     reflection = Reflection([observer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
     server = Server({**observer.methods(), **health.methods(), **reflection.methods()})
@@ -117,11 +126,13 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         health.set(any(link.channel for link in pool.links()), "", "observer.Observer")
 
     tell_health()
-    pool.listeners.add(tell_health)
+    tally = Tally(pool)
+    pool.listeners |= {tell_health, tally.changed}
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(TaskGroup())
         if options.reviews:
             await stack.enter_async_context(options.reviews)
+        stack.callback(tally.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(server.close)
         stack.push_async_callback(probes.close)
@@ -129,6 +140,9 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
             port = await listen(server, address, options.server_tls, "listen-address")
         if options.health_listen_address:
             await listen(probes, options.health_listen_address, None, "health-listen-address")
+        if options.metrics_listen_address:
+            metrics = await listen_for_scrapes(options.metrics_listen_address, pool, numbers, clock)
+            stack.push_async_callback(metrics.stop)
         if options.peers:
             pool.set_peers(options.peers)
         else:
@@ -140,26 +154,6 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
             )
             tasks.spawn("peer service", service.run())
         yield port
-
-
-def split_addresses(text: str) -> list[str]:
-    """Addresses with commas between. Raises StartError when there is none."""
-    addresses = [address.strip() for address in text.split(",") if address.strip()]
-    if not addresses:
-        raise StartError("--listen-address is empty: give HOST:PORT, unix:///PATH, or both with a comma")
-    return addresses
-
-
-async def listen(server: Server, address: str, tls: ServerTls | None, flag: str) -> int:
-    """Open a door; its port. Raises StartError."""
-    try:
-        if address.startswith("unix:"):
-            await server.listen_unix(Path(address.removeprefix("unix:").replace("///", "/", 1)))
-            return 0
-        host, port = host_and_port(address)
-        return await server.listen_tcp(host, port, tls)
-    except (OSError, ValueError) as error:
-        raise StartError(f"{address} can't be listened on ({error}): choose another --{flag}") from None
 
 
 async def serve(options: RelayOptions) -> None:
@@ -198,6 +192,12 @@ def run(
             envvar=_env("health_listen_address"), help="HOST:PORT of gRPC health in plain text; empty: none."
         ),
     ] = ":4222",
+    metrics_listen_address: Annotated[
+        str,
+        typer.Option(
+            envvar=_env("metrics_listen_address"), help="HOST:PORT of metrics for Prometheus; empty: none."
+        ),
+    ] = "",
     peers: Annotated[
         str,
         typer.Option(envvar=_env("peers"), help="NAME=HOST:PORT,... instead of the peer service."),
@@ -310,11 +310,12 @@ def run(
     """Serve until SIGTERM or SIGINT."""
     try:
         fixed = parse_peers(peers)
-        local = all(_is_local(address) for address in ([p.address for p in fixed] or [peer_service]))
+        local = all(is_local(address) for address in ([p.address for p in fixed] or [peer_service]))
         options = RelayOptions(
             cluster_name=cluster_name,
             listen_address=listen_address,
             health_listen_address=health_listen_address,
+            metrics_listen_address=metrics_listen_address,
             peers=fixed,
             peer_service=peer_service,
             peer_service_tls_server_name=peer_service_tls_server_name,
@@ -334,7 +335,7 @@ def run(
                     tuple(tls_relay_client_ca_files or ()) or None,
                 ),
                 disabled=disable_server_tls,
-                local=all(map(_is_local, split_addresses(listen_address))),
+                local=all(map(is_local, split_addresses(listen_address))),
                 tokens=require_tokens,
             ),
             pool=PoolSettings(
@@ -365,60 +366,6 @@ def run(
     except (StartError, PeerListError, TlsError, ConfigError) as error:
         typer.echo(f"hubble-relay: {error}", err=True)
         raise typer.Exit(1) from None
-
-
-def client_tls(files: TlsFiles, *, disabled: bool, local: bool) -> ClientTls | None:
-    """TLS to nodes, unless all are unix sockets or plain text was asked for. Raises StartError, TlsError."""
-    if disabled:
-        if files.paths():
-            raise StartError(
-                "--disable-client-tls and --tls-hubble-* exclude each other: leave one of them out"
-            )
-        return None
-    if local and not files.paths():
-        return None
-    if files.certificate is None or not files.bundles:
-        raise StartError(
-            "nodes are reached by TLS: give --tls-hubble-client-cert-file, --tls-hubble-client-key-file and "
-            "--tls-hubble-server-ca-files (`cilia hubble certs` makes them), or ask for plain text with "
-            "--disable-client-tls"
-        )
-    return ClientTls(files)
-
-
-def server_tls(files: TlsFiles, *, disabled: bool, local: bool, tokens: bool) -> ServerTls | None:
-    """TLS for clients, unless they come by a unix socket or plain text was asked for.
-
-    With `tokens`, clients need no certificate. Raises StartError, TlsError.
-    """
-    if disabled:
-        if files.paths():
-            raise StartError(
-                "--disable-server-tls and --tls-relay-* exclude each other: leave one of them out"
-            )
-        if tokens and not local:
-            raise StartError(
-                "tokens must not travel in plain text: leave out --disable-server-tls, or listen on a "
-                "unix socket"
-            )
-        return None
-    if local:
-        return None
-    if files.certificate is None:
-        raise StartError(
-            "clients are served by TLS: give --tls-relay-server-cert-file, --tls-relay-server-key-file and "
-            "--tls-relay-client-ca-files, or ask for plain text with --disable-server-tls"
-        )
-    if not files.bundles and not tokens:
-        raise StartError(
-            "without --tls-relay-client-ca-files anybody could read all flows: give the authority of the "
-            "clients' certificates, or ask for tokens with --require-tokens"
-        )
-    return ServerTls(files, admit_all=tokens)
-
-
-def _is_local(address: str) -> bool:
-    return address.startswith(("unix:", "/"))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from cilia.kit.tasks import TaskGroup
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.merge import Item, Lane, Merge, MergeSettings
+from cilia.relay.numbers import Numbers
 from cilia.relay.pool import Link, Pool
 from cilia.relay.scan import ScanError, Scanner, is_flow
 from cilia.relay.view import View
@@ -74,9 +75,11 @@ class Answer:
         settings: AnswerSettings,
         node_name: str,
         clock: Clock,
+        numbers: Numbers,
         view: View | None = None,
     ) -> None:
         """`view`: what the viewer may see; None: everything."""
+        self._numbers = numbers
         self._view = view
         if view:
             view.narrow(request)
@@ -116,7 +119,7 @@ class Answer:
             raise next(iter(self._refusals.values()))
         rest = self._cut.rest()
         for start in range(0, len(rest), SEND):
-            await sink.send(rest[start : start + SEND])
+            await self._pass(sink, rest[start : start + SEND])
         notes = self._take_notes(final=True)
         if notes:
             await sink.send(notes)
@@ -242,13 +245,18 @@ class Answer:
             for start in range(0, len(taken), SEND):
                 messages = self._cut.apply(taken[start : start + SEND])
                 if messages:
-                    await sink.send(messages)
+                    await self._pass(sink, messages)
                 # A client that always has room must not keep the peers' readers from their turn.
                 await asyncio.sleep(0)
             if self._cut.enough or self._finished():
                 return
             if not taken:
                 await self._wait(now)
+
+    async def _pass(self, sink: Sink, messages: list[bytes]) -> None:
+        """Send what nodes said, and count it."""
+        await sink.send(messages)
+        self._numbers.count(messages)
 
     def _make_room(self) -> None:
         full, self._full = self._full, {}

@@ -20,6 +20,7 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.access import Access, Viewer
 from cilia.relay.answer import Answer, AnswerSettings
+from cilia.relay.numbers import Numbers
 from cilia.relay.pool import Link, Pool
 from cilia.relay.view import View
 
@@ -53,14 +54,19 @@ class RelayObserver:
     """The handlers of the service; `methods()` is for the server."""
 
     def __init__(
-        self, pool: Pool, settings: RelaySettings, clock: Clock, access: Access | None = None
+        self,
+        pool: Pool,
+        settings: RelaySettings,
+        clock: Clock,
+        numbers: Numbers,
+        access: Access | None = None,
     ) -> None:
         """`access`: None: everybody who can connect sees everything."""
+        self._numbers = numbers
         self._access = access
         self._pool = pool
         self._settings = settings
         self._clock = clock
-        self._answers = 0
 
     def methods(self) -> Methods:
         """By path, for `rpc.server.Server`."""
@@ -79,20 +85,23 @@ class RelayObserver:
         request = parse(observer_pb2.GetFlowsRequest(), data)
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
-        if self._answers >= self._settings.answers:
-            sentence = f"{self._answers} clients are reading flows already: try again later"
+        numbers, settings = self._numbers, self._settings
+        if numbers.clients >= settings.answers:
+            numbers.refused[Code.RESOURCE_EXHAUSTED.name] += 1
+            sentence = f"{numbers.clients} clients are reading flows already: try again later"
             raise RpcError(Code.RESOURCE_EXHAUSTED, sentence)
-        self._answers += 1
+        numbers.clients += 1
         try:
-            settings = self._settings
             view = self._view(viewer, request)
-            answer = Answer(self._pool, request, settings.answer, settings.node_name, self._clock, view)
+            answer = Answer(
+                self._pool, request, settings.answer, settings.node_name, self._clock, numbers, view
+            )
             if viewer is None:
                 await answer.send(call)
             else:
                 await self._guarded(answer.send(call), viewer, call)
         finally:
-            self._answers -= 1
+            numbers.clients -= 1
 
     async def server_status(self, data: bytes, call: Call) -> None:
         """Counters of all nodes together; how complete they are, if all that are connected say so."""
@@ -153,6 +162,7 @@ class RelayObserver:
         try:
             viewer = await self._access.viewer(call.headers)
         except RpcError as error:
+            self._numbers.refused[error.code.name] += 1
             log.warning("refused", method=method, client=call.peer, reason=error.sentence)
             raise
         seen = "all" if viewer.namespaces is None else ",".join(sorted(viewer.namespaces))

@@ -45,6 +45,8 @@ class Link:
         self.channel: Channel | None = None
         self.problem = "not connected yet"
         """Why there is no connection; one sentence."""
+        self.dialling = True
+        """An attempt to connect is under way, or about to begin."""
         self.gone = False
         """The peer was removed, or its address has changed."""
 
@@ -52,6 +54,13 @@ class Link:
     def name(self) -> str:
         """Of the peer: `cluster/node`."""
         return self.peer.name
+
+    @property
+    def state(self) -> str:
+        """Of the connection, in gRPC's words."""
+        if self.channel is not None:
+            return "READY"
+        return "CONNECTING" if self.dialling else "TRANSIENT_FAILURE"
 
     @property
     def secured(self) -> bool:
@@ -108,14 +117,15 @@ class Pool:
     async def _keep(self, link: Link) -> None:
         pauses = Backoff(0.5, self._settings.retry_timeout)
         while True:
+            link.dialling = True
             try:
                 channel = await self._dial(link.peer)
             except RpcError as error:
                 self._lost(link, error.sentence)
             else:
                 since = asyncio.get_running_loop().time()
-                link.channel, link.problem = channel, ""
-                log.info("peer connected", peer=link.name, address=link.peer.address)
+                link.channel, link.problem, link.dialling = channel, "", False
+                log.debug("peer connected", peer=link.name, address=link.peer.address)
                 self._tell()
                 try:
                     await self._watch(channel)
@@ -164,8 +174,8 @@ class Pool:
 
     def _lost(self, link: Link, reason: str) -> None:
         if link.problem != reason:
-            log.warning("peer unavailable", peer=link.name, reason=reason)
-        link.problem = reason
+            log.debug("peer unavailable", peer=link.name, reason=reason)
+        link.problem, link.dialling = reason, False
         self._tell()
 
     def _tell(self) -> None:

@@ -213,6 +213,7 @@ def options_for(listen: str, peers: Sequence[Peer], **choices: Any) -> RelayOpti
         "cluster_name": "default",
         "listen_address": listen,
         "health_listen_address": "",
+        "metrics_listen_address": "",
         "peers": list(peers),
         "peer_service": "",
         "peer_service_tls_server_name": "",

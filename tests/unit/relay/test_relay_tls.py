@@ -10,7 +10,8 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from cilia.apps.relay import app, server_tls
+from cilia.apps.relay import app
+from cilia.apps.relay_doors import server_tls
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.server import Server
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
