@@ -13,7 +13,7 @@ import msgspec
 import typer
 import yaml
 
-from cilia.cli import hubble_certs
+from cilia.cli import certificate_set
 from cilia.cli.options import Output, UserError, group
 from cilia.cli.output import Format, print_data, print_table
 from cilia.kit.certificates import CertificateError, moment
@@ -70,18 +70,18 @@ def make(
         raise UserError("name a directory, or print Secrets with -o yaml; one of the two")
     if (ca_cert is None) != (ca_key is None):
         raise UserError("--ca-cert and --ca-key belong together: give both, or none for a new authority")
-    authority = hubble_certs.read_authority(ca_cert, ca_key) if ca_cert and ca_key else None
+    authority = certificate_set.read_authority(ca_cert, ca_key) if ca_cert and ca_key else None
     with told():
-        made = hubble_certs.make(
+        made = certificate_set.make(
             cluster, now=SystemClock().wall(), days=days, authority_days=ca_days, authority=authority
         )
         if directory is None:
-            yaml.safe_dump_all(hubble_certs.manifests(made, namespace), sys.stdout, sort_keys=False)
+            yaml.safe_dump_all(certificate_set.manifests(made, namespace), sys.stdout, sort_keys=False)
             return
-        hubble_certs.write(directory, made)
+        certificate_set.write(directory, made)
     for role in made.issued:
         typer.echo(f"{directory / role.folder}: {role.name}")
-    typer.echo(f"Keep {directory / hubble_certs.AUTHORITY / 'ca.key'} to yourself: it makes certificates.")
+    typer.echo(f"Keep {directory / certificate_set.AUTHORITY / 'ca.key'} to yourself: it makes certificates.")
 
 
 @certs.command("renew", short_help="Renew certificates that end soon.")
@@ -108,7 +108,7 @@ def renew(
       cilia hubble certs renew /etc/cilia/certs --ca
     """
     with told():
-        renewed = hubble_certs.renew(
+        renewed = certificate_set.renew(
             directory,
             cluster,
             now=SystemClock().wall(),
@@ -146,7 +146,7 @@ def show(
       cilia hubble certs show tls.crt -o json
     """
     now = SystemClock().wall()
-    rows = [_row(shown, now) for shown in hubble_certs.show(paths)]
+    rows = [_row(shown, now) for shown in certificate_set.show(paths)]
     if output is not Format.TABLE:
         print_data(rows, output)
     else:
@@ -162,7 +162,7 @@ def show(
         raise typer.Exit(1)
 
 
-def _row(shown: hubble_certs.Shown, now: float) -> Row:
+def _row(shown: certificate_set.Shown, now: float) -> Row:
     facts = shown.facts
     if facts is None:
         return Row(file=str(shown.path), error=shown.error)

@@ -34,7 +34,7 @@ class FlowMask:
         if len(self._mask.paths) > MAX_PATHS:
             raise FilterError(f"the field mask has more than {MAX_PATHS} paths: name whole messages instead")
         for path in self._mask.paths:
-            if not field_mask_pb2.FieldMask(paths=[path]).IsValidForDescriptor(flow_pb2.Flow.DESCRIPTOR):
+            if not is_field(path):
                 raise FilterError(f"the field mask names {path!r}, which no flow has")
         self._whole = {path for path in self._mask.paths if "." not in path}
         self._touched = {path.partition(".")[0] for path in self._mask.paths}
@@ -50,3 +50,8 @@ class FlowMask:
         whole, left = flow_pb2.Flow.FromString(fragment), flow_pb2.Flow()
         self._mask.MergeMessage(whole, left)
         return left.SerializeToString()
+
+
+def is_field(path: str) -> bool:
+    """Whether flows have what a path such as `source.labels` names."""
+    return field_mask_pb2.FieldMask(paths=[path]).IsValidForDescriptor(flow_pb2.Flow.DESCRIPTOR)

@@ -185,7 +185,6 @@ def history(settings: AgentSettings, store: FlowStore, node: str, clock: Clock) 
 
 def door_settings(settings: AgentSettings) -> DoorSettings:
     """What the agent's settings say of the doors. Raises StartError for what makes no sense together."""
-    authorities = (part.strip() for part in settings.hubble_tls_client_ca_files.split(","))
     return DoorSettings(
         socket=settings.hubble_socket,
         socket_group=settings.hubble_socket_group,
@@ -193,13 +192,12 @@ def door_settings(settings: AgentSettings) -> DoorSettings:
         disable_tls=settings.hubble_disable_tls,
         cert_file=settings.hubble_tls_cert_file,
         key_file=settings.hubble_tls_key_file,
-        client_ca_files=tuple(Path(part) for part in authorities if part),
+        client_ca_files=files(settings.hubble_tls_client_ca_files),
     )
 
 
 def metrics_settings(settings: AgentSettings) -> HubbleMetricsSettings:
     """What the agent's settings say of Hubble's metrics."""
-    authorities = (part.strip() for part in settings.hubble_metrics_server_tls_client_ca_files.split(","))
     return HubbleMetricsSettings(
         metrics=settings.hubble_metrics,
         config_path=settings.hubble_dynamic_metrics_config_path,
@@ -208,10 +206,15 @@ def metrics_settings(settings: AgentSettings) -> HubbleMetricsSettings:
         enable_tls=settings.hubble_metrics_server_enable_tls,
         cert_file=settings.hubble_metrics_server_tls_cert_file,
         key_file=settings.hubble_metrics_server_tls_key_file,
-        client_ca_files=tuple(Path(part) for part in authorities if part),
+        client_ca_files=files(settings.hubble_metrics_server_tls_client_ca_files),
         max_series=settings.hubble_metrics_max_series,
         expiry=settings.hubble_metrics_expiry,
     )
+
+
+def files(text: str) -> tuple[Path, ...]:
+    """Paths with commas between."""
+    return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
 def drop_events(settings: AgentSettings, flows: FlowStore, inputs: Inputs, clock: Clock) -> DropEventWriter:

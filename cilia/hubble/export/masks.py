@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from google.protobuf.descriptor import Descriptor
-
-from cilia.proto.flow import flow_pb2
+from cilia.hubble.masks import is_field
 
 Tree: TypeAlias = "Mapping[str, Tree | None]"
 """Field names to what is wanted of them; None: everything."""
@@ -21,10 +19,9 @@ def parse(paths: Iterable[str]) -> Tree | None:
     """The tree of some paths such as `source.pod_name`; None of none at all. Raises MaskError."""
     tree: dict[str, Tree | None] = {}
     for path in filter(None, (path.strip() for path in paths)):
-        names = path.split(".")
-        if not _exists(names, flow_pb2.Flow.DESCRIPTOR):
+        if not is_field(path):
             raise MaskError(f"no flow has the field {path!r}: see flow.proto for their names")
-        _add(tree, names)
+        _add(tree, path.split("."))
     return tree or None
 
 
@@ -43,15 +40,6 @@ def both(one: Tree | None, other: Tree | None) -> Tree | None:
 def has(tree: Tree | None, name: str) -> bool:
     """Whether any of a field is wanted."""
     return tree is None or name in tree
-
-
-def _exists(names: list[str], descriptor: Descriptor | None) -> bool:
-    for place, name in enumerate(names):
-        field = descriptor.fields_by_name.get(name) if descriptor is not None else None
-        if field is None or (field.is_repeated and place + 1 < len(names)):
-            return False
-        descriptor = field.message_type
-    return True
 
 
 def _add(tree: dict[str, Tree | None], names: list[str]) -> None:

@@ -343,18 +343,21 @@ def dns(_store: FlowStore, options: MetricOptions) -> Kind:
     )
 
 
+HTTP_DURATION = Series(
+    "hubble_http_request_duration_seconds",
+    "Duration of HTTP requests in seconds",
+    ("method", "reporter"),
+    "histogram",
+)
+
+
 def http(_store: FlowStore, _options: MetricOptions) -> Kind:
     """HTTP requests and answers, in the labels of old."""
     return Kind(
         (
             Series("hubble_http_requests", "Count of HTTP requests", ("method", "protocol", "reporter")),
             Series("hubble_http_responses", "Count of HTTP responses", ("status", "method", "reporter")),
-            Series(
-                "hubble_http_request_duration_seconds",
-                "Duration of HTTP requests in seconds",
-                ("method", "reporter"),
-                "histogram",
-            ),
+            HTTP_DURATION,
         )
     )
 
@@ -366,12 +369,7 @@ def http_v2(_store: FlowStore, _options: MetricOptions) -> Kind:
             Series(
                 "hubble_http_requests", "Count of HTTP requests", ("method", "protocol", "status", "reporter")
             ),
-            Series(
-                "hubble_http_request_duration_seconds",
-                "Duration of HTTP requests in seconds",
-                ("method", "reporter"),
-                "histogram",
-            ),
+            HTTP_DURATION,
         )
     )
 

@@ -12,7 +12,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cilia.cli import hubble_certs
+from cilia.cli import certificate_set
 from cilia.cli.certs import certs
 from cilia.cli.options import UserError
 from cilia.kit import certificates
@@ -136,8 +136,8 @@ def test_a_new_authority_leaves_no_gap(made: Path, tmp_path: Path) -> None:
     # Once it has ended, the old one is no longer carried along.
     later = NOW + 1096 * certificates.DAY
     with pytest.raises(certificates.CertificateError, match="make a new one"):
-        hubble_certs.renew(made, "prod.eu", now=later, days=1, within=30, authority_days=None)
-    hubble_certs.renew(made, "prod.eu", now=later, days=1, within=30, authority_days=10)
+        certificate_set.renew(made, "prod.eu", now=later, days=1, within=30, authority_days=None)
+    certificate_set.renew(made, "prod.eu", now=later, days=1, within=30, authority_days=10)
     assert len(certificates.read((made / "server" / "ca.crt").read_bytes())) == 1
 
 
