@@ -253,6 +253,9 @@ async def _rest() -> float:
             async def send(self, messages: Sequence[bytes]) -> None:
                 """Takes everything."""
 
+            async def send_block(self, block: bytes) -> None:
+                """Takes everything."""
+
         request = observer_pb2.GetFlowsRequest(follow=True).SerializeToString()
         call = asyncio.get_running_loop().create_task(observer.get_flows(request, Nobody()))
         await asyncio.sleep(1)

@@ -24,7 +24,7 @@ from cilia.hubble.cursor import Arrived, Cursor
 from cilia.hubble.filters import FlowMatcher, wants_important_only
 from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
 from cilia.hubble.rpc.messages import Code, RpcError
-from cilia.hubble.rpc.server import Sink
+from cilia.hubble.rpc.server import BlockSink
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
 from cilia.hubble.turns import Gate, Turn, TurnOver
 from cilia.proto.observer import observer_pb2
@@ -125,7 +125,12 @@ class Answer:
     """What one client gets."""
 
     def __init__(
-        self, tools: Tools, clocks: Clocks, maker: Maker, request: observer_pb2.GetFlowsRequest, sink: Sink
+        self,
+        tools: Tools,
+        clocks: Clocks,
+        maker: Maker,
+        request: observer_pb2.GetFlowsRequest,
+        sink: BlockSink,
     ) -> None:
         """Raises RpcError for a request that can't be answered."""
         self._store = tools.store
@@ -283,7 +288,7 @@ class Answer:
             chunk = rows.where(slice(start, start + self._chunk))
             start += len(chunk.wall)
             await self._gate.turn()
-            await self._sink.send(self._converted(converter, chunk))
+            await self._sink.send_block(self._converted(converter, chunk))
             await asyncio.sleep(0)
 
     def _history_gaps(self, first: int, last: int) -> list[LossRow]:
@@ -402,19 +407,19 @@ class Answer:
             if len(here) < len(chunk):
                 end = int(chunk[-1]) + 1
                 self._untold.add(self._overwritten(len(chunk) - len(here), int(chunk[0]), end))
-            await self._sink.send(self._converted(self._converter, self._store.take(here)))
+            await self._sink.send_block(self._converted(self._converter, self._store.take(here)))
             await asyncio.sleep(0)
 
-    def _converted(self, converter: Converter, rows: Rows) -> list[bytes]:
-        """Messages; the next chunk is smaller where these had much in them that was never seen before."""
+    def _converted(self, converter: Converter, rows: Rows) -> bytes:
+        """A block of messages; the next is smaller where these had much in them that was never seen."""
         start = self._clocks.monotonic()
-        messages = converter.responses(rows, self._cuts)
+        block = converter.block(rows, self._cuts)
         seconds = self._clocks.monotonic() - start
         if seconds > SLOW:
             self._chunk = max(SMALLEST_SCAN, self._chunk // 2)
         elif seconds < QUICK * 2:
             self._chunk = min(CHUNK, self._chunk * 2)
-        return messages
+        return block
 
     async def _tell(self, gaps: list[LossRow]) -> None:
         notes = [self._converter.lost(gap) for gap in gaps if self._in_time(gap)]

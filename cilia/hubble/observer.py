@@ -20,7 +20,7 @@ from cilia.hubble.past import Meanings, Past
 from cilia.hubble.predicates import Context
 from cilia.hubble.request_limits import check
 from cilia.hubble.rpc.messages import Code, RpcError
-from cilia.hubble.rpc.server import Methods, Sink
+from cilia.hubble.rpc.server import BlockSink, Methods, Sink
 from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
 from cilia.hubble.turns import Gate, Turn
@@ -73,7 +73,7 @@ class Observer:
 
     # -- flows --------------------------------------------------------------------------------------------
 
-    async def get_flows(self, data: bytes, sink: Sink) -> None:
+    async def get_flows(self, data: bytes, sink: BlockSink) -> None:
         """Stream flows and gaps."""
         request = parse(observer_pb2.GetFlowsRequest(), data)
         check(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cilia.abi import layout
+from cilia.hubble.blocks import split
 from cilia.hubble.columns import Events
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.directory import MemoryDirectory, Pod, Service, Workload
@@ -220,3 +221,13 @@ def beside(path: Path, **choices: Any) -> Iterator[Beside]:
         yield running
     finally:
         running.close()
+
+
+class MessageSink:
+    """A sink that gets messages, however they are sent."""
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        raise AssertionError("nothing was to be sent")
+
+    async def send_block(self, block: bytes) -> None:
+        await self.send(split(block))

@@ -15,7 +15,15 @@ class Sink(Protocol):
         ...
 
 
-class Call(Sink, Protocol):
+class BlockSink(Sink, Protocol):
+    """One for handlers that have many small messages."""
+
+    async def send_block(self, block: bytes) -> None:
+        """Send messages that are framed already (`messages.frame`)."""
+        ...
+
+
+class Call(BlockSink, Protocol):
     """One call, for handlers that want to know who asks."""
 
     @property

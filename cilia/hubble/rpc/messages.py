@@ -6,6 +6,7 @@ import enum
 import re
 import struct
 from collections.abc import Iterable
+from itertools import chain
 from urllib.parse import quote, unquote
 
 PREFIX = struct.Struct("!BI")
@@ -105,11 +106,7 @@ class Unframer:
 
 def frame(messages: Iterable[bytes]) -> bytes:
     """Messages with their prefixes, joined."""
-    parts = []
-    for message in messages:
-        parts.append(PREFIX.pack(0, len(message)))
-        parts.append(message)
-    return b"".join(parts)
+    return b"".join(chain.from_iterable((PREFIX.pack(0, len(message)), message) for message in messages))
 
 
 def parse_timeout(value: str) -> float:

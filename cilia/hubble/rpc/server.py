@@ -18,14 +18,14 @@ from typing import Any
 
 import structlog
 
-from cilia.hubble.rpc.calls import Call, Conversation, Handler, Methods, Sink
+from cilia.hubble.rpc.calls import BlockSink, Call, Conversation, Handler, Methods, Sink
 from cilia.hubble.rpc.connection import Connection, Transport
 from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.secure import Secured, address
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ServerTls
 
-__all__ = ["Call", "Conversation", "Handler", "Methods", "Server", "Sink"]
+__all__ = ["BlockSink", "Call", "Conversation", "Handler", "Methods", "Server", "Sink"]
 
 log = structlog.get_logger(__name__)
 

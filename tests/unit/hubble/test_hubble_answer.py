@@ -15,13 +15,13 @@ from cilia.hubble.store import FlowStore, Loss, LossRow, LossSource
 from cilia.kit.clock import ManualClock
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
-from tests.support.hubble import NODE, WALL, events, flow, store
+from tests.support.hubble import NODE, WALL, MessageSink, events, flow, store
 
 DROP = {"kind": 1, "verdict": 2, "reason": 133, "state": 0}
 DROPPED = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
 
 
-class Reader:
+class Reader(MessageSink):
     """A sink that remembers, and does something at each message."""
 
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:

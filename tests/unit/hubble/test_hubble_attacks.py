@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import hpack
 import pytest
@@ -27,7 +27,7 @@ from cilia.kit.clock import ManualClock
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer.observer_pb2 import GetFlowsRequest, GetFlowsResponse
-from tests.support.hubble import NODE, WALL, events, store
+from tests.support.hubble import NODE, WALL, MessageSink, events, store
 from tests.support.hubble_raw import path
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
@@ -221,15 +221,9 @@ def test_large_filters_are_compiled_beside_the_loop(monkeypatch: pytest.MonkeyPa
         store(), NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
     )
 
-    class Nobody:
-        headers: ClassVar[dict[str, str]] = {}
-
-        async def send(self, _messages: Sequence[bytes]) -> None:
-            raise AssertionError("there are no flows")
-
     def ask(**fields: Any) -> None:
         request = GetFlowsRequest(whitelist=[flow_pb2.FlowFilter(**fields)])
-        asyncio.run(answering.get_flows(request.SerializeToString(), Nobody()))
+        asyncio.run(answering.get_flows(request.SerializeToString(), MessageSink()))
 
     ask(dns_query=patterns[:1])
     ask(dns_query=patterns)
@@ -241,19 +235,18 @@ def test_however_many_ask_one_of_them_has_its_turn(monkeypatch: pytest.MonkeyPat
     flows.append([events(*({"source_port": number} for number in range(3000)))], offset=WALL)
     rounds = 0
     worked: list[int] = []
-    whole = Converter.responses
+    whole = Converter.block
 
-    def responses(self: Converter, *arguments: Any) -> list[bytes]:
+    def block(self: Converter, *arguments: Any) -> bytes:
         worked.append(rounds)
         return whole(self, *arguments)
 
-    monkeypatch.setattr(Converter, "responses", responses)
+    monkeypatch.setattr(Converter, "block", block)
     answering = observer.Observer(
         flows, NODE, observer.ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9)
     )
 
-    class Reader:
-        headers: ClassVar[dict[str, str]] = {}
+    class Reader(MessageSink):
         got = 0
 
         async def send(self, messages: Sequence[bytes]) -> None:
@@ -294,11 +287,7 @@ def test_the_library_of_expressions_is_loaded_beside_the_loop(monkeypatch: pytes
     wanted.experimental.cel_expression.append("_flow.is_reply == true")
     request = GetFlowsRequest(whitelist=[wanted]).SerializeToString()
 
-    class Nobody:
-        async def send(self, _messages: Sequence[bytes]) -> None:
-            raise AssertionError("there are no flows")
-
-    asyncio.run(answering.get_flows(request, Nobody()))
+    asyncio.run(answering.get_flows(request, MessageSink()))
     assert loaded_in == ["filters"]
 
 
@@ -318,7 +307,7 @@ def test_what_is_overwritten_while_it_is_looked_for_is_counted() -> None:
     )
     answering._gate = Overrun()
 
-    class Reader:
+    class Reader(MessageSink):
         found = 0
         lost = 0
 
