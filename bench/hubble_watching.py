@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,17 +108,24 @@ def busy(extras: tuple[str, ...], seconds: float) -> Found:
 def one_round(extras: tuple[str, ...], seconds: float) -> Found:
     """Watch a node that reports."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    with rings.reporting_node() as node, reported(node):
-        return asyncio.run(watch(node, extras, seconds))
+    with rings.reporting_node() as node, reported(node) as begin:
+        return asyncio.run(watch(node, begin, extras, seconds))
 
 
 @contextmanager
-def reported(node: CiliaNode) -> Iterator[None]:
-    """Another process that has events reported."""
-    process = multiprocessing.get_context("fork").Process(target=rings.keep_filling, args=(node, RATE, PACE))
+def reported(node: CiliaNode) -> Iterator[Callable[[], None]]:
+    """Another process that has events reported, once told to."""
+    processes = multiprocessing.get_context("fork")
+    begin = processes.Event()
+
+    def report() -> None:
+        begin.wait()
+        rings.keep_filling(node, RATE, PACE)
+
+    process = processes.Process(target=report)
     process.start()
     try:
-        yield
+        yield begin.set
     finally:
         process.terminate()
         process.join()
@@ -148,13 +155,14 @@ def usual_traffic() -> Events:
     return neighbours(traffic(1 << 17))
 
 
-async def watch(node: CiliaNode, extras: tuple[str, ...], seconds: float) -> Found:
+async def watch(node: CiliaNode, begin: Callable[[], None], extras: tuple[str, ...], seconds: float) -> Found:
     """Have everything read along; the CPU it takes, and how long the loop was held at most."""
     store = FlowStore(usual_traffic().dtype, cluster())
     reader = node.kernel.reader(Usual(store).take)
     with tempfile.TemporaryDirectory() as directory:
         async with watchers(store, Path(directory), extras):
             reader.start()
+            begin()
             await asyncio.sleep(3.0)
             first, used, began = reader.received, time.process_time(), time.perf_counter()
             await asyncio.sleep(seconds)
