@@ -46,8 +46,8 @@ REASON_NO_BACKEND = 158
 """A packet or a socket asked for a service that nobody serves (flow.DropReason)."""
 
 PRE_REVERSE = 3
-POST_REVERSE = 4
-"""Points of socket events about what comes back to the socket (flow.SocketTranslationPoint)."""
+"""From this point on socket events are about what comes back to the socket
+(flow.SocketTranslationPoint)."""
 
 FLAG_REPLY = 1
 FLAG_IPV6 = 2

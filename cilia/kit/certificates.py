@@ -122,20 +122,6 @@ def read(pem: bytes) -> list[Facts]:
         raise CertificateError(f"there is no certificate in PEM here ({error}): make it anew") from error
 
 
-def signed_by(pem: bytes, authority: bytes) -> bool:
-    """Whether the first certificate of a file is signed by another's first. Raises CertificateError."""
-    try:
-        child, parent = x509.load_pem_x509_certificate(pem), x509.load_pem_x509_certificate(authority)
-    except ValueError as error:
-        raise CertificateError(f"there is no certificate in PEM here ({error}): make it anew") from error
-    try:
-        child.verify_directly_issued_by(parent)
-    except Exception:
-        # One of three kinds: other name, other key, other algorithm.
-        return False
-    return True
-
-
 def _open(authority: Issued) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         certificate = x509.load_pem_x509_certificate(authority.certificate)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 FLOW = 1
 TIME = 1001
 
-FLOW_KEY = 0x0A
 TIME_KEY = b"\xca\x3e"
 """Field 1001, length-delimited."""
 SECOND = 1_000_000_000

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
 from cilia.kit import certificates
 from cilia.kit.certificates import Issued
 from cilia.kit.clock import SystemClock
@@ -56,3 +59,13 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.
             except ssl.SSLWantReadError:
                 pass
     return ends[1]
+
+
+def signed_by(pem: bytes, authority: bytes) -> bool:
+    """Whether the first certificate of a file is signed by another's first."""
+    child, parent = x509.load_pem_x509_certificate(pem), x509.load_pem_x509_certificate(authority)
+    try:
+        child.verify_directly_issued_by(parent)
+    except (ValueError, TypeError, InvalidSignature):  # Another name, algorithm, key.
+        return False
+    return True

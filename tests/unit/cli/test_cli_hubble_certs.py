@@ -18,7 +18,7 @@ from cilia.cli.options import UserError
 from cilia.kit import certificates
 from cilia.kit.clock import SystemClock
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles, server_name
-from tests.support.hubble_tls import handshake
+from tests.support.hubble_tls import handshake, signed_by
 
 FOLDERS = ["server", "relay-client", "relay-server", "ui-client"]
 NOW = SystemClock().wall()
@@ -79,7 +79,7 @@ def test_secrets_are_what_charts_mount() -> None:
     assert (server["type"], server["metadata"]["namespace"]) == ("kubernetes.io/tls", "cilia")
     data = {name: base64.b64decode(value) for name, value in server["data"].items()}
     assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
-    assert certificates.signed_by(data["tls.crt"], data["ca.crt"])
+    assert signed_by(data["tls.crt"], data["ca.crt"])
     assert set(secrets["cilium-ca"]["data"]) == {"ca.crt", "ca.key"}
 
 

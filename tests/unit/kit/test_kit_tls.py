@@ -13,7 +13,7 @@ from cilia.kit import certificates
 from cilia.kit.certificates import CertificateError, Issued
 from cilia.kit.clock import ManualClock, SystemClock
 from cilia.kit.tls import ClientTls, Reloading, ServerTls, TlsError, TlsFiles, refusal, server_name
-from tests.support.hubble_tls import handshake
+from tests.support.hubble_tls import handshake, signed_by
 
 NOW = SystemClock().wall()
 NAME = server_name("node.one", "default")
@@ -198,8 +198,8 @@ def test_what_a_certificate_says() -> None:
     # Not longer than its authority.
     assert 99 < facts.days_left(NOW) <= 100
     assert certificates.read(CA.certificate)[0].authority
-    assert certificates.signed_by(issued.certificate, CA.certificate)
-    assert not certificates.signed_by(issued.certificate, OTHER_CA.certificate)
+    assert signed_by(issued.certificate, CA.certificate)
+    assert not signed_by(issued.certificate, OTHER_CA.certificate)
 
 
 def test_authorities_that_are_none_sign_nothing() -> None:

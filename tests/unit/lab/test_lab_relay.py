@@ -11,6 +11,7 @@ from cilia.lab import relay
 from cilia.lab.commands import tell_access
 from cilia.lab.daemon import agent_command
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.hubble_tls import signed_by
 
 NOW = 1_790_000_000.0
 
@@ -27,7 +28,7 @@ def test_everybody_has_a_certificate_of_one_authority_for_its_part(tmp_path: Pat
     usages = {}
     for place in folder.iterdir():
         certificate = (place / "tls.crt").read_bytes()
-        assert certificates.signed_by(certificate, authority)
+        assert signed_by(certificate, authority)
         usages[place.name] = certificates.read(certificate)[0].usages
     assert usages == {
         "server": ("server",),
