@@ -192,10 +192,13 @@ class Answer:
             self._bell.set()
 
     def _fail(self, link: Link, channel: Channel, sentence: str) -> None:
-        """Have the client told why a peer's answer is not whole."""
-        if not link.gone:
-            state = relay_pb2.NODE_UNAVAILABLE if channel.closed.is_set() else relay_pb2.NODE_ERROR
-            self._errors.add(link.name, state, sentence, self._clock.monotonic())
+        """Have the client told why a peer's answer is not whole; a follower is told otherwise of who goes."""
+        if link.gone and self._request.follow:
+            return
+        state = relay_pb2.NODE_UNAVAILABLE if channel.closed.is_set() else relay_pb2.NODE_ERROR
+        if link.gone:
+            state = relay_pb2.NODE_GONE
+        self._errors.add(link.name, state, sentence, self._clock.monotonic())
 
     async def _read_call(self, call: Call, name: str, lane: Lane) -> None:
         scanner = Scanner()

@@ -60,6 +60,8 @@ class Node:
         self.flows = list(flows)
         self.requests: list[observer_pb2.GetFlowsRequest] = []
         self.sent = 0
+        self.serving = 0
+        """GetFlows calls being answered."""
         self.changed = asyncio.Event()
         self.refusal: RpcError | None = None
         self.hang = False
@@ -85,6 +87,13 @@ class Node:
         self.requests.append(request)
         if self.refusal:
             raise self.refusal
+        self.serving += 1
+        try:
+            await self._answer(request, sink)
+        finally:
+            self.serving -= 1
+
+    async def _answer(self, request: observer_pb2.GetFlowsRequest, sink: Call) -> None:
         flows = self.flows
         if request.number and (request.first or request.HasField("since")):
             flows = flows[: request.number]
