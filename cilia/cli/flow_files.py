@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from cilia.cli.errors import UserError
 from cilia.cli.flow_json import Reader
+from cilia.kit.documents import cut
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -82,11 +83,11 @@ def read(name: str) -> Iterator[Response]:
         with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield read_line(reader, line, f"{name}, line {number}")
+                    yield read_line(reader, line, f"line {number} of {called(name)}")
     except UnicodeDecodeError:
-        raise UserError(f"{name} is no text: it needs JSON lines, as -o json prints them") from None
+        raise UserError(f"{called(name)} is no text: it needs JSON lines, as -o json prints them") from None
     except OSError as error:
-        raise UserError(f"can't read {name}: {os.strerror(error.errno or 0)}") from None
+        raise UserError(f"can't read {called(name)}: {os.strerror(error.errno or 0)}") from None
 
 
 def read_line(reader: Reader, line: str, where: str) -> Response:
@@ -94,4 +95,10 @@ def read_line(reader: Reader, line: str, where: str) -> Response:
     try:
         return reader(line)
     except (json_format.ParseError, RecursionError) as error:
-        raise UserError(f"{where} is not a flow: {error}") from None
+        reason = cut(str(error).splitlines()[0].rstrip("."), 200)
+        raise UserError(f"{where} is not a flow, as -o json prints them: {reason}") from None
+
+
+def called(name: str) -> str:
+    """The file in a sentence."""
+    return "standard input" if name == "-" else name

@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from cilia.kit.documents import cut
 from cilia.model.identity import RESERVED_NAMES
 from cilia.proto.flow import flow_pb2
 
 IDENTITIES = {names[0]: int(number) for number, names in RESERVED_NAMES.items()}
 EVENT_TYPES = {"drop": 1, "capture": 3, "trace": 4, "policy-verdict": 5, "trace-sock": 7, "l7": 129}
+
+LONGEST_NUMBER = 20
+"""Digits of the largest number a field can have."""
 
 Sided = tuple[str, list[Any]]
 """A field without its side, and values."""
@@ -139,8 +143,9 @@ def raw(texts: Iterable[str], flag: str) -> list[flow_pb2.FlowFilter]:
                     raise ValueError("this is no object")
                 found.append(json_format.ParseDict(value, flow_pb2.FlowFilter()))
             except (ValueError, json_format.ParseError, RecursionError) as error:
+                reason = cut(str(error).splitlines()[0], 200)
                 raise FlagError(
-                    f'--{flag} takes filters as JSON, such as {{"verdict":["DROPPED"]}}: {error}'
+                    f'--{flag} takes filters as JSON, such as {{"verdict":["DROPPED"]}}: {reason}'
                 ) from None
             rest = rest[end:].lstrip(" \t\r\n,")
     return found
@@ -153,7 +158,7 @@ def named(enum: Any, what: str) -> Callable[[str], int]:
         name = text.strip().upper().replace("-", "_").replace(" ", "_")
         if name in enum.keys():  # noqa: SIM118 - a protobuf enum wrapper is no dictionary
             return int(enum.Value(name))
-        if name.isdigit() and int(name) in enum.values():
+        if is_number(name) and bounded(name, what, 31) in enum.values():
             return int(name)
         known = ", ".join(sorted(enum.keys())) if len(enum.keys()) < 20 else "a name such as POLICY_DENIED"
         raise FlagError(f"unknown {what} {text!r}: use {known}")
@@ -183,12 +188,24 @@ def trace_point(text: str) -> int:
 
 def identity(text: str) -> int:
     """A number, or the name of a reserved identity."""
-    if text.isdigit():
-        return int(text)
+    if is_number(text):
+        return bounded(text, "identity")
     name = text.lower().removeprefix("reserved:")
     if name not in IDENTITIES:
         raise FlagError(f"unknown identity {text!r}: use a number or one of {', '.join(IDENTITIES)}")
     return IDENTITIES[name]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is digits and nothing else."""
+    return text.isascii() and text.isdigit()
+
+
+def bounded(text: str, what: str, bits: int = 32) -> int:
+    """A number that fits its field. Raises FlagError."""
+    if len(text) > LONGEST_NUMBER or int(text) >> bits:
+        raise FlagError(f"{cut(text)!r} is no {what}: numbers end at {(1 << bits) - 1}")
+    return int(text)
 
 
 def workload(text: str) -> flow_pb2.Workload:
@@ -200,15 +217,15 @@ def workload(text: str) -> flow_pb2.Workload:
 def event_type(text: str) -> flow_pb2.EventTypeFilter:
     """`trace`, `trace:to-endpoint`, `drop`, `drop:policy-denied`, `policy-verdict`, or a number."""
     kind, separator, sub_type = text.lower().partition(":")
-    if kind not in EVENT_TYPES and not kind.isdigit():
+    if kind not in EVENT_TYPES and not is_number(kind):
         raise FlagError(f"unknown type {kind!r}: use one of {', '.join(EVENT_TYPES)} or a number")
-    number = EVENT_TYPES[kind] if kind in EVENT_TYPES else int(kind)
+    number = EVENT_TYPES[kind] if kind in EVENT_TYPES else bounded(kind, "type", 31)
     if not separator:
         return flow_pb2.EventTypeFilter(type=number)
     readers = {1: DROP_REASON, 4: trace_point, 7: socket_point}
-    if number not in readers and not sub_type.isdigit():
+    if number not in readers and not is_number(sub_type):
         raise FlagError(f"the type {kind!r} has no sub-type {sub_type!r}: use a number or leave it out")
-    found = int(sub_type) if sub_type.isdigit() else readers[number](sub_type)
+    found = bounded(sub_type, "sub-type", 31) if is_number(sub_type) else readers[number](sub_type)
     return flow_pb2.EventTypeFilter(type=number, match_sub_type=True, sub_type=found)
 
 
@@ -224,8 +241,8 @@ def tcp_flags(text: str) -> flow_pb2.TCPFlags:
 
 def interface(text: str) -> flow_pb2.NetworkInterface:
     """Name or index of a device."""
-    if text.isdigit():
-        return flow_pb2.NetworkInterface(index=int(text))
+    if is_number(text):
+        return flow_pb2.NetworkInterface(index=bounded(text, "interface"))
     return flow_pb2.NetworkInterface(name=text)
 
 
@@ -248,7 +265,7 @@ def header(text: str) -> flow_pb2.HTTPHeader:
 
 def trace_number(text: str) -> int:
     """A number from an IP option."""
-    if not text.isdigit() or not 0 < int(text) < 1 << 64:
+    if not is_number(text) or not bounded(text, "IP trace ID", 64):
         raise FlagError(f"{text!r} is no IP trace ID: use a number greater than 0")
     return int(text)
 

@@ -23,6 +23,7 @@ app = typer.Typer(
     cls=type("HubbleGroup", (LazyGroup,), {"table": COMMANDS}),
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

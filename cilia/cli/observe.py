@@ -49,6 +49,7 @@ observe = typer.Typer(
     cls=ObserveGroup,
     invoke_without_command=True,
     add_completion=False,
+    suggest_commands=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

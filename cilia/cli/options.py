@@ -32,6 +32,7 @@ def group(help_text: str) -> typer.Typer:
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
+        suggest_commands=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -21,8 +21,8 @@ def flag(panel: str, names: str, text: str, **more: Any) -> Any:
     return typer.Option(*names.split(), help=text, rich_help_panel=panel, **{"show_default": False, **more})
 
 
-Last = Annotated[int | None, flag(PANEL, "--last", "The newest N (20); of each node.", min=0)]
-First = Annotated[int | None, flag(PANEL, "--first", "The oldest N; of each node.", min=0)]
+Last = Annotated[int | None, flag(PANEL, "--last", "The newest N (20); of each node.", min=0, max=EVERYTHING)]
+First = Annotated[int | None, flag(PANEL, "--first", "The oldest N; of each node.", min=0, max=EVERYTHING)]
 All = Annotated[bool, flag(PANEL, "--all", "All there are.")]
 Follow = Annotated[bool, flag(PANEL, "--follow -f", "Go on as they come.")]
 Since = Annotated[str, flag(PANEL, "--since", "Since 5m, 14:05, yesterday, 2026-11-23T04:20:00Z.")]

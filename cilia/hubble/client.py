@@ -201,7 +201,9 @@ class Client:
         try:
             data = self._socket.recv(READ)
             if not data:
-                raise RpcError(Code.UNAVAILABLE, f"{self._target} closed the connection: is the agent alive?")
+                raise RpcError(
+                    Code.UNAVAILABLE, f"{self._target} closed the connection: is it Hubble, and alive?"
+                )
             events = self._h2.receive_data(data)
         except ssl.SSLError as error:
             raise untrusted(self._target, error) from error
@@ -230,8 +232,7 @@ def connect(
             connection.settimeout(timeout)
             connection.connect(target.removeprefix("unix:").replace("///", "/", 1))
         else:
-            scheme, _, rest = target.rpartition("://")
-            host, port = split_port(rest)
+            scheme, host, port = split_target(target)
             connection = socket.create_connection((host, port), timeout)
             if scheme == "tls" or tls:
                 context = tls or ssl.create_default_context()
@@ -240,11 +241,29 @@ def connect(
     except ssl.SSLError as error:
         raise untrusted(target, error) from error
     except (OSError, ValueError) as error:
-        raise RpcError(
-            Code.UNAVAILABLE, f"can't reach Hubble at {target} ({error}): is the agent running?"
-        ) from error
+        raise RpcError(Code.UNAVAILABLE, unreachable(target, error, timeout)) from error
     connection.settimeout(None)
     return connection
+
+
+def unreachable(target: str, error: Exception, timeout: float) -> str:
+    """Why nobody can be asked there, and what to look at."""
+    match error:
+        case ValueError():
+            return f"{target!r} is no address of a server: write unix:///path or host:port"
+        case FileNotFoundError():
+            return f"there is no socket {target}: is the agent running?"
+        case PermissionError():
+            return f"you may not use {target}: try as root, or as a member of the socket's group"
+        case TimeoutError():
+            return f"{target} did not answer within {timeout:g} s: is it running, and may you reach it?"
+        case socket.gaierror():
+            return f"no address is known for the host of {target} ({error.strerror}): is its name right?"
+        case ConnectionRefusedError():
+            return f"nobody answers at {target}: is the agent running, and does it listen there?"
+    return (
+        f"can't reach Hubble at {target} ({getattr(error, 'strerror', None) or error}): is the agent running?"
+    )
 
 
 def untrusted(target: str, error: ssl.SSLError) -> RpcError:
@@ -255,6 +274,15 @@ def untrusted(target: str, error: ssl.SSLError) -> RpcError:
     return RpcError(
         Code.UNAVAILABLE, f"Hubble at {target} is not trusted, or does not trust us: {refusal(error)}"
     )
+
+
+def split_target(target: str) -> tuple[str, str, int]:
+    """Scheme, host and port of `host:port`, `tcp://host:port` or `tls://host:port`. Raises ValueError."""
+    scheme, _, rest = target.rpartition("://")
+    host, port = split_port(rest)
+    if not host or "/" in host or scheme not in ("", "tcp", "tls") or not 0 < port < 65536:
+        raise ValueError(target)
+    return scheme, host, port
 
 
 def split_port(address: str) -> tuple[str, int]:

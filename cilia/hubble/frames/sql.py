@@ -84,6 +84,7 @@ def sentence(error: Exception) -> str:
     """DuckDB's first lines without the picture and the list of candidates; and what helps."""
     text, _, _ = str(error).partition("\n\n")
     told, _, _ = " ".join(text.split()).partition(" Candidate functions:")
+    told, _, _ = told.partition(" Did you mean")
     return f"the query can't be answered: {told}{hint(told)}"
 
 
@@ -94,6 +95,8 @@ def hint(told: str) -> str:
             "; times have nanoseconds, which few functions of SQL know: write time::timestamptz, as in "
             "time::timestamptz > now() - interval 5 minute"
         )
+    if "Table with name" in told:
+        return f" The flows are the table {TABLE}."
     if 'Referenced column "' in told:
         return f"; all columns: select column_name from (describe {TABLE})"
     return ""

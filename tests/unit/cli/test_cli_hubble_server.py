@@ -15,6 +15,7 @@ from cilia.cli.errors import UserError
 from cilia.cli.hubble_server import META, ServerSettings, authorization
 from cilia.cli.observe import observe
 from cilia.cli.observers import list_app, watch_app
+from cilia.hubble.client import unreachable
 from cilia.hubble.rpc.calls import Call
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import Server
@@ -179,3 +180,26 @@ def test_shells_offer_nothing_without_a_server(tmp_path: Path) -> None:
 def test_fixed_words(complete: object, typed: str, offered: list[str]) -> None:
     assert callable(complete)
     assert complete(typed) == offered
+
+
+@pytest.mark.parametrize(
+    ("server", "sentence"),
+    [
+        ("", "is no address of a server: write unix:///path or host:port"),
+        ("localhost:abc", "is no address of a server"),
+        ("localhost:99999", "is no address of a server"),
+        ("http://localhost:4245", "is no address of a server"),
+        ("unix:///nowhere/hubble.sock", r"no socket unix:///nowhere/hubble\.sock: is the agent running"),
+        ("nowhere.invalid:4245", "no address is known for the host"),
+        ("127.0.0.1:1", r"nobody answers at 127\.0\.0\.1:1.*Name another server with --server"),
+    ],
+)
+def test_where_nobody_can_be_asked(server: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as told:
+        observe(["--server", server], standalone_mode=False)
+    assert "Errno" not in str(told.value)
+
+
+def test_a_socket_of_others() -> None:
+    assert "try as root" in unreachable("/run/hubble.sock", PermissionError(13, "Permission denied"), 5.0)
+    assert "within 5 s" in unreachable("relay:4245", TimeoutError("timed out"), 5.0)

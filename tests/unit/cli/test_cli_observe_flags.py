@@ -122,7 +122,15 @@ def test_what_is_printed_can_be_given_back(capsys: pytest.CaptureFixture[str]) -
         ("--tls", "takes no TLS"),
         ("--server tls://127.0.0.1:1 --tls-ca-cert-files /nonexistent", "/nonexistent can't be read"),
         ("--server tls://127.0.0.1:1 --tls-client-key-file /nonexistent", "needs its"),
-        ("--server 127.0.0.1:1", "can't reach"),
+        ("--server 127.0.0.1:1", "nobody answers at"),
+        ("--identity 4294967296", "is no identity: numbers end at 4294967295"),
+        (f"--identity {'9' * 5000}", r"999\.\.\.' is no identity"),
+        ("--identity ²", "unknown identity"),
+        ("--type 2147483648", "is no type"),
+        ("--type 4:99999999999", "is no sub-type"),
+        ("--interface 99999999999", "is no interface"),
+        ("--verdict 99999999999", "is no verdict"),
+        ("--ip-trace-id 18446744073709551616", "is no IP trace ID"),
         ("--token-file /nonexistent", "/nonexistent can't be read"),
         ("--basic-auth-username a", "belong together"),
     ],
@@ -130,6 +138,13 @@ def test_what_is_printed_can_be_given_back(capsys: pytest.CaptureFixture[str]) -
 def test_mistakes_are_one_sentence(arguments: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         run(*arguments.split())
+
+
+@pytest.mark.parametrize("number", ["-1", "many", str(2**63), "9" * 30])
+def test_a_number_of_flows_that_is_none(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        observe(["--last", number], prog_name="cilia observe")
+    assert end.value.code == 2 and "--last" in capsys.readouterr().err
 
 
 def test_an_unknown_duration_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +232,10 @@ def test_a_recording_is_read_like_a_server(tmp_path: Path, capsys: pytest.Captur
     file.write_bytes(b"\xff\xfe{}")
     with pytest.raises(UserError, match="no text"):
         run("--input-file", str(file))
+    file.write_text('{"flow": {}}\n{"flow": {"nothing": 1}}\n')
+    with pytest.raises(UserError, match="^line 2 of .* is not a flow, as -o json prints them") as told:
+        run("--input-file", str(file))
+    assert len(str(told.value)) < 500
 
 
 def test_importing_the_command_loads_neither_numpy_nor_rich_nor_tls() -> None:
