@@ -128,7 +128,7 @@ struct event {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 tcp_flags;
-	__u8 direction;	   /* enum direction */
+	__u8 direction;	   /* enum direction: the flow's, see told_direction */
 	__u8 state;	   /* enum connection_state */
 	__u8 flags;	   /* enum event_flags */
 	__u8 egress_match; /* enum policy_match */

@@ -112,6 +112,16 @@ static __always_inline void blame(struct flow *flow, __u32 index)
 	flow->denier = 1 + index;
 }
 
+/* The packet goes on, but is told of. */
+static __always_inline void note_audit(struct flow *flow, enum drop_reason reason, __u8 direction)
+{
+	struct workspace *space = own_workspace();
+
+	flow->audited = reason;
+	if (space)
+		space->auditor = direction;
+}
+
 /* Asks one side's policy and notes the answer in the entry; audit turns a denial into a note. A
  * peer that nobody has described yet might be one that a rule denies, so "any" does not mean it. */
 static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry, __u32 index,
@@ -151,7 +161,7 @@ static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry,
 	if (!reason)
 		return 0;
 	if (answer.flags & POLICY_AUDIT) {
-		flow->audited = reason;
+		note_audit(flow, reason, direction);
 		return 0;
 	}
 	side->judged |= CT_DENIED;

@@ -117,7 +117,6 @@ static __always_inline void describe_flow(struct event *event, const struct flow
 	event->ingress_cookie = flow->cookie[CT_INGRESS];
 	event->egress_match = flow->match[CT_EGRESS];
 	event->ingress_match = flow->match[CT_INGRESS];
-	event->direction = flow->direction;
 	event->state = flow->state;
 	event->flags = flow->flags;
 	if (flow->packet.family == FAMILY_IPV6)
@@ -218,6 +217,19 @@ static __always_inline __u32 deciding_cookie(const struct flow *flow)
 	return flow->cookie[flow->direction == DIRECTION_INGRESS ? CT_INGRESS : CT_EGRESS];
 }
 
+/* Of a drop or an audit it is the side that judged; of a trace that of the connection, as this end
+ * sees it: an answer has the direction in which it was asked for. */
+static __always_inline __u8 told_direction(const struct flow *flow, __u8 kind)
+{
+	struct workspace *space = kind == EVENT_VERDICT ? own_workspace() : NULL;
+
+	if (space)
+		return space->auditor;
+	if (kind == EVENT_TRACE && flow->flags & EVENT_IS_REPLY && flow->direction)
+		return DIRECTION_INGRESS + DIRECTION_EGRESS - flow->direction;
+	return flow->direction;
+}
+
 /* Returns whether there is room for it. */
 static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 			   const struct happening *happening)
@@ -251,6 +263,7 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	event->ifindex = skb->ifindex;
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
+	event->direction = told_direction(flow, happening->kind);
 	if (happening->kind == EVENT_DROP) {
 		event->file = flow->packet.file;
 		event->line = flow->packet.line;

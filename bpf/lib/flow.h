@@ -106,6 +106,7 @@ struct workspace {
 	__be16 client_port;
 	__u32 expires;	  /* of the tracked flow, after this packet */
 	bool is_rejected; /* there is no backend, and the sender is told */
+	__u8 auditor;	  /* enum direction: the side that audited */
 };
 
 struct {

@@ -162,12 +162,28 @@ def test_audit_is_a_verdict_of_its_own(world: World, ears: Ears) -> None:
     (audit,), traces = ears.read()
     assert (int(audit["kind"]), int(audit["verdict"]), int(audit["reason"])) == (VERDICT, 4, 133)
     assert (int(audit["egress_cookie"]), int(audit["ingress_cookie"])) == (2, 3)
-    assert (int(audit["point"]), int(audit["line"])) == (101, 0)
+    assert (int(audit["point"]), int(audit["line"]), int(audit["direction"])) == (101, 0, INGRESS)
     assert len(traces) == 1
     world.set_policy(2, (Rule(INGRESS, DENY, cookie=4, flags=1),))
     world.from_pod(world.pod_a, ahead("A"))
     (audit,) = ears.drops()
     assert (int(audit["reason"]), int(audit["ingress_cookie"])) == (181, 4)
+    world.set_policy(2, (Rule(INGRESS, cookie=3),))
+    world.set_policy(1, (Rule(EGRESS, DENY, cookie=5, flags=1),))
+    world.from_pod(world.pod_a, ahead("A"))
+    (audit,) = ears.drops()
+    assert (int(audit["direction"]), int(audit["egress_cookie"]), int(audit["point"])) == (EGRESS, 5, 101)
+
+
+def test_an_answer_has_the_direction_in_which_it_was_asked_for(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_b, back("SA"))
+    asked, answered = ears.traces()
+    assert [int(event["point"]) for event in (asked, answered)] == [101, 101]
+    assert [int(event["direction"]) for event in (asked, answered)] == [INGRESS, EGRESS]
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=WORLD4) / UDP(sport=5, dport=53))
+    (out,) = ears.traces()
+    assert int(out["direction"]) == EGRESS
 
 
 def test_a_flow_judged_anew_tells_its_new_rules(world: World, ears: Ears) -> None:
