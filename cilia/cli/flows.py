@@ -108,16 +108,17 @@ def moment(stamp: timestamp_pb2.Timestamp, style: Style) -> str:
 def side(flow: flow_pb2.Flow, source: bool, style: Style) -> tuple[str, str]:
     """Name with port, and identity, of one side."""
     who = flow.source if source else flow.destination
-    address = flow.IP.source if source else flow.IP.destination
+    header = flow.IP if flow.IP.source or flow.IP.destination else flow.ethernet
+    address = header.source if source else header.destination
     dns = flow.source_names if source else flow.destination_names
-    name = address
+    name = address or "-"
     if style.names and not style.numeric:
         if who.pod_name:
             name = "/".join(filter(None, (who.namespace, who.pod_name)))
         elif dns:
             name = ",".join(dns)
-    header = getattr(flow.l4, flow.l4.WhichOneof("protocol") or "TCP")
-    port = getattr(header, "source_port" if source else "destination_port", 0)
+    transport = getattr(flow.l4, flow.l4.WhichOneof("protocol") or "TCP")
+    port = getattr(transport, "source_port" if source else "destination_port", 0)
     if port:
         name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
     return served(flow, source, name, style), identity(who.identity, style)
