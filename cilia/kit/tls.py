@@ -255,6 +255,8 @@ def refusal(error: ssl.SSLError) -> str:
         return "it does not speak TLS here: connect with TLS"
     if reason in ("UNSUPPORTED_PROTOCOL", "NO_SUITABLE_KEY_SHARE", "NO_SHARED_CIPHER"):
         return f"it offers no TLS 1.3 ({_words(error)}): use a newer client"
+    if "ALERT_CERTIFICATE_EXPIRED" in reason:
+        return "it refused this side's certificate, which has expired: renew it"
     if "ALERT" in reason:
         return f"it refused this side ({_words(error)}): compare the authorities of both sides"
     return f"the handshake failed ({_words(error)}): compare the certificates of both sides"

@@ -24,7 +24,7 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.merge import Item, Lane, Merge, MergeSettings
 from cilia.relay.numbers import Numbers
-from cilia.relay.pool import Link, Pool
+from cilia.relay.pool import Link, Pool, reasons
 from cilia.relay.scan import ScanError, Scanner, is_flow
 from cilia.relay.view import View
 
@@ -130,10 +130,11 @@ class Answer:
         links = self._pool.links()
         self._window = self._settings.window(len(links))
         connected = [link for link in links if link.channel]
+        away = [link for link in links if not link.channel]
         for link in connected:
             self._ask(link)
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in connected])
-        self._note(relay_pb2.NODE_UNAVAILABLE, [link.name for link in links if not link.channel])
+        self._note(relay_pb2.NODE_UNAVAILABLE, [link.name for link in away], reasons(away))
 
     def _renew(self) -> None:
         """Ask peers that have come or come back; tell of those that went."""

@@ -23,6 +23,9 @@ DIALS = 64
 SOUND_SECONDS = 5.0
 """A connection that held for so long is worth dialling again at once; a shorter one is not."""
 
+REASONS = 3
+"""Peers of which it is told why they are away; the others are counted."""
+
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How connections are kept."""
@@ -181,3 +184,11 @@ class Pool:
     def _tell(self) -> None:
         for listener in list(self.listeners):
             listener()
+
+
+def reasons(away: Sequence[Link]) -> str:
+    """`worker-7: it can't be reached; worker-9: it hangs; and 40 more`."""
+    words = [f"{link.name}: {link.problem}" for link in away[:REASONS]]
+    if len(away) > REASONS:
+        words.append(f"and {len(away) - REASONS:,} more")
+    return "; ".join(words)

@@ -9,14 +9,12 @@ import asyncio
 
 import structlog
 
-from cilia.relay.pool import Link, Pool
+from cilia.relay.pool import Pool, reasons
 
 log = structlog.get_logger(__name__)
 
 GATHER = 1.0
 """Seconds that changes wait for each other."""
-NAMED = 3
-"""Peers that a line names, with what is wrong with them."""
 
 
 class Tally:
@@ -50,14 +48,6 @@ class Tally:
         counted = f"{len(links) - len(away):,} of {len(links):,} peers connected"
         failed = [link for link in away if not link.dialling]
         if failed:
-            log.warning(counted, away=sentence(failed))
+            log.warning(counted, away=reasons(failed))
         else:
             log.info(counted)
-
-
-def sentence(away: list[Link]) -> str:
-    """`worker-7: it can't be reached; worker-9: it hangs; and 40 more`."""
-    words = [f"{link.name}: {link.problem}" for link in away[:NAMED]]
-    if len(away) > NAMED:
-        words.append(f"and {len(away) - NAMED:,} more")
-    return "; ".join(words)

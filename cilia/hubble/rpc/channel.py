@@ -294,7 +294,13 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._end(f"the connection to {self.called} broke: {error or 'the other side closed it'}")
+        reason = str(error or "the other side closed it")
+        if isinstance(error, ssl.SSLError):
+            # Imported late: most channels are to sockets, and never need it.
+            from cilia.kit.tls import refusal
+
+            reason = refusal(error)
+        self._end(f"the connection to {self.called} broke: {reason}")
 
     def _handle(self, event: h2.events.Event) -> None:
         match event:

@@ -120,10 +120,12 @@ def test_half_the_peers_away_is_half_an_answer_that_says_so(running: Cluster) ->
     with channel_to(target) as channel:
         responses = list(get_flows(channel))
     assert moments(responses) == list(range(10))
-    assert told(responses) == [
-        (relay_pb2.NODE_CONNECTED, [peer.name for peer in here], ""),
-        (relay_pb2.NODE_UNAVAILABLE, [peer.name for peer in away], ""),
-    ]
+    connected, unavailable = told(responses)
+    assert connected == (relay_pb2.NODE_CONNECTED, [peer.name for peer in here], "")
+    state, names, why = unavailable
+    assert (state, names) == (relay_pb2.NODE_UNAVAILABLE, [peer.name for peer in away])
+    assert why.startswith("away-0: unix:///")
+    assert why.count("can't be reached") == 3 and why.endswith("; and 7 more")
 
 
 def test_two_relays_over_the_same_nodes_both_have_everything(running: Cluster) -> None:
@@ -180,7 +182,7 @@ def test_a_client_that_goes_in_the_middle_ends_what_was_done_for_it(running: Clu
 def test_odd_numbers_and_times_are_passed_on_and_end(
     running: Cluster, fields: dict[str, Any], expected: int
 ) -> None:
-    """What times mean is the node's to say; that of this test has nothing in the future, and looks no further."""
+    """What times mean is the node's to say; the one of this test has none in the future."""
     node = Node("node", [response("node", moment) for moment in range(5)])
     target = running.relay([running.start(node)])
     ready(target, 1)

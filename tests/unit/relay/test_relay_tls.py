@@ -28,6 +28,7 @@ from tests.support.relay import (
     options_for,
     response,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -54,8 +55,10 @@ class Stage:
 
         self.running.run(start())
 
-    def relay(self) -> str:
-        tls = ClientTls(self.authority.write(self.directory / "relay", self.authority.client()))
+    def relay(self, ago: float = 0, days: float = 30) -> str:
+        """A relay with a certificate of its own that began so long ago; its target."""
+        issued = self.authority.client(ago=ago, days=days)
+        tls = ClientTls(self.authority.write(self.directory / "relay", issued))
         return self.running.relay([Peer("node", f"127.0.0.1:{self.port}", SERVER_NAME)], client_tls=tls)
 
     def nodes(self, target: str) -> observer_pb2.Node:
@@ -109,6 +112,74 @@ def test_a_node_with_a_bad_certificate_is_unavailable_until_it_has_a_good_one(st
     stage.running.stop("node")
     stage.serve(stage.authority)
     stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+
+
+def test_an_expired_certificate_of_its_own_is_named_and_a_new_one_is_taken(stage: Stage) -> None:
+    stage.serve(stage.authority)
+    target = stage.relay(ago=20, days=10)
+    with channel_to(target) as channel:
+
+        def refused() -> list[str]:
+            notes = [each.node_status for each in get_flows(channel) if each.HasField("node_status")]
+            return [note.message for note in notes if "certificate" in note.message]
+
+        until(refused, "the reason")
+        expired = "it refused this side's certificate, which has expired: renew it"
+        assert refused() == [f"node: the connection to the node broke: {expired}"]
+        assert stage.nodes(target).state == relay_pb2.NODE_UNAVAILABLE
+        stage.authority.write(stage.directory / "relay", stage.authority.client())
+        stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+        assert moments(get_flows(channel)) == [1]
+
+
+def test_new_connections_to_nodes_show_the_renewed_certificate(stage: Stage) -> None:
+    """The node comes back trusting a new authority only: the relay's old certificate would not do."""
+    stage.serve(stage.authority)
+    target = stage.relay()
+    stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+    stage.running.stop("node")
+    stage.authority = Authority("New CA")
+    stage.serve(stage.authority)
+    time.sleep(1)
+    assert stage.nodes(target).state == relay_pb2.NODE_UNAVAILABLE
+    stage.authority.write(stage.directory / "relay", stage.authority.client())
+    stage.wait_for(target, relay_pb2.NODE_CONNECTED)
+
+
+def test_new_clients_see_the_renewed_certificate_and_old_ones_stay(stage: Stage) -> None:
+    """The new one is of another authority, which the old client does not know."""
+    files = stage.authority.write(stage.directory / "door", stage.authority.server())
+    clients = TlsFiles(files.certificate, files.key, stage.directory / "clients.crt")
+    (stage.directory / "clients.crt").write_bytes(stage.authority.issued.certificate)
+    client, renewed = stage.authority.client(), Authority("New CA")
+    peer = stage.running.start(stage.node)
+    port = stage.running.enter(options_for("127.0.0.1:0", [peer], server_tls=ServerTls(clients)))
+    override = [("grpc.ssl_target_name_override", SERVER_NAME)]
+
+    def door(authority: Authority) -> grpc.Channel:
+        shown = grpc.ssl_channel_credentials(authority.issued.certificate, client.key, client.certificate)
+        return grpc.secure_channel(f"127.0.0.1:{port}", shown, override)
+
+    with door(stage.authority) as old, door(renewed) as new:
+        follower = get_flows(old, follow=True, number=1)
+        assert moments([next(follower), next(follower)]) == [1]
+        with pytest.raises(grpc.RpcError):
+            list(get_flows(new))
+        renewed.write(stage.directory / "door", renewed.server())
+
+        def served() -> bool:
+            try:
+                with door(renewed) as fresh:
+                    return moments(get_flows(fresh)) == [1]
+            except grpc.RpcError:
+                return False
+
+        until(served, "the new certificate to be shown", 15)
+        stage.running.add(stage.node, response("node", 2))
+        assert moments([next(follower)]) == [2]
+        follower.cancel()
+        with door(stage.authority) as late, pytest.raises(grpc.RpcError):
+            list(get_flows(late))
 
 
 def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
