@@ -109,15 +109,18 @@ class Batch:
     """What is read and not written yet."""
 
     def __init__(self) -> None:
-        self.lines: list[bytes] = []
+        self.lines = 0
         self.size = 0
+        self.blocks: list[bytes] = []
+        """Whole lines, some in each."""
         self.losses: dict[LossSource, LossRow] = {}
         """One line for each at most, however often something is lost."""
 
-    def put(self, lines: Sequence[bytes]) -> None:
-        """Add lines."""
+    def put(self, block: bytes, lines: int) -> None:
+        """Add so many lines."""
+        self.blocks.append(block)
         self.lines += lines
-        self.size += sum(map(len, lines))
+        self.size += len(block)
 
     def lose(self, gap: LossRow) -> None:
         """Add a gap to what is known of its source."""
@@ -269,7 +272,7 @@ class Exporter:
 
     def _add(self, rows: Rows) -> None:
         if self._groups is None:
-            self._batch.put(self._maker.lines(rows))
+            self._batch.put(self._maker.block(rows), len(rows.wall))
         else:
             self._groups.add(rows)
 
@@ -291,29 +294,29 @@ class Exporter:
     async def _flush(self) -> None:
         """Write all that was read, however long it takes; only then the place moves on."""
         if self._groups is not None:
-            told = []
+            told: list[bytes] = []
             for lines in self._groups.lines():
                 told += lines
                 await asyncio.sleep(0)
             # Who is cancelled above has changed nothing.
             self._groups.clear()
-            self._batch.put(told)
+            self._batch.put(b"".join(told), len(told))
             self._due = self._clock.monotonic() + self.settings.interval
         batch = self._batch
-        batch.put([self._maker.lost(gap) for gap in batch.losses.values()])
+        batch.put(b"".join(map(self._maker.lost, batch.losses.values())), len(batch.losses))
         for gap in batch.losses.values():
             self.counts.lost += gap.count
             if gap.source is LossSource.HUBBLE_RING_BUFFER:
                 self._store.metrics.lost[gap.source] += gap.count
         batch.losses.clear()
         if batch.lines:
-            await self._write(b"".join(batch.lines))
+            await self._write(b"".join(batch.blocks))
         else:
             self._move_on()
 
     def _move_on(self) -> None:
         """Note that all before the cursor is done."""
-        self.counts.lines += len(self._batch.lines)
+        self.counts.lines += self._batch.lines
         self.counts.bytes += self._batch.size
         self.place.position, self.place.gap = self._cursor.position, self._cursor.gap
         self.place.wall = self._wall

@@ -188,15 +188,15 @@ def test_an_exporter_that_stops_is_started_again_and_repeats_nothing(
 ) -> None:
     path, flows = tmp_path / "events.log", store()
     monkeypatch.setattr(exporters_module, "Backoff", lambda **_: type("Now", (), {"next": lambda _: 0.0})())
-    lines = LineMaker.lines
+    block = LineMaker.block
     broken = True
 
-    def guarded(self: Any, rows: Any) -> list[bytes]:
+    def guarded(self: Any, rows: Any) -> bytes:
         if broken and len(rows.numbers) and int(rows.numbers[-1]) >= 15:
             raise RuntimeError("a bug")
-        return lines(self, rows)
+        return block(self, rows)
 
-    monkeypatch.setattr(LineMaker, "lines", guarded)
+    monkeypatch.setattr(LineMaker, "block", guarded)
 
     async def body() -> None:
         nonlocal broken

@@ -16,7 +16,8 @@ from cilia.hubble.columns import Events
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.hubble.export import masks, messages
 from cilia.hubble.export.groups import Groups
-from cilia.hubble.export.lines import LineMaker, timestamp
+from cilia.hubble.export.lines import LineMaker
+from cilia.hubble.export.whole import timestamp
 from cilia.hubble.store import FlowStore, Loss
 from cilia.model.address import pack
 from cilia.proto.flow import flow_pb2
@@ -115,7 +116,8 @@ def expected(converter: Converter, flows: FlowStore, mask: list[str] | None = No
 
 
 def lines_of(maker: LineMaker, flows: FlowStore) -> list[bytes]:
-    return [line for rows in flows.spans(0, flows.head) for line in maker.lines(rows)]
+    blocks = [maker.block(rows) for rows in flows.spans(0, flows.head)]
+    return b"".join(blocks).splitlines(keepends=True)
 
 
 def test_random_flows_read_as_the_protobuf_library_writes_them() -> None:
@@ -126,7 +128,7 @@ def test_random_flows_read_as_the_protobuf_library_writes_them() -> None:
     for start in range(0, RANDOM_FLOWS, 1024):
         flows.append([rows[start : start + 1024]], offset=WALL)
         for chunk in flows.spans(max(0, flows.head - 1024), flows.head):
-            for data, line in zip(converter.responses(chunk), maker.lines(chunk), strict=True):
+            for data, line in zip(converter.responses(chunk), maker.block(chunk).splitlines(), strict=True):
                 answer = observer_pb2.GetFlowsResponse.FromString(data)
                 text = json_format.MessageToJson(answer, preserving_proto_field_name=True)
                 assert json.loads(line) == json.loads(text)

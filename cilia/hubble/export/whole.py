@@ -1,0 +1,204 @@
+"""Lines of whole flows, many in one run of bytes: what is its own in every flow is made as columns.
+
+    end of the line   time, UUID   meaning, ports, flags           sockets   names, pair
+    before
+    ◄─────────── own ────────────► ◄─ remembered around ports ──► ◄───────► ◄─ remembered ─► ◄─ next's own
+
+So a line costs a few references to bytes, and all of them are joined once (as `hubble.blocks` does for
+messages). What is remembered is made of the texts of fragments, so what differs in one of them is soon there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from cilia.hubble.blocks import Packer, hex_digits, void
+from cilia.hubble.columns import Bytes, Times
+from cilia.hubble.convert import (
+    END_COLUMNS,
+    MEANING_FIELDS,
+    PAIR_FIELDS,
+    Converter,
+    end_columns,
+    has_sockets,
+    whole,
+)
+from cilia.hubble.encode import NANOSECONDS
+from cilia.hubble.export.texts import Texts, Transports, port_texts
+from cilia.hubble.past import Meanings
+from cilia.hubble.store import Rows
+
+T = TypeVar("T")
+
+REMEMBERED = 1 << 13
+"""Texts of each kind: some 8 MiB of names at most."""
+STAMP_SIZE = 30
+"""Of a moment with all nine digits of its second."""
+POWERS = 10 ** np.arange(8, -1, -1)
+"""Of these digits."""
+
+
+class WholeLines:
+    """Makes lines of rows, with all fields of their flows."""
+
+    def __init__(
+        self, meanings: Meanings, converter: Converter, texts: Mapping[str, Texts], run: bytes, tail: bytes
+    ) -> None:
+        """`texts`: by the name of a column of fragments; `run`: a UUID but the row's number; `tail`: what
+        stands between flow and time."""
+        self._meanings = meanings
+        self._converter = converter
+        self._texts = texts
+        self._own = Own(run, tail)
+        self._transports = Transports()
+        self._keys_of_meanings = Packer(MEANING_FIELDS, [("shown", "u1")])
+        self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
+        self._known_meanings: Learnt[tuple[bytes, bytes, bytes]] = Learnt()
+        self._known_ends: Learnt[bytes] = Learnt()
+        self._generations: tuple[int, ...] = ()
+
+    def block(self, rows: Rows) -> bytes:
+        """The lines of rows, in their order."""
+        if not len(rows.wall):
+            return b""
+        self._forget_compacted()
+        events = rows.events
+        source, destination = self._transports.ports(events)
+        shown = (source == 0).view(np.uint8) | (destination == 0).view(np.uint8) << np.uint8(1)
+        keys = self._keys_of_meanings.pack(events, [shown])
+        before, between, after = zip(*self._known_meanings.find(keys, rows, self._around_ports), strict=True)
+        keys = self._keys_of_ends.pack(events, end_columns(rows))
+        parts: list[Sequence[bytes]] = [before, port_texts(source), between, port_texts(destination), after]
+        if has_sockets(events):
+            parts.append(self._column("sockets", rows))
+        parts.append(self._known_ends.find(keys, rows, self._ends))
+        own = self._own.pieces(rows)
+        return b"".join([*chain.from_iterable(zip(own, *parts, strict=False)), own[-1]])
+
+    def _around_ports(self, rows: Rows) -> list[tuple[bytes, bytes, bytes]]:
+        """What a flow says of itself, around its ports."""
+        meanings = self._column("meanings", rows)
+        around = self._transports.around(rows.events)
+        return [
+            (meaning + before, between, after)
+            for meaning, (before, between, after) in zip(meanings, around, strict=True)
+        ]
+
+    def _ends(self, rows: Rows) -> list[bytes]:
+        """Both sides, the service and the pair."""
+        return whole(self._column(name, rows) for name in ("sources", "destinations", "services", "pairs"))
+
+    def _column(self, name: str, rows: Rows) -> list[bytes]:
+        return self._texts[name].of(self._converter.column(name, rows))
+
+    def _forget_compacted(self) -> None:
+        known = self._meanings
+        interners = (known.parties, known.rules, known.devices, known.services)
+        generations = tuple(interner.generation for interner in interners)
+        if generations != self._generations:
+            self._generations = generations
+            self._known_ends.clear()
+
+
+class Own:
+    """The part of each line that no other line has."""
+
+    def __init__(self, run: bytes, tail: bytes) -> None:
+        parts = {
+            "tail": tail,
+            "before": bytes(STAMP_SIZE),
+            "begin": b'"}\n{"flow":{"time":"',
+            "time": bytes(STAMP_SIZE),
+            "run": run,
+            "digits": bytes(12),
+            "end": b'"',
+        }
+        self._template = np.frombuffer(b"".join(parts.values()), np.uint8)
+        ends = np.cumsum([0, *map(len, parts.values())]).tolist()
+        self._places = {name: slice(*place) for name, place in zip(parts, pairwise(ends), strict=True)}
+        self._tail = tail
+
+    def pieces(self, rows: Rows) -> list[bytes]:
+        """The part of each row, and the end of the last line: one more than there are rows."""
+        place = self._places
+        stamps = stamp_digits(rows.wall)
+        out = np.empty((len(stamps), len(self._template)), np.uint8)
+        out[:] = self._template
+        out[1:, place["before"]] = stamps[:-1]
+        out[:, place["time"]] = stamps
+        out[:, place["digits"]] = hex_digits(rows.numbers)
+        pieces = [*void(out), b"".join((self._tail, stamps[-1].tobytes(), b'"}\n'))]
+        pieces[0] = pieces[0][place["begin"].start + len(b'"}\n') :]
+        for index in np.flatnonzero(rows.wall % 1_000 == 0).tolist():
+            digits, short = stamps[index].tobytes(), timestamp(int(rows.wall[index]))
+            for near in (index, index + 1):
+                pieces[near] = pieces[near].replace(b'"%b"' % digits, b'"%b"' % short)
+        return pieces
+
+
+class Learnt(Generic[T]):
+    """Texts by key, forgotten together when there are too many."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, T] = {}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+    def find(self, keys: list[bytes], rows: Rows, make: Callable[[Rows], list[T]]) -> list[T]:
+        """The text of each key; `make` gets a row of each that is new."""
+        known = self._known
+        if len(known) > REMEMBERED:
+            known.clear()
+        try:
+            return list(map(known.__getitem__, keys))
+        except KeyError:
+            new = {key: index for index, key in enumerate(keys) if key not in known}
+            known |= zip(new, make(rows.where(np.array(list(new.values())))), strict=True)
+        return list(map(known.__getitem__, keys))
+
+
+def stamp_digits(moments: Times) -> Bytes:
+    """Moments in nanoseconds since the epoch as RFC 3339 in UTC, with nine digits: shape (n, 30)."""
+    seconds, rests = np.divmod(moments, NANOSECONDS)
+    distinct, place = np.unique(seconds, return_inverse=True)
+    texts = np.empty((len(moments), STAMP_SIZE), np.uint8)
+    heads = b"".join(map(of_second, distinct.tolist()))
+    texts[:, :19] = np.frombuffer(heads, np.uint8).reshape(-1, 19)[place]
+    texts[:, 19], texts[:, 29] = ord("."), ord("Z")
+    texts[:, 20:29] = rests[:, None] // POWERS % 10 + ord("0")
+    return texts
+
+
+def timestamps(moments: Times) -> list[bytes]:
+    """`timestamp` of many moments; the digits are made in a few vector steps."""
+    out = void(stamp_digits(moments))
+    for index in np.flatnonzero(moments % 1_000 == 0).tolist():
+        out[index] = timestamp(int(moments[index]))
+    return out
+
+
+def timestamp(moment: int) -> bytes:
+    """A moment in nanoseconds since the epoch as RFC 3339 in UTC, with 0, 3, 6 or 9 digits of a second."""
+    seconds, rest = divmod(moment, NANOSECONDS)
+    second = of_second(seconds)
+    if rest % 1_000:
+        return b"%b.%09dZ" % (second, rest)
+    if rest % 1_000_000:
+        return b"%b.%06dZ" % (second, rest // 1_000)
+    if rest:
+        return b"%b.%03dZ" % (second, rest // 1_000_000)
+    return second + b"Z"
+
+
+@functools.lru_cache(256)
+def of_second(seconds: int) -> bytes:
+    """A second of the epoch, without its zone."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
