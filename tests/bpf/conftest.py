@@ -16,7 +16,7 @@ from cilia.dataplane import bpf, libbpf
 from tests.support.datapath_world import World, load_world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def loaded_world() -> Iterator[World]:
     if os.geteuid() != 0:
         pytest.skip("needs root: loads eBPF programs")
@@ -30,7 +30,7 @@ def world(loaded_world: World) -> World:
     return loaded_world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def door_program(loaded_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The program that stands before from_overlay and gives packets their tunnel metadata."""
     clang = os.environ.get("CLANG", "clang")

@@ -486,8 +486,9 @@ class World:
 
 
 def pinned_cpu() -> int:
-    """The one CPU this process runs on from now on: decisions are per CPU."""
-    (cpu, *_) = sorted(os.sched_getaffinity(0))
+    """The one CPU this process runs on from now on: decisions are per CPU. Processes side by side spread."""
+    cpus = sorted(os.sched_getaffinity(0))
+    cpu = cpus[os.getpid() % len(cpus)]
     os.sched_setaffinity(0, {cpu})
     return cpu
 
