@@ -14,7 +14,6 @@ Two or three thousand lines of real traffic share a few dozen of the last two.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Generic, NamedTuple, TypeVar
@@ -29,29 +28,26 @@ from cilia.hubble.columns import (
     FLAG_ENCRYPTED,
     FLAG_IPV6,
     FLAG_REPLY,
-    INGRESS,
     KIND_DROP,
     KIND_SOCKET,
     KIND_TRACE,
     KIND_VERDICT,
-    VERDICT_AUDIT,
     VERDICT_DROPPED,
     Events,
     Times,
-    octets,
     service_is_source,
     translated,
 )
 from cilia.hubble.directory import Party
 from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
 from cilia.hubble.masks import FlowMask, Wanted
+from cilia.hubble.pairs import FROM_NETWORK, FROM_OVERLAY, Pairs, denied_by
+from cilia.hubble.pairs import address as address
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import REFERENCES, AnyColumn, Rows
 from cilia.hubble.rpc.messages import frame
-from cilia.hubble.store import LossRow, Rules
+from cilia.hubble.store import LossRow
 from cilia.hubble.summary import header_summary
-from cilia.model.address import MAPPED_PREFIX
-from cilia.model.policy import RuleRef
 
 TCP, UDP, ICMP, ICMPV6, SCTP, IGMP, VRRP = 6, 17, 1, 58, 132, 2, 112
 
@@ -61,18 +57,12 @@ TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
 """Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
 
-POLICY_LABEL = "k8s:io.cilium.k8s.policy."
-RULE_LABEL = "cilia:rule="
-VERSION_LABEL = "cilia:resource-version="
-
 MADE = 1 << 17
 """Ports and lengths that are remembered as bytes."""
 
 REMEMBERED_FRAGMENTS = 1 << 14
 """Per kind of fragment: a few MiB at most."""
 
-VXLAN = 1
-FROM_OVERLAY, FROM_NETWORK = 9, 10
 TO_ENDPOINT = 101
 """Of enum flow.TraceObservationPoint; as a sub-type of events it is 0, as Cilium counts."""
 
@@ -150,6 +140,7 @@ class Converter:
         self._uuid = tag(34, LENGTH) + f"${boot[:8]}-{boot[8:12]}-{boot[12:]}-8000-".encode()
         """All of the field but the row's number: 36 (`$`) characters follow the key."""
         self._own = Own(self._uuid)
+        self._pair_maker = Pairs(meanings)
         self._node_name = text(1000, node.name)
         self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
         self._keys_of_meanings = Packer(MEANING_FIELDS)
@@ -208,7 +199,7 @@ class Converter:
                 return self._services.look_up(service_keys(rows), rows, self._service)
             case "pairs":
                 keys = self._keys_of_ends.pack(rows.events, end_columns(rows))
-                return self._pairs.look_up(keys, rows, self._pair)
+                return self._pairs.find(keys, rows, self._pair_maker.fragments)
             case "meanings":
                 keys = self._keys_of_meanings.pack(rows.events)
                 return self._meanings.look_up(keys, rows, self._meaning)
@@ -241,8 +232,8 @@ class Converter:
             self._generations = generations
             for remembered in (self._sources, self._destinations, self._services):
                 remembered.clear()
-            self._pairs.clear()
-            self._ends.clear()
+            for kept in (self._pairs, self._ends, self._pair_maker):
+                kept.clear()
 
     def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
         who = self._meanings_of.parties.values[ref]
@@ -274,18 +265,6 @@ class Converter:
         """Both sides, the service and the pair; and the node's name, which follows the flow."""
         names = ("sources", "destinations", "services", "pairs")
         return whole([*(self.column(name, rows) for name in names), repeat(self._node_name)])
-
-    def _pair(self, _key: bytes, rows: Rows, index: int) -> bytes:
-        store, event = self._meanings_of, rows.events[index]
-        raw = {name: octets(rows.events[index : index + 1], name).tobytes() for name in PAIR_FIELDS}
-        device = store.devices.values[rows.device[index]]
-        parts = [block(5, addresses(raw, int(event["flags"]))), ethernet(raw), tunnel(raw, event)]
-        if device.index:
-            parts.append(block(28, number(1, device.index) + text(2, device.name)))
-        egress = store.rules.values[rows.egress[index]]
-        ingress = store.rules.values[rows.ingress[index]]
-        parts.append(verdict_rules(egress, ingress, event))
-        return b"".join(parts)
 
 
 class Remembered(Generic[Key]):
@@ -327,10 +306,9 @@ class Remembered(Generic[Key]):
 def end_columns(rows: Rows) -> list[AnyColumn]:
     """What END_COLUMNS name."""
     events = rows.events
-    judged = (events["verdict"] == VERDICT_DROPPED) | (events["verdict"] == VERDICT_AUDIT)
     inward = (events["point"] == FROM_OVERLAY) | (events["point"] == FROM_NETWORK)
     traits = events["flags"] & np.uint8(FLAG_IPV6 | FLAG_ENCRYPTED)
-    traits |= np.where(judged, events["direction"] << np.uint8(3), np.uint8(0))
+    traits |= denied_by(events) << np.uint8(3)
     traits |= inward.view(np.uint8) << np.uint8(6)
     traits |= service_is_source(events).view(np.uint8) << np.uint8(7)
     return [*(getattr(rows, name) for name in REFERENCES), traits]
@@ -523,48 +501,13 @@ def sub_type(kind: int, reason: int, point: int) -> int:
 def summary(event: np.void) -> str:
     """One line about the transport header, as older clients print it, and what the packet or the socket had
     asked for before it was translated: flow.IP has no field for that."""
-    header = header_summary(event) if int(event["kind"]) != KIND_SOCKET else ""
+    header = header_summary(event)
     asked = event["original_destination"].tobytes()
     if not any(asked):
         return header
     host, port = address(asked), int(event["original_destination_port"])
     via = f"via [{host}]:{port}" if ":" in host else f"via {host}:{port}"
     return f"{header}, {via}" if header else via
-
-
-def addresses(raw: Mapping[str, bytes], flags: int) -> bytes:
-    """flow.IP. `source` is what the sender used; what it became by translation is `source_xlated`."""
-    source, became = address(raw["source"]), ""
-    if any(raw["original_source"]):
-        source, became = address(raw["original_source"]), source
-    return b"".join(
-        (
-            text(1, source),
-            text(2, address(raw["destination"])),
-            number(3, 2 if flags & FLAG_IPV6 else 1),
-            number(4, 1 if flags & FLAG_ENCRYPTED else 0),
-            text(5, became),
-        )
-    )
-
-
-def ethernet(raw: Mapping[str, bytes]) -> bytes:
-    """Flow.ethernet, where the packet had link-layer addresses."""
-    source, destination = raw["source_mac"], raw["destination_mac"]
-    if not any(source) and not any(destination):
-        return b""
-    return block(4, text(1, source.hex(":")) + text(2, destination.hex(":")))
-
-
-def tunnel(raw: Mapping[str, bytes], event: np.void) -> bytes:
-    """Flow.tunnel of an overlay packet; `struct event` names the other node only."""
-    if not any(raw["tunnel"]):
-        return b""
-    towards = int(event["point"]) not in (FROM_OVERLAY, FROM_NETWORK)
-    other = address(raw["tunnel"])
-    version = 2 if ":" in other else 1
-    outer = text(2 if towards else 1, other) + number(3, version)
-    return block(39, number(1, VXLAN) + block(2, outer) + number(4, int(event["vni"])))
 
 
 def has_sockets(events: Events) -> bool:
@@ -602,45 +545,3 @@ def party(who: Party) -> bytes:
             text(7, who.cluster),
         )
     )
-
-
-def verdict_rules(egress: Rules, ingress: Rules, event: np.void) -> bytes:
-    """The rules behind the verdict of each side, and the text their authors want in the flow.
-
-    A drop is the work of the side that judged (`direction`), and so is what audit let pass: the rules are
-    those that denied, or would have. What the other side had allowed before stays visible. An allow by
-    default names no rule: no policy isolates that side.
-    """
-    denied_by = int(event["direction"]) if int(event["verdict"]) in (VERDICT_DROPPED, VERDICT_AUDIT) else 0
-    parts = []
-    for side, rules, allowed, denied in ((EGRESS, egress, 21001, 21004), (INGRESS, ingress, 21002, 21005)):
-        if denied_by == side:
-            parts += [block(denied, policy(rule, rules.revision)) for rule in rules.row.rules]
-        elif not rules.row.default:
-            parts += [block(allowed, policy(rule, rules.revision)) for rule in rules.row.rules]
-    parts.append(texts(21006, sorted({*egress.row.logs, *ingress.row.logs})))
-    return b"".join(parts)
-
-
-def policy(rule: RuleRef, revision: int) -> bytes:
-    """flow.Policy; the place of the rule in the YAML travels as labels, which every client passes on."""
-    labels = [f"{POLICY_LABEL}derived-from={rule.kind}", f"{POLICY_LABEL}name={rule.name}"]
-    if rule.namespace:
-        labels.append(f"{POLICY_LABEL}namespace={rule.namespace}")
-    labels += [RULE_LABEL + rule.path, VERSION_LABEL + rule.resource_version]
-    return b"".join(
-        (
-            text(1, rule.name),
-            text(2, rule.namespace),
-            texts(3, labels),
-            number(4, revision),
-            text(5, rule.kind),
-        )
-    )
-
-
-def address(raw: bytes) -> str:
-    """Text of a 16-byte address, IPv4 where it is v4-mapped; an empty string for none."""
-    if raw.startswith(MAPPED_PREFIX):
-        return socket.inet_ntop(socket.AF_INET, raw[12:])
-    return socket.inet_ntop(socket.AF_INET6, raw) if any(raw) else ""
