@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 
 from tests.support.datapath_world import World
 from tests.support.service_world import Balancer, balancing
-from tests.support.traffic_nodes import NODES, ONE, PREFIX, TWO, inside, ip, namespaces, running, wire_pod
+from tests.support.traffic_nodes import NODES, ONE, PREFIX, TWO, ip, namespaces, running, wire_host, wire_pod
 
 CLIENT, SWITCH = f"{PREFIX}x", f"{PREFIX}w"
 CLIENT4, CLIENT6 = "192.0.2.9", "2001:db8:f::9"
@@ -63,29 +62,7 @@ def wire() -> None:
     ):
         ip(CLIENT, *command.split())
     for node in NODES:
-        wire_node(node.namespace, node.number, node.underlay)
-
-
-def wire_node(space: str, number: int, underlay: str) -> None:
-    """Addresses, routes and devices of a node."""
-    for command in (
-        f"addr add {underlay}/24 dev eth",
-        f"addr add {NODE6[number]}/64 dev eth nodad",
-        "link set eth up",
-        "link add vx type vxlan external dstport 8472 nolearning",
-        "link set vx up mtu 1450",
-        "link add host type veth peer name net",
-        "link set host up",
-        "link set net up",
-        f"addr add 10.0.{number}.1/32 dev host",
-        f"addr add fd00:{number}::1/128 dev host nodad",
-        f"route add 10.0.0.0/16 dev host src 10.0.{number}.1 mtu 1450",
-        f"route add fd00::/16 dev host src fd00:{number}::1 mtu 1450",
-    ):
-        ip(space, *command.split())
-    with inside(space):
-        for family in ("ipv4", "ipv6"):
-            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
+        wire_host(node, f"{node.underlay}/24", f"{NODE6[node.number]}/64")
 
 
 def know(world: World, number: int) -> None:

@@ -93,24 +93,29 @@ def inside(namespace: str) -> Iterator[None]:
 def wire_nodes() -> None:
     ip(ONE.namespace, *f"link add eth type veth peer name eth netns {TWO.namespace}".split())
     for node in NODES:
-        space = node.namespace
-        for command in (
-            f"addr add {node.underlay}/24 dev eth",
-            "link set eth up",
-            "link add vx type vxlan external dstport 8472 nolearning",
-            "link set vx up mtu 1450",
-            "link add host type veth peer name net",
-            "link set host up",
-            "link set net up",
-            f"addr add 10.0.{node.number}.1/32 dev host",
-            f"addr add fd00:{node.number}::1/128 dev host nodad",
-            f"route add 10.0.0.0/16 dev host src 10.0.{node.number}.1 mtu 1450",
-            f"route add fd00::/16 dev host src fd00:{node.number}::1 mtu 1450",
-        ):
-            ip(space, *command.split())
-        with inside(space):
-            for family in ("ipv4", "ipv6"):
-                Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
+        wire_host(node, f"{node.underlay}/24")
+
+
+def wire_host(node: Node, *underlay: str) -> None:
+    """Addresses of a node, in prefixes, on `eth`; its other devices and its routes."""
+    space, number = node.namespace, node.number
+    for command in (
+        *(f"addr add {prefix} dev eth{' nodad' if ':' in prefix else ''}" for prefix in underlay),
+        "link set eth up",
+        "link add vx type vxlan external dstport 8472 nolearning",
+        "link set vx up mtu 1450",
+        "link add host type veth peer name net",
+        "link set host up",
+        "link set net up",
+        f"addr add 10.0.{number}.1/32 dev host",
+        f"addr add fd00:{number}::1/128 dev host nodad",
+        f"route add 10.0.0.0/16 dev host src 10.0.{number}.1 mtu 1450",
+        f"route add fd00::/16 dev host src fd00:{number}::1 mtu 1450",
+    ):
+        ip(space, *command.split())
+    with inside(space):
+        for family in ("ipv4", "ipv6"):
+            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("1")
 
 
 def wire_pod(node: Node, pod: Pod) -> None:

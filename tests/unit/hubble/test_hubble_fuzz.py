@@ -6,6 +6,7 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -147,6 +148,14 @@ times = st.builds(
     st.sampled_from([0, -1, 1 << 40, -(1 << 40), (1 << 63) - 1, -(1 << 63), 253402300799, WALL // 10**9]),
     st.integers(-(1 << 31), (1 << 31) - 1),
 )
+WINDOW: dict[str, Any] = {
+    "number": st.integers(0, (1 << 64) - 1),
+    "first": st.booleans(),
+    "follow": st.booleans(),
+    "since": st.none() | times,
+    "until": st.none() | times,
+}
+"""Fields that requests for flows and for events have in common."""
 
 
 @st.composite
@@ -176,13 +185,9 @@ def filters(draw: st.DrawFn) -> FlowFilter:
 @given(
     st.builds(
         GetFlowsRequest,
-        number=st.integers(0, (1 << 64) - 1),
-        first=st.booleans(),
-        follow=st.booleans(),
         whitelist=st.lists(filters(), max_size=3),
         blacklist=st.lists(filters(), max_size=3),
-        since=st.none() | times,
-        until=st.none() | times,
+        **WINDOW,
     )
 )
 def test_any_request_for_flows(target: Target, request: GetFlowsRequest) -> None:
@@ -205,11 +210,7 @@ def test_any_bytes_to_any_method(target: Target, method: str, data: bytes) -> No
 @given(
     st.builds(
         GetFlowsRequest,
-        number=st.integers(0, (1 << 64) - 1),
-        first=st.booleans(),
-        follow=st.booleans(),
-        since=st.none() | times,
-        until=st.none() | times,
+        **WINDOW,
     )
 )
 def test_any_request_for_agent_events(target: Target, request: GetFlowsRequest) -> None:
