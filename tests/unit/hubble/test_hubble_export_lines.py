@@ -134,6 +134,20 @@ def test_random_flows_read_as_the_protobuf_library_writes_them() -> None:
                 assert json.loads(line) == json.loads(text)
 
 
+def test_names_are_those_of_now_when_the_store_has_forgotten_others() -> None:
+    flows = store(capacity=64)
+    converter = Converter(flows, NODE)
+    maker = LineMaker(flows, NODE, converter)
+    rows = random_events(32)
+    start = 0
+    while flows.parties.generation < 2:
+        lines_of(maker, flows)
+        rows["source_identity"] = (1 << 24) + start + np.arange(32)
+        flows.append([rows], offset=WALL)
+        start += 32
+    assert parsed(lines_of(maker, flows)) == expected(converter, flows)
+
+
 @pytest.mark.parametrize(
     "mask",
     [
