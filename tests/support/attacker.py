@@ -8,7 +8,6 @@ Every frame sent carries a mark of its own; `heard` tells where a mark came out.
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +26,7 @@ from cilia.lab import kernel, records, starting, teardown
 from cilia.lab.plan import OUTSIDE_HOST, LabPlan, make_plan
 from cilia.model.drop_reasons import TEXTS
 from cilia.proto.flow import flow_pb2
+from tests.support.kubectl import kubectl
 
 EVERYTHING = 3
 """ETH_P_ALL of linux/if_ether.h."""
@@ -194,16 +193,7 @@ class Siege:
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Ask the lab's API server."""
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("kubectl")), *arguments],
-            check=True,
-            text=True,
-            capture_output=True,
-            env={**os.environ, "KUBECONFIG": self.plan.kubeconfig},
-            input=stdin,
-            timeout=60,
-        )
-        return done.stdout
+        return kubectl(self.plan, *arguments, stdin=stdin)
 
 
 def run_cilia(*words: str) -> str:
@@ -223,21 +213,8 @@ def siege(name: str, manifests: str) -> Iterator[Siege]:
     plan = make_plan(name, 2)
     try:
         starting.start(plan, lambda _: None)
-        environment = {**os.environ, "KUBECONFIG": plan.kubeconfig}
-        kubectl = str(Path(sys.executable).with_name("kubectl"))
-        for words in (
-            ["apply", "-f", "-"],
-            ["wait", "pod", "--all", "-n", "red", "--for=condition=Ready", "--timeout=30s"],
-        ):
-            subprocess.run(
-                [kubectl, *words],
-                input=manifests,
-                text=True,
-                check=True,
-                capture_output=True,
-                env=environment,
-                timeout=60,
-            )
+        kubectl(plan, "apply", "-f", "-", stdin=manifests)
+        kubectl(plan, "wait", "pod", "--all", "-n", "red", "--for=condition=Ready", "--timeout=30s")
         under_attack = Siege(plan)
         try:
             yield under_attack

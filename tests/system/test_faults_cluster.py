@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from cilia.cluster.store import CILIUM_NETWORK_POLICIES
 from cilia.lab import cgroups, cni, control, fabric, kernel, records, starting, teardown
 from cilia.lab.plan import API_PORT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
+from tests.support.kubectl import kubectl, stream
 from tests.support.waiting import until
 
 NAME = f"tf{os.getpid()}"
@@ -78,30 +78,15 @@ WORKLOADS = (
 )
 
 
-def kubectl(plan: LabPlan, *arguments: str, documents: tuple[dict[str, Any], ...] = ()) -> str:
-    program = str(Path(sys.executable).with_name("kubectl"))
-    done = subprocess.run(
-        [program, *arguments],
-        check=False,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "KUBECONFIG": plan.kubeconfig},
-        input="\n---\n".join(msgspec.json.encode(document).decode() for document in documents),
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def plan() -> Iterator[LabPlan]:
     teardown.take_down(NAME)
     made = make_plan(NAME, 2)
     try:
         starting.start(made, lambda _: None)
-        kubectl(made, "apply", "-f", "-", documents=WORKLOADS)
+        kubectl(made, "apply", "-f", "-", stdin=stream(*WORKLOADS))
         kubectl(made, "wait", "pod", "--all", "--for=condition=Ready", "--timeout=60s")
-        kubectl(made, "apply", "-f", "-", documents=(allow_to_server(PORTS[0]),))
+        kubectl(made, "apply", "-f", "-", stdin=stream(allow_to_server(PORTS[0])))
         until(lambda: first_only(made), "the first policy")
         yield made
         for log in sorted(Path(made.log_dir).glob("*.log")):
@@ -265,7 +250,7 @@ def test_killed_amid_policy_changes_one_of_them_holds_and_then_the_newest(plan: 
         newest = [bool(flipping.changes % 2 == 0), bool(flipping.changes % 2 == 1)] * 2
         until(partial(reaches_just, plan, newest), "the newest policy")
         assert reached(plan, "stranger") == [False] * 4
-    kubectl(plan, "apply", "-f", "-", documents=(allow_to_server(PORTS[0]),))
+    kubectl(plan, "apply", "-f", "-", stdin=stream(allow_to_server(PORTS[0])))
     until(lambda: first_only(plan), "the first policy again")
 
 
@@ -300,7 +285,7 @@ def has_words(log: Path, words: str) -> bool:
 
 def test_garbage_in_the_api_server_takes_nothing_away(plan: LabPlan) -> None:
     documents = tuple({"apiVersion": "cilium.io/v2", **document} for document in GARBAGE)
-    kubectl(plan, "create", "--validate=false", "-f", "-", documents=documents)
+    kubectl(plan, "create", "--validate=false", "-f", "-", stdin=stream(*documents))
     try:
         for node in plan.nodes:
             log = Path(plan.log_dir, f"agent-{node.name}.log")
@@ -401,10 +386,10 @@ def test_the_api_server_goes_away_and_comes_back(plan: LabPlan, api_server: ApiS
 
 def catches_up(plan: LabPlan) -> None:
     """Policies, pods and endpoints follow the API server again, on both nodes."""
-    kubectl(plan, "apply", "-f", "-", documents=(allow_to_server(*PORTS, client="stranger"),))
+    kubectl(plan, "apply", "-f", "-", stdin=stream(allow_to_server(*PORTS, client="stranger")))
     until(lambda: reached(plan, "stranger") == [True] * 4, "the new policy")
     assert reached(plan, "client") == [False] * 4
-    kubectl(plan, "apply", "-f", "-", documents=(pod("late", "node-1", "stranger"),))
+    kubectl(plan, "apply", "-f", "-", stdin=stream(pod("late", "node-1", "stranger")))
     kubectl(plan, "wait", "pod", "late", "--for=condition=Ready", "--timeout=30s")
     until(lambda: reached(plan, "late") == [True] * 4, "a new pod to be known on the other node")
     names = kubectl(plan, "get", "ciliumendpoints", "-o=jsonpath={.items[*].metadata.name}").split()

@@ -12,13 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cilia.lab import control, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.kubectl import kubectl
 from tests.support.waiting import until
 
 NAME = f"trl{os.getpid() % 1000000}"
@@ -79,12 +79,7 @@ class Stage:
         self.plan = plan
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        program = str(Path(sys.executable).with_name("kubectl"))
-        environment = {**os.environ, "KUBECONFIG": self.plan.kubeconfig}
-        return subprocess.run(
-            [program, *arguments],
-            check=True, text=True, capture_output=True, env=environment, input=stdin, timeout=60,
-        ).stdout  # fmt: skip
+        return kubectl(self.plan, *arguments, stdin=stdin)
 
     def asking(self, *files: str, **request: Any) -> list[str]:
         """The command line of a viewer that shows these files."""

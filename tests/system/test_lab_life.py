@@ -15,6 +15,7 @@ import pytest
 from cilia.lab import cgroups, control, kernel, probe, records, starting, teardown
 from cilia.lab.plan import STATE_ROOT, LabPlan, make_plan
 from cilia.lab.records import PodRecord
+from tests.support.kubectl import kubectl
 from tests.support.waiting import until
 
 NAME = f"tl{os.getpid() % 1000000}"
@@ -48,21 +49,6 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 """
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
-
-
-def kubectl(plan: LabPlan, *arguments: str, stdin: str = "") -> str:
-    program = str(Path(sys.executable).with_name("kubectl"))
-    environment = {**os.environ, "KUBECONFIG": plan.kubeconfig}
-    done = subprocess.run(
-        [program, *arguments],
-        check=True,
-        text=True,
-        capture_output=True,
-        env=environment,
-        input=stdin,
-        timeout=60,
-    )
-    return done.stdout
 
 
 def lab(*arguments: str, expect: int = 0) -> str:

@@ -15,6 +15,7 @@ import pytest
 from cilia.api.client import AgentClient
 from cilia.lab import starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.kubectl import kubectl
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -51,14 +52,7 @@ class Lab:
         self.plan = plan
 
     def kubectl(self, *arguments: str) -> None:
-        program = str(Path(sys.executable).with_name("kubectl"))
-        subprocess.run(
-            [program, *arguments],
-            check=True,
-            capture_output=True,
-            timeout=PATIENCE,
-            env={**os.environ, "KUBECONFIG": self.plan.kubeconfig},
-        )
+        kubectl(self.plan, *arguments)
 
     def ask(self, where: list[str], *urls: str) -> list[str]:
         """What someone is answered: `exec POD`, `node-exec NODE` or `outside-exec`."""

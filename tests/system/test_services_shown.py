@@ -19,6 +19,7 @@ from cilia.dataplane.bpf import Map, get
 from cilia.dataplane.loader import root_of
 from cilia.lab import starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.kubectl import kubectl
 from tests.support.waiting import until
 
 NAME = f"tsv{os.getpid() % 1000000}"
@@ -65,17 +66,7 @@ class Node:
         self.agent = AgentClient(self.node.agent_socket)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        program = str(Path(sys.executable).with_name("kubectl"))
-        environment = {**os.environ, "KUBECONFIG": self.plan.kubeconfig}
-        return subprocess.run(
-            [program, *arguments],
-            check=True,
-            text=True,
-            capture_output=True,
-            env=environment,
-            input=stdin,
-            timeout=60,
-        ).stdout
+        return kubectl(self.plan, *arguments, stdin=stdin)
 
     def cilia(self, *arguments: str, code: int = 0) -> str:
         environment = {

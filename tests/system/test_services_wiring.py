@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from cilia.api.client import AgentClient
 from cilia.api.types import LocalService
 from cilia.lab import control, kernel, records, starting, teardown
 from cilia.lab.plan import LabPlan, make_plan
+from tests.support.kubectl import kubectl
 from tests.support.waiting import until
 
 NAME = f"tsw{os.getpid() % 1000000}"
@@ -93,19 +93,7 @@ class Cluster:
         self.agent = AgentClient(plan.nodes[0].agent_socket)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        program = str(Path(sys.executable).with_name("kubectl"))
-        environment = {**os.environ, "KUBECONFIG": self.plan.kubeconfig}
-        done = subprocess.run(
-            [program, *arguments],
-            check=False,
-            text=True,
-            capture_output=True,
-            env=environment,
-            input=stdin,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return kubectl(self.plan, *arguments, stdin=stdin)
 
     def get(self, *what: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.kubectl("get", *what, "-o", "json"))
