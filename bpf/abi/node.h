@@ -19,7 +19,7 @@ enum node_flags {
 
 enum aggregation {
 	AGGREGATION_NONE = 0,	/* every packet is reported */
-	AGGREGATION_LOW = 1,	/* no receive-side events; there are none: as NONE */
+	AGGREGATION_LOW = 1,	/* what sockets receive is left out */
 	AGGREGATION_MEDIUM = 3, /* new, close, changed TCP flags, one per interval */
 };
 

@@ -78,10 +78,21 @@ static __noinline int report_socket(__u64 cookie, const struct socket_report *re
 	return true;
 }
 
+/* Whether a translation is worth a report. Low aggregation leaves out what comes back, medium also
+ * what the socket was told before: each datagram says it again. */
+static __always_inline bool is_traced(const struct node_settings *settings, bool reverse,
+				      bool repeated)
+{
+	if (likely(!(settings->flags & NODE_TRACE_SOCKETS)))
+		return false;
+	return !(reverse && settings->aggregation >= AGGREGATION_LOW) &&
+	       !(repeated && settings->aggregation >= AGGREGATION_MEDIUM);
+}
+
 /* Before and after, as two events. */
 static __always_inline void trace_translation(__u64 cookie, const struct service_key *before,
 					      const struct service_key *after, __u32 service,
-					      bool reverse)
+					      bool reverse, bool repeated)
 {
 	struct node_settings *settings = node_settings();
 	struct socket_report report = {
@@ -92,7 +103,7 @@ static __always_inline void trace_translation(__u64 cookie, const struct service
 	    .reverse = reverse,
 	};
 
-	if (likely(!settings || !(settings->flags & NODE_TRACE_SOCKETS)))
+	if (!settings || !is_traced(settings, reverse, repeated))
 		return;
 	report_socket(cookie, &report);
 	report.original = *before;
@@ -248,7 +259,7 @@ static __noinline int translate_peer(const struct asker *asker, const struct ser
 	given->port = backend->port;
 	given->protocol = asked->protocol;
 	is_new = remember(asker->cookie, asked, given, service->id);
-	trace_translation(asker->cookie, asked, given, service->id, false);
+	trace_translation(asker->cookie, asked, given, service->id, false, !is_new);
 	return is_new ? SOCKET_GIVEN_ANEW : SOCKET_GIVEN;
 }
 
@@ -278,7 +289,7 @@ static __noinline int recall_peer(__u64 cookie, const struct service_key *given,
 	asked->address = known->address;
 	asked->port = known->port;
 	asked->protocol = given->protocol;
-	trace_translation(cookie, given, asked, known->service, true);
+	trace_translation(cookie, given, asked, known->service, true, false);
 	return true;
 }
 

@@ -18,6 +18,8 @@ SWITCHES = {
     "PolicyVerdictNotification": ("Enabled", "Disabled"),
     "TraceSockNotification": ("Enabled", "Disabled"),
     "MonitorAggregationLevel": ("none", "low", "medium"),
+    "MonitorAggregationInterval": ("5s",),
+    "MonitorAggregationFlags": ("syn,fin,rst",),
 }
 """What may be changed while the agent runs, and the values to choose from."""
 

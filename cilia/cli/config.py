@@ -45,6 +45,8 @@ def config(
       PolicyVerdictNotification  Enabled, Disabled        what only audit lets pass is reported
       TraceSockNotification      Enabled, Disabled        translations of sockets are reported
       MonitorAggregationLevel    none, low, medium        how many packets of a flow are reported
+      MonitorAggregationInterval such as 5s               between two reports of a flow
+      MonitorAggregationFlags    such as syn,fin,rst      TCP flags whose first sight is reported
 
     \b
     Examples:

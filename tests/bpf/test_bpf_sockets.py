@@ -421,6 +421,7 @@ def test_a_closed_socket_of_datagrams_is_forgotten(services: ServiceMaps) -> Non
 def test_translations_are_told_when_asked_for(services: ServiceMaps, world: World) -> None:
     services.add((VIP4, 53), (SERVER4, 5353), protocol=UDP)
     services.enable("NODE_TRACE_SOCKETS")
+    world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
     ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
     with closing(ring), server((SERVER4, 5353), UDP) as answering, client(UDP) as made:
         ring.read()
@@ -436,6 +437,25 @@ def test_translations_are_told_when_asked_for(services: ServiceMaps, world: Worl
     assert list(told["source_port"][2:]) == [5353, 53] and told["original_source_port"][3] == 5353
     assert set(told["socket_cookie"]) == {cookie} and set(told["service"]) == {1}
     assert all(told["cgroup"])
+
+
+@pytest.mark.parametrize(
+    ("level", "points"), [("NONE", [1, 2, 3, 4] * 2), ("LOW", [1, 2] * 2), ("MEDIUM", [1, 2])]
+)
+def test_translations_are_told_once_with_aggregation(
+    services: ServiceMaps, world: World, level: str, points: list[int]
+) -> None:
+    services.add((VIP4, 53), (SERVER4, 5353), protocol=UDP)
+    services.enable("NODE_TRACE_SOCKETS")
+    world.settings["aggregation"][0] = world.layout.value(f"AGGREGATION_{level}")
+    ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
+    with closing(ring), server((SERVER4, 5353), UDP) as answering, client(UDP) as made:
+        ring.read()
+        for _ in range(2):
+            made.sendto(b"x", (VIP4, 53))
+            answering.sendto(b"y", answering.recvfrom(10)[1])
+            made.recvfrom(10)
+        assert list(ring.read()["point"]) == points
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])

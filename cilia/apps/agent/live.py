@@ -8,22 +8,23 @@ flags do as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
+import typer
 
 from cilia.api.backend import ApiError, Caller
 from cilia.api.types import OptionChange
 from cilia.apps.agent.settings import AgentSettings
-from cilia.apps.agent.settings.events import AGGREGATION
+from cilia.apps.agent.settings.events import AGGREGATION, interval, tcp_flags
 from cilia.apps.agent.state import UNREADABLE
 from cilia.kit.files import write_atomic
 
 log = structlog.get_logger(__name__)
 
-Value = str | bool
+Value = str | bool | int
 
 SWITCH: Mapping[str, Value] = {
     "enabled": True,
@@ -44,8 +45,10 @@ class Option:
     name: str
     field: str
     """Of AgentSettings, or of EndpointOptions."""
-    values: Mapping[str, Value]
+    values: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     """What is understood, in small letters, and what it means."""
+    parse: Callable[[str], Value] | None = None
+    """Instead: the flag's parser, which raises BadParameter."""
     others: tuple[str, ...] = ()
     """Other names, in small letters."""
 
@@ -54,8 +57,23 @@ class Option:
         wanted = name.lower().removeprefix("--")
         return wanted in (self.name.lower(), self.field.replace("_", "-"), *self.others)
 
+    def takes(self, value: Value) -> bool:
+        """Whether a value that was kept is one of this option's."""
+        if self.parse is None:
+            return any(type(value) is type(known) and value == known for known in self.values.values())
+        try:
+            kept = self.parse(str(value))
+        except typer.BadParameter:
+            return False
+        return type(kept) is type(value) and kept == value
+
     def read(self, text: str) -> Value:
         """A value. Raises ApiError 400."""
+        if self.parse is not None:
+            try:
+                return self.parse(text)
+            except typer.BadParameter as error:
+                raise ApiError(400, f"{self.name}: {error.message}.") from error
         found = self.values.get(text.strip().lower())
         if found is None:
             raise ApiError(400, f"{self.name} can't be {text[:80]!r}; write one of {', '.join(self.values)}.")
@@ -85,6 +103,13 @@ NODE_OPTIONS = (
         values=AGGREGATION,
         others=("monitor-aggregation", "monitoraggregation"),
     ),
+    Option(
+        name="MonitorAggregationInterval",
+        field="report_interval",
+        parse=interval,
+        others=("monitor-aggregation-interval",),
+    ),
+    Option(name="MonitorAggregationFlags", field="monitor_aggregation_flags", parse=tcp_flags),
 )
 ENDPOINT_OPTIONS = (
     Option(name="PolicyAuditMode", field="audit", values=SWITCH, others=("policy-audit-mode",)),
@@ -170,16 +195,14 @@ class LiveSettings:
 def _load(path: Path) -> dict[str, Value]:
     """The changes on disk; those that are not understood are left out and told."""
     try:
-        saved = msgspec.json.decode(path.read_bytes(), type=dict[str, str | bool])
+        saved = msgspec.json.decode(path.read_bytes(), type=dict[str, str | bool | int])
     except FileNotFoundError:
         return {}
     except UNREADABLE as error:
         log.error("the file of changed settings is not usable", file=path.name, error=str(error))
         return {}
     options = {option.field: option for option in NODE_OPTIONS}
-    good = {
-        key: value for key, value in saved.items() if key in options and value in options[key].values.values()
-    }
+    good = {key: value for key, value in saved.items() if key in options and options[key].takes(value)}
     for key in saved.keys() - good.keys():
         log.error("a changed setting is not understood and left out", setting=key, value=saved[key])
     return good

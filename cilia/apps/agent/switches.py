@@ -40,7 +40,7 @@ class EndpointSwitches:
     def change(self, endpoint: Endpoint, wanted: Mapping[str, Value | None], caller: Caller) -> None:
         """Take up values, None to reset, and say who wanted them. Raises OSError; nothing changed then."""
         audit = wanted["audit"]
-        assert not isinstance(audit, str)
+        assert audit is None or isinstance(audit, bool)
         self._files.save_audit(endpoint.id, audit)
         if audit is None:
             self._inputs.endpoint_options.delete(endpoint.id)

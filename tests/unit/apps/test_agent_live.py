@@ -60,6 +60,9 @@ def settings(directory: Path, **changes: object) -> AgentSettings:
         ("TraceSockNotification", "on", "trace_sock", True),
         ("MonitorAggregationLevel", "Maximum", "aggregation", "medium"),
         ("monitor-aggregation", "1", "aggregation", "low"),
+        ("MonitorAggregationInterval", "30s", "report_interval", 30),
+        ("report-interval", "7", "report_interval", 7),
+        ("monitor-aggregation-flags", "SYN", "monitor_aggregation_flags", "syn"),
     ],
 )
 def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: str, meaning: object) -> None:
@@ -72,6 +75,8 @@ def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: s
         (OptionChange(), "name an option"),
         (OptionChange(options={"PolicyTracing": "Enabled"}), "PolicyEnforcement, PolicyAuditMode"),
         (OptionChange(options={"PolicyEnforcement": "sometimes"}), "default, always, never"),
+        (OptionChange(options={"MonitorAggregationInterval": "0"}), "MonitorAggregationInterval: must be"),
+        (OptionChange(options={"MonitorAggregationFlags": "syn,x"}), "fin, syn, rst"),
         (OptionChange(options={"PolicyAuditMode": "on", "policy-audit-mode": "off"}), "twice"),
         (OptionChange(options={"PolicyAuditMode": "on"}, reset=("policy-audit-mode",)), "twice"),
     ],
@@ -127,6 +132,19 @@ def test_what_the_file_says_beside_the_understood_is_left_out(tmp_path: Path) ->
         '{"enforcement": "sometimes", "tunnel": "no", "policy_audit_mode": true}'
     )
     assert dict(LiveSettings(settings(tmp_path)).changed) == {"policy_audit_mode": True}
+
+
+def test_numbers_and_lists_of_a_file_are_checked_like_words(tmp_path: Path) -> None:
+    (tmp_path / "live.json").write_text(
+        '{"report_interval": 9, "monitor_aggregation_flags": "psh", "bpf_events_drop_enabled": 0,'
+        ' "aggregation": "some"}'
+    )
+    assert dict(LiveSettings(settings(tmp_path)).changed) == {
+        "report_interval": 9,
+        "monitor_aggregation_flags": "psh",
+    }
+    (tmp_path / "live.json").write_text('{"report_interval": -9, "monitor_aggregation_flags": "nope"}')
+    assert dict(LiveSettings(settings(tmp_path)).changed) == {}
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

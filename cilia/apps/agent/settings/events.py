@@ -70,8 +70,8 @@ class EventSettings:
             "--aggregation",
             "--monitor-aggregation",
             parser=aggregation,
-            help="none: every packet; low: the same; medium: new flows, closes, new TCP flags and one "
-            "report per interval.",
+            help="none: every packet; low: without what sockets receive; medium: new flows, closes, new TCP "
+            "flags and one report per interval.",
         ),
     ] = "medium"
     report_interval: Annotated[
