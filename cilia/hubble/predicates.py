@@ -344,8 +344,14 @@ def by_encryption(_context: Context, values: list[bool]) -> Predicate:
 
 
 def by_ip_version(_context: Context, values: list[int]) -> Predicate:
-    """IPv4 or IPv6."""
-    return lambda rows: np.isin(np.where(flagged(rows.events, FLAG_IPV6), 2, 1), values)
+    """IPv4 or IPv6; neither, where the packet was something else."""
+
+    def predicate(rows: Rows) -> Mask:
+        words = [*address_words(rows.events, "source"), *address_words(rows.events, "destination")]
+        there = np.bitwise_or.reduce(words) != 0
+        return np.isin(np.where(there, np.where(flagged(rows.events, FLAG_IPV6), 2, 1), 0), values)
+
+    return predicate
 
 
 def by_tcp_flags(_context: Context, values: list[flow_pb2.TCPFlags]) -> Predicate:

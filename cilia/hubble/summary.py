@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cilia.hubble.columns import KIND_SOCKET
 from cilia.hubble.icmp import icmp_name
 
 TCP, ICMP, ICMPV6 = 6, 1, 58
+SOCKETS = {6: "TCP", 17: "UDP"}
 WORDS = {17: "UDP", 132: "SCTP", 2: "IGMP", 112: "VRRP"}
 
 FLAGS = tuple(
@@ -29,8 +31,10 @@ FLAGS = tuple(
 
 
 def header_summary(event: np.void) -> str:
-    """Flags, types and codes; else the protocol's name."""
+    """Flags, types and codes; else the protocol's name. Sockets have no header, only a protocol."""
     protocol = int(event["protocol"])
+    if int(event["kind"]) == KIND_SOCKET:
+        return SOCKETS.get(protocol, "Unknown")
     if protocol == TCP:
         bits = int(event["tcp_flags"])
         return "TCP Flags: " + ", ".join(name for bit, name in FLAGS if bits & bit)

@@ -154,10 +154,11 @@ class SlowConverter:
     def _packet(self, flow: flow_pb2.Flow, row: np.void) -> None:
         before = text_of(row["original_source"])
         source = text_of(row["source"])
-        flow.IP.source, flow.IP.source_xlated = (before, source) if before else (source, "")
-        flow.IP.destination = text_of(row["destination"])
-        flow.IP.ipVersion = flow_pb2.IPv6 if row["flags"] & 2 else flow_pb2.IPv4
-        flow.IP.encrypted = bool(row["flags"] & 4)
+        if source or text_of(row["destination"]):
+            flow.IP.source, flow.IP.source_xlated = (before, source) if before else (source, "")
+            flow.IP.destination = text_of(row["destination"])
+            flow.IP.ipVersion = flow_pb2.IPv6 if row["flags"] & 2 else flow_pb2.IPv4
+            flow.IP.encrypted = bool(row["flags"] & 4)
         macs = [row[name].tobytes() for name in ("source_mac", "destination_mac")]
         if any(map(any, macs)):
             flow.ethernet.source, flow.ethernet.destination = (mac.hex(":") for mac in macs)
@@ -171,7 +172,9 @@ class SlowConverter:
             else:
                 flow.tunnel.IP.destination = other
         self._transport(flow, row, bool(before))
-        summary = header(row) if row["kind"] != 4 else ""
+        summary = (
+            header(row) if row["kind"] != 4 else {6: "TCP", 17: "UDP"}.get(int(row["protocol"]), "Unknown")
+        )
         asked = text_of(row["original_destination"])
         if asked:
             host = f"[{asked}]" if ":" in asked else asked

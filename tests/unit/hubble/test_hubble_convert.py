@@ -168,11 +168,11 @@ def test_a_socket_before_and_after_it_is_translated() -> None:
     assert (before.Type, before.verdict) == (flow_pb2.SOCK, flow_pb2.TRACED)
     assert before.sock_xlate_point == flow_pb2.SOCK_XLATE_POINT_PRE_DIRECTION_FWD
     assert (before.IP.destination, before.destination_service) == (VIP, WEB)
-    assert (before.event_type.type, before.event_type.sub_type, before.Summary) == (7, 1, "")
+    assert (before.event_type.type, before.event_type.sub_type, before.Summary) == (7, 1, "TCP")
     after = one(**SOCKET, point=2, verdict=7, original_destination=VIP, original_destination_port=80)
     assert after.verdict == flow_pb2.TRANSLATED
     assert (after.IP.destination, after.destination_service) == (SERVER, WEB)
-    assert after.Summary == "via 10.96.0.7:80"
+    assert after.Summary == "TCP, via 10.96.0.7:80"
     assert (after.socket_cookie, after.cgroup_id) == (99, 77)
 
 
@@ -227,6 +227,17 @@ def test_a_number_may_come_to_mean_another_service() -> None:
     known.touch()
     flows.append([events({"service": 9})], offset=WALL)
     assert [r.flow.destination_service.name for r in responses(flows)] == ["web", "new"]
+
+
+def test_what_is_no_ip_has_no_addresses() -> None:
+    flows = store()
+    flows.append(
+        [events({"source": "::", "destination": "::", "protocol": 0, "source_mac": "0a:00:00:00:00:01"}, {})],
+        offset=WALL,
+    )
+    strange, usual = (response.flow for response in responses(flows))
+    assert not strange.HasField("IP") and strange.ethernet.source == "0a:00:00:00:00:01"
+    assert usual.HasField("IP")
 
 
 @pytest.mark.parametrize(
