@@ -18,7 +18,7 @@ from cilia.cli.hubble_server import ServerGroup, connected, server_options
 from cilia.cli.observe_events import add_to
 from cilia.cli.request_filters import Allowlist, Denylist, set_filters
 from cilia.cli.sections import Ordered
-from cilia.cli.windows import All, First, Follow, Last, Since, Until, Window, flag
+from cilia.cli.windows import Window, flag, window_options
 from cilia.proto.observer import observer_pb2
 
 VISIBLE = (
@@ -36,6 +36,7 @@ PRINTING, OTHER = "Printing", "Other"
 class ObserveGroup(Ordered, ServerGroup):
     """Shows flows itself; `flows` as its first word says the same."""
 
+    before = staticmethod(window_options)
     more = staticmethod(lambda: [*filter_flags.filter_options(), *server_options()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -58,12 +59,6 @@ observe = typer.Typer(
 @observe.callback()
 def show_flows(
     ctx: typer.Context,
-    last: Last = None,
-    first: First = None,
-    all_: All = False,
-    follow: Follow = False,
-    since: Since = "",
-    until: Until = "",
     allowlist: Allowlist = None,
     denylist: Denylist = None,
     output: Annotated[
@@ -125,14 +120,14 @@ def show_flows(
     now = datetime.now(UTC).astimezone()
     request = observer_pb2.GetFlowsRequest()
     set_filters(request, ctx, allowlist or (), denylist or ())
-    window = Window(last=last, first=first, all=all_, follow=follow, since=since, until=until)
+    window = Window.typed(ctx)
     window.put(request, now, whole=bool(input_file))
     if print_raw_filters:
         print_filters("allowlist", request.whitelist)
         print_filters("denylist", request.blacklist)
         return
     set_mask(request, field_mask or (), output, default_masks)
-    if follow and output in TABLES:
+    if window.follow and output in TABLES:
         raise UserError("a table ends, --follow does not: use -o compact")
     style = flows.Style(
         colour=wants_colour(color),
@@ -143,7 +138,7 @@ def show_flows(
         rules=print_policy_names,
         node=print_node_name,
     )
-    printer = Printer(output, style, follow=follow, silent=silent)
+    printer = Printer(output, style, follow=window.follow, silent=silent)
     if input_file:
         from cilia.cli.flow_files import answer
 

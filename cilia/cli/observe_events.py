@@ -17,7 +17,7 @@ from cilia.cli.flow_json import to_json
 from cilia.cli.flow_printing import JSON_FORMS, Form
 from cilia.cli.hubble_server import ServerCommand, connected
 from cilia.cli.output import print_table, printable, printable_json
-from cilia.cli.windows import All, First, Follow, Last, Since, Until, Window, flag
+from cilia.cli.windows import Window, flag, window_options
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -129,30 +129,30 @@ Times = Annotated[
 Node = Annotated[bool, flag("Printing", "--print-node-name", "The node that tells.")]
 
 
+class EventsCommand(ServerCommand):
+    """With the flags that say which events."""
+
+    before = staticmethod(window_options)
+
+
 def add_to(group: typer.Typer) -> None:
     """Make `agent-events` and `debug-events` commands of a group."""
     for name, kind, help_text in (
         ("agent-events", AGENT, "Show what the agent did: policies, endpoints, addresses."),
         ("debug-events", DEBUG, "Show what the data path says of itself, if it does."),
     ):
-        group.command(name, cls=ServerCommand, help=help_text)(_command(kind))
+        group.command(name, cls=EventsCommand, help=help_text)(_command(kind))
 
 
 def _command(kind: Kind) -> Any:
     def command(
         ctx: typer.Context,
-        last: Last = None,
-        first: First = None,
-        all_: All = False,
-        follow: Follow = False,
-        since: Since = "",
-        until: Until = "",
         output: Output = Form.COMPACT,
         time_format: Times = flows.TimeFormat.STAMP,
         print_node_name: Node = False,
     ) -> None:
-        window = Window(last=last, first=first, all=all_, follow=follow, since=since, until=until)
-        if follow and output is Form.TABLE:
+        window = Window.typed(ctx)
+        if window.follow and output is Form.TABLE:
             raise UserError("a table ends, --follow does not: use -o compact")
         zone = datetime.now(UTC).astimezone().tzinfo or UTC
         style = flows.Style(time_format=time_format, zone=zone, node=print_node_name)

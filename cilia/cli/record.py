@@ -19,7 +19,7 @@ from cilia.cli.live import LiveLine
 from cilia.cli.output import printable_lines
 from cilia.cli.request_filters import Allowlist, Denylist, set_filters
 from cilia.cli.sections import Ordered, SectionedCommand
-from cilia.cli.windows import All, First, Follow, Last, Since, Until, Window, flag
+from cilia.cli.windows import Window, flag, window_options
 from cilia.proto.observer import observer_pb2
 
 OTHER = "Other"
@@ -31,6 +31,7 @@ MODE = 0o600
 class RecordCommand(Ordered, SectionedCommand):
     """With filters and the flags of the server."""
 
+    before = staticmethod(window_options)
     more = staticmethod(lambda: [*filter_flags.filter_options(), *server_options()])
 
 
@@ -41,12 +42,6 @@ record = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_
 def write_flows(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="Where to; the file must be new.")],
-    last: Last = None,
-    first: First = None,
-    all_: All = False,
-    follow: Follow = False,
-    since: Since = "",
-    until: Until = "",
     allowlist: Allowlist = None,
     denylist: Denylist = None,
     limit: Annotated[int, flag(OTHER, "--limit", "Stop after N flows.", min=1)] = sys.maxsize,
@@ -62,8 +57,7 @@ def write_flows(
     """
     request = observer_pb2.GetFlowsRequest()
     set_filters(request, ctx, allowlist or (), denylist or ())
-    window = Window(last=last, first=first, all=all_, follow=follow, since=since, until=until)
-    window.put(request, datetime.now(UTC).astimezone())
+    Window.typed(ctx).put(request, datetime.now(UTC).astimezone())
     style = flows.Style(zone=datetime.now(UTC).astimezone().tzinfo or UTC)
     counted = flows.Completeness(style)
     how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_EXCL)

@@ -40,9 +40,17 @@ def option(
 
 
 class Sectioned:
-    """Help with the flags under headings, in the order in which the headings first occur."""
+    """Flags `before` and after (`more`) those that are parameters of the command's function, and help with
+    all of them under headings, in the order in which the headings first occur."""
+
+    before: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
+    more: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
 
     get_params: Any
+
+    def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
+        every = [*type(self).before(), *(params or ()), *type(self).more()]
+        super().__init__(*arguments, params=every, **named)  # type: ignore[call-arg]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write them, and the commands of a group."""
@@ -74,18 +82,8 @@ class Ordered:
 
 
 class SectionedCommand(Sectioned, TyperCommand):
-    """A command with headings and with `more` flags than its function has parameters."""
-
-    more: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
-
-    def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
-        super().__init__(*arguments, params=[*(params or ()), *type(self).more()], **named)
+    """A command with headings."""
 
 
 class SectionedGroup(Sectioned, TyperGroup):
     """The same for a group that is a command, too."""
-
-    more: Callable[[], Iterable[TyperOption]] = staticmethod(lambda: ())
-
-    def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
-        super().__init__(*arguments, params=[*(params or ()), *type(self).more()], **named)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import typer
+from typer.core import TyperOption
 
 from cilia.cli.errors import UserError
 from cilia.cli.moments import parse_moment
+from cilia.cli.sections import option
 
 DEFAULT_NUMBER = 20
 EVERYTHING = 2**63 - 1
 PANEL = "Which"
+META = "cilia.window"
 
 
 def flag(panel: str, names: str, text: str, **more: Any) -> Any:
@@ -21,12 +24,29 @@ def flag(panel: str, names: str, text: str, **more: Any) -> Any:
     return typer.Option(*names.split(), help=text, rich_help_panel=panel, **{"show_default": False, **more})
 
 
-Last = Annotated[int | None, flag(PANEL, "--last", "The newest N (20); of each node.", min=0, max=EVERYTHING)]
-First = Annotated[int | None, flag(PANEL, "--first", "The oldest N; of each node.", min=0, max=EVERYTHING)]
-All = Annotated[bool, flag(PANEL, "--all", "All there are.")]
-Follow = Annotated[bool, flag(PANEL, "--follow -f", "Go on as they come.")]
-Since = Annotated[str, flag(PANEL, "--since", "Since 5m, 14:05, yesterday, 2026-11-23T04:20:00Z.")]
-Until = Annotated[str, flag(PANEL, "--until", "Until then; as --since.")]
+def keep(ctx: typer.Context, parameter: Any, value: Any) -> None:
+    """Put what was typed where `Window.typed` finds it."""
+    if value is not None:
+        ctx.meta.setdefault(META, {})[parameter.name] = value
+
+
+def keep_number(ctx: typer.Context, parameter: Any, value: int | None) -> None:
+    """A number that a request has room for."""
+    if value is not None and not 0 <= value <= EVERYTHING:
+        raise typer.BadParameter(f"{value} is not in the range 0<=x<={EVERYTHING}.", ctx, parameter)
+    keep(ctx, parameter, value)
+
+
+def window_options() -> list[TyperOption]:
+    """The flags, for a command's `before`; `Window.typed` has what they say."""
+    return [
+        option(PANEL, ["--last"], "The newest N (20); of each node.", keep=keep_number, type=int),
+        option(PANEL, ["--first"], "The oldest N; of each node.", keep=keep_number, type=int),
+        option(PANEL, ["--all"], "All there are.", keep=keep, switch=True),
+        option(PANEL, ["--follow", "-f"], "Go on as they come.", keep=keep, switch=True),
+        option(PANEL, ["--since"], "Since 5m, 14:05, yesterday, 2026-11-23T04:20:00Z.", keep=keep),
+        option(PANEL, ["--until"], "Until then; as --since.", keep=keep),
+    ]
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +58,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
     since: str = ""
     until: str = ""
+
+    @classmethod
+    def typed(cls, ctx: typer.Context) -> Window:
+        """What was typed for a command or its group."""
+        return cls(**ctx.meta.get(META, {}))
 
     def put(self, request: Any, now: datetime, *, whole: bool = False) -> None:
         """Into a request for flows or events; `whole`: all of them unless told otherwise. Raises UserError
