@@ -196,6 +196,7 @@ def test_agent_events(run: Run) -> None:
     one = run("observe", "agent-events", "--last", "1", "--print-node-name", "--time-format", "RFC3339")
     assert one.startswith("2026-11-23T10:00:00Z [worker-1]: AGENT_STARTED")
     assert json.loads(run("observe", "agent-events", "--last", "1", "-o", "json"))["node_name"] == "worker-1"
+    assert run("observe", "--last", "1", "agent-events") == run("observe", "agent-events", "--last", "1")
     assert "    DETAILS: cidr: 10.0.0.1/32" in run("observe", "agent-events", "--last", "2", "-o", "dict")
     header, *rows = run("observe", "agent-events", "--last", "3", "-o", "table").splitlines()
     assert header.split() == ["TIMESTAMP", "NODE", "TYPE", "DETAILS"]
