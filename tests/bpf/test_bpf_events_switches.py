@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from cilia.dataplane.maps import counters
 from tests.support.datapath_ears import SPOOFED, Ears, ahead
 from tests.support.datapath_world import DENY, INGRESS, Rule, World, load_world
 
@@ -87,6 +88,8 @@ def test_what_a_limit_held_back_is_a_gap_and_counted_by_rule(limited: World) -> 
     numbers = [int(event["sequence"]) for event in ears.traces()]
     assert [number - numbers[0] for number in numbers] == [0, 1, 2, 10]
     assert held_back(limited) == {(1, 0, all_events(limited) | TRACE): 7}
+    told = counters.held_back(limited.dataplane.maps["suppressed"], limited.layout)
+    assert told == {"drop_bucket": 0, "drop": 0, "trace": 7, "verdict": 0, "socket": 0}
 
 
 def test_the_next_drop_says_also_what_a_drop_was_to_say_that_a_limit_held_back(limited: World) -> None:
@@ -103,6 +106,8 @@ def test_the_next_drop_says_also_what_a_drop_was_to_say_that_a_limit_held_back(l
     limited.from_pod(limited.pod_a, SPOOFED)
     assert [int(event["suppressed"]) for event in ears.drops()] == [4]
     assert held_back(limited) == {(0, 101, 132): 4, (0, 0, all_events(limited) | DROP): 1}
+    told = counters.held_back(limited.dataplane.maps["suppressed"], limited.layout)
+    assert (told["drop_bucket"], told["drop"]) == (4, 1)
 
 
 def all_events(world: World) -> int:

@@ -247,7 +247,8 @@ class NodeKernel:
             (count.reason, count.direction, count.packets, count.bytes)
             for count in counters.counts(self._dataplane.maps["counters"])
         ]
-        return KernelNumbers(counters=rows, pressure=pressure)
+        held_back = counters.held_back(self._dataplane.maps["suppressed"], self._dataplane.layout)
+        return KernelNumbers(counters=rows, pressure=pressure, held_back=held_back)
 
     def reader(self, deliver: Callable[[Batch], None]) -> RingReader:
         """What drains the event rings on the running loop, once started."""

@@ -35,6 +35,8 @@ class KernelNumbers:
     """(drop reason or 0, direction, packets, bytes), summed over CPUs."""
     pressure: Mapping[str, float] = field(default_factory=dict)
     """Used share of each map, 0..1."""
+    held_back: Mapping[str, int] = field(default_factory=dict)
+    """Events that limits kept from being reported, by kind."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,12 @@ class AgentCollector(Collector):
         for name, share in numbers.pressure.items():
             pressure.add_metric([name], share)
         yield pressure
+        held_back = CounterMetricFamily(
+            "cilia_events_held_back", "Events that limits kept from being reported", labels=["kind"]
+        )
+        for kind, number in numbers.held_back.items():
+            held_back.add_metric([kind], number)
+        yield held_back
 
     def _verification(self) -> Iterator[Metric]:
         if self.verifying is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from cilia.abi import Layout
 from cilia.dataplane.bpf import Map, possible_cpus
 
 DIRECTIONS = 4
@@ -18,15 +19,6 @@ class Count(msgspec.Struct, frozen=True):
     direction: int
     packets: int
     bytes: int
-
-
-class Suppressed(msgspec.Struct, frozen=True):
-    """Drops that the token buckets kept out of the ring."""
-
-    cookie: int
-    endpoint: int
-    reason: int
-    count: int
 
 
 def counts(counters: Map) -> list[Count]:
@@ -58,10 +50,16 @@ def events_begun(event_state: Map) -> tuple[dict[int, int], dict[int, int]]:
     return dict(enumerate(taken[:, 0].tolist())), dict(enumerate(taken[:, 1].tolist()))
 
 
-def suppressed(suppressed_map: Map) -> list[Suppressed]:
-    """What the token buckets held back, by rule."""
-    keys, values = suppressed_map.dump()
-    return [
-        Suppressed(int(key["cookie"]), int(key["endpoint"]), int(key["reason"]), int(value))
-        for key, value in zip(keys, values, strict=True)
-    ]
+def held_back(suppressed: Map, layout: Layout) -> dict[str, int]:
+    """Events that token buckets kept out of the rings, by what they were: drops by the bucket of their
+    endpoint and reason (drop_bucket), the others by the node's limit (drop, trace, verdict, socket).
+
+    The map forgets rules that are long unused, so a number may become smaller.
+    """
+    kinds, of_ring = layout.enum("event_kind"), layout.value("BUCKET_EVENTS")
+    keys, values = suppressed.dump()
+    reasons, totals = keys["reason"], values.astype(np.int64)
+    found = {"drop_bucket": int(totals[reasons & of_ring == 0].sum())}
+    for kind in kinds:
+        found[kind.name.removeprefix("EVENT_").lower()] = int(totals[reasons == of_ring | kind].sum())
+    return found
