@@ -253,9 +253,13 @@ def _history(numbers: HistoryNumbers) -> Iterator[Metric]:
         ("failing", "1 while flows can't be sealed", int(numbers.failing)),
     ):
         yield _gauge(f"cilia_hubble_history_{name}", text, value)
-    lost = CounterMetricFamily("cilia_hubble_history_lost_flows", "Flows overwritten before they were sealed")
-    lost.add_metric([], numbers.lost)
-    yield lost
+    for name, text, count in (
+        ("lost_flows", "Flows overwritten before they were sealed", numbers.lost),
+        ("write_failures", "Attempts to seal flows that failed and were made again", numbers.failures),
+    ):
+        family = CounterMetricFamily(f"cilia_hubble_history_{name}", text)
+        family.add_metric([], count)
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -15,5 +15,12 @@ class HistoryNumbers(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds since the epoch of the earliest row; None: there is none."""
     lost: int = 0
     """Rows that were overwritten before they could be sealed."""
-    failing: bool = False
-    """The last attempt to seal failed."""
+    failures: int = 0
+    """Attempts to seal that failed; each is made again."""
+    problem: str = ""
+    """Why the last attempt failed, in one sentence; empty: it went well."""
+
+    @property
+    def failing(self) -> bool:
+        """The last attempt to seal failed."""
+        return bool(self.problem)

@@ -13,6 +13,7 @@ import structlog
 
 from cilia.hubble.cursor import Arrived, Cursor
 from cilia.hubble.history import codec
+from cilia.hubble.history.age import Doubt
 from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.hubble.history.settings import HistorySettings
 from cilia.hubble.history.shelf import Shelf, Title
@@ -48,8 +49,11 @@ class Recorder:
         self._carried: list[LossRow] = []
         """Gaps that no file tells yet."""
         self._backoff = Backoff(limit=LONGEST_PAUSE)
-        self._failing = False
+        self._doubt = Doubt(clock)
+        self._problem = ""
         self.lost = 0
+        self.failures = 0
+        """Attempts to seal that failed."""
         self.reach = 0
         """Rows below this number are sealed, or counted as lost."""
 
@@ -62,18 +66,21 @@ class Recorder:
             rows=sum(title.rows for title in titles),
             oldest=min((title.since for title in titles), default=None),
             lost=self.lost,
-            failing=self._failing,
+            failures=self.failures,
+            problem=self._problem,
         )
 
     async def run(self) -> None:
         """Seal until `stop`, and then what is left."""
+        if self._shelf.titles:
+            self._doubt.known(max(title.until for title in self._shelf.titles) / 1e9)
         self._store.listeners.add(self._arrived)
         try:
             while not self._ended.is_set():
                 await self._wait(self._settings.interval)
                 while not self._ended.is_set() and await self._seal() and self._waiting >= self._block:
                     pass
-                if self._failing and not self._ended.is_set():
+                if self._problem and not self._ended.is_set():
                     await self._wait_out(self._backoff.next())
             while await self._seal():
                 pass
@@ -175,7 +182,7 @@ class Recorder:
         """Merge small files, and give up what is too much or too old."""
         try:
             await self._merge()
-            oldest = int((self._clock.wall() - self._settings.max_age) * 1e9)
+            oldest = int((self._doubt.now() - self._settings.max_age) * 1e9)
             surplus = self._shelf.surplus(self._settings.max_bytes, oldest)
             self._shelf.forget(surplus)
             if surplus:
@@ -212,19 +219,20 @@ class Recorder:
     # -- how it goes --------------------------------------------------------------------------------------
 
     def _failed(self, error: OSError) -> None:
-        if not self._failing:
+        if not self._problem:
             log.error(
                 "flows can't be written to history: make room or give the directory its rights back; "
                 "the newest flows are still in memory, and it is tried again",
                 directory=str(self._shelf.directory),
                 error=error.strerror or str(error),
             )
-        self._failing = True
+        self.failures += 1
+        self._problem = f"{self._shelf.directory} can't be written ({error.strerror or error})"
 
     def _recovered(self) -> None:
-        if self._failing:
+        if self._problem:
             log.info("flows are written to history again", lost=self.lost)
-        self._failing = False
+        self._problem = ""
         self._backoff.reset()
 
 
