@@ -49,6 +49,20 @@ class ExporterStatus(Answer, frozen=True, kw_only=True):
     """Seconds since the epoch; 0: never."""
 
 
+class HistoryStatus(Answer, frozen=True, kw_only=True):
+    """Flows in files, beyond memory."""
+
+    files: int = 0
+    bytes: int = 0
+    flows: int = 0
+    oldest: float = 0.0
+    """Seconds since the epoch; 0: there is none."""
+    lost_flows: int = 0
+    """Overwritten in memory before they were in a file."""
+    problem: str = ""
+    """Why flows can't be written now; one sentence."""
+
+
 class HubbleStatus(Component, frozen=True, kw_only=True):
     """State of the flow store."""
 
@@ -57,6 +71,8 @@ class HubbleStatus(Component, frozen=True, kw_only=True):
     seen_flows: int = 0
     lost_events: int = 0
     exporters: tuple[ExporterStatus, ...] = ()
+    history: HistoryStatus | None = None
+    """None: flows are kept in memory only."""
 
 
 class IpamStatus(Answer, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cilia.api.client import AgentClient, AgentError
-from cilia.api.types import Component, ExporterStatus, Health, StatusResponse
+from cilia.api.types import Component, ExporterStatus, Health, HistoryStatus, StatusResponse
 from cilia.cli.options import AgentSocket, Output, UserError, connect
 from cilia.cli.output import Format, cell, console, health, print_data, printable
 
@@ -121,8 +121,14 @@ def details(answer: StatusResponse, *, verbose: bool) -> list[tuple[str, list[st
         if m.size and (verbose or m.used >= FULL_AT * m.size)
     ]
     exporters = [_exporter(each) for each in answer.hubble.exporters if verbose or each.problem]
+    history = answer.hubble.history
+    sealed = [_history(history)] if history is not None and (verbose or history.problem) else []
     titles = ("Controllers", "Maps") if verbose else ("Failing controllers", "Nearly full maps")
-    found = zip((*titles, "Exporters of flows"), (controllers, maps, exporters), strict=True)
+    found = zip(
+        (*titles, "Exporters of flows", "History of flows"),
+        (controllers, maps, exporters, sealed),
+        strict=True,
+    )
     return [(title, rows) for title, rows in found if rows]
 
 
@@ -130,6 +136,12 @@ def _exporter(exporter: ExporterStatus) -> str:
     counts = f"{exporter.lines} lines, {exporter.lost_events} events lost, {exporter.waiting} waiting"
     problem = f": {exporter.problem}" if exporter.problem else ""
     return f"{exporter.name} ({exporter.path}): {exporter.state}, {counts}{problem}"
+
+
+def _history(history: HistoryStatus) -> str:
+    counts = f"{history.flows} flows in {history.files} files ({history.bytes >> 20} MiB)"
+    problem = f": {history.problem}" if history.problem else ""
+    return f"{counts}, {history.lost_flows} lost{problem}"
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from cilia.api.types import (
     ControllerStatus,
     EndpointPolicy,
     Health,
+    HistoryStatus,
     HubbleStatus,
     IpamStatus,
     LocalService,
@@ -57,6 +58,7 @@ from cilia.apps.agent.verifying import Verifying
 from cilia.control.graph import ControlGraph
 from cilia.dataplane.order import KernelState
 from cilia.hubble.export.exporters import Exporters
+from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.hubble.store import FlowStore
 from cilia.kit.clock import Clock
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint, EndpointEntry
@@ -110,6 +112,7 @@ class AgentBackend(TableBackend):
         hubble: FlowStore,
         hubble_doors: Doors,
         hubble_exporters: Exporters,
+        hubble_history: Callable[[], HistoryNumbers | None],
         metrics: AgentMetrics,
         condition: Condition,
         addresses: Callable[[int], tuple[int, int]],
@@ -129,6 +132,7 @@ class AgentBackend(TableBackend):
         self._forecaster = Forecaster(hubble)
         self._doors = hubble_doors
         self._exporters = hubble_exporters
+        self._history = hubble_history
         self._metrics = metrics
         self._condition = condition
         self._addresses = addresses
@@ -206,7 +210,12 @@ class AgentBackend(TableBackend):
     def _hubble_state(self) -> Health:
         if not self._settings.events:
             return Health.DISABLED
-        troubled = self._doors.troubled or exporting.trouble(self._exporters)
+        history = self._history()
+        troubled = (
+            self._doors.troubled
+            or exporting.trouble(self._exporters)
+            or (history is not None and history.failing)
+        )
         return Health.WARNING if troubled else Health.OK
 
     async def status(self) -> StatusResponse:
@@ -219,7 +228,13 @@ class AgentBackend(TableBackend):
             )
         datapath = Component(state=Health.WARNING if errors else Health.OK, msg=agent.msg if errors else "")
         metrics = self._hubble.metrics
-        troubled_export = exporting.trouble(self._exporters)
+        history = self._history()
+        sentences = (
+            self._doors.sentence,
+            self._settings.silence,
+            exporting.trouble(self._exporters),
+            f"history: {history.problem}" if history is not None and history.problem else "",
+        )
         ipv4, ipv6 = self._addresses(4), self._addresses(6)
         return StatusResponse(
             agent=agent,
@@ -227,12 +242,13 @@ class AgentBackend(TableBackend):
             operator=await self._operator(),
             hubble=HubbleStatus(
                 state=self._hubble_state(),
-                msg="; ".join(filter(None, (self._doors.sentence, self._settings.silence, troubled_export))),
+                msg="; ".join(filter(None, sentences)),
                 current_flows=len(self._hubble),
                 max_flows=self._hubble.capacity,
                 seen_flows=self._hubble.head,
                 lost_events=sum(metrics.lost.values()),
                 exporters=exporting.shown(self._exporters),
+                history=None if history is None else _history(history),
             ),
             datapath=datapath,
             cni_file=Component(
@@ -534,4 +550,15 @@ def _not_saved(error: OSError) -> ApiError:
         503,
         f"The change can't be saved ({error.strerror or error}) and is not in force; make room in the "
         "agent's state directory.",
+    )
+
+
+def _history(numbers: HistoryNumbers) -> HistoryStatus:
+    return HistoryStatus(
+        files=numbers.files,
+        bytes=numbers.bytes,
+        flows=numbers.rows,
+        oldest=(numbers.oldest or 0) / 1e9,
+        lost_flows=numbers.lost,
+        problem=numbers.problem,
     )

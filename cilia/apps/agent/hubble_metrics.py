@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from prometheus_client.core import Metric
 
 from cilia.api.server import parse_listen
 from cilia.api.sockets import SocketError
 from cilia.apps.agent.errors import StartError
 from cilia.hubble.convert import NodeFacts
+from cilia.hubble.metrics import exposition
 from cilia.hubble.metrics.contexts import PodName
+from cilia.hubble.metrics.exposition import Head, Sample
 from cilia.hubble.metrics.family import Limits
 from cilia.hubble.metrics.follower import ConfigFollower
 from cilia.hubble.metrics.options import MetricConfig, MetricsError, parse
@@ -84,12 +88,14 @@ class HubbleMetrics:
         clock: Clock,
         inputs: Inputs,
         desired: Desired,
+        others: Callable[[], Iterable[Metric]],
     ) -> None:
-        """Raises StartError for settings that can't be meant."""
+        """`others`: families that are told besides. Raises StartError for settings that can't be meant."""
         self._settings = settings
         self._clock = clock
         self._inputs = inputs
         self._desired = desired
+        self._others = others
         self._server: MetricsServer | None = None
         limits = Limits(series=settings.max_series, expiry=settings.expiry)
         self.flows = FlowMetrics(store, node, clock, limits, self._pods)
@@ -141,11 +147,20 @@ class HubbleMetrics:
             tls = TlsFiles(settings.cert_file, settings.key_file, settings.client_ca_files or None)
         server = MetricsServer(
             MetricsServerSettings(host=host, port=port, tls=tls, open_metrics=settings.open_metrics),
-            lambda open_metrics: self.flows.text(open_metrics=open_metrics),
+            self._text,
             self._clock,
         )
         await server.start()
         self._server = server
+
+    def _text(self, open_metrics: bool) -> Iterator[bytes]:
+        """All families in pieces."""
+        yield from self.flows.text(open_metrics=open_metrics)
+        for family in self._others():
+            names = tuple(family.samples[0].labels) if family.samples else ()
+            samples = [Sample(tuple(each.labels.values()), each.value) for each in family.samples]
+            head = Head(family.name, family.type, family.documentation)
+            yield from exposition.pieces(head, names, samples, open_metrics=open_metrics)
 
     async def _retry(self) -> None:
         """Until the certificates are there."""

@@ -33,7 +33,9 @@ from cilia.dataplane.order import KernelState
 from cilia.hubble.agent_events import EventLog, EventStream
 from cilia.hubble.convert import NodeFacts, file_names
 from cilia.hubble.drop_events import ReasonError
+from cilia.hubble.export.collector import ExportCollector
 from cilia.hubble.health import Health
+from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.hubble.history.settings import HistoryError, HistorySettings, require_extra
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peers
@@ -76,7 +78,13 @@ class Observability:
         self.redaction = exporting.redaction(settings)
         """What `hubble.redact` takes out of each application record before it is stored."""
         self.metrics = HubbleMetrics(
-            metrics_settings(settings), self.store, self._facts, clock, inputs, desired
+            metrics_settings(settings),
+            self.store,
+            self._facts,
+            clock,
+            inputs,
+            desired,
+            ExportCollector(self.exporters).collect,
         )
         self.drop_events = drop_events(settings, self.store, inputs, clock)
         """Started once the cluster's objects are known."""
@@ -150,6 +158,10 @@ class Observability:
             reader.start()
             stack.callback(reader.stop)
 
+    def history_numbers(self) -> HistoryNumbers | None:
+        """How history stands; None: flows are kept in memory only."""
+        return None if self.history is None else self.history.numbers()
+
     def numbers(self) -> HubbleNumbers:
         """For a scrape of the agent."""
         lost = {source.name.lower(): self.store.metrics.lost.get(source, 0) for source in LossSource}
@@ -158,7 +170,7 @@ class Observability:
             lost=lost,
             certificate_seconds=self.doors.certificate_seconds,
             refused_handshakes=self.doors.refused_handshakes,
-            history=None if self.history is None else self.history.numbers(),
+            history=self.history_numbers(),
             drop_events=self.drop_events.numbers() if self._settings.hubble_drop_events else None,
         )
 

@@ -204,6 +204,7 @@ class Runtime:
             hubble=observability.store,
             hubble_doors=observability.doors,
             hubble_exporters=observability.exporters,
+            hubble_history=observability.history_numbers,
             metrics=metrics,
             condition=self.condition,
             addresses=addresses.usage,

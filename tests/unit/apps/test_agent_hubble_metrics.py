@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily
 
 from cilia.apps.agent import hubble_metrics
 from cilia.apps.agent.errors import StartError
@@ -33,7 +34,11 @@ class Story:
         self.flows = store()
         self.desired = Desired()
         settings = HubbleMetricsSettings(**{"address": ANY_PORT, **choices})
-        self.metrics = HubbleMetrics(settings, self.flows, NODE, SystemClock(), Inputs(), self.desired)
+        others = GaugeMetricFamily("hubble_exporter_working", "Whether it works", labels=["name"])
+        others.add_metric(["static"], 1)
+        self.metrics = HubbleMetrics(
+            settings, self.flows, NODE, SystemClock(), Inputs(), self.desired, lambda: [others]
+        )
 
     def play(self, act: Callable[[], Awaitable[None]]) -> None:
         """Open, start, act, close."""
@@ -89,6 +94,9 @@ def test_flows_are_counted_and_served() -> None:
         await story.until(
             'hubble_drop_total{reason="POLICY_DENIED",protocol="TCP",source="demo/client-5f"} 2\n'
         )
+        page = await story.scrape()
+        assert "# TYPE hubble_exporter_working gauge\n" in page
+        assert 'hubble_exporter_working{name="static"} 1\n' in page
 
     story.play(act)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+import msgspec
 import pytest
 import yaml
 
@@ -26,6 +27,7 @@ from cilia.api.types import (
     EntryView,
     ExporterStatus,
     Health,
+    HistoryStatus,
     HubbleStatus,
     IdentityView,
     IpamStatus,
@@ -497,6 +499,22 @@ def test_status_tells_of_exporters_that_fail_and_of_all_when_asked(
     assert "drops (/full/drops.log): failing, 0 lines, 0 events lost, 7 waiting: No room." in out
     assert "static" not in out
     assert "static (/var/log/events.log): active, 12 lines" in cilia("status --verbose")[1]
+
+
+def test_status_tells_of_history_that_fails_and_always_when_asked(
+    cilia: Cilia, agent: type[FakeClient]
+) -> None:
+    history = HistoryStatus(files=3, bytes=5 << 20, flows=1000, lost_flows=7)
+    shown = "1000 flows in 3 files (5 MiB), 7 lost"
+
+    def answer(history: HistoryStatus) -> StatusResponse:
+        hubble = HubbleStatus(state=Health.WARNING, history=history)
+        return StatusResponse(agent=Component(state=Health.OK), hubble=hubble)
+
+    agent.answers["status"] = answer(history)
+    assert shown not in cilia("status")[1] and shown in cilia("status --verbose")[1]
+    agent.answers["status"] = answer(msgspec.structs.replace(history, problem="No room."))
+    assert f"{shown}: No room." in cilia("status")[1]
 
 
 def test_status_shows_the_page_and_what_is_wrong(cilia: Cilia) -> None:
