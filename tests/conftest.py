@@ -1,64 +1,114 @@
-"""What holds for the whole run: it leaves the machine as it found it.
+"""What holds for the whole run: the order of its files, and that it leaves the machine as it found it.
 
-Where CI is set, leftovers fail the run. On a developer's machine, where a lab may have come up meanwhile,
-they are told.
+`make test` runs files side by side in several processes (pytest-xdist); a plain pytest runs them one after
+the other. Whatever a test makes on the machine carries its process's number, so that runs and processes never
+meet.
+
+Leftovers that carry a number of the run's processes fail it. Of others the names tell only that they are
+ours: where CI is set they fail the run too, on a developer's machine, where a lab may have come up
+meanwhile, they are told. With several processes the one that hands out the tests looks, when all have ended.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 OURS = ("cilia", "lxc")
 BEFORE = pytest.StashKey[frozenset[str]]()
+MAKERS = pytest.StashKey[dict[int, str]]()
+"""By process number: who runs tests in this run."""
 PATIENCE = 30.0 if os.environ.get("CI") else 5.0
 """Seconds: the kernel takes namespaces and links away a moment after their last user."""
+ORDER = ("system", "flows", "api", "bpf", "unit")
+"""Files that take long and wait much come first, so that no process has one left when the others are done."""
 
 
 def look() -> frozenset[str]:
-    """Everything on the machine that carries our names: links, mounts, control groups, pins, state."""
+    """Everything on the machine that tests make or might: links, mounts, control groups, pins, state."""
     return frozenset((*links(), *mounts(), *directories()))
 
 
 def links() -> Iterator[str]:
-    for _, name in socket.if_nameindex():
-        if name.startswith(OURS):
-            yield f"interface {name}"
+    yield from (f"interface {name}" for _, name in socket.if_nameindex())
 
 
 def mounts() -> Iterator[str]:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        point = line.split(" ")[1]
-        if any(part.startswith(OURS) for part in point.split("/")):
-            yield f"mount {point}"
+    yield from (f"mount {line.split(' ')[1]}" for line in Path("/proc/self/mounts").read_text().splitlines())
 
 
 def directories() -> Iterator[str]:
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/bpf", "/run", "/run/netns"):
         try:
-            names = [path.name for path in Path(root).iterdir()]
+            yield from [str(path) for path in Path(root).iterdir()]
         except OSError:
             continue
-        yield from (f"{root}/{name}" for name in names if name.startswith(OURS))
+
+
+def has_our_name(thing: str) -> bool:
+    """Whether it is called as the programs call what they make."""
+    return any(part.startswith(OURS) for part in re.split("[/ ]", thing))
+
+
+def maker(thing: str, makers: dict[int, str]) -> str:
+    """Whose process number its name carries, as tests name what they make; empty: nobody's of this run."""
+    numbers = {int(digits) for digits in re.findall("[0-9]+", thing)}
+    found = (name for number, name in makers.items() if numbers & {number, number % 10**6, number % 10**5})
+    return next(found, "")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of several that another hands tests to."""
+    return hasattr(config, "workerinput")
+
+
+def rank(item: pytest.Item) -> int:
+    """The place of an item's directory in `ORDER`."""
+    parts = item.nodeid.split("/")
+    return ORDER.index(parts[1]) if len(parts) > 1 and parts[1] in ORDER else len(ORDER)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=rank)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[BEFORE] = look()
+    session.config.stash[MAKERS] = {os.getpid(): "this process"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    pid = getattr(node, "workeroutput", {}).get("pid")
+    if pid is not None:
+        node.config.stash[MAKERS][pid] = node.gateway.id
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    before = session.config.stash[BEFORE]
+    if is_worker(session.config):
+        session.config.workeroutput["pid"] = os.getpid()  # type: ignore[attr-defined]
+        return
+    before, makers = session.config.stash[BEFORE], session.config.stash[MAKERS]
     deadline = time.monotonic() + PATIENCE
-    while (left := look() - before) and time.monotonic() < deadline:
+    while (left := left_over(before, makers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if not left:
         return
-    print("\nleft over by this run, or made by somebody else meanwhile: " + ", ".join(sorted(left)))
-    if os.environ.get("CI"):
+    print("\nleft over by this run, or made by somebody else meanwhile where no process is named: ", end="")
+    print(", ".join(f"{thing} ({who})" if who else thing for thing, who in sorted(left.items())))
+    if os.environ.get("CI") or any(left.values()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def left_over(before: frozenset[str], makers: dict[int, str]) -> dict[str, str]:
+    """What came during the run and is of our making, each with the process that made it if that is known."""
+    found = {thing: maker(thing, makers) for thing in look() - before}
+    return {thing: who for thing, who in found.items() if who or has_our_name(thing)}
