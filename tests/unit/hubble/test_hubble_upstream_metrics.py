@@ -1,7 +1,7 @@
 """The queries of Cilium's public dashboards and of usual alerts find their series here.
 
-A query is told as what it needs: a metric, values that labels are compared with, and labels it groups by. Names,
-labels and values are those of Cilium's four Hubble dashboards ("Hubble", "Network Overview (Namespace)", "DNS
+A query is told as what it needs: a metric, values that labels are compared with, and labels it groups by.
+Names, labels and values are those of Cilium's four Hubble dashboards ("Hubble", "Network Overview (Namespace)", "DNS
 Overview (Namespace)", "L7 HTTP Metrics by Workload") and of its policy verdicts dashboard.
 """
 
@@ -86,7 +86,8 @@ LATER: dict[str, set[str]] = {
 ROWS: list[dict[str, Any]] = [
     {"ingress_cookie": ALLOW_WEB, "ingress_match": 2},
     {"source": SERVER, "destination": CLIENT, "source_identity": 1234, "destination_identity": 4321,
-     "flags": 1, "state": 3, "tcp_flags": 0x12, "direction": 2, "source_endpoint": 102, "destination_endpoint": 101},
+     "flags": 1, "state": 3, "tcp_flags": 0x12, "direction": 2, "source_endpoint": 102,
+     "destination_endpoint": 101},
     {"tcp_flags": 0x11},
     {"tcp_flags": 0x04, "flags": 2},
     {"protocol": 1, "icmp_type": 8, "source_port": 0, "destination_port": 0},
