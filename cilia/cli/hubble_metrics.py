@@ -56,4 +56,4 @@ def row(told: MetricForecast) -> tuple[str, str, str, str]:
 def looked_at(found: Sequence[MetricForecast]) -> str:
     """Of how much time this is."""
     seconds = max((told.seconds for told in found), default=0.0)
-    return f"By the flows of the last {seconds:,.0f} s in memory; more time may bring more series."
+    return f"By what is in this node's memory, which spans {seconds:,.3g} s; more time may bring more series."
