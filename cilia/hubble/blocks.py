@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cilia.hubble.columns import Bytes, Events, Times
+from cilia.hubble.columns import Bytes, Events, Times, void
 from cilia.hubble.encode import LENGTH, NANOSECONDS, VARINT, tag
 from cilia.hubble.ring import Rows
 
@@ -203,8 +203,3 @@ def hex_digits(numbers: Times) -> Bytes:
     octets = numbers.astype(">u8").view(np.uint8).reshape(len(numbers), 8)
     digits: Bytes = HEX[octets[:, 8 - HEX_BYTES :]].view(np.uint8)
     return digits
-
-
-def void(rows: Bytes) -> list[bytes]:
-    """Each row of a contiguous array as bytes."""
-    return cast(list[bytes], rows.view(np.dtype((np.void, rows.shape[1]))).ravel().tolist())

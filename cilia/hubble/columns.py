@@ -6,7 +6,7 @@ object. Only names matter here, not offsets.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,11 @@ def octets(events: Events, name: str) -> Bytes:
     dtype, offset = events.dtype.fields[name][:2]  # type: ignore[index]
     flat = events.view(np.uint8).reshape(len(events), events.dtype.itemsize)
     return flat[:, offset : offset + dtype.itemsize]
+
+
+def void(rows: Bytes) -> list[bytes]:
+    """Each row of a contiguous array as bytes."""
+    return cast(list[bytes], rows.view(np.dtype((np.void, rows.shape[1]))).ravel().tolist())
 
 
 def blobs(events: Events) -> Events:

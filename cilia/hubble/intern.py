@@ -1,7 +1,7 @@
 """Numbers to meanings, once per distinct value.
 
 A batch has many rows and few distinct keys. A direct-mapped cache answers all rows in one vector step; what
-it misses is reduced to distinct keys, and only those are resolved in Python. Keys are compared in full, so a
+it misses is looked up in a dictionary, and only what is new is resolved. Keys are compared in full, so a
 collision costs time, never a wrong name; the hash is keyed at random, so that nobody can aim at it.
 """
 
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from cilia.hubble.columns import Refs, Words
+from cilia.hubble.columns import Refs, Words, void
 
 T = TypeVar("T", bound=Hashable)
 
@@ -34,23 +34,36 @@ class Interner(Generic[T]):
         self._resolve = resolve
         self._width = width
         self._shift = np.uint64(64 - bits)
-        self._factors = [np.uint64(secrets.randbits(64) | 1) for _ in range(width)]
-        self._slots = [np.zeros(1 << bits, np.uint64) for _ in range(width)]
+        self._factors = np.array([secrets.randbits(64) | 1 for _ in range(width)], np.uint64)
+        self._slots = np.zeros((1 << bits, width), np.uint64)
         self._slot_refs = np.full(1 << bits, -1, np.int64)
         self._keys: dict[bytes, int] = {}
         self._by_value: dict[T, int] = {}
 
     def refs(self, columns: Sequence[Words]) -> Refs:
         """Indexes of the values of all rows: shape (n,), one array per word of the key as input."""
-        slot = self._slot(columns)
+        keys = np.empty((len(columns[0]), self._width), np.uint64)
+        for place, column in enumerate(columns):
+            keys[:, place] = column
+        return self.find(keys)
+
+    def find(self, keys: Words) -> Refs:
+        """The same for keys in one array, of shape (n, width) and contiguous."""
+        slot = (keys @ self._factors) >> self._shift
         found = self._slot_refs[slot]
         hit = found >= 0
-        for stored, column in zip(self._slots, columns, strict=True):
-            hit &= stored[slot] == column
+        same = self._slots[slot] == keys
+        for place in range(self._width):
+            hit &= same[:, place]
         if not hit.all():
             missing = np.flatnonzero(~hit)
-            found[missing] = self._learn([column[missing] for column in columns], slot[missing])
-        return found.astype(np.uint32)
+            found[missing] = self._learn(keys[missing], slot[missing])
+        refs: Refs = found.astype(np.uint32)
+        return refs
+
+    def ref(self, words: Sequence[int]) -> int:
+        """The index of one key's value."""
+        return self._ref(np.array(words, np.uint64).tobytes())
 
     def forget(self) -> None:
         """Resolve every key anew from now on."""
@@ -70,27 +83,15 @@ class Interner(Generic[T]):
         self.forget()
         return table
 
-    def _slot(self, columns: Sequence[Words]) -> Words:
-        mixed = columns[0] * self._factors[0]
-        for column, factor in zip(columns[1:], self._factors[1:], strict=True):
-            mixed ^= mixed >> np.uint64(29)
-            mixed += column * factor
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= self._factors[0]
-        return mixed >> self._shift
-
-    def _learn(self, columns: Sequence[Words], slot: Words) -> Words:
-        rows = np.ascontiguousarray(np.column_stack(columns), np.uint64)
-        keys = rows.view(np.dtype((np.void, 8 * self._width))).ravel()
-        distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        refs = np.array([self._ref(key.tobytes()) for key in distinct], np.int64)
-        target = slot[first]
-        for stored, column in zip(self._slots, columns, strict=True):
-            stored[target] = column[first]
-        self._slot_refs[target] = refs
-        # Two keys of this batch may share a slot; each word was written in the same order, so the slot
-        # holds one whole key.
-        return refs[inverse].astype(np.uint64)
+    def _learn(self, keys: Words, slot: Words) -> Words:
+        raw = void(keys.view(np.uint8))
+        known = {key: self._ref(key) for key in dict.fromkeys(raw)}
+        refs = np.fromiter(map(known.__getitem__, raw), np.int64, len(raw))
+        # Two keys of this batch may share a slot; refs are written in the order of the keys, so the slot
+        # holds what belongs together.
+        self._slots[slot] = keys
+        self._slot_refs[slot] = refs
+        return refs.astype(np.uint64)
 
     def _ref(self, key: bytes) -> int:
         known = self._keys.get(key)

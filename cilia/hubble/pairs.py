@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from cilia.hubble.blocks import void
 from cilia.hubble.columns import (
     EGRESS,
     FLAG_ENCRYPTED,
@@ -20,6 +19,7 @@ from cilia.hubble.columns import (
     VERDICT_DROPPED,
     Events,
     octets,
+    void,
 )
 from cilia.hubble.encode import block, number, text, texts
 from cilia.hubble.past import Meanings

@@ -74,7 +74,8 @@ class Ring:
         room = min(self.capacity - start, count)
         for target, values in zip(self._targets(), [blobs(rows.events), *plain(rows)], strict=True):
             target[start : start + room] = values[:room]
-            target[: count - room] = values[room:]
+            if room < count:
+                target[: count - room] = values[room:]
         self.written += count
 
     def oldest(self, count: int) -> list[Rows]:

@@ -27,12 +27,12 @@ from cilia.hubble.columns import (
     Refs,
     Times,
     Words,
-    address_words,
     blobs,
     check_layout,
     important,
-    sender_words,
+    octets,
     service_key,
+    translated,
 )
 from cilia.hubble.directory import Device, Directory, Party, Service, describe
 from cilia.hubble.intern import Interner
@@ -200,8 +200,9 @@ class FlowStore:
         self._note_seen(late)
 
     def _keep(self, rows: Rows, mask: Mask) -> None:
-        if mask.any():
-            self._kept.write(rows.where(mask))
+        places = np.flatnonzero(mask)
+        if len(places):
+            self._kept.write(rows.where(places))
 
     def _mark(self, number: int, wall: int) -> None:
         """Remember once a second when a number was given."""
@@ -212,12 +213,16 @@ class FlowStore:
         return Rows(numbers, events, events["time"].astype(np.int64) + offset, **self._interned(events))
 
     def _interned(self, events: Events) -> dict[str, Refs]:
+        count = len(events)
+        parties = self.parties.find(party_keys(events))
+        cookies = [events["egress_cookie"], events["ingress_cookie"]]
+        rules = self.rules.find(np.concatenate(cookies).astype(np.uint64)[:, None])
         return {
-            "source": self.parties.refs(party_key(events, "source")),
-            "destination": self.parties.refs(party_key(events, "destination")),
-            "egress": self.rules.refs([events["egress_cookie"].astype(np.uint64)]),
-            "ingress": self.rules.refs([events["ingress_cookie"].astype(np.uint64)]),
-            "device": self.devices.refs([events["ifindex"].astype(np.uint64)]),
+            "source": parties[:count],
+            "destination": parties[count:],
+            "egress": rules[:count],
+            "ingress": rules[count:],
+            "device": self.devices.find(events["ifindex"].astype(np.uint64)[:, None]),
             "service": self._services_of(events),
         }
 
@@ -225,7 +230,7 @@ class FlowStore:
         """Most batches on most nodes are about no service at all."""
         if events["service"].any() or (events["kind"] == KIND_DROP).any():
             return self.services.refs(service_key(events))
-        return np.repeat(self.services.refs([np.zeros(1, np.uint64)] * 3), len(events))
+        return np.full(len(events), self.services.ref((0, 0, 0)), np.uint32)
 
     def _note_seen(self, rows: Rows) -> None:
         missing = len(self.parties.values) - len(self._last_seen)
@@ -427,11 +432,19 @@ def joined(batches: list[Events], dtype: np.dtype[np.void]) -> Events:
     return np.concatenate(whole).view(dtype)
 
 
-def party_key(events: Events, side: str) -> list[Words]:
-    """What makes a side distinct: address, identity and endpoint id, in three words."""
-    high, low = sender_words(events) if side == "source" else address_words(events, side)
-    who = events[f"{side}_identity"].astype(np.uint64) << np.uint64(16)
-    return [high, low, who | events[f"{side}_endpoint"]]
+def party_keys(events: Events) -> Words:
+    """What makes a side distinct: address, identity and endpoint id, in three words; first all sources, then
+    all destinations."""
+    count = len(events)
+    keys = np.empty((2 * count, 3), np.uint64)
+    for side, part in (("source", keys[:count]), ("destination", keys[count:])):
+        part[:, :2] = octets(events, side).view(np.uint64)
+        part[:, 2] = events[f"{side}_identity"].astype(np.uint64) << np.uint64(16)
+        part[:, 2] |= events[f"{side}_endpoint"]
+    was = translated(events)
+    if was.any():
+        keys[:count, :2][was] = octets(events, "original_source").view(np.uint64)[was]
+    return keys
 
 
 def fold(older: LossRow, newer: LossRow) -> LossRow:
