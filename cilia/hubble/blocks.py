@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cilia.hubble.columns import Bytes, Events, Times, void
+from cilia.hubble.columns import Bytes, Events, Times
+from cilia.hubble.columns import void as void
 from cilia.hubble.encode import LENGTH, NANOSECONDS, VARINT, tag
 from cilia.hubble.ring import Rows
 
