@@ -20,7 +20,6 @@ from cilia import __version__
 from cilia.apps.relay_doors import (
     StartError,
     client_tls,
-    is_local,
     listen,
     listen_for_scrapes,
     server_tls,
@@ -32,6 +31,7 @@ from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
+from cilia.hubble.rpc.targets import is_local
 from cilia.kit import log as logs
 from cilia.kit.clock import SystemClock
 from cilia.kit.durations import parse_duration

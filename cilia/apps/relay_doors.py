@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cilia.hubble.metrics.server import MetricsServer, MetricsServerSettings
-from cilia.hubble.rpc.channel import host_and_port
 from cilia.hubble.rpc.server import Server
+from cilia.hubble.rpc.targets import host_and_port, socket_path
 from cilia.kit.clock import Clock
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
 from cilia.relay.numbers import Numbers, RelayText
@@ -28,8 +28,9 @@ def split_addresses(text: str) -> list[str]:
 async def listen(server: Server, address: str, tls: ServerTls | None, flag: str) -> int:
     """Open a door; its port. Raises StartError."""
     try:
-        if address.startswith("unix:"):
-            await server.listen_unix(Path(address.removeprefix("unix:").replace("///", "/", 1)))
+        path = socket_path(address)
+        if path is not None:
+            await server.listen_unix(Path(path))
             return 0
         host, port = host_and_port(address)
         return await server.listen_tcp(host, port, tls)
@@ -101,8 +102,3 @@ def server_tls(files: TlsFiles, *, disabled: bool, local: bool, tokens: bool) ->
             "clients' certificates, or ask for tokens with --require-tokens"
         )
     return ServerTls(files, admit_all=tokens)
-
-
-def is_local(address: str) -> bool:
-    """Whether an address is that of a unix socket."""
-    return address.startswith(("unix:", "/"))

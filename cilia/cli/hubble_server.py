@@ -21,6 +21,7 @@ from typer.core import TyperOption
 from cilia.cli import hubble_file
 from cilia.cli.errors import UserError
 from cilia.cli.sections import SectionedCommand, SectionedGroup, option
+from cilia.hubble.rpc.targets import is_local
 
 if TYPE_CHECKING:
     from cilia.hubble.client import Client
@@ -70,11 +71,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         files = self.tls_ca_cert_files or self.tls_client_cert_file or self.tls_client_key_file
         asked = self.tls or self.tls_allow_insecure or self.tls_server_name
         return bool(files or asked) or self.server.startswith("tls://")
-
-
-def is_local(server: str) -> bool:
-    """Whether it is a socket of this machine."""
-    return server.startswith(("unix:", "/"))
 
 
 FOR_TCP = ("tls", "basic_auth", "token", "port_forward")

@@ -31,6 +31,7 @@ from cilia.hubble.rpc.messages import (
     request_headers,
     status_of,
 )
+from cilia.hubble.rpc.targets import host_and_port, socket_path
 from cilia.proto.health import health_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
@@ -38,7 +39,6 @@ from cilia.proto.peer import peer_pb2
 WINDOW = 4 << 20
 """Bytes the server may send ahead."""
 READ = 256 << 10
-DEFAULT_PORT = 4244
 
 
 class Client:
@@ -227,10 +227,11 @@ def connect(
 ) -> socket.socket:
     """A connected socket without a time-out. Raises RpcError(UNAVAILABLE)."""
     try:
-        if target.startswith(("unix:", "/")):
+        path = socket_path(target)
+        if path is not None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             connection.settimeout(timeout)
-            connection.connect(target.removeprefix("unix:").replace("///", "/", 1))
+            connection.connect(path)
         else:
             scheme, host, port = split_target(target)
             connection = socket.create_connection((host, port), timeout)
@@ -279,15 +280,7 @@ def untrusted(target: str, error: ssl.SSLError) -> RpcError:
 def split_target(target: str) -> tuple[str, str, int]:
     """Scheme, host and port of `host:port`, `tcp://host:port` or `tls://host:port`. Raises ValueError."""
     scheme, _, rest = target.rpartition("://")
-    host, port = split_port(rest)
-    if not host or "/" in host or scheme not in ("", "tcp", "tls") or not 0 < port < 65536:
+    host, port = host_and_port(rest)
+    if not host or "/" in host or scheme not in ("", "tcp", "tls") or not port:
         raise ValueError(target)
     return scheme, host, port
-
-
-def split_port(address: str) -> tuple[str, int]:
-    """Host and port of `host`, `host:port` or `[v6]:port`. Raises ValueError."""
-    host, separator, port = address.rpartition(":")
-    if not separator or "]" in port:
-        host, port = address, str(DEFAULT_PORT)
-    return host.strip("[]"), int(port)

@@ -35,13 +35,13 @@ from cilia.hubble.rpc.messages import (
     request_headers,
     status_of,
 )
+from cilia.hubble.rpc.targets import host_and_port, socket_path
 
 SMALLEST_WINDOW = 16 << 10
 """Bytes: what every call may have under way; the least HTTP/2 frame that must be taken."""
 CONNECTION_WINDOW = 4 << 20
 MAX_FRAME = 256 << 10
 """Bytes: fewer, larger frames; a frame, not a byte, is what costs."""
-DEFAULT_PORT = 4244
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 # h2 spells out each frame it receives, all its bytes, for a log that nobody keeps: as costly as reading it.
@@ -150,8 +150,8 @@ class Channel(asyncio.Protocol):
         channel = cls(target, called)
         try:
             async with asyncio.timeout(timeout):
-                if target.startswith(("unix:", "/")):
-                    path = target.removeprefix("unix:").replace("///", "/", 1)
+                path = socket_path(target)
+                if path is not None:
                     await loop.create_unix_connection(lambda: channel, path)
                 else:
                     host, port = host_and_port(target)
@@ -361,13 +361,3 @@ class Channel(asyncio.Protocol):
         data = self._h2.data_to_send()
         if data and self._transport and not self._transport.is_closing():
             self._transport.write(data)
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Host and port of `host`, `host:port` or `[v6]:port`. Raises ValueError."""
-    host, separator, port = address.rpartition(":")
-    if not separator or "]" in port:
-        host, port = address, str(DEFAULT_PORT)
-    if not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{port!r} is not a port")
-    return host.strip("[]"), int(port)

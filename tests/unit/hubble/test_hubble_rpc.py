@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cilia.hubble.client import Client, split_port
+from cilia.hubble.client import Client
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc import messages
 from cilia.hubble.rpc.messages import Code, FramingError, RpcError, Unframer
 from cilia.hubble.rpc.server import Server
+from cilia.hubble.rpc.targets import host_and_port, is_local, socket_path
 from cilia.hubble.store import LossSource
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
@@ -64,10 +65,15 @@ def test_a_sentence_survives_the_trailers() -> None:
 
 
 def test_targets() -> None:
-    assert split_port("relay:80") == ("relay", 80)
-    assert split_port("relay") == ("relay", 4244)
-    assert split_port("[fd00::1]:80") == ("fd00::1", 80)
-    assert split_port("[fd00::1]") == ("fd00::1", 4244)
+    assert host_and_port("relay:80") == ("relay", 80)
+    assert host_and_port("relay") == ("relay", 4244)
+    assert host_and_port("[fd00::1]:80") == ("fd00::1", 80)
+    assert host_and_port("[fd00::1]") == ("fd00::1", 4244)
+    for wrong in ("relay:http", "relay:65536", "relay:-1"):
+        with pytest.raises(ValueError, match="not a port"):
+            host_and_port(wrong)
+    assert [socket_path(text) for text in ("unix:///a/b", "unix:/a/b", "/a/b")] == ["/a/b"] * 3
+    assert is_local("unix:///a") and not is_local("relay:80")
 
 
 def test_our_client_asks_our_server(running: Beside) -> None:
