@@ -10,17 +10,21 @@
                      intern,           columns)   fragments)
                      directory
 
-Belongs here: the flow store and what gives its numbers names (`directory`, `intern`), filters,
-conversion to Hubble's messages, the observer and peer services, and the little gRPC they speak (`rpc`).
+Belongs here: the flow store and what gives its numbers names (`directory`, `intern`), filters and masks,
+conversion to Hubble's messages, the observer, peer, health and agent-event services, the little gRPC they
+speak (`rpc`) and a client of it; and who reads flows as they come, by a `cursor` each: the long memory
+(`history`), files (`export`), metrics (`metrics`), drops told to pods' owners (`drop_events`). `frames` makes
+columns of any server's answers.
 
 Must not be here: reading the kernel's rings (that is `dataplane`; a batch is an argument of `append`),
 deciding anything (that is `control`), printing (that is `cli`). Talks to: `model` for rule references,
-`proto` for messages, `kit` for the clock and tasks; the agent's application hands in the batches and a
-`Directory` made from its tables.
+`proto` for messages, `kit` for clocks, tasks, threads, files and TLS; the agent's application hands in the
+batches and a `Directory` made from its tables.
 
 One rule runs through all modules: work per distinct value, not per flow. Names are looked up once per
 distinct peer, filters on names are evaluated once per distinct peer, and a peer's protobuf bytes are made
 once. A flow stays a row of numbers until a client asks for it.
 
-Everything runs on the event loop's thread: rows are views into the ring and hold until the next `append`.
+The store and all that reads its rows run on the event loop's thread: rows are views into the ring and hold
+until the next `append`. Only files are written and read in threads, from copies.
 """

@@ -14,8 +14,6 @@ from google.protobuf import field_mask_pb2
 from cilia.hubble.filter_values import FilterError
 from cilia.proto.flow import flow_pb2
 
-MAX_PATHS = 500
-
 
 class Wanted(enum.Enum):
     """How much of a fragment is wanted."""
@@ -31,8 +29,6 @@ class FlowMask:
     def __init__(self, paths: Iterable[str]) -> None:
         """Raises FilterError for a path that is none."""
         self._mask = field_mask_pb2.FieldMask(paths=sorted(set(paths)))
-        if len(self._mask.paths) > MAX_PATHS:
-            raise FilterError(f"the field mask has more than {MAX_PATHS} paths: name whole messages instead")
         for path in self._mask.paths:
             if not is_field(path):
                 raise FilterError(f"the field mask names {path!r}, which no flow has")
