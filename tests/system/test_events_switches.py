@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -135,6 +136,8 @@ def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:
     until(lambda: any("lost_events" in line for line in answers(node)), "the loss to be told")
     assert "at most 20 events/s" in node.client.status().hubble.msg
     assert node.client.status().hubble.lost_events > 0
+    held_back = re.search(r'^cilia_events_held_back_total\{kind="trace"\} (\S+)', node.client.metrics(), re.M)
+    assert held_back is not None and float(held_back[1]) > 0
     reaches(node, "closed")
     until(lambda: answers(node, "--verdict", "DROPPED"), "a drop")
     node.agent.end()

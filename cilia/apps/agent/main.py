@@ -46,7 +46,7 @@ def _run(
 ) -> None:
     """Own this node's network: attach pods, enforce policy, report flows.
 
-    Each flag is an environment variable, too: CILIA_ and its name.
+    Each flag has an environment variable, too, which its line names.
     """
     try:
         settings = AgentSettings(**values, sources=_sources(context)).completed()

@@ -55,7 +55,7 @@ class AgentSettings(
     DatapathSettings,
     NodeSettings,
 ):
-    """All settings of the agent; each is a flag and an environment variable CILIA_<NAME>."""
+    """All settings of the agent; each is a flag and a variable, CILIA_<FIELD> unless it has another."""
 
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each value comes from that is not the default, by field: flag or environment."""
