@@ -189,8 +189,12 @@ def by_event_type(values: list[flow_pb2.EventTypeFilter]) -> Test:
 
 
 def by_reply(values: list[bool]) -> Test:
-    """Replies or not, where that is known."""
-    return lambda flow: flow.HasField("is_reply") and flow.is_reply.value in values
+    """Replies or not, among flows of which that is known, and dropped ones (`predicates.by_reply`)."""
+    return lambda flow: (
+        flow.is_reply.value in values
+        if flow.HasField("is_reply") or flow.verdict == flow_pb2.DROPPED
+        else False
+    )
 
 
 def by_tcp_flags(values: list[flow_pb2.TCPFlags]) -> Test:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from cilia.model.identity import RESERVED_NAMES, UNKNOWN
 from cilia.model.policy import CookieRow
 
 NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace="
@@ -164,11 +165,17 @@ class MemoryDirectory:
         return self.devices.get(index, "")
 
 
+NOBODY = (f"reserved:{RESERVED_NAMES[UNKNOWN][0]}",)
+"""Labels of who is not known: clients leave such flows out, or name them so."""
+
+
 def describe(directory: Directory, address: str, identity: int, endpoint_id: int) -> Party:
     """Put together what is known of one side. The kernel's identity wins: it is what was judged."""
     pod = directory.endpoint(address, endpoint_id) or Pod(id=endpoint_id)
     number = identity or pod.identity
     labels = directory.labels(number) or (pod.labels if number == pod.identity else ())
+    if not number and not labels:
+        labels = NOBODY
     return Party(
         id=endpoint_id or pod.id,
         identity=number,

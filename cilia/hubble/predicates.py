@@ -329,11 +329,13 @@ def of_sub_type(rows: Rows, kind: int, number: int) -> Mask:
 
 
 def by_reply(_context: Context, values: list[bool]) -> Predicate:
-    """Replies or not, among flows of which that is known."""
+    """Replies or not, among flows of which that is known. What was dropped before that counts as none: Hubble
+    UI asks for what is no reply, and means drops, too."""
 
     def predicate(rows: Rows) -> Mask:
-        unknown = equal(rows.events, "state", 0)
-        return ~unknown & np.isin(flagged(rows.events, FLAG_REPLY), values)
+        known = ~equal(rows.events, "state", 0)
+        asked = known | equal(rows.events, "verdict", VERDICT_DROPPED)
+        return asked & np.isin(known & flagged(rows.events, FLAG_REPLY), values)
 
     return predicate
 

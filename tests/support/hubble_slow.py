@@ -213,6 +213,8 @@ class SlowConverter:
             part.identity = identity or pod.identity
             known = self._known.identity_labels.get(part.identity, ())
             part.labels.extend(known or (pod.labels if part.identity == pod.identity else ()))
+            if not part.identity and not part.labels:
+                part.labels.append("reserved:unknown")
             spaces = [label.partition("=")[2] for label in part.labels if "pod.namespace=" in label]
             part.namespace = pod.namespace or (spaces[0] if spaces else "")
             part.pod_name, part.cluster_name = pod.name, pod.cluster

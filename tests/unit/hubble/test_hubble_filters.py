@@ -82,7 +82,7 @@ ALL = list(range(len(VARIED)))
         ({"event_type": [flow_pb2.EventTypeFilter(type=1, match_sub_type=True, sub_type=133)]}, [2]),
         ({"traffic_direction": [flow_pb2.EGRESS]}, [3]),
         ({"reply": [True]}, [5]),
-        ({"reply": [False]}, [0, 1, 3, 4, 6, 7, 8]),
+        ({"reply": [False]}, [0, 1, 2, 3, 4, 6, 7, 8]),
         ({"encrypted": [True]}, [8]),
         ({"event_type": [flow_pb2.EventTypeFilter(type=7, match_sub_type=True, sub_type=2)]}, [8]),
         ({"destination_service": ["demo/web"]}, [0, 8]),

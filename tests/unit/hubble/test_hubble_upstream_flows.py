@@ -262,7 +262,8 @@ KINDS: dict[str, tuple[Json, Json, Json, str]] = {
         {
             "verdict": "DROPPED", "drop_reason": 139, "drop_reason_desc": "UNSUPPORTED_L3_PROTOCOL",
             "ethernet": {"source": "0a:00:00:00:00:01", "destination": "ff:ff:ff:ff:ff:ff"},
-            "source": {}, "destination": {}, "event_type": {"type": 1, "sub_type": 139},
+            "source": {"labels": ["reserved:unknown"]}, "destination": {"labels": ["reserved:unknown"]},
+            "event_type": {"type": 1, "sub_type": 139},
             "traffic_direction": "EGRESS",
         },
         {},

@@ -1,8 +1,9 @@
 """The queries of Cilium's public dashboards and of usual alerts find their series here.
 
 A query is told as what it needs: a metric, values that labels are compared with, and labels it groups by.
-Names, labels and values are those of Cilium's four Hubble dashboards ("Hubble", "Network Overview (Namespace)", "DNS
-Overview (Namespace)", "L7 HTTP Metrics by Workload") and of its policy verdicts dashboard.
+Names, labels and values are those of Cilium's four Hubble dashboards ("Hubble", "Network Overview
+(Namespace)", "DNS Overview (Namespace)", "L7 HTTP Metrics by Workload") and
+of its policy verdicts dashboard.
 """
 
 from __future__ import annotations
