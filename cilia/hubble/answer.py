@@ -396,13 +396,14 @@ class Answer:
 
     async def _send_rows(self, numbers: Times) -> None:
         while len(numbers):
+            await self._gate.turn()
+            # From here to the conversion nothing may be awaited: what is looked at is in the ring until then.
             gone = int(np.searchsorted(numbers, self._seam())) if self._past else 0
             if self._past and gone:
                 await self._recover(self._past, numbers[:gone])
                 numbers = numbers[gone:]
                 continue
             chunk, numbers = numbers[: self._chunk], numbers[self._chunk :]
-            await self._gate.turn()
             here = chunk[self._store.present(chunk)]
             if len(here) < len(chunk):
                 end = int(chunk[-1]) + 1
