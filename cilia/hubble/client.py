@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
-import h2.settings
 
+from cilia.hubble.rpc.http2 import client_side
 from cilia.hubble.rpc.messages import (
     Code,
     FramingError,
@@ -64,21 +62,7 @@ class Client:
         self._authorization = authorization
         self._patience = patience
         self._socket = connect(target, timeout, tls, server_name)
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-        )
-        self._h2.initiate_connection()
-        self._h2.update_settings(
-            {
-                h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
-                h2.settings.SettingCodes.MAX_FRAME_SIZE: READ,
-            }
-        )
-        # h2 looks at its limit once per read, before the acknowledgement in that read lifts it: a server's
-        # first large frame would be refused when both arrive together.
-        self._h2.max_inbound_frame_size = READ
-        self._h2.increment_flow_control_window(WINDOW)
+        self._h2 = client_side(WINDOW, WINDOW, READ)
         self._unacknowledged = 0
 
     def close(self) -> None:

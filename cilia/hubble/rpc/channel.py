@@ -17,14 +17,12 @@ import ssl
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-import h2.config
-import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
-import h2.settings
 import hyperframe.frame
 
+from cilia.hubble.rpc.http2 import client_side
 from cilia.hubble.rpc.messages import (
     MAX_MESSAGE,
     Code,
@@ -123,9 +121,7 @@ class Channel(asyncio.Protocol):
         self.reason = ""
         self.received = 0
         """Bytes so far: a sign of life."""
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
-        )
+        self._h2 = client_side(SMALLEST_WINDOW, CONNECTION_WINDOW, MAX_FRAME)
         self._calls: dict[int, Call] = {}
         self._unacknowledged = 0
         self._transport: asyncio.Transport | None = None
@@ -270,17 +266,6 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._h2.initiate_connection()
-        self._h2.update_settings(
-            {
-                h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: SMALLEST_WINDOW,
-                h2.settings.SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
-            }
-        )
-        # As in the blocking client: a large frame may come with the acknowledgement that allows it.
-        self._h2.max_inbound_frame_size = MAX_FRAME
-        self._h2.increment_flow_control_window(CONNECTION_WINDOW)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
