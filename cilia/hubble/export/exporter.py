@@ -39,7 +39,7 @@ PACE = 0.25
 """Seconds between two batches while few flows come: how late a line is at most."""
 BATCH = 1 << 20
 """Bytes handed to a thread at once."""
-LEAST_STEP, MOST_STEP = 64, 1024
+LEAST_STEP, MOST_STEP = 128, 1024
 """Rows turned into lines before others have their turn."""
 SHORT_STEP, LONG_STEP = 0.002, 0.006
 """Seconds: steps that took less are made larger, those that took more smaller."""
@@ -267,7 +267,9 @@ class Exporter:
             mask = self._matcher.mask(rows)
             if self.settings.end is not None:
                 mask &= rows.wall < int(self.settings.end * NANOSECONDS)
-            if mask.any():
+            if mask.all():
+                self._add(rows)
+            elif mask.any():
                 self._add(rows.where(mask))
 
     def _add(self, rows: Rows) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cilia.hubble.columns import Events, Times, blobs, translated
-from cilia.hubble.convert import LAYER4_FIELDS, transports, whole
+from cilia.hubble.convert import LAYER4_KEYS, transports, whole
 from cilia.hubble.export import messages
 from cilia.hubble.export.masks import Tree
 from cilia.hubble.store import Rows
@@ -66,7 +66,7 @@ class Transports:
 
     def ports(self, events: Events) -> tuple[Times, Times]:
         """Both ports as they are shown; 0: not at all."""
-        ported = np.isin(events["protocol"], list(LAYER4_FIELDS))
+        ported = LAYER4_KEYS[events["protocol"]] != 0
         source = np.where(translated(events), events["original_source_port"], events["source_port"])
         return np.where(ported, source, 0), np.where(ported, events["destination_port"], 0)
 

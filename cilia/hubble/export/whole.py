@@ -166,12 +166,17 @@ class Learnt(Generic[T]):
 
 
 def stamp_digits(moments: Times) -> Bytes:
-    """Moments in nanoseconds since the epoch as RFC 3339 in UTC, with nine digits: shape (n, 30)."""
+    """Moments (at least one) in nanoseconds since the epoch as RFC 3339 in UTC, with nine digits: shape
+    (n, 30)."""
     seconds, rests = np.divmod(moments, NANOSECONDS)
-    distinct, place = np.unique(seconds, return_inverse=True)
     texts = np.empty((len(moments), STAMP_SIZE), np.uint8)
-    heads = b"".join(map(of_second, distinct.tolist()))
-    texts[:, :19] = np.frombuffer(heads, np.uint8).reshape(-1, 19)[place]
+    first, last = int(seconds.min()), int(seconds.max())
+    if first == last:
+        texts[:, :19] = np.frombuffer(of_second(first), np.uint8)
+    else:
+        distinct, place = np.unique(seconds, return_inverse=True)
+        heads = b"".join(map(of_second, distinct.tolist()))
+        texts[:, :19] = np.frombuffer(heads, np.uint8).reshape(-1, 19)[place]
     texts[:, 19], texts[:, 29] = ord("."), ord("Z")
     texts[:, 20:29] = rests[:, None] // POWERS % 10 + ord("0")
     return texts
@@ -179,6 +184,8 @@ def stamp_digits(moments: Times) -> Bytes:
 
 def timestamps(moments: Times) -> list[bytes]:
     """`timestamp` of many moments; the digits are made in a few vector steps."""
+    if not len(moments):
+        return []
     out = void(stamp_digits(moments))
     for index in np.flatnonzero(moments % 1_000 == 0).tolist():
         out[index] = timestamp(int(moments[index]))
