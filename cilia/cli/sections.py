@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -39,6 +39,23 @@ def option(
     )
 
 
+VALUES = {"true": True, "1": True, "false": False, "0": False}
+
+
+def is_switch(parameter: Any) -> bool:
+    """Whether a parameter is a flag without a value."""
+    return bool(getattr(parameter, "is_flag", False))
+
+
+def spelt_out(word: str, switches: Mapping[str, Any]) -> list[str]:
+    """A word of a command line as Click takes it: `--tls=true` is `--tls`, `--tls=false` is left out."""
+    name, equals, value = word.partition("=")
+    if not equals or name not in switches or value.lower() not in VALUES:
+        return [word]
+    no: list[str] = switches[name].secondary_opts[:1]
+    return [name] if VALUES[value.lower()] else no
+
+
 class Sectioned:
     """Flags `before` and after (`more`) those that are parameters of the command's function, and help with
     all of them under headings, in the order in which the headings first occur."""
@@ -51,6 +68,14 @@ class Sectioned:
     def __init__(self, *arguments: Any, params: list[Any] | None = None, **named: Any) -> None:
         every = [*type(self).before(), *(params or ()), *type(self).more()]
         super().__init__(*arguments, params=every, **named)  # type: ignore[call-arg]
+
+    def make_parser(self, ctx: Any) -> Any:
+        """One that takes `--tls=true` and `--ip-translation=false`, too, as other tools have switches."""
+        parser = super().make_parser(ctx)  # type: ignore[misc]
+        switches = {name: each for each in self.get_params(ctx) for name in each.opts if is_switch(each)}
+        parse = parser.parse_args
+        parser.parse_args = lambda args: parse([word for each in args for word in spelt_out(each, switches)])
+        return parser
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write them, and the commands of a group."""

@@ -140,6 +140,21 @@ def test_mistakes_are_one_sentence(arguments: str, words: str) -> None:
         run(*arguments.split())
 
 
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [
+        ("--not=true --pod=a --ipv4=true", "--not --pod a --ipv4"),
+        ("--not=false --pod=a --ipv4=false --reply=false", "--pod a --no-reply"),
+        ("--reply=TRUE", "--reply"),
+    ],
+)
+def test_switches_take_a_word(typed: str, same: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--print-raw-filters", *same.split())
+    wanted = capsys.readouterr().out
+    run("--print-raw-filters", *typed.split())
+    assert capsys.readouterr().out == wanted != ""
+
+
 @pytest.mark.parametrize("number", ["-1", "many", str(2**63), "9" * 30])
 def test_a_number_of_flows_that_is_none(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -233,7 +248,7 @@ def test_a_recording_is_read_like_a_server(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(UserError, match="no text"):
         run("--input-file", str(file))
     file.write_text('{"flow": {}}\n{"flow": 7}\n')
-    with pytest.raises(UserError, match="^line 2 of .* is not a flow, as -o json prints them") as told:
+    with pytest.raises(UserError, match=r"^line 2 of .* is not a flow, as -o json prints them") as told:
         run("--input-file", str(file))
     assert len(str(told.value)) < 500
 
