@@ -19,9 +19,9 @@ def is_local(target: str) -> bool:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Host and port; without a port the default one. Raises ValueError."""
+    """Host and port; without a port the default one, also of a bare IPv6 address. Raises ValueError."""
     host, separator, port = address.rpartition(":")
-    if not separator or "]" in port:
+    if not separator or "]" in port or (":" in host and not host.startswith("[")):
         host, port = address, str(DEFAULT_PORT)
     if not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"{port!r} is not a port")

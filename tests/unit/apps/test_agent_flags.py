@@ -90,6 +90,7 @@ def test_sockets_are_beside_the_state_unless_somebody_says_where(started: list[A
         ("--monitor-aggregation-flags SYN,psh", "report_tcp_flags", 0x0A),
         ("--no-bpf-events-trace-enabled", "bpf_events_trace_enabled", False),
         ("--hubble-event-buffer-capacity 1024", "hubble_capacity", 1024),
+        ("--hubble-event-buffer-capacity 4095", "hubble_capacity", 4096),
         ("--hubble-lost-event-send-interval 500ms", "hubble_lost_event_send_interval", 0.5),
         ("--hubble-history-max-bytes 2Mi", "hubble_history_max_bytes", 2 << 20),
         ("--hubble-history-max-age 7D", "hubble_history_max_age", 604_800.0),

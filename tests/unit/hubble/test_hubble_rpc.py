@@ -68,7 +68,7 @@ def test_targets() -> None:
     assert host_and_port("relay:80") == ("relay", 80)
     assert host_and_port("relay") == ("relay", 4244)
     assert host_and_port("[fd00::1]:80") == ("fd00::1", 80)
-    assert host_and_port("[fd00::1]") == ("fd00::1", 4244)
+    assert host_and_port("[fd00::1]") == host_and_port("fd00::1") == ("fd00::1", 4244)
     for wrong in ("relay:http", "relay:65536", "relay:-1"):
         with pytest.raises(ValueError, match="not a port"):
             host_and_port(wrong)

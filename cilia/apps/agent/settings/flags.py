@@ -89,8 +89,10 @@ def ports(text: str) -> str:
 
 
 def power_of_two(text: str | int) -> int:
-    """A number such as 65536."""
+    """A number such as 65536. Cilium's charts write one less (4095) and mean as many."""
     found = int(text) if str(text).strip().isdecimal() else 0
+    if found > 2 and not found & (found + 1):
+        found += 1
     if found < 1 or found & (found - 1):
         raise BadParameter("must be a power of two")
     return found
