@@ -44,12 +44,11 @@ from cilia.hubble.masks import FlowMask, Wanted
 from cilia.hubble.pairs import FROM_NETWORK, FROM_OVERLAY, Pairs, denied_by
 from cilia.hubble.pairs import address as address
 from cilia.hubble.past import Meanings
+from cilia.hubble.protocols import ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, VRRP
 from cilia.hubble.ring import REFERENCES, AnyColumn, Rows
 from cilia.hubble.rpc.messages import frame
 from cilia.hubble.store import LossRow
 from cilia.hubble.summary import header_summary
-
-TCP, UDP, ICMP, ICMPV6, SCTP, IGMP, VRRP = 6, 17, 1, 58, 132, 2, 112
 
 TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 """By bit; the field numbers of flow.TCPFlags are one more."""

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from cilia.hubble.columns import FLAG_REPLY, INGRESS, KIND_DROP, address_words, sender_words
-from cilia.hubble.convert import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.hubble.directory import Party
+from cilia.hubble.protocols import NAMES, WITH_PORTS
 from cilia.hubble.store import FlowStore, Rows, Rules
 from cilia.model.address import unpack
 from cilia.proto.flow import flow_pb2
@@ -31,8 +31,6 @@ SENTENCES = 4096
 """Different notices of a node in one interval."""
 NAMED_POLICIES = 3
 
-PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP", ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
-WITH_PORTS = (TCP, UDP, SCTP)
 RESERVED_PREFIX = "reserved:"
 
 Subject = tuple[str, str]
@@ -192,7 +190,7 @@ def named(peer: Party, address: str) -> str:
 def transport(word: int) -> str:
     """Protocol and destination port."""
     protocol = word >> 16 & 0xFF
-    name = PROTOCOLS.get(protocol, f"IP protocol {protocol}")
+    name = NAMES.get(protocol, f"IP protocol {protocol}")
     return f"{name}/{word >> 24 & 0xFFFF}" if protocol in WITH_PORTS else name
 
 

@@ -33,19 +33,7 @@ from cilia.hubble.columns import (
     service_is_source,
     translated,
 )
-from cilia.hubble.convert import (
-    EVENT_TYPES,
-    ICMP,
-    ICMPV6,
-    IGMP,
-    SCTP,
-    TCP,
-    TCP_FLAGS,
-    TO_ENDPOINT,
-    UDP,
-    VRRP,
-    NodeFacts,
-)
+from cilia.hubble.convert import EVENT_TYPES, TCP_FLAGS, TO_ENDPOINT, NodeFacts
 from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
@@ -56,6 +44,7 @@ from cilia.hubble.filter_values import (
     port_range,
 )
 from cilia.hubble.past import Meanings, Values
+from cilia.hubble.protocols import ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, VRRP, WITH_PORTS
 from cilia.hubble.ring import Rows
 from cilia.hubble.turns import Turn
 from cilia.proto.flow import flow_pb2
@@ -257,7 +246,7 @@ def by_port(_context: Context, side: str, values: list[str]) -> Predicate:
         if side == "source":
             ports = np.where(translated(events), events["original_source_port"], ports)
         matched: Mask = wanted[ports]
-        return matched & np.isin(events["protocol"], (TCP, UDP, SCTP))
+        return matched & np.isin(events["protocol"], WITH_PORTS)
 
     return predicate
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from cilia.hubble.convert import ICMP, ICMPV6, SCTP, TCP, TCP_FLAGS, UDP
+from cilia.hubble.convert import TCP_FLAGS
 from cilia.hubble.frames.schema import (
     DIRECTIONS,
     FLAG_NAMES,
@@ -33,6 +33,7 @@ from cilia.hubble.frames.schema import (
     referred,
 )
 from cilia.hubble.frames.wire import Buffer, Occurrences
+from cilia.hubble.protocols import ICMP, ICMPV6, SCTP, TCP, UDP, WITH_PORTS
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -224,7 +225,7 @@ class Decoder:
             return SCHEMA.empty_table()
         have = {name: np.concatenate(parts) for name, parts in self._columns.items() if name != "uuid"}
         protocol = have["protocol"]
-        ported, icmp = np.isin(protocol, (TCP, UDP, SCTP)), np.isin(protocol, (ICMP, ICMPV6))
+        ported, icmp = np.isin(protocol, WITH_PORTS), np.isin(protocol, (ICMP, ICMPV6))
         columns = {
             "time": pa.array(have["time"], pa.int64()).cast(TIME),
             "uuid": pa.chunked_array(self._columns["uuid"], pa.string()),

@@ -14,10 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cilia.hubble.columns import Mask
-from cilia.hubble.convert import ICMP, ICMPV6, SCTP, TCP, TCP_FLAGS, UDP
+from cilia.hubble.convert import TCP_FLAGS
+from cilia.hubble.protocols import ICMP, ICMPV6, NAMES, SCTP, TCP, UDP
 from cilia.proto.flow import flow_pb2
 
-PROTOCOLS = {TCP: "TCP", UDP: "UDP", ICMP: "ICMPv4", ICMPV6: "ICMPv6", SCTP: "SCTP"}
+PROTOCOLS = {number: NAMES[number] for number in (TCP, UDP, ICMP, ICMPV6, SCTP)}
+"""Those that columns tell apart; of others the protocol is null."""
 
 Indexes = npt.NDArray[np.integer[Any]]
 

@@ -31,7 +31,7 @@ from cilia.hubble.columns import (
     service_is_source,
     translated,
 )
-from cilia.hubble.convert import ICMP, ICMPV6, SCTP, TCP, UDP, address
+from cilia.hubble.convert import address
 from cilia.hubble.directory import Party, Service
 from cilia.hubble.frames.schema import (
     DIRECTIONS,
@@ -53,6 +53,7 @@ from cilia.hubble.frames.schema import (
     qualified,
     referred,
 )
+from cilia.hubble.protocols import ICMP, ICMPV6, TCP, WITH_PORTS
 from cilia.hubble.store import Rows, Rules
 from cilia.hubble.uuids import uuid_texts
 
@@ -77,7 +78,7 @@ def friendly_columns(rows: Rows, known: Known, node: str) -> dict[str, pa.Array]
     events, count = rows.events, len(rows.wall)
     kind, verdict, protocol = events["kind"], events["verdict"], events["protocol"]
     trace = kind == KIND_TRACE
-    ported = np.isin(protocol, (TCP, UDP, SCTP))
+    ported = np.isin(protocol, WITH_PORTS)
     icmp = np.isin(protocol, (ICMP, ICMPV6))
     columns = {
         "time": pa.array(rows.wall, pa.int64()).cast(TIME),

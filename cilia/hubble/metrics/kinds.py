@@ -24,33 +24,21 @@ from cilia.hubble.columns import (
     Mask,
     Words,
 )
-from cilia.hubble.convert import EVENT_TYPES, ICMP, ICMPV6, SCTP, TCP, UDP
+from cilia.hubble.convert import EVENT_TYPES
 from cilia.hubble.icmp import icmp_name
 from cilia.hubble.metrics.batch import Batch, table
 from cilia.hubble.metrics.options import MetricOptions
 from cilia.hubble.predicates import ReferencePredicate
+from cilia.hubble.protocols import ICMP, ICMPV6, NAMES, TCP, WITH_PORTS
 from cilia.hubble.store import FlowStore
 from cilia.proto.flow import flow_pb2
-
-IGMP, VRRP = 2, 112
-
-PROTOCOL_NAMES = {
-    TCP: "TCP",
-    UDP: "UDP",
-    ICMP: "ICMPv4",
-    ICMPV6: "ICMPv6",
-    SCTP: "SCTP",
-    VRRP: "VRRP",
-    IGMP: "IGMP",
-}
-WITH_PORTS = (TCP, UDP, SCTP)
 
 FORWARDED, DROPPED, AUDIT, REDIRECTED = 1, 2, 4, 5
 POLICY_DENIED, POLICY_DENY = 133, 181
 """Nobody allows it; a rule denies it (flow.DropReason)."""
 WENT_ON = table(FORWARDED, REDIRECTED)
 BY_POLICY = table(POLICY_DENIED, POLICY_DENY)
-KNOWN_PROTOCOL = table(*PROTOCOL_NAMES)
+KNOWN_PROTOCOL = table(*NAMES)
 HAS_PORTS = table(*WITH_PORTS)
 IS_ICMP = table(ICMP, ICMPV6)
 
@@ -129,7 +117,7 @@ class Kind(NamedTuple):
 
 def protocol_name(kind: int, protocol: int) -> str:
     """What best describes the protocol of a flow."""
-    return PROTOCOL_NAMES.get(protocol, "Unknown L4") if kind in TYPE_NAMES else "Unknown flow"
+    return NAMES.get(protocol, "Unknown L4") if kind in TYPE_NAMES else "Unknown flow"
 
 
 def verdict_name(verdict: int) -> str:
@@ -239,7 +227,7 @@ def port_distribution(_store: FlowStore, _options: MetricOptions) -> Kind:
         yield Selection(counted, batch.word((16, "protocol")) | ports(batch))
 
     def labels(key: int) -> tuple[str, ...]:
-        return PROTOCOL_NAMES[key >> 16], str(key & 0xFFFF)
+        return NAMES[key >> 16], str(key & 0xFFFF)
 
     def bounded(values: tuple[str, ...]) -> tuple[str, ...]:
         return values[0], OTHER
