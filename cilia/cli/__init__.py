@@ -11,8 +11,9 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
     hubble.py    `cilia hubble`: the commands about Hubble by the names that `hubble` has for them
       observe.py observe_events.py record.py observers.py certs.py hubble_config.py hubble_metrics.py
                  these commands
+      certificate_set.py   what certs.py makes and renews
       hubble_server.py hubble_file.py port_forward.py   their flags about the server, their file, and a client
-      filter_flags.py flow_filters.py request_filters.py windows.py   flags that choose flows
+      filter_flags.py flow_filters.py request_filters.py windows.py moments.py   flags that choose flows
       flow_files.py flow_matching.py flow_json.py   flows of files, with the same filters
       flows.py flow_printing.py live.py   how flows are printed
       sections.py completing_flows.py   help under headings; values a shell offers
