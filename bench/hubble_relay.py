@@ -3,8 +3,12 @@
     python -m bench.hubble_relay [--flows N] [--json]
 
 Ten nodes in a process of their own serve flows made beforehand, interleaved in time; one client in another
-process reads the merged stream and parses nothing. Counted is the CPU time of the relay alone. Medians of
-five rounds.
+process reads the merged stream and parses nothing. Counted is the CPU time of the relay alone, and beside it
+the time on the clock, in which the three share the machine. Medians of five rounds.
+
+The thousand nodes are reached by TLS, in a process that has measured nothing else: what the merge leaves
+behind would hide what they take. While they connect, all at once, a beat of a millisecond tells how long the
+relay's event loop is held.
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import uvloop
 
@@ -31,7 +38,12 @@ from cilia.apps.relay import RelayOptions, relaying
 from cilia.hubble.client import Client
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
+from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.server import Server, Sink
+from cilia.kit import certificates
+from cilia.kit import log as logs
+from cilia.kit.clock import SystemClock
+from cilia.kit.tls import ClientTls, ServerTls, TlsFiles, server_name
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.relay.access import AccessSettings
@@ -46,6 +58,9 @@ REACH = 100_000
 MANY = 1000
 PEER_KIB = 256
 """What a connected peer may cost the relay."""
+HOLD = 20.0
+"""Milliseconds: what may hold the event loop at a time."""
+SERVER_NAME = server_name("worker-1", "default")
 START = 1_795_408_000_000_000_000
 SEND = 512
 
@@ -94,11 +109,22 @@ class Nodes:
     async def run(self) -> None:
         """Serve until the process ends."""
         for node in range(self._count):
-            server = Server({**self._methods(node), **Health(["observer.Observer"]).methods()})
-            self._servers.append(server)
+            server = self._server(node)
             await server.listen_unix(self._directory / f"{node}.sock")
         (self._directory / "ready").touch()
         await asyncio.Event().wait()
+
+    async def run_behind_tls(self) -> None:
+        """Serve one node that stands for all until the process ends; its port is in a file."""
+        port = await self._server(0).listen_tcp("127.0.0.1", 0, ServerTls(files(self._directory)))
+        (self._directory / "ready.new").write_text(str(port))
+        (self._directory / "ready.new").rename(self._directory / "ready")
+        await asyncio.Event().wait()
+
+    def _server(self, node: int) -> Server:
+        methods = {**self._methods(node), **Health(["observer.Observer"]).methods()}
+        self._servers.append(Server(methods, ServerLimits(connections=2 * MANY, handshakes=2 * MANY)))
+        return self._servers[-1]
 
     def _methods(self, node: int) -> dict[str, Any]:
         flows = [flow(node, number) for number in range(self._flows)]
@@ -116,45 +142,73 @@ class Nodes:
 
 def serve_nodes(directory: Path, count: int, flows: int) -> None:
     """A process of nodes."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+    logs.configure("error", "text")
     uvloop.run(Nodes(directory, count, flows).run())
 
 
-@contextlib.asynccontextmanager
-async def relay(directory: Path, count: int, flows: int) -> AsyncIterator[str]:
-    """A relay in this process over nodes in another; its target once all are connected."""
+def serve_behind_tls(directory: Path, flows: int) -> None:
+    """A process that is as many nodes as connect."""
+    logs.configure("error", "text")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+    uvloop.run(Nodes(directory, 1, flows).run_behind_tls())
+
+
+def files(directory: Path) -> TlsFiles:
+    """Certificate, key and authority, for both sides."""
+    return TlsFiles(directory / "tls.crt", directory / "tls.key", directory / "ca.crt")
+
+
+def make_files(directory: Path) -> TlsFiles:
+    """The same, made."""
+    now = SystemClock().wall()
+    authority = certificates.make_authority("Bench CA", now=now, days=1)
+    issued = certificates.issue(authority, SERVER_NAME, now=now, days=1)
+    made = files(directory)
+    contents = issued.certificate, issued.key, authority.certificate
+    for path, content in zip(made.paths(), contents, strict=True):
+        path.write_bytes(content)
+    return made
+
+
+@contextlib.contextmanager
+def beside(work: Callable[..., None], directory: Path, *arguments: int) -> Iterator[str]:
+    """Work in a process of its own while the block runs; what its ready file says."""
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=serve_nodes, args=(directory, count, flows), daemon=True)
+    process = context.Process(target=work, args=(directory, *arguments), daemon=True)
     process.start()
     try:
         while not (directory / "ready").exists():
             if not process.is_alive():
                 raise RuntimeError("the nodes' process died: its output says why")
-            await asyncio.sleep(0.05)
-        peers = [
-            Peer(f"default/worker-{node}", f"unix://{directory / str(node)}.sock") for node in range(count)
-        ]
-        path = directory / "relay.sock"
-        async with relaying(options(f"unix://{path}", peers)):
-            target = f"unix://{path}"
-            await asyncio.to_thread(wait_for, target, count)
-            yield target
+            time.sleep(0.05)
+        yield (directory / "ready").read_text()
     finally:
         process.terminate()
         process.join()
 
 
-def options(listen: str, peers: list[Peer]) -> RelayOptions:
-    """A relay in plain text, with the settings it has by default."""
+@contextlib.asynccontextmanager
+async def relay(directory: Path, peers: list[Peer], tls: ClientTls | None = None) -> AsyncIterator[str]:
+    """A relay in this process; its target once all peers are connected."""
+    target = f"unix://{directory / 'relay.sock'}"
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        metrics = f"127.0.0.1:{door.getsockname()[1]}"
+    async with relaying(options(target, peers, tls, metrics)):
+        await asyncio.to_thread(wait_for, metrics, len(peers))
+        yield target
+
+
+def options(listen: str, peers: list[Peer], tls: ClientTls | None, metrics: str) -> RelayOptions:
+    """A relay with the settings it has by default."""
     return RelayOptions(
         cluster_name="default",
         listen_address=listen,
         health_listen_address="",
-        metrics_listen_address="",
+        metrics_listen_address=metrics,
         peers=peers,
         peer_service="",
         peer_service_tls_server_name="",
-        client_tls=None,
+        client_tls=tls,
         server_tls=None,
         pool=PoolSettings(),
         answer=AnswerSettings(),
@@ -163,42 +217,48 @@ def options(listen: str, peers: list[Peer]) -> RelayOptions:
     )
 
 
-def wait_for(target: str, count: int) -> None:
-    """Wait until a relay is connected to so many nodes."""
-    while connected(target) < count:
+def wait_for(metrics: str, count: int) -> None:
+    """Wait until a relay is connected to so many nodes; its metrics cost it least."""
+    ready = f'hubble_relay_pool_peer_connection_status{{status="READY"}} {count}.0\n'.encode()
+    while True:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=60) as answer:
+            if ready in answer.read():
+                return
         time.sleep(0.2)
 
 
-def connected(target: str) -> int:
-    """Nodes a relay is connected to."""
-    with Client(target) as client:
-        answer = client.unary("/observer.Observer/ServerStatus", b"")
-    return observer_pb2.ServerStatusResponse.FromString(answer).num_connected_nodes.value
-
-
-async def merged(flows: int, rounds: int) -> list[float]:
-    """Flows merged per second of the relay's CPU time, round by round."""
+async def merged(flows: int, rounds: int) -> list[tuple[float, float]]:
+    """Flows merged per second of the relay's CPU time, and of the clock's, round by round."""
     rates = []
     with tempfile.TemporaryDirectory() as name:
-        async with relay(Path(name), PEERS, flows) as target:
-            for _ in range(rounds):
-                used = time.process_time()
-                client = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "bench.hubble_relay", "--read", target,
-                    stdout=asyncio.subprocess.PIPE,
-                )  # fmt: skip
-                output, _ = await client.communicate()
-                used = time.process_time() - used
-                if int(output) != PEERS * flows:
-                    raise RuntimeError(f"{int(output)} of {PEERS * flows} flows arrived")
-                rates.append(PEERS * flows / used)
+        directory = Path(name)
+        with beside(serve_nodes, directory, PEERS, flows):
+            peers = [
+                Peer(f"default/worker-{node}", f"unix://{directory / str(node)}.sock")
+                for node in range(PEERS)
+            ]
+            async with relay(directory, peers) as target:
+                for _ in range(rounds):
+                    used = time.process_time()
+                    client = await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", "bench.hubble_relay", "--read", target,
+                        stdout=asyncio.subprocess.PIPE,
+                    )  # fmt: skip
+                    output, _ = await client.communicate()
+                    used = time.process_time() - used
+                    count, seconds = output.split()
+                    if int(count) != PEERS * flows:
+                        raise RuntimeError(f"{int(count)} of {PEERS * flows} flows arrived")
+                    rates.append((PEERS * flows / used, PEERS * flows / float(seconds)))
     return rates
 
 
 def read_all(target: str) -> None:
-    """Read all answers without parsing them; print how many flows there were."""
+    """Read all answers without parsing them; print how many flows there were, and in how many seconds."""
     with Client(target) as client:
-        print(sum(answer[:1] == b"\n" for answer in client.stream("/observer.Observer/GetFlows", b"")))
+        start = time.perf_counter()
+        count = sum(answer[:1] == b"\n" for answer in client.stream("/observer.Observer/GetFlows", b""))
+        print(count, time.perf_counter() - start)
 
 
 def resident_kib() -> int:
@@ -207,36 +267,84 @@ def resident_kib() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-async def peers_cost(count: int) -> tuple[float, float]:
-    """KiB per connected peer, and per peer of an answer that its client does not read."""
+class Beat:
+    """How long an event loop is held, while the block runs."""
+
+    async def __aenter__(self) -> Self:
+        self.used: list[float] = []
+        """Milliseconds of CPU between two beats."""
+        self.late: list[float] = []
+        """Milliseconds a beat came late."""
+        self._beating = asyncio.ensure_future(self._beat())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._beating.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            used, start = time.thread_time(), time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.used.append((time.thread_time() - used) * 1000)
+            self.late.append((time.perf_counter() - start - 0.001) * 1000)
+
+
+async def peers_cost(count: int) -> dict[str, float]:
+    """KiB per peer connected by TLS, and per peer of an answer that its client does not read; what the loop
+    was held while they all connected."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
     with tempfile.TemporaryDirectory() as name:
-        before = resident_kib()
-        async with relay(Path(name), count, 200) as target:
-            idle = resident_kib()
-            client = await asyncio.to_thread(Client, target)
-            try:
-                await asyncio.to_thread(next, client.stream("/observer.Observer/GetFlows", b""))
-                await asyncio.sleep(3)
-                asked = resident_kib()
-            finally:
-                client.close()
-    return (idle - before) / count, (asked - idle) / count
+        directory = Path(name)
+        tls = ClientTls(make_files(directory))
+        with beside(serve_behind_tls, directory, 200) as port:
+            peers = [
+                Peer(f"default/worker-{node}", f"127.0.0.1:{port}", SERVER_NAME) for node in range(count)
+            ]
+            async with relay(directory, peers[:10], tls):
+                pass
+            before = resident_kib()
+            start = time.perf_counter()
+            async with Beat() as beat, relay(directory, peers, tls) as target:
+                seconds, idle = time.perf_counter() - start, resident_kib()
+                async with Beat() as asking:
+                    client = await asyncio.to_thread(Client, target)
+                    try:
+                        await asyncio.to_thread(next, client.stream("/observer.Observer/GetFlows", b""))
+                        await asyncio.sleep(3)
+                        asked = resident_kib()
+                    finally:
+                        client.close()
+    return {
+        "connected_kib": (idle - before) / count,
+        "unread_kib": (asked - idle) / count,
+        "seconds": seconds,
+        "held_ms": max(beat.used),
+        "late_ms": max(beat.late),
+        "asking_held_ms": max(asking.used),
+    }
+
+
+def peers_cost_apart(count: int) -> dict[str, float]:
+    """The same, of a process that has done nothing else."""
+    command = [sys.executable, "-m", "bench.hubble_relay", "--cost", str(count)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Rows for `python -m bench`: times and memory as their limits."""
     rates = uvloop.run(merged(FLOWS // 4 if quick else FLOWS, 3 if quick else ROUNDS))
-    idle, asked = uvloop.run(peers_cost(MANY // 10 if quick else MANY))
-    microseconds = [1e6 / rate for rate in rates]
-    return [
-        limits.row(
-            "hubble-relay", f"{PEERS} peers merged, per flow", "µs CPU", 1e6 / REACH, microseconds,
-            statistics.median, flows_per_second=round(statistics.median(rates)),
-        ),
-        limits.row("hubble-relay", "connected peer", "KiB", PEER_KIB, [idle], statistics.median),
-        limits.row("hubble-relay", "peer of an unread answer", "KiB", PEER_KIB, [asked], statistics.median),
-    ]  # fmt: skip
+    cost = peers_cost_apart(MANY // 10 if quick else MANY)
+    used, clock = ([1e6 / rate for rate in column] for column in zip(*rates, strict=True))
+    rows = [
+        (f"{PEERS} peers merged, per flow", "µs CPU", 1e6 / REACH, used),
+        (f"{PEERS} peers merged, per flow", "µs by the clock", 1e6 / REACH, clock),
+        ("connected peer", "KiB", PEER_KIB, [cost["connected_kib"]]),
+        ("peer of an unread answer", "KiB", PEER_KIB, [cost["unread_kib"]]),
+        ("loop held while all peers connect", "ms CPU", HOLD, [cost["held_ms"]]),
+        ("loop held while all peers are asked", "ms CPU", HOLD, [cost["asking_held_ms"]]),
+    ]
+    return [limits.row("hubble-relay", *row, statistics.median) for row in rows]
 
 
 def main() -> None:
@@ -246,16 +354,21 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=MANY)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--read", metavar="TARGET", help=argparse.SUPPRESS)
+    parser.add_argument("--cost", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    logs.configure("error", "text")
     if given.read:
         read_all(given.read)
         return
+    if given.cost:
+        print(json.dumps(uvloop.run(peers_cost(given.cost))))
+        return
     rates = uvloop.run(merged(given.flows, ROUNDS))
-    idle, asked = uvloop.run(peers_cost(given.peers)) if given.peers else (0.0, 0.0)
+    used, clock = zip(*rates, strict=True)
     results = {
-        "merged_flows_per_core_second": statistics.median(rates),
-        "kib_per_connected_peer": idle,
-        "kib_per_peer_of_an_unread_answer": asked,
+        "merged_flows_per_core_second": statistics.median(used),
+        "merged_flows_per_second": statistics.median(clock),
+        **(peers_cost_apart(given.peers) if given.peers else {}),
     }
     if given.json:
         print(json.dumps(results))

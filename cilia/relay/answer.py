@@ -34,6 +34,10 @@ RENEW_SECONDS = 2.0
 """Between attempts to ask a connected peer whose answer has ended while a client follows."""
 VIEW = 256
 """Flows masked before others get their turn: some 5 ms."""
+ASKED = 8
+"""Peers asked before others get their turn: some 3 ms, and as much for what they answer."""
+PAUSE = 0.002
+"""Seconds of that turn, in which the first answers may come: all at once, a thousand would take 0.2 s."""
 SEND = 512
 """Messages handed to the client's stream at a time."""
 CALLERS_FAULTS = (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
@@ -98,6 +102,8 @@ class Answer:
         self._full: dict[str, asyncio.Event] = {}
         """Peers whose lane is full; set when something was taken."""
         self._renewed = 0.0
+        self._changed = False
+        """Peers came or went since the last renewal."""
         self._notes: list[bytes] = []
         """Node states to tell."""
         self._errors = Errors(settings.gather)
@@ -107,13 +113,13 @@ class Answer:
 
     async def send(self, sink: Sink) -> None:
         """Send everything until the peers have answered or, following, until the client goes away."""
-        self._begin()
         if self._request.follow:
-            self._pool.listeners.add(self._renew)
+            self._pool.listeners.add(self._note_change)
         try:
+            await self._begin()
             await self._send_merged(sink)
         finally:
-            self._pool.listeners.discard(self._renew)
+            self._pool.listeners.discard(self._note_change)
             await self._tasks.close()
         if self._refused:
             raise next(iter(self._refusals.values()))
@@ -126,29 +132,39 @@ class Answer:
 
     # -- peers --------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
         links = self._pool.links()
         self._window = self._settings.window(len(links))
         connected = [link for link in links if link.channel]
         away = [link for link in links if not link.channel]
-        for link in connected:
-            self._ask(link)
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in connected])
+        await self._ask_all(connected)
         self._note(relay_pb2.NODE_UNAVAILABLE, [link.name for link in away], reasons(away))
 
-    def _renew(self) -> None:
+    def _note_change(self) -> None:
+        """Peers have come or gone, perhaps many at once: the sender looks when it is its turn."""
+        self._changed = True
+        self._bell.set()
+
+    async def _renew(self) -> None:
         """Ask peers that have come or come back; tell of those that went."""
-        self._renewed = self._clock.monotonic()
+        self._changed, self._renewed = False, self._clock.monotonic()
         fresh = self._missing()
-        for link in fresh:
-            self._ask(link)
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in fresh])
+        await self._ask_all(fresh)
         gone = [name for name in self._asked if self._pool.get(name) is None]
         for name in gone:
             del self._asked[name]
             self._refusals.pop(name, None)
         self._note(relay_pb2.NODE_GONE, gone)
         self._bell.set()
+
+    async def _ask_all(self, links: list[Link]) -> None:
+        """Begin to read these peers, and let others have their turn between some of them."""
+        for number, link in enumerate(links, 1):
+            self._ask(link)
+            if number % ASKED == 0:
+                await asyncio.sleep(PAUSE)
 
     def _ask(self, link: Link) -> None:
         channel = link.channel
@@ -240,6 +256,8 @@ class Answer:
         """Send what the merge gives until there is no more to come, or enough went out."""
         while True:
             self._bell.clear()
+            if self._changed:
+                await self._renew()
             notes = self._take_notes()
             if notes:
                 await sink.send(notes)
@@ -296,7 +314,7 @@ class Answer:
                 await self._bell.wait()
         except TimeoutError:
             if self._request.follow and self._missing():
-                self._renew()
+                self._changed = True
 
     def _missing(self) -> list[Link]:
         """Connected peers that are not being read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.access import Access, Viewer
-from cilia.relay.answer import Answer, AnswerSettings
+from cilia.relay.answer import ASKED, PAUSE, Answer, AnswerSettings
 from cilia.relay.numbers import Numbers
 from cilia.relay.pool import Link, Pool
 from cilia.relay.view import View
@@ -35,6 +35,7 @@ LARGEST = 2**64 - 1
 
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class RelaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +109,7 @@ class RelayObserver:
         await self._viewer(call, "ServerStatus")
         parse(observer_pb2.ServerStatusRequest(), data)
         links = self._pool.links()
-        statuses = await asyncio.gather(*map(self._status, links))
+        statuses = await in_turns(self._status, links)
         total = observer_pb2.ServerStatusResponse(version=self._settings.version)
         missing = []
         for link, status in zip(links, statuses, strict=True):
@@ -131,7 +132,7 @@ class RelayObserver:
         """All nodes, by name, with their states."""
         await self._viewer(call, "GetNodes")
         parse(observer_pb2.GetNodesRequest(), data)
-        nodes = await asyncio.gather(*map(self._node, self._pool.links()))
+        nodes = await in_turns(self._node, self._pool.links())
         await call.send([observer_pb2.GetNodesResponse(nodes=nodes).SerializeToString()])
 
     async def get_namespaces(self, data: bytes, call: Call) -> None:
@@ -139,7 +140,7 @@ class RelayObserver:
         viewer = await self._viewer(call, "GetNamespaces")
         allowed = viewer.namespaces if viewer else None
         parse(observer_pb2.GetNamespacesRequest(), data)
-        answers = await asyncio.gather(*map(self._namespaces, self._pool.links()))
+        answers = await in_turns(self._namespaces, self._pool.links())
         seen = {pair for answer in answers for pair in answer}
         found = sorted(pair for pair in seen if allowed is None or pair[1] in allowed)
         names = [observer_pb2.Namespace(cluster=cluster, namespace=name) for cluster, name in found]
@@ -237,6 +238,20 @@ class RelayObserver:
         answer = await self._ask(link, GET_NAMESPACES)
         found = None if answer is None else read(observer_pb2.GetNamespacesResponse(), answer, link)
         return [(each.cluster, each.namespace) for each in found.namespaces] if found else []
+
+
+async def in_turns(ask: Callable[[Link], Coroutine[Any, Any, T]], links: Sequence[Link]) -> list[T]:
+    """What each peer answers; all are asked at once, but others have their turn between some of them."""
+    asking: list[asyncio.Future[T]] = []
+    for number, link in enumerate(links, 1):
+        asking.append(asyncio.ensure_future(ask(link)))
+        if number % ASKED == 0:
+            await asyncio.sleep(PAUSE)
+    try:
+        return await asyncio.gather(*asking)
+    finally:
+        for each in asking:
+            each.cancel()
 
 
 def parse(message: M, data: bytes) -> M:

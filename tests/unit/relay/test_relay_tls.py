@@ -26,6 +26,7 @@ from tests.support.relay import (
     cluster,
     moments,
     options_for,
+    ready,
     response,
 )
 from tests.support.waiting import until
@@ -241,6 +242,7 @@ def test_a_relay_with_two_doors_answers_at_both(stage: Stage) -> None:
     port = stage.running.enter(options)
     override = [("grpc.ssl_target_name_override", SERVER_NAME)]
     good = grpc.ssl_channel_credentials(stage.authority.issued.certificate, client.key, client.certificate)
+    ready(f"unix:{socket}", 1)
     with grpc.secure_channel(f"127.0.0.1:{port}", good, override) as channel:
         assert moments(get_flows(channel)) == [1]
     with channel_to(f"unix:{socket}") as channel:
