@@ -25,8 +25,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
-from tests.bpf.test_bpf_events import Ears
 from tests.bpf.test_bpf_fuzz import runnable
+from tests.support.datapath_ears import Ears
 from tests.support.datapath_world import (
     DENY,
     DENY_ALL,

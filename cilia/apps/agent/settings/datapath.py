@@ -28,7 +28,7 @@ class DatapathSettings:
     masquerade: Annotated[bool, Option(help="Give traffic that leaves the cluster the node's address.")] = (
         True
     )
-    conntrack_entries: Annotated[int, Option(min=64, help="Flows tracked at once.")] = 131072
+    conntrack_entries: Annotated[int, Option(min=64, help="Flows tracked at once.")] = 131_072
     conntrack_quota: Annotated[int, Option(min=0, help="Flows one pod may have; 0: a quarter of all.")] = 0
     conntrack_gc_interval: Annotated[
         float, Option(min=0.1, help="Seconds between two looks for expired flows.")

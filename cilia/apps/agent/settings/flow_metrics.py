@@ -42,7 +42,7 @@ class FlowMetricSettings:
     ] = ""
     hubble_metrics_max_series: Annotated[
         int, Option(min=0, help="Series a metric may have, others are counted together; 0: no bound.")
-    ] = 10000
+    ] = 10_000
     hubble_metrics_expiry: Annotated[
         float,
         Option(parser=duration, show_default="10m", help="Series without a flow for so long go; 0: never."),

@@ -34,7 +34,7 @@ class FlowHistorySettings:
     hubble_history_max_age: Annotated[
         float,
         Option(parser=period, show_default="7d", help="How long a flow is kept at most, such as 12h or 7d."),
-    ] = 7 * 86400.0
+    ] = 7 * 86_400.0
     hubble_history_interval: Annotated[
         float,
         Option(

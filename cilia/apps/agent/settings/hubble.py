@@ -23,14 +23,14 @@ class HubbleServerSettings:
             parser=power_of_two,
             help="Flows kept in memory; a power of two.",
         ),
-    ] = 65536
+    ] = 65_536
     hubble_socket: Annotated[
         Path,
         Option(
             "--hubble-socket",
             "--hubble-socket-path",
             show_default="hubble.sock in --state-dir",
-            help="Where it answers Hubble clients.",
+            help="Where Hubble answers on this node.",
         ),
     ] = Path("/var/run/cilia/hubble.sock")
     hubble_socket_group: Annotated[

@@ -66,7 +66,7 @@ class ServiceSettings:
     ] = "disabled"
     bpf_lb_maglev_table_size: Annotated[
         int, Option(help="Slots of a Maglev table, a prime; the same on every node.")
-    ] = 16381
+    ] = 16_381
     bpf_lb_maglev_hash_seed: Annotated[
         str, Option(help="Any text; the same on every node. Empty: one that all agents know.")
     ] = ""
