@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ from cilia.schema import Desired
 
 PREFIX = Path(f"/sys/fs/bpf/cilia-test-dataplane-{os.getpid()}")
 SIZES = {"conntrack": 4096, "ipcache": 4096, "ipcache_hosts": 4096, "snat": 1024, "policies": 512}
+
+SMALL = dict.fromkeys(
+    ("services_enabled", "host_firewall_enabled", "ipv6_enabled", "tunnel_enabled", "events_enabled"), False
+)
+"""Load-time constants that leave the verifier a quarter of its work."""
 
 needs_kernel = [
     pytest.mark.root,
@@ -57,6 +62,11 @@ def loaded(**options: Any) -> Iterator[Dataplane]:
         yield dataplane
     finally:
         dataplane.close()
+
+
+def loaded_small(**constants: Any) -> AbstractContextManager[Dataplane]:
+    """The same with small programs and these constants: for tests of how programs and maps come and go."""
+    return loaded(constants={**SMALL, **constants})
 
 
 def clean() -> None:

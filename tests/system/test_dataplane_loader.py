@@ -16,7 +16,7 @@ import pytest
 from cilia import abi
 from cilia.dataplane import bpf, loader, requirements
 from cilia.dataplane.bpf import Attach, BpfError
-from tests.support.dataplane import PREFIX, clean, loaded, needs_kernel
+from tests.support.dataplane import PREFIX, SMALL, clean, loaded_small, needs_kernel
 
 pytestmark = needs_kernel
 LOOPBACK = 1
@@ -27,7 +27,8 @@ import sys, time
 from pathlib import Path
 from cilia.dataplane import bpf, loader
 import numpy as np
-dataplane = loader.load(Path(sys.argv[1]), sizes={"conntrack": 4096})
+small = dict.fromkeys(sys.argv[2:], False)
+dataplane = loader.load(Path(sys.argv[1]), small, sizes={"conntrack": 4096})
 dataplane.attach("from_host", "from_host", 1, bpf.Attach.TCX_INGRESS)
 flows = dataplane.maps["conntrack"]
 keys = flows.keys(10)
@@ -48,7 +49,7 @@ def tidy() -> Iterator[None]:
 
 
 def test_everything_is_pinned_below_a_private_prefix() -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         assert set(dataplane.maps) == {*abi.layout().maps, loader.REVISION_MAP}
         assert {"from_container", "from_overlay", "judge_policies"} <= set(dataplane.programs)
         assert stat.S_IMODE(PREFIX.stat().st_mode) == 0o700
@@ -59,16 +60,17 @@ def test_everything_is_pinned_below_a_private_prefix() -> None:
 
 
 def test_two_agents_on_one_node_are_told_apart() -> None:
-    with loaded(), pytest.raises(BpfError, match=f"another agent holds {PREFIX}: stop it first"):
+    with loaded_small(), pytest.raises(BpfError, match=f"another agent holds {PREFIX}: stop it first"):
         loader.load(PREFIX)
-    with loaded():
+    with loaded_small():
         with pytest.raises(BpfError, match="another agent holds"):
             loader.remove(PREFIX)
         assert (PINS / "maps" / "conntrack").exists()
 
 
 def test_a_killed_agent_leaves_all_to_the_next() -> None:
-    child = subprocess.Popen([sys.executable, "-c", AGENT, str(PREFIX)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", AGENT, str(PREFIX), *SMALL]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
     finally:
@@ -76,7 +78,7 @@ def test_a_killed_agent_leaves_all_to_the_next() -> None:
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    with loaded(constants={"ct_lifetime_any": 30}) as dataplane:
+    with loaded_small(ct_lifetime_any=30) as dataplane:
         assert dataplane.adopted == set(abi.layout().maps)
         assert len(dataplane.maps["conntrack"].dump()[0]) == 10
         assert dataplane.attached() == ["from_host"]
@@ -91,30 +93,30 @@ def test_a_killed_agent_leaves_all_to_the_next() -> None:
 
 
 def test_unchanged_programs_are_adopted_too() -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         first = {name: bpf.object_id(fd) for name, fd in dataplane.programs.items()}
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         assert {name: bpf.object_id(fd) for name, fd in dataplane.programs.items()} == first
-    with loaded(constants={"events_enabled": False}) as dataplane:
+    with loaded_small(events_enabled=True) as dataplane:
         assert not set(first.values()) & {bpf.object_id(fd) for fd in dataplane.programs.values()}
         assert dataplane.adopted
     assert len(list((PINS / "programs").iterdir())) == 1
 
 
 def test_a_lost_pin_is_made_again() -> None:
-    with loaded():
+    with loaded_small():
         pass
     (PINS / "maps" / "fragments").unlink()
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         assert "fragments" not in dataplane.adopted and "conntrack" in dataplane.adopted
 
 
 def test_programs_of_which_one_is_missing_are_loaded_anew() -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         names = set(dataplane.programs)
     pins = next((PINS / "programs").iterdir())
     (pins / "from_host").unlink()
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         assert set(dataplane.programs) == names
         assert dataplane.adopted == set(dataplane.layout.maps)
     assert {path.name for path in next((PINS / "programs").iterdir()).iterdir()} == names
@@ -122,7 +124,7 @@ def test_programs_of_which_one_is_missing_are_loaded_anew() -> None:
 
 def test_constants_reach_the_programs() -> None:
     packet = bytes(12) + b"\x88\xb5" + bytes(50)
-    with loaded(constants={"record_decisions": True}) as dataplane:
+    with loaded_small(record_decisions=True) as dataplane:
         bpf.test_run(dataplane.programs["from_container"], packet)
         decisions = dataplane.maps["decision"].lookup(np.uint32(0))
         assert decisions is not None and (decisions["action"] == abi.layout().value("DECISION_DROP")).any()
@@ -142,7 +144,7 @@ def test_a_map_of_another_kind_is_refused(
     name: str, kind: bpf.MapType, key: int, value: int, flags: int, words: str
 ) -> None:
     """Zero: as ours."""
-    with loaded():
+    with loaded_small():
         pass
     path, spec, layout = PINS / "maps" / name, abi.layout().maps[name], abi.layout()
     path.unlink()
@@ -151,7 +153,7 @@ def test_a_map_of_another_kind_is_refused(
     other = bpf.create_map(kind, keys, values, 8, flags=flags and spec.flags, name=name)
     bpf.pin(other.fd, path)
     other.close()
-    for changed in ({}, {"ct_lifetime_any": 31}):
+    for changed in (SMALL, {**SMALL, "ct_lifetime_any": 31}):
         with pytest.raises(BpfError, match=f"{words}.* remove the pins"):
             loader.load(PREFIX, changed)
 
@@ -211,7 +213,7 @@ def test_a_process_without_capabilities_is_told_so() -> None:
 
 
 def test_removal_is_idempotent_and_complete() -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         dataplane.attach("from_host", "from_host", LOOPBACK, Attach.TCX_INGRESS)
         dataplane.detach("to_host")
         assert dataplane.attached() == ["from_host"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cilia.model.ids import SubjectId
 from cilia.model.policy import EntryKey
 from cilia.schema import Desired
-from tests.support.dataplane import allow, clean, endpoint, kernel_state, loaded, needs_kernel, subject
+from tests.support.dataplane import allow, clean, endpoint, kernel_state, loaded_small, needs_kernel, subject
 
 pytestmark = needs_kernel
 
@@ -15,7 +15,7 @@ PEER_A, PEER_B = EntryKey(1, 256), EntryKey(1, 257)
 def test_a_restarted_agent_adopts_what_is_in_force() -> None:
     rows = [subject(1, "r1", {PEER_A: allow()}), subject(2, "r1", {PEER_B: allow()})]
     try:
-        with loaded() as first:
+        with loaded_small() as first:
             desired = Desired()
             state = kernel_state(first, desired)
             desired.subjects.replace(rows)
@@ -25,7 +25,7 @@ def test_a_restarted_agent_adopts_what_is_in_force() -> None:
             before = [state.policies._word(SubjectId(number)) for number in (1, 2)]
             state.policies.delete([SubjectId(2)])
             state.pool.settle()
-        with loaded() as second:
+        with loaded_small() as second:
             assert "policies" in second.adopted and "conntrack" in second.adopted
             desired = Desired()
             state = kernel_state(second, desired)

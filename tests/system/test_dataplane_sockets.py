@@ -11,7 +11,7 @@ import pytest
 from cilia.dataplane import bpf, sockets
 from cilia.dataplane.bpf import BpfError
 from cilia.lab import cgroups
-from tests.support.dataplane import clean, loaded, needs_kernel
+from tests.support.dataplane import clean, loaded_small, needs_kernel
 
 pytestmark = needs_kernel
 
@@ -38,13 +38,13 @@ def programs_on(pins: Path) -> dict[str, int]:
 
 
 def test_the_hooks_outlive_the_agent_and_are_exchanged_in_place(group: Path) -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         sockets.attach(dataplane, group)
         assert set(dataplane.attached()) == set(sockets.HOOKS)
         pins = dataplane.root / "links"
         links = {name: bpf.object_id(fd) for name, fd in dataplane.links.items()}
     before = programs_on(pins)
-    with loaded(constants={"pod_sockets_enabled": False}) as dataplane:
+    with loaded_small(pod_sockets_enabled=False) as dataplane:
         sockets.attach(dataplane, group)
         assert {name: bpf.object_id(fd) for name, fd in dataplane.links.items()} == links
         after = programs_on(pins)
@@ -57,7 +57,7 @@ def test_the_hooks_outlive_the_agent_and_are_exchanged_in_place(group: Path) -> 
 
 def test_hooks_move_to_another_group(group: Path) -> None:
     inner = cgroups.create(group / "inner")
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         sockets.attach(dataplane, group)
         sockets.attach(dataplane, inner)
         targets = {bpf.link_target(fd)[1] for fd in dataplane.links.values()}
@@ -68,7 +68,7 @@ def test_hooks_move_to_another_group(group: Path) -> None:
 
 
 def test_what_is_no_control_group_is_refused(group: Path, tmp_path: Path) -> None:
-    with loaded() as dataplane:
+    with loaded_small() as dataplane:
         for directory in (tmp_path, tmp_path / "missing"):
             with pytest.raises(
                 BpfError, match=f"{directory} is no control group of version 2 .* --cgroup-root"
