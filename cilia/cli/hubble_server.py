@@ -236,13 +236,18 @@ def hint(error: RpcError, chosen: ServerSettings) -> str:
             return f" It had {chosen.request_timeout:g} seconds: give it more with --request-timeout."
         case "UNAVAILABLE" if chosen.encrypted and "trust" in error.sentence:
             return " The flags are --tls-ca-cert-files, --tls-client-cert-file and --tls-server-name."
-        case "UNAVAILABLE" if chosen.encrypted and "closed the connection" in error.sentence:
+        case "UNAVAILABLE" if chosen.encrypted and is_silent(error.sentence):
             return " If it speaks no TLS, leave out tls:// and all --tls flags."
         case "UNAVAILABLE" if not (chosen.local or chosen.encrypted) and is_cut(error.sentence):
             return " If it speaks TLS, add --tls and --tls-ca-cert-files."
         case "UNAVAILABLE":
             return f" Name another server with --server or ${SERVER_VARIABLES[0]}."
     return ""
+
+
+def is_silent(sentence: str) -> bool:
+    """Whether a server said nothing, as one does that waits for plain text."""
+    return "closed the connection" in sentence or "did not answer" in sentence
 
 
 def is_cut(sentence: str) -> bool:

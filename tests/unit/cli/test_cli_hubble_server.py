@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,3 +204,10 @@ def test_where_nobody_can_be_asked(server: str, sentence: str) -> None:
 def test_a_socket_of_others() -> None:
     assert "try as root" in unreachable("/run/hubble.sock", PermissionError(13, "Permission denied"), 5.0)
     assert "within 5 s" in unreachable("relay:4245", TimeoutError("timed out"), 5.0)
+
+
+def test_tls_to_a_server_of_plain_text() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"tls://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"did not answer within 0\.3 s.* leave out tls://"):
+            observe(["--server", target, "--timeout", "300ms"], standalone_mode=False)
