@@ -6,9 +6,11 @@
 /* Packets are reported through the rings; off: they are only counted. */
 const volatile bool events_enabled = true;
 
-/* Events per second, and at once after a pause, that each ring is given; 0: as many as there are.
- * Drops and verdicts have a bucket, traces another: these can't take from those. */
+/* Events per second that each ring is given; 0: as many as there are. Drops and verdicts have a
+ * bucket, traces another: these can't take from those. */
 const volatile __u32 events_rate = 0;
+
+/* Of these, how many at once after a pause. */
 const volatile __u32 events_burst = 0;
 
 /* Denials that a pod is told of by ICMP, per second and endpoint; those beyond are silent. */
