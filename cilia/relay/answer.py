@@ -61,6 +61,8 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a peer may be silent in the middle of a history; then the answer goes on without it."""
     tail: int = 20_000
     """The most flows `number` is kept to when it counts from the end; for more, each node gives its own."""
+    tail_memory: int = 64 << 20
+    """Bytes these may take; then the call fails. Nodes' usual flows take a third of that."""
     gather: float = 1.0
     """Seconds that errors with the same words wait for each other, so that a client hears of them once."""
 
@@ -93,7 +95,7 @@ class Answer:
         self._node_name = node_name
         self._clock = clock
         self._merge = Merge(settings.merge, follow=request.follow)
-        self._cut = cut_for(request, settings.tail)
+        self._cut = cut_for(request, settings)
         self._tasks = TaskGroup()
         self._bell = asyncio.Event()
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -399,27 +401,38 @@ class First(Cut):
 class Last(Cut):
     """The last `number` flows, and what comes between them; known at the end only."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, memory: int) -> None:
+        """`memory`: bytes held at most."""
         self._number = number
+        self._memory = memory
         self._flows = 0
+        self._held = 0
         self._kept: deque[bytes] = deque()
 
     def apply(self, items: list[Item]) -> list[bytes]:
         for _, message in items:
             self._kept.append(message)
             self._flows += is_flow(message)
+            self._held += len(message)
             while self._flows > self._number:
-                self._flows -= is_flow(self._kept.popleft())
+                oldest = self._kept.popleft()
+                self._flows -= is_flow(oldest)
+                self._held -= len(oldest)
+            if self._held > self._memory:
+                sentence = (
+                    f"the last {self._number:,} flows take more than {self._memory:,} bytes: ask for fewer"
+                )
+                raise RpcError(Code.RESOURCE_EXHAUSTED, sentence)
         return []
 
     def rest(self) -> list[bytes]:
         return list(self._kept)
 
 
-def cut_for(request: observer_pb2.GetFlowsRequest, tail: int) -> Cut:
+def cut_for(request: observer_pb2.GetFlowsRequest, settings: AnswerSettings) -> Cut:
     """How `number` is kept to. Following, each node counts for itself, as with Hubble's own relay."""
     if not request.number or request.follow:
         return Cut()
     if request.first or request.HasField("since"):
         return First(request.number)
-    return Last(request.number) if request.number <= tail else Cut()
+    return Last(request.number, settings.tail_memory) if request.number <= settings.tail else Cut()

@@ -17,6 +17,8 @@ from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.server import Server
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
+from cilia.relay.answer import AnswerSettings
+from cilia.relay.merge import MergeSettings
 from tests.support.grpc_client import get_flows
 from tests.support.relay import START, Cluster, Node, Response, channel_to, moments, ready, response
 from tests.support.waiting import until
@@ -202,6 +204,19 @@ def test_odd_numbers_and_times_are_passed_on_and_end(
         )
         assert len(moments(list(call(request, timeout=10)))) == expected
     assert node.requests == [request]
+
+
+def test_last_flows_that_take_too_much_memory_are_refused(running: Cluster) -> None:
+    node = Node("node", [response("node", moment, Summary="x" * 100_000) for moment in range(20)])
+    answer = AnswerSettings(merge=MergeSettings(patience=0.3), tail_memory=1_050_000)
+    target = running.relay([running.start(node)], answer=answer)
+    ready(target, 1)
+    with channel_to(target) as channel:
+        assert moments(list(get_flows(channel, number=9))) == list(range(11, 20))
+        with pytest.raises(grpc.RpcError) as caught:
+            list(get_flows(channel, number=12))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details() == "the last 12 flows take more than 1,050,000 bytes: ask for fewer"
 
 
 def test_minus_one_is_the_largest_number_and_what_is_none_is_refused(running: Cluster) -> None:
