@@ -22,7 +22,7 @@ demo: install
 	@.venv/bin/cilia demo
 
 test: install
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 bench: install
 	@$(PYTHON) -m bench

@@ -85,16 +85,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    pid = getattr(node, "workeroutput", {}).get("pid")
-    if pid is not None:
-        node.config.stash[MAKERS][pid] = node.gateway.id
+def pytest_testnodeready(node: Any) -> None:
+    node.config.stash[MAKERS][node.gateway._rinfo().pid] = node.gateway.id
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if is_worker(session.config):
-        session.config.workeroutput["pid"] = os.getpid()  # type: ignore[attr-defined]
         return
     before, makers = session.config.stash[BEFORE], session.config.stash[MAKERS]
     deadline = time.monotonic() + PATIENCE

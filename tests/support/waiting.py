@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cilia.api.client import AgentError
 
-PATIENCE = 60.0
+PATIENCE = 90.0
 PAUSE = 0.01
 """Seconds."""
 
