@@ -24,6 +24,7 @@ from cilia.hubble.frames.schema import (
     TIME,
     TRACE_REASONS,
     VERDICTS,
+    array,
     bools,
     fixed_texts,
     listed,
@@ -31,6 +32,7 @@ from cilia.hubble.frames.schema import (
     numbers_where,
     qualified,
     referred,
+    strings,
 )
 from cilia.hubble.frames.wire import Buffer, Occurrences
 from cilia.hubble.protocols import ICMP, ICMPV6, SCTP, TCP, UDP, WITH_PORTS
@@ -62,17 +64,24 @@ class Completeness(msgspec.Struct):
     """Nodes that did not answer."""
 
 
+class Numbered(dict[K, int]):
+    """Gives each new key the next number."""
+
+    def __missing__(self, key: K) -> int:
+        number = self[key] = len(self)
+        return number
+
+
 class Distinct(Generic[K]):
     """Numbers for pieces, one per distinct piece."""
 
     def __init__(self, nothing: K) -> None:
         """`nothing`: of flows without a piece; number 0."""
-        self._index: dict[K, int] = {nothing: 0}
+        self._index: Numbered[K] = Numbered({nothing: 0})
 
     def codes(self, pieces: Sequence[K]) -> Any:
         """The number of each piece: shape (n,)."""
-        index = self._index
-        return np.array([index.setdefault(piece, len(index)) for piece in pieces], np.int32)
+        return np.fromiter(map(self._index.__getitem__, pieces), np.int32, len(pieces))
 
     def values(self) -> list[K]:
         """By number."""
@@ -107,6 +116,8 @@ class Batch:
         """The content of a field of each flow; empty where it has none."""
         out = [b""] * self.count
         found = self.fields.get(field)
+        if found is not None and self._one_each(found):
+            return self.contents(found)
         if found is not None:
             for row, piece in zip(found.rows.tolist(), self.contents(found), strict=True):
                 out[row] = piece
@@ -116,6 +127,8 @@ class Batch:
         """The contents of a repeated field of each flow."""
         out: list[tuple[bytes, ...]] = [()] * self.count
         found = self.fields.get(field)
+        if found is not None and self._one_each(found):
+            return list(zip(self.contents(found), strict=True))
         if found is not None:
             for row, piece in zip(found.rows.tolist(), self.contents(found), strict=True):
                 out[row] += (piece,)
@@ -128,6 +141,10 @@ class Batch:
         if found is not None:
             starts[found.rows], ends[found.rows] = found.starts, found.ends
         return Batch(self.buffer, self.buffer.fields(starts, ends), self.count)
+
+    def _one_each(self, found: Occurrences) -> bool:
+        """Whether every flow has a field, once."""
+        return bool(np.array_equal(found.rows, np.arange(self.count)))
 
     def contents(self, found: Occurrences) -> list[bytes]:
         """The bytes of each occurrence."""
@@ -227,7 +244,7 @@ class Decoder:
         protocol = have["protocol"]
         ported, icmp = np.isin(protocol, WITH_PORTS), np.isin(protocol, (ICMP, ICMPV6))
         columns = {
-            "time": pa.array(have["time"], pa.int64()).cast(TIME),
+            "time": array(have["time"], TIME),
             "uuid": pa.chunked_array(self._columns["uuid"], pa.string()),
             "node": referred(have["node"], [name.decode() for name in self._nodes.values()]),
             "type": named(have["type"], TYPES),
@@ -355,4 +372,4 @@ def uuids(batch: Batch) -> pa.Array:
         places = found.starts[np.argsort(found.rows, kind="stable")]
         data = np.frombuffer(batch.buffer.data, np.uint8)
         return fixed_texts(data[places[:, None] + np.arange(36)])
-    return pa.array([piece.decode() or None for piece in batch.pieces(34)], pa.string())
+    return strings([piece.decode() or None for piece in batch.pieces(34)])

@@ -46,6 +46,15 @@ def flag_names(bits: int) -> str:
 
 FLAG_NAMES = {bits: flag_names(bits) for bits in range(256)}
 
+NATIVE = {
+    pa.uint8(): np.uint8,
+    pa.uint16(): np.uint16,
+    pa.uint32(): np.uint32,
+    pa.uint64(): np.uint64,
+    pa.int64(): np.int64,
+}
+"""How numpy has numbers of a kind."""
+
 STRINGS = pa.dictionary(pa.int32(), pa.string())
 TIME = pa.timestamp("ns", tz="UTC")
 
@@ -101,6 +110,36 @@ SCHEMA = pa.schema(
 
 
 # -- arrays -------------------------------------------------------------------------------------------------
+#
+# All are made of buffers: `pyarrow.array` imports pandas where that is installed, which costs half a second
+# and 50 MiB.
+
+
+def array(values: Any, kind: Any, there: Mask | None = None) -> pa.Array:
+    """Numbers as they are in memory, of the same width as `kind`; null where they are not there."""
+    valid = None if there is None else pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def native(column: pa.Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The numbers of a column, as they are in memory. Raises ValueError for null and for another width."""
+    size = np.dtype(dtype).itemsize
+    if column.null_count or column.type.bit_width != 8 * size:
+        raise ValueError(f"a column of {column.type} does not have numbers of {size} bytes in every row")
+    if not len(column):
+        return np.zeros(0, dtype)
+    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * size)
+
+
+def strings(texts: Sequence[str | None]) -> pa.Array:
+    """Texts; null for None."""
+    encoded = [(text or "").encode() for text in texts]
+    offsets = np.zeros(len(encoded) + 1, np.int32)
+    offsets[1:] = np.cumsum([len(each) for each in encoded])
+    there = np.array([text is not None for text in texts], np.bool_)
+    valid = np.packbits(there, bitorder="little")
+    buffers = [pa.py_buffer(each) for each in (valid, offsets, b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
 
 def referred(refs: Indexes, texts: Sequence[str | None], mask: Mask | None = None) -> pa.Array:
@@ -115,9 +154,7 @@ def referred(refs: Indexes, texts: Sequence[str | None], mask: Mask | None = Non
 
 def coded(codes: Any, texts: Sequence[str]) -> pa.Array:
     """Dictionary array of indexes; below 0 is null."""
-    there = np.packbits(codes >= 0, bitorder="little")
-    indices = pa.Array.from_buffers(pa.int32(), len(codes), [pa.py_buffer(there), pa.py_buffer(codes)])
-    return pa.DictionaryArray.from_arrays(indices, pa.array(texts, pa.string()))
+    return pa.DictionaryArray.from_arrays(array(codes, pa.int32(), codes >= 0), strings(texts))
 
 
 def named(numbers: Any, table: Table, mask: Mask | None = None) -> pa.Array:
@@ -136,13 +173,14 @@ def constant(text: str, count: int) -> pa.Array:
 
 def numbers_where(values: Any, kind: Any, mask: Mask | None = None) -> pa.Array:
     """Numbers, null where the mask is off."""
-    native = np.ascontiguousarray(values, kind.to_pandas_dtype())
-    return pa.array(native, kind, mask=None if mask is None else ~mask)
+    return array(np.ascontiguousarray(values, NATIVE[kind]), kind, mask)
 
 
 def bools(values: Mask, mask: Mask | None = None) -> pa.Array:
     """Truth, null where the mask is off."""
-    return pa.array(values, pa.bool_(), mask=None if mask is None else ~mask)
+    bits = np.packbits(values, bitorder="little")
+    valid = None if mask is None else pa.py_buffer(np.packbits(mask, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(values), [valid, pa.py_buffer(bits)])
 
 
 def fixed_texts(text: Any) -> pa.Array:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from cilia.hubble.columns import Events, Refs, blobs, octets
 from cilia.hubble.directory import Device, Party, Service
-from cilia.hubble.frames.schema import fixed_binary
+from cilia.hubble.frames.schema import array, fixed_binary, native
 from cilia.hubble.history.friendly import friendly_columns
 from cilia.hubble.past import Meanings
 from cilia.hubble.store import LossRow, Rows, Rules
@@ -198,10 +198,11 @@ def encode(block: Block, node: str) -> pa.Table:
     """A block as a table."""
     rows = block.rows
     columns: dict[str, pa.Array] = friendly_columns(rows, block.known, node)
-    columns["number"] = pa.array(rows.numbers, pa.int64())
+    columns["number"] = array(rows.numbers, pa.int64())
     names = set_fields(rows.events)
     columns["event"] = pa.StructArray.from_arrays([field_array(rows.events, name) for name in names], names)
-    columns["refs"] = pa.StructArray.from_arrays([pa.array(getattr(rows, name)) for name in REFS], REFS)
+    refs = [array(getattr(rows, name), pa.uint32()) for name in REFS]
+    columns["refs"] = pa.StructArray.from_arrays(refs, REFS)
     return pa.table(columns)
 
 
@@ -216,7 +217,8 @@ def field_array(events: Events, name: str) -> pa.Array:
     """A field of the record: a number in the machine's order, or bytes as they are."""
     kind = events.dtype[name]
     if kind.kind in "ui" and kind.subdtype is None:
-        return pa.array(np.ascontiguousarray(events[name], kind.newbyteorder("=")))
+        native = np.ascontiguousarray(events[name], kind.newbyteorder("="))
+        return array(native, pa.from_numpy_dtype(native.dtype))
     return fixed_binary(octets(events, name))
 
 
@@ -321,18 +323,18 @@ def decode(table: pa.Table, dtype: np.dtype[np.void], known: Known) -> Rows:
             fill(events, field.name, event.field(place))
     columns = []
     for name in REFS:
-        column = np.asarray(refs.field(refs.type.get_field_index(name)), np.uint32)
+        column = native(refs.field(refs.type.get_field_index(name)), np.uint32)
         if count and int(column.max()) >= len(getattr(known, POINTED[name]).values):
             raise ValueError(f"its column {name} points outside of its footer")
         columns.append(column)
-    wall = np.asarray(table["time"].combine_chunks().cast(pa.int64()), np.int64)
-    return Rows(np.asarray(table["number"].combine_chunks(), np.int64), events, wall, *columns)
+    wall = native(table["time"].combine_chunks(), np.int64)
+    return Rows(native(table["number"].combine_chunks(), np.int64), events, wall, *columns)
 
 
 def fill(events: Events, name: str, column: pa.Array) -> None:
     """Put a column back into its field."""
     if not pa.types.is_fixed_size_binary(column.type):
-        events[name] = np.asarray(column)
+        events[name] = native(column, column.type.to_pandas_dtype())
         return
     width = column.type.byte_width
     raw = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)

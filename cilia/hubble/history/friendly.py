@@ -43,12 +43,14 @@ from cilia.hubble.frames.schema import (
     TIME,
     TRACE_REASONS,
     VERDICTS,
+    array,
     bools,
     constant,
     fixed_binary,
     fixed_texts,
     listed,
     named,
+    native,
     numbers_where,
     qualified,
     referred,
@@ -67,7 +69,7 @@ def addresses(raw: Any) -> pa.Array:
     """Dictionary array of the texts of addresses: shape (n, 16)."""
     encoded = fixed_binary(raw).dictionary_encode()
     texts = [address(value) for value in encoded.dictionary.to_pylist()]
-    return referred(np.asarray(encoded.indices), texts)
+    return referred(native(encoded.indices, np.int32), texts)
 
 
 # -- columns ------------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def friendly_columns(rows: Rows, known: Known, node: str) -> dict[str, pa.Array]
     ported = np.isin(protocol, WITH_PORTS)
     icmp = np.isin(protocol, (ICMP, ICMPV6))
     columns = {
-        "time": pa.array(rows.wall, pa.int64()).cast(TIME),
+        "time": array(rows.wall, TIME),
         "uuid": fixed_texts(uuid_texts(known.boot, rows.numbers)),
         "node": constant(node, count),
         "type": named(kind, TYPES),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import stat
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,31 @@ def test_rows_read_back_to_the_same_messages(tmp_path: Path) -> None:
     (rows,) = flows.spans(0, 5)
     assert Converter(again.known, NODE).responses(again.rows) == Converter(flows, NODE).responses(rows)
     assert again.rows.events.tobytes() == rows.events.tobytes()
+
+
+LEAN = """
+import sys
+from pathlib import Path
+from cilia.hubble.frames.decode import Decoder
+from cilia.hubble.convert import Converter
+from cilia.hubble.history import codec
+from tests.support.hubble import DTYPE, NODE, WALL, events, flow, store
+
+flows = store(64)
+flows.append([events(flow(1), flow(2))], offset=WALL)
+path = Path(sys.argv[1]) / "flows.parquet"
+codec.write(path, codec.detach(flows.spans(0, 2), flows, []), "node")
+assert len(codec.SealedFile(path, DTYPE).read(0).wall) == 2
+decoder = Decoder()
+decoder.add(Converter(flows, NODE).responses(flows.spans(0, 2)[0]))
+assert len(decoder.table()) == 2
+assert "pandas" not in sys.modules
+"""
+"""What an agent with history does, and a client that wants columns."""
+
+
+def test_nobody_pays_for_pandas_who_does_not_use_it(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LEAN, str(tmp_path)], check=True)
 
 
 def test_filters_on_names_work_on_a_file(tmp_path: Path) -> None:
