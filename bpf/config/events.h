@@ -6,7 +6,7 @@
 /* Packets are reported through the rings; off: they are only counted. */
 const volatile bool events_enabled = true;
 
-/* Events per second that each ring is given, as each has its own bucket; 0: as many as there are. */
+/* Events per second that each of the two rings is given; 0: as many as there are. */
 const volatile __u32 events_rate = 0;
 
 /* Of these, how many at once after a pause. */
