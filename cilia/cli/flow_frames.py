@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ def read(
     last: int | None = None,
     first: int | None = None,
     limit: int = DEFAULT_LIMIT,
+    progress: Callable[[int], None] | None = None,
     without: Mapping[str, Any] | None = None,
     **filters: Any,
 ) -> Frame:
@@ -36,16 +37,17 @@ def read(
 
     `filters` are named as the flags of `cilia observe` (`pod="shop/web"`, `from_namespace=["a", "b"]`,
     `type="drop"`), and so is what is in `without`, which flows must not match. Moments are texts such as
-    `5m` or `14:05`, or datetimes. Raises ValueError for what can't be read, RpcError where the server does
-    not answer, FrameError for more than `limit` flows or without the extra.
+    `5m` or `14:05`, or datetimes. `progress` is told now and then how many flows have come. Raises
+    ValueError for what can't be read, RpcError where the server does not answer, FrameError for more than
+    `limit` flows or without the extra.
     """
     request = make_request(
         since=since, until=until, last=last, first=first, filters=filters, without=without or {}
     )
     if client is not None:
-        return fetch(client, request, limit=limit)
+        return fetch(client, request, limit=limit, progress=progress)
     with Client(server or server_of(os.environ)) as connection:
-        return fetch(connection, request, limit=limit)
+        return fetch(connection, request, limit=limit, progress=progress)
 
 
 def make_request(

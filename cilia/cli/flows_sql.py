@@ -10,6 +10,7 @@ import typer
 
 from cilia.cli.flow_frames import read
 from cilia.cli.hubble_server import connected, server_options
+from cilia.cli.live import LiveLine
 from cilia.cli.options import UserError, group
 from cilia.cli.output import print_table, printable_json, printable_lines
 from cilia.cli.sections import SectionedCommand
@@ -79,13 +80,16 @@ def ask(
 
     filters: dict[str, Any] = {"namespace": namespace, "pod": pod, "verdict": verdict, "node_name": node_name}
     try:
-        with connected(ctx) as client:
+        counted = Counted()
+        line = LiveLine(lambda: counted.flows, counted.sentence, on=sys.stderr.isatty())
+        with connected(ctx) as client, line:
             frame = read(
                 client=client,
                 since=None if last is not None else since,
                 until=until or None,
                 last=last,
                 limit=limit,
+                progress=counted.take,
                 **{name: values for name, values in filters.items() if values},
             )
         answer = frame.sql(query, memory=memory, seconds=timeout)
@@ -94,6 +98,21 @@ def ask(
     print_answer(answer.arrow(), output)
     sys.stdout.flush()
     print(completeness(frame), file=sys.stderr)
+
+
+class Counted:
+    """How many flows have come so far, for the live line."""
+
+    def __init__(self) -> None:
+        self.flows = 0
+
+    def take(self, flows: int) -> None:
+        """All until now."""
+        self.flows = flows
+
+    def sentence(self) -> str:
+        """In words."""
+        return f"{self.flows:,} flows read"
 
 
 def completeness(frame: Frame) -> str:

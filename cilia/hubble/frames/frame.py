@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,14 @@ def require(*packages: str) -> None:
         raise FrameError(f"this needs {' and '.join(missing)}, which is not installed: {extra}")
 
 
-def fetch(client: Client, request: observer_pb2.GetFlowsRequest, *, limit: int = DEFAULT_LIMIT) -> Frame:
-    """All flows that answer a request.
+def fetch(
+    client: Client,
+    request: observer_pb2.GetFlowsRequest,
+    *,
+    limit: int = DEFAULT_LIMIT,
+    progress: Callable[[int], None] | None = None,
+) -> Frame:
+    """All flows that answer a request; `progress` is told now and then how many have come.
 
     Raises RpcError, and FrameError where there are more than `limit` or the extra is not installed.
     """
@@ -94,6 +100,8 @@ def fetch(client: Client, request: observer_pb2.GetFlowsRequest, *, limit: int =
     try:
         for batch in batches(client.stream(METHOD, request.SerializeToString())):
             decoder.add(batch)
+            if progress is not None:
+                progress(decoder.count)
             if decoder.count > limit:
                 raise FrameError(
                     f"more than {limit} flows answer this: narrow it with since, until or filters, or raise "

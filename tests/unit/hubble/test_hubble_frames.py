@@ -195,6 +195,8 @@ def test_a_frame_is_what_a_server_answers(running: Beside) -> None:
         assert frame.polars()["destination_pod"].unique().to_list() == ["server-0"]
         with pytest.raises(FrameError, match="narrow it"):
             fetch(client, observer_pb2.GetFlowsRequest(), limit=50)
+        heard: list[int] = []
+        assert len(fetch(client, observer_pb2.GetFlowsRequest(), progress=heard.append)) == heard[-1] == 100
 
 
 # -- SQL ----------------------------------------------------------------------------------------------------
