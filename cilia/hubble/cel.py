@@ -140,6 +140,8 @@ def compiled(text: str) -> cel.Program:
         return cel.compile(text)
     except ValueError as error:
         reason = str(error).partition("ERROR: ")[2].partition("\n")[0] or "it can't be read"
+        # The library lists all that could have come instead.
+        reason = reason.partition(" expecting {")[0]
         raise FilterError(f"the CEL expression {text!r} is wrong: {reason}") from None
 
 
