@@ -28,6 +28,10 @@ CALM_SECONDS = 0.040
 """Between two polls of rings that fill slowly: what a poll costs hardly depends on how much it finds."""
 CALM_PART = 16
 """A ring fills slowly when a poll finds less than one part of so many in it."""
+RUN = 8192
+"""Records that a poll takes from a ring: some 10 ms of the loop with what is made of them."""
+BREATH_SECONDS = 0.005
+"""The least that others get of the loop before a poll takes what the last one left."""
 IDLE_POLLS = 3
 """Empty polls in a row after which the reader goes to sleep."""
 
@@ -76,10 +80,13 @@ class Ring:
         """Bytes between the reader and the newest reservation."""
         return int(self._produced[0]) - int(self._consumed[0])
 
-    def read(self) -> Array:
-        """All complete records, copied out, oldest first; an empty array when there are none."""
+    def read(self, limit: int | None = None) -> Array:
+        """Complete records, copied out, oldest first; all, or at most `limit`. An empty array when there are
+        none."""
         consumed = int(self._consumed[0])
         count = (int(self._produced[0]) - consumed) // self._stride
+        if limit is not None:
+            count = min(count, limit)
         if count == 0:
             return np.zeros(0, self._event)
         start = consumed & (self._size - 1)
@@ -172,7 +179,7 @@ class LossCounter:
 
 class RingReader:
     """Drains both rings every 20 ms while events flow, every 40 ms while few do; asleep otherwise, woken by
-    the next event.
+    the next event. When more comes than a poll takes, it polls sooner, for half of the loop's time at most.
 
     `deliver` gets each batch, on the loop. Going to sleep: the flag is set first and the rings looked at
     once more, so that no event slips in between unseen.
@@ -217,9 +224,9 @@ class RingReader:
         for ring in self._rings:
             ring.close()
 
-    def drain(self) -> int:
-        """Deliver what is there now; how many events."""
-        parts = [ring.read() for ring in self._rings]
+    def drain(self, limit: int | None = None) -> int:
+        """Deliver what is there now, of each ring at most `limit` events; how many."""
+        parts = [ring.read(limit) for ring in self._rings]
         calm = all(len(part) < ring.calm for ring, part in zip(self._rings, parts, strict=True))
         self.pace = CALM_SECONDS if calm else POLL_SECONDS
         lost = tuple(
@@ -235,9 +242,13 @@ class RingReader:
 
     def _poll(self) -> None:
         loop = self._running_loop()
-        self._empty = 0 if self.drain() else self._empty + 1
+        start = loop.time()
+        count = self.drain(RUN)
+        took = loop.time() - start
+        self._empty = 0 if count else self._empty + 1
         if self._empty < IDLE_POLLS:
-            self._timer = loop.call_later(self.pace, self._poll)
+            # In an overflow, answers get as much of the loop as the rings: else nobody sees what is read.
+            self._timer = loop.call_later(max(took, self.pace if count < RUN else BREATH_SECONDS), self._poll)
         else:
             self._sleep()
 
