@@ -248,7 +248,8 @@ class RingReader:
         self._empty = 0 if count else self._empty + 1
         if self._empty < IDLE_POLLS:
             # In an overflow, answers get as much of the loop as the rings: else nobody sees what is read.
-            self._timer = loop.call_later(max(took, self.pace if count < RUN else BREATH_SECONDS), self._poll)
+            pause = self.pace if count < RUN else BREATH_SECONDS
+            self._timer = loop.call_later(max(took, pause), self._poll)
         else:
             self._sleep()
 

@@ -161,7 +161,7 @@ def test_sockets_are_traced_and_belong_to_pods(node: Node) -> None:
     before = node.flows("--type", "trace-sock:pre-xlate-fwd", "--to-service", "default/web")[-1]
     assert (before["source"]["pod_name"], before["IP"]["destination"]) == ("client", vip)
     after = node.flows("--type", "trace-sock:post-xlate-fwd", "--to-service", "default/web")[-1]
-    assert (after["destination"]["pod_name"], after["Summary"]) == ("web-0", f"via {vip}:80")
+    assert (after["destination"]["pod_name"], after["Summary"]) == ("web-0", f"TCP, via {vip}:80")
     assert node.dial(empty, 80) == "ConnectionRefusedError"
     until(lambda: node.flows("--to-service", "default/empty", "--verdict", "DROPPED"), "the refusal")
     refused = node.flows("--to-service", "default/empty", "--verdict", "DROPPED")[-1]

@@ -37,6 +37,7 @@ from cilia.api.types import (
     MapDump,
     MapEntry,
     MapView,
+    MetricForecast,
     NatUse,
     OptionChange,
     PolicyRevision,
@@ -217,6 +218,9 @@ class FakeAgent(TableBackend):
 
     async def policy_usage(self) -> PolicyUsage:
         return PolicyUsage()
+
+    async def metrics_forecast(self, metrics: str) -> list[MetricForecast]:
+        return []
 
     async def explain(self, question: Question) -> Explanation:
         raise ApiError(404, "Not here.")
