@@ -306,6 +306,7 @@ async def peers_cost(count: int) -> dict[str, float]:
             start = time.perf_counter()
             async with Beat() as beat, relay(directory, peers, tls) as target:
                 seconds, idle = time.perf_counter() - start, resident_kib()
+                held, late = max(beat.used), max(beat.late)
                 async with Beat() as asking:
                     client = await asyncio.to_thread(Client, target)
                     try:
@@ -318,8 +319,8 @@ async def peers_cost(count: int) -> dict[str, float]:
         "connected_kib": (idle - before) / count,
         "unread_kib": (asked - idle) / count,
         "seconds": seconds,
-        "held_ms": max(beat.used),
-        "late_ms": max(beat.late),
+        "held_ms": held,
+        "late_ms": late,
         "asking_held_ms": max(asking.used),
     }
 
