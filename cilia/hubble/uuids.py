@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cilia.hubble.blocks import hex_digits
 from cilia.hubble.columns import Bytes, Times
-
-DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 def row_of(uuid: str, boot: int) -> int | None:
@@ -31,5 +30,5 @@ def uuid_texts(boot: int, numbers: Times) -> Bytes:
     head = f"{run[:8]}-{run[8:12]}-{run[12:]}-8000-".encode()
     text = np.empty((len(numbers), 36), np.uint8)
     text[:, :24] = np.frombuffer(head, np.uint8)
-    text[:, 24:] = DIGITS[(numbers[:, None] >> np.arange(44, -1, -4)) & 15]
+    text[:, 24:] = hex_digits(numbers)
     return text
