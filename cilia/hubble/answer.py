@@ -46,7 +46,7 @@ FEW_VALUES = 16
 """In filters; for as many more, fewer rows to begin with."""
 
 QUICK, SLOW = 0.001, 0.004
-"""Seconds of a scan that is followed by a larger or a smaller one."""
+"""Seconds of work of a scan that is followed by a larger or a smaller one."""
 
 
 class Untold:
@@ -102,6 +102,11 @@ class Clocks(Protocol):
 
     def monotonic(self) -> float:
         """Seconds that never go back."""
+        ...
+
+    def spent(self) -> float:
+        """Seconds this thread has worked. What others took of the processor meanwhile says nothing of how
+        much to do at a time; to do less because of it would make all of it slower yet."""
         ...
 
 
@@ -188,10 +193,14 @@ class Answer:
         wanted, position = self._request.number, end
         while wanted and position > seam:
             start = max(self._begin, position - self._scan) if position > self._begin else seam
-            numbers = (await self._select(start, position))[-wanted:]
-            found.append(numbers)
-            wanted -= len(numbers)
-            gone = self._lost(max(start, self._begin), position)
+            numbers = await self._select(start, position)
+            if self._past:
+                # What was overwritten while we waited is the past's to answer.
+                seam = max(seam, self._seam())
+                numbers = numbers[np.searchsorted(numbers, seam) :]
+            found.append(numbers[-wanted:])
+            wanted -= len(found[-1])
+            gone = self._lost(max(start, self._begin, seam), position)
             if gone:
                 self._untold.add(self._overwritten(gone, start, position))
             position = start
@@ -340,11 +349,11 @@ class Answer:
         """Numbers of the rows of [first, last) that answer the request."""
         while True:
             await self._gate.turn()
-            start = self._clocks.monotonic()
+            start = self._clocks.spent()
             self._maker.turn.begin()
             with suppress(TurnOver):
                 masks = [rows.numbers[self._mask(rows)] for rows in self._store.spans(first, last)]
-                self._adapt(self._clocks.monotonic() - start)
+                self._adapt(self._clocks.spent() - start)
                 return np.concatenate([np.zeros(0, np.int64), *masks])
 
     def _adapt(self, seconds: float) -> None:
@@ -413,9 +422,9 @@ class Answer:
 
     def _converted(self, converter: Converter, rows: Rows) -> bytes:
         """A block of messages; the next is smaller where these had much in them that was never seen."""
-        start = self._clocks.monotonic()
+        start = self._clocks.spent()
         block = converter.block(rows, self._cuts)
-        seconds = self._clocks.monotonic() - start
+        seconds = self._clocks.spent() - start
         if seconds > SLOW:
             self._chunk = max(SMALLEST_SCAN, self._chunk // 2)
         elif seconds < QUICK * 2:

@@ -5,6 +5,7 @@ Requests are read and refused here, and what is small is answered; flows are the
 
 from __future__ import annotations
 
+from time import thread_time
 from typing import TypeVar
 
 import msgspec
@@ -133,6 +134,10 @@ class Observer:
     def monotonic(self) -> float:
         """Seconds that never go back."""
         return self._clock.monotonic()
+
+    def spent(self) -> float:
+        """Seconds this thread has worked."""
+        return thread_time()
 
     @property
     def store(self) -> FlowStore:
