@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from h2.settings import SettingCodes
 
 from bench import limits, rings
 from bench.hubble_store import BATCH, cluster, traffic
@@ -180,8 +181,10 @@ async def _served(rounds: int) -> list[dict[str, Any]]:
             flow_pb2.FlowFilter(source_port=["32768-34000"], experimental={"cel_expression": [CEL]})  # type: ignore[arg-type]
         ],
     }
-    walls, cores, held = [], [], []
+    walls, counted, cores, held = [], [], [], []
     for _ in range(rounds):
+        _, seconds = await _ask(usual, observer_pb2.GetFlowsRequest(), "count")
+        counted.append(1e6 * seconds / len(usual))
         used = time.thread_time()
         async with Loop() as loop:
             count, seconds = await _ask(usual, observer_pb2.GetFlowsRequest())
@@ -191,6 +194,7 @@ async def _served(rounds: int) -> list[dict[str, Any]]:
     rows = [
         _row("a flow to a client that reads as fast as it can", "us of the server", 10.0, cores),
         _row("the same, until it has it", "us by the clock", 10.0, walls),
+        _row("the same, until one has it who only counts bytes", "us by the clock", 10.0, counted),
         _row("the loop held by it at most", "ms", 20.0, held),
     ]
     for test, filters in questions.items():
@@ -209,8 +213,10 @@ async def _served(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-async def _ask(store: FlowStore, request: observer_pb2.GetFlowsRequest) -> tuple[int, float]:
-    """Flows a client in another process got, and in how many seconds."""
+async def _ask(
+    store: FlowStore, request: observer_pb2.GetFlowsRequest, how: str = "read"
+) -> tuple[int, float]:
+    """Flows (or bytes: `how` is then "count") a client in another process got, and in how many seconds."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "hubble.sock"
         observer = Observer(store, NodeFacts(name="bench"), ObserverSettings(version="bench"), SystemClock())
@@ -218,7 +224,7 @@ async def _ask(store: FlowStore, request: observer_pb2.GetFlowsRequest) -> tuple
         await server.listen_unix(path)
         try:
             client = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bench.hubble_flows", "read", f"unix://{path}",
+                sys.executable, "-m", "bench.hubble_flows", how, f"unix://{path}",
                 request.SerializeToString().hex(), stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             output, _ = await client.communicate()
@@ -236,6 +242,45 @@ def read(target: str, request: bytes) -> None:
         start = time.perf_counter()
         count = sum(1 for _ in client.stream("/observer.Observer/GetFlows", request))
         print(json.dumps([count, time.perf_counter() - start]))
+
+
+def count(target: str, request: bytes) -> None:
+    """Take an answer off the socket and look at no more than frames' heads; print how many bytes, and in how
+    many seconds."""
+    from tests.support.hubble_raw import GET_FLOWS, Raw
+
+    with Raw(Path(target.removeprefix("unix://"))) as raw:
+        most = (1 << 31) - 1
+        raw.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: most, SettingCodes.MAX_FRAME_SIZE: 1 << 18})
+        raw.h2.increment_flow_control_window(most - 65_535)
+        start = time.perf_counter()
+        raw.ask(GET_FLOWS, request)
+        taken, ended, walk = 0, False, FrameWalk()
+        while not ended:
+            data = raw.socket.recv(1 << 20)
+            taken += len(data)
+            ended = walk.ends_in(data)
+        print(json.dumps([taken, time.perf_counter() - start]))
+
+
+class FrameWalk:
+    """Finds the end of an answer by the heads of its frames (RFC 9113, 4.1)."""
+
+    HEAD, HEADERS, END_STREAM = 9, 1, 1
+
+    def __init__(self) -> None:
+        self._skip = 0
+        self._rest = b""
+
+    def ends_in(self, data: bytes) -> bool:
+        """Whether the trailers begin in what comes next."""
+        data, at = self._rest + data, self._skip
+        while at + self.HEAD <= len(data):
+            if data[at + 3] == self.HEADERS and data[at + 4] & self.END_STREAM:
+                return True
+            at += self.HEAD + int.from_bytes(data[at : at + 3])
+        self._skip, self._rest = max(0, at - len(data)), data[at:]
+        return False
 
 
 def _idle() -> dict[str, Any]:
@@ -271,5 +316,7 @@ async def _rest() -> float:
 if __name__ == "__main__":
     if sys.argv[1] == "read":
         read(sys.argv[2], bytes.fromhex(sys.argv[3]))
+    elif sys.argv[1] == "count":
+        count(sys.argv[2], bytes.fromhex(sys.argv[3]))
     elif sys.argv[1] == "memory":
         fill_and_weigh()
