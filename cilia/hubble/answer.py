@@ -267,12 +267,19 @@ class Answer:
     async def _catch_up(self, cursor: Cursor, end: int) -> None:
         """Send from the past what newer rows have overwritten before the client took it."""
         while self._past and self._left != 0 and cursor.position < (seam := min(self._seam(), end)):
-            question = self._question(first=cursor.position, before=seam, limit=self._left)
-            try:
-                self._spend(await self._send_past(self._past, question))
-            except TooManyReaders:
+            reached = await self._bridge(self._past, cursor.position, seam)
+            if reached < seam:
                 return
-            cursor.position = seam
+            cursor.position = reached
+
+    async def _bridge(self, past: Past, first: int, seam: int) -> int:
+        """Send rows of [first, seam) from the past; up to where that was possible."""
+        question = self._question(first=first, before=seam, limit=self._left)
+        try:
+            self._spend(await self._send_past(past, question))
+        except TooManyReaders:
+            return first
+        return seam
 
     async def _recover(self, past: Past, numbers: Times) -> None:
         """Send rows that were found and overwritten since; ascending."""
@@ -335,10 +342,15 @@ class Answer:
 
     async def _pass_on(self, arrived: Arrived, gaps: list[LossRow]) -> None:
         """Send what matches of a step of a cursor."""
-        numbers = await self._select(arrived.first, arrived.end)
-        gone = self._lost(arrived.first, arrived.end)
+        first = arrived.first
+        numbers = await self._select(first, arrived.end)
+        if self._past and self._left != 0 and first < (seam := min(self._seam(), arrived.end)):
+            # As when history waits: overwritten meanwhile.
+            first = await self._bridge(self._past, first, seam)
+            numbers = numbers[np.searchsorted(numbers, first) :]
+        gone = self._lost(first, arrived.end)
         if gone:
-            self._untold.add(self._overwritten(gone, arrived.first, self._store.oldest))
+            self._untold.add(self._overwritten(gone, first, self._store.oldest))
         if self._left is not None:
             numbers = numbers[: self._left]
             self._left -= len(numbers)
