@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +12,8 @@ import typer
 from cilia import __version__
 from cilia.apps.agent.settings import AgentSettings, SettingsError
 from cilia.apps.agent.settings.agent import PARTS
-from cilia.apps.agent.settings.flags import parameters
 from cilia.cli.sections import SectionedCommand
-from cilia.kit import startup
+from cilia.kit import flags, startup
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -27,14 +24,9 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _sources(context: typer.Context) -> dict[str, str]:
-    """Which parameters somebody has set, and how."""
-    words = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment"}
-    found = {name: context.get_parameter_source(name) for name in context.params}
-    return {name: words[source.name] for name, source in found.items() if source and source.name in words}
-
-
-def _run(
+@app.command(cls=SectionedCommand)
+@flags.taking(PARTS, variables="CILIA_")
+def run(
     context: typer.Context,
     cleanup: Annotated[
         bool, typer.Option("--cleanup", help="Remove everything this agent left on the node, then end.")
@@ -49,24 +41,10 @@ def _run(
     Each flag has an environment variable, too, which its line names.
     """
     try:
-        settings = AgentSettings(**values, sources=_sources(context)).completed()
+        settings = AgentSettings(**values, sources=flags.sources(context)).completed()
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from error
     raise typer.Exit(clean_up(settings) if cleanup else start(settings))
-
-
-def _with_all_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with each field of each part for a parameter, which it takes as `values`."""
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    command.__signature__ = inspect.Signature([*own, *parameters(PARTS)])  # type: ignore[attr-defined]
-    return command
-
-
-app.command(cls=SectionedCommand)(_with_all_flags(_run))
 
 
 def start(settings: AgentSettings) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import BadParameter, Option
 
-from cilia.apps.agent.settings.flags import period
+from cilia.kit.flags import period
 
 AGGREGATION: Mapping[str, str] = {
     **dict.fromkeys(("none", "disabled", "0"), "none"),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from cilia.apps.agent.settings.flags import duration
+from cilia.kit.flags import duration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from cilia.apps.agent.settings.flags import period, size
+from cilia.kit.flags import period, size
 
 
 @dataclass(frozen=True, kw_only=True)

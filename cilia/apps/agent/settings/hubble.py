@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from cilia.apps.agent.settings.flags import period, power_of_two
+from cilia.kit.flags import period, power_of_two
 
 
 @dataclass(frozen=True, kw_only=True)

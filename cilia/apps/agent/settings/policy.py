@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from cilia.apps.agent.settings.flags import one_of
+from cilia.kit.flags import one_of
 
 
 @dataclass(frozen=True, kw_only=True)

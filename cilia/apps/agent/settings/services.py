@@ -8,7 +8,8 @@ from typing import Annotated
 
 from typer import Option
 
-from cilia.apps.agent.settings.flags import address, one_of, ports, prefixes
+from cilia.apps.agent.settings.addresses import address, ports, prefixes
+from cilia.kit.flags import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
