@@ -34,7 +34,7 @@ from typing import Any, Self
 import uvloop
 
 from bench import limits
-from cilia.apps.relay import RelayOptions, relaying
+from cilia.apps.relay.running import RelayOptions, relaying
 from cilia.hubble.client import Client
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from cilia.apps.relay import RelayOptions, relaying
+from cilia.apps.relay.running import RelayOptions, relaying
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.messages import RpcError

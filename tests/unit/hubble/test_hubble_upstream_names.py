@@ -9,7 +9,7 @@ import typer
 
 from cilia.apps.agent.hubble_doors import DoorSettings, own_peer
 from cilia.apps.agent.main import app as agent
-from cilia.apps.relay import app as relay
+from cilia.apps.relay.command import app as relay
 from cilia.cli.certificate_set import roles
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.kit.tls import server_name

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from cilia.apps.relay import app
-from cilia.apps.relay_doors import server_tls
+from cilia.apps.relay.command import app
+from cilia.apps.relay.doors import server_tls
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.server import Server
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles
@@ -207,11 +207,6 @@ def test_clients_are_served_by_tls_and_need_a_certificate(stage: Stage) -> None:
         (["--peers", "a"], "is not NAME=ADDRESS"),
         (["--peers", "a=unix:///x.sock"], "clients are served by TLS"),
         (["--disable-client-tls", "--disable-server-tls", "--require-tokens"], "must not travel in plain"),
-        (
-            ["--sort-buffer-drain-timeout", "soon", "--disable-client-tls", "--disable-server-tls"],
-            "--sort-buffer-drain-timeout: 'soon' is no length of time",
-        ),
-        (["--dial-timeout", "0s", "--disable-client-tls", "--disable-server-tls"], "--dial-timeout is 0"),
         (["--tls-hubble-client-cert-file", "/none", "--disable-client-tls"], "exclude each other"),
         (["--listen-address", " ,", "--disable-client-tls"], "--listen-address is empty"),
         (["--listen-address", "unix:///x,:4245", "--disable-client-tls"], "clients are served by TLS"),
@@ -222,6 +217,21 @@ def test_wrong_settings_are_refused_with_a_sentence(flags: list[str], words: str
     assert done.exit_code == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sort-buffer-drain-timeout", "soon"], "'soon' is no length of time"),
+        (["--dial-timeout", "0s"], "must be a duration such as 60s"),
+        (["--sort-buffer-len-max", "0"], "0 is not in the range"),
+        (["--log-level", "loud"], "'loud' is not one of"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_flag(flags: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["serve", "--disable-client-tls", "--disable-server-tls", *flags])
+    last = done.stderr.splitlines()[-1]
+    assert (done.exit_code, flags[0] in last, words in last) == (2, True, True)
 
 
 def test_where_tokens_are_asked_for_clients_need_no_certificate(stage: Stage) -> None:
