@@ -32,6 +32,10 @@ from cilia.proto.observer import observer_pb2
 CHUNK = 512
 """Rows converted at most before other tasks of the agent get their turn: some 3 ms."""
 
+LARGE_BLOCK = 512 << 10
+"""Bytes of a block that is followed by a smaller one: whoever does not read has one in memory. Flows are as
+large as their pods have labels."""
+
 FIRST_CHUNK = 64
 """To begin with: where every peer is new, a row takes ten times as long."""
 
@@ -433,13 +437,14 @@ class Answer:
             await asyncio.sleep(0)
 
     def _converted(self, converter: Converter, rows: Rows) -> bytes:
-        """A block of messages; the next is smaller where these had much in them that was never seen."""
+        """A block of messages; the next is smaller where these were large, or had much in them that was never
+        seen."""
         start = self._clocks.spent()
         block = converter.block(rows, self._cuts)
         seconds = self._clocks.spent() - start
-        if seconds > SLOW:
+        if seconds > SLOW or len(block) > LARGE_BLOCK:
             self._chunk = max(SMALLEST_SCAN, self._chunk // 2)
-        elif seconds < QUICK * 2:
+        elif seconds < QUICK * 2 and len(block) < LARGE_BLOCK // 2:
             self._chunk = min(CHUNK, self._chunk * 2)
         return block
 

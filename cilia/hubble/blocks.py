@@ -177,8 +177,8 @@ def sizes_of(fragments: Sequence[bytes]) -> Times:
 
 
 def timestamps(moments: Times) -> Bytes:
-    """STAMPs of nanoseconds since the Unix epoch: shape (n, 12)."""
-    seconds, nanos = np.divmod(moments, NANOSECONDS)
+    """STAMPs of nanoseconds since the Unix epoch, at least 0: shape (n, 12)."""
+    seconds, nanos = np.divmod(np.maximum(moments, 0), NANOSECONDS)
     out = np.empty((len(moments), len(STAMP)), np.uint8)
     out[:, 0], out[:, 1 + TIME_DIGITS] = STAMP[0], STAMP[1 + TIME_DIGITS]
     out[:, 1 : 1 + TIME_DIGITS] = padded(seconds, TIME_DIGITS)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -45,6 +45,7 @@ from cilia.hubble.pairs import FROM_NETWORK, FROM_OVERLAY, Pairs, denied_by
 from cilia.hubble.pairs import address as address
 from cilia.hubble.past import Meanings
 from cilia.hubble.protocols import ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, VRRP
+from cilia.hubble.remembered import Remembered
 from cilia.hubble.ring import REFERENCES, AnyColumn, Rows
 from cilia.hubble.rpc.messages import frame
 from cilia.hubble.store import LossRow
@@ -60,12 +61,13 @@ MADE = 1 << 17
 """Ports and lengths that are remembered as bytes."""
 
 REMEMBERED_FRAGMENTS = 1 << 14
-"""Per kind of fragment: a few MiB at most."""
+"""Per kind of fragment."""
+
+CUT_FRAGMENTS, CUT_BYTES = 1 << 12, 1 << 20
+"""Of each client that asks with a field mask."""
 
 TO_ENDPOINT = 101
 """Of enum flow.TraceObservationPoint; as a sub-type of events it is 0, as Cilium counts."""
-
-Key = TypeVar("Key", bytes, int)
 
 PAIR_FIELDS = ("source", "destination", "original_source", "tunnel", "vni", "source_mac", "destination_mac")
 END_COLUMNS = (*((name, "u4") for name in REFERENCES), ("traits", "u1"))
@@ -143,13 +145,13 @@ class Converter:
         self._node_name = text(1000, node.name)
         self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
         self._keys_of_meanings = Packer(MEANING_FIELDS)
-        self._ends: Remembered[bytes] = Remembered()
-        self._whole_meanings: Remembered[bytes] = Remembered()
-        self._sources: Remembered[int] = Remembered()
-        self._destinations: Remembered[int] = Remembered()
-        self._pairs: Remembered[bytes] = Remembered()
-        self._meanings: Remembered[bytes] = Remembered()
-        self._services: Remembered[int] = Remembered()
+        self._ends: Remembered[bytes, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._whole_meanings: Remembered[bytes, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._sources: Remembered[int, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._destinations: Remembered[int, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._pairs: Remembered[bytes, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._meanings: Remembered[bytes, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
+        self._services: Remembered[int, bytes] = Remembered(REMEMBERED_FRAGMENTS, len)
         self._generations: tuple[int, ...] = ()
 
     def fragments(self, rows: Rows) -> Fragments:
@@ -191,17 +193,17 @@ class Converter:
         self._forget_compacted()
         match name:
             case "sources":
-                return self._sources.look_up(rows.source.tolist(), rows, self._source)
+                return self._sources.look_up(rows.source.tolist(), self._source)
             case "destinations":
-                return self._destinations.look_up(rows.destination.tolist(), rows, self._destination)
+                return self._destinations.look_up(rows.destination.tolist(), self._destination)
             case "services":
-                return self._services.look_up(service_keys(rows), rows, self._service)
+                return self._services.look_up(service_keys(rows), self._service)
             case "pairs":
                 keys = self._keys_of_ends.pack(rows.events, end_columns(rows))
                 return self._pairs.find(keys, rows, self._pair_maker.fragments)
             case "meanings":
                 keys = self._keys_of_meanings.pack(rows.events)
-                return self._meanings.look_up(keys, rows, self._meaning)
+                return self._meanings.look_up(keys, lambda _key, index: self._meaning(rows.events[index]))
             case "sockets":
                 return socket_fragments(rows.events)
             case "transports":
@@ -234,22 +236,22 @@ class Converter:
             for kept in (self._pairs, self._ends, self._pair_maker):
                 kept.clear()
 
-    def _source(self, ref: int, _rows: Rows, _index: int) -> bytes:
+    def _source(self, ref: int, _index: int) -> bytes:
         who = self._meanings_of.parties.values[ref]
         return block(8, party(who)) + texts(13, who.names)
 
-    def _destination(self, ref: int, _rows: Rows, _index: int) -> bytes:
+    def _destination(self, ref: int, _index: int) -> bytes:
         who = self._meanings_of.parties.values[ref]
         return block(9, party(who)) + texts(14, who.names)
 
-    def _service(self, key: int, _rows: Rows, _index: int) -> bytes:
+    def _service(self, key: int, _index: int) -> bytes:
         service = self._meanings_of.services.values[key >> 1]
         if not service.name:
             return b""
         return block(20 if key & 1 else 21, text(1, service.name) + text(2, service.namespace))
 
-    def _meaning(self, _key: bytes, rows: Rows, index: int) -> bytes:
-        return self._head + meaning(rows.events[index], self._node.files)
+    def _meaning(self, event: np.void) -> bytes:
+        return self._head + meaning(event, self._node.files)
 
     def _with_layer4(self, rows: Rows) -> list[bytes]:
         """What follows the ports in a flow's transport header, and the meaning."""
@@ -264,42 +266,6 @@ class Converter:
         """Both sides, the service and the pair; and the node's name, which follows the flow."""
         names = ("sources", "destinations", "services", "pairs")
         return whole([*(self.column(name, rows) for name in names), repeat(self._node_name)])
-
-
-class Remembered(Generic[Key]):
-    """Fragments by key, forgotten together when there are too many."""
-
-    def __init__(self) -> None:
-        self._fragments: dict[Key, bytes] = {}
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._fragments.clear()
-
-    def find(self, keys: list[Key], rows: Rows, make: Callable[[Rows], list[bytes]]) -> list[bytes]:
-        """The fragment of each key; `make` gets a row of each that is new."""
-        fragments = self._fragments
-        if len(fragments) > REMEMBERED_FRAGMENTS:
-            fragments.clear()
-        try:
-            return list(map(fragments.__getitem__, keys))
-        except KeyError:
-            new = {key: index for index, key in enumerate(keys) if key not in fragments}
-            fragments |= zip(new, make(rows.where(np.array(list(new.values())))), strict=True)
-        return list(map(fragments.__getitem__, keys))
-
-    def look_up(self, keys: list[Key], rows: Rows, make: Callable[[Key, Rows, int], bytes]) -> list[bytes]:
-        """The fragment of each key; `make` gets the key, the rows, and the index of one that has it."""
-        fragments = self._fragments
-        if len(fragments) > REMEMBERED_FRAGMENTS:
-            fragments.clear()
-        try:
-            return list(map(fragments.__getitem__, keys))
-        except KeyError:
-            for index, key in enumerate(keys):
-                if key not in fragments:
-                    fragments[key] = make(key, rows, index)
-        return list(map(fragments.__getitem__, keys))
 
 
 def end_columns(rows: Rows) -> list[AnyColumn]:
@@ -438,6 +404,7 @@ class Cuts:
         self._wants = {name: mask.wants(fields) for name, fields in FIELDS_OF.items()}
         self._mask = mask
         self._left: dict[bytes, bytes] = {}
+        self._bytes = 0
 
     def wanted(self, name: str) -> bool:
         """Whether a column is needed at all."""
@@ -448,10 +415,12 @@ class Cuts:
         if self._wants[name] is Wanted.WHOLE:
             return fragments
         left = self._left
-        if len(left) > REMEMBERED_FRAGMENTS:
+        if len(left) > CUT_FRAGMENTS or self._bytes > CUT_BYTES:
             left.clear()
+            self._bytes = 0
         for fragment in set(fragments).difference(left):
-            left[fragment] = self._mask.cut(fragment)
+            cut = left[fragment] = self._mask.cut(fragment)
+            self._bytes += len(fragment) + len(cut)
         return list(map(left.__getitem__, fragments))
 
 

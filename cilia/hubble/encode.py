@@ -64,8 +64,8 @@ def texts(field: int, values: Iterable[str]) -> bytes:
 
 
 def timestamp(nanoseconds: int) -> bytes:
-    """A google.protobuf.Timestamp of nanoseconds since the Unix epoch."""
-    seconds, rest = divmod(nanoseconds, NANOSECONDS)
+    """A google.protobuf.Timestamp of nanoseconds since the Unix epoch, at least 0."""
+    seconds, rest = divmod(max(nanoseconds, 0), NANOSECONDS)
     return number(1, seconds) + number(2, rest)
 
 

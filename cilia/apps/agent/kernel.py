@@ -410,7 +410,8 @@ def _of_family(addresses: Iterable[str], version: int) -> str:
 
 
 def _interface_name(index: int) -> str:
+    """The kernel takes any bytes for a name; what is no text in them is replaced."""
     try:
-        return socket.if_indextoname(index) if index else ""
+        return os.fsencode(socket.if_indextoname(index)).decode(errors="replace") if index else ""
     except OSError:
         return ""

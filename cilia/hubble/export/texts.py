@@ -8,11 +8,12 @@ from cilia.hubble.columns import Events, Times, blobs, translated
 from cilia.hubble.convert import LAYER4_KEYS, transports, whole
 from cilia.hubble.export import messages
 from cilia.hubble.export.masks import Tree
+from cilia.hubble.remembered import Remembered
 from cilia.hubble.store import Rows
 from cilia.proto.flow import flow_pb2
 
 REMEMBERED_TEXTS = 1 << 13
-"""Per kind of fragment: at most some 4 MiB each."""
+"""Per kind of fragment."""
 
 SOURCE_PLACE, DESTINATION_PLACE = 40_001, 40_002
 """Ports that stand for any in a text that is filled in later."""
@@ -23,20 +24,14 @@ class Texts:
 
     def __init__(self, tree: Tree | None) -> None:
         self._tree = tree
-        self._texts: dict[bytes, bytes] = {}
+        self._texts: Remembered[bytes, bytes] = Remembered(REMEMBERED_TEXTS, len)
 
     def of(self, fragments: list[bytes]) -> list[bytes]:
         """The text of each fragment, with a comma in front."""
-        texts = self._texts
-        if len(texts) > REMEMBERED_TEXTS:
-            texts.clear()
-        try:
-            return list(map(texts.__getitem__, fragments))
-        except KeyError:
-            for fragment in fragments:
-                if fragment not in texts:
-                    texts[fragment] = messages.members(flow_pb2.Flow.FromString(fragment), self._tree)
-        return list(map(texts.__getitem__, fragments))
+        return self._texts.look_up(fragments, self._text)
+
+    def _text(self, fragment: bytes, _index: int) -> bytes:
+        return messages.members(flow_pb2.Flow.FromString(fragment), self._tree)
 
 
 class Transports:

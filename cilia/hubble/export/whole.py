@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -32,12 +31,14 @@ from cilia.hubble.convert import (
 from cilia.hubble.encode import NANOSECONDS
 from cilia.hubble.export.texts import Texts, Transports, port_texts
 from cilia.hubble.past import Meanings
+from cilia.hubble.remembered import Remembered
 from cilia.hubble.store import Rows
 
-T = TypeVar("T")
+Around = tuple[bytes, bytes, bytes]
+"""Before, between and after ports."""
 
 REMEMBERED = 1 << 13
-"""Texts of each kind: some 8 MiB of names at most."""
+"""Texts of each kind."""
 STAMP_SIZE = 30
 """Of a moment with all nine digits of its second."""
 POWERS = 10 ** np.arange(8, -1, -1)
@@ -59,8 +60,10 @@ class WholeLines:
         self._transports = Transports()
         self._keys_of_meanings = Packer(MEANING_FIELDS, [("shown", "u1")])
         self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
-        self._known_meanings: Learnt[tuple[bytes, bytes, bytes]] = Learnt()
-        self._known_ends: Learnt[bytes] = Learnt()
+        self._known_meanings: Remembered[bytes, Around] = Remembered(
+            REMEMBERED, lambda parts: sum(map(len, parts))
+        )
+        self._known_ends: Remembered[bytes, bytes] = Remembered(REMEMBERED, len)
         self._generations: tuple[int, ...] = ()
 
     def block(self, rows: Rows) -> bytes:
@@ -81,7 +84,7 @@ class WholeLines:
         own = self._own.pieces(rows)
         return b"".join([*chain.from_iterable(zip(own, *parts, strict=False)), own[-1]])
 
-    def _around_ports(self, rows: Rows) -> list[tuple[bytes, bytes, bytes]]:
+    def _around_ports(self, rows: Rows) -> list[Around]:
         """What a flow says of itself, around its ports."""
         meanings = self._column("meanings", rows)
         around = self._transports.around(rows.events)
@@ -142,27 +145,9 @@ class Own:
         return pieces
 
 
-class Learnt(Generic[T]):
-    """Texts by key, forgotten together when there are too many."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, T] = {}
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._known.clear()
-
-    def find(self, keys: list[bytes], rows: Rows, make: Callable[[Rows], list[T]]) -> list[T]:
-        """The text of each key; `make` gets a row of each that is new."""
-        known = self._known
-        if len(known) > REMEMBERED:
-            known.clear()
-        try:
-            return list(map(known.__getitem__, keys))
-        except KeyError:
-            new = {key: index for index, key in enumerate(keys) if key not in known}
-            known |= zip(new, make(rows.where(np.array(list(new.values())))), strict=True)
-        return list(map(known.__getitem__, keys))
+def total(parts: Around) -> int:
+    """Bytes of all three."""
+    return sum(map(len, parts))
 
 
 def stamp_digits(moments: Times) -> Bytes:
