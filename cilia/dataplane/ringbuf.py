@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections.abc import Callable, Mapping, Sequence
+from time import thread_time
 
 import msgspec
 import numpy as np
@@ -28,8 +29,11 @@ CALM_SECONDS = 0.040
 """Between two polls of rings that fill slowly: what a poll costs hardly depends on how much it finds."""
 CALM_PART = 16
 """A ring fills slowly when a poll finds less than one part of so many in it."""
-RUN = 8192
-"""Records that a poll takes from a ring: some 10 ms of the loop with what is made of them."""
+RUN, SHORTEST_RUN = 8192, 256
+"""Records that a poll takes from a ring at most: some 10 ms of the loop with what is made of them; fewer
+where that takes long, since all of them are about strangers."""
+QUICK_SECONDS, SLOW_SECONDS = 0.004, 0.010
+"""Of work on a run that is followed by a longer or a shorter one."""
 BREATH_SECONDS = 0.005
 """The least that others get of the loop before a poll takes what the last one left."""
 IDLE_POLLS = 3
@@ -205,6 +209,7 @@ class RingReader:
         self._empty = 0
         self.pace = POLL_SECONDS
         """Seconds until the next poll while events flow."""
+        self._run = RUN
         self._watching = False
         self.received = 0
         self.lost = 0
@@ -242,16 +247,24 @@ class RingReader:
 
     def _poll(self) -> None:
         loop = self._running_loop()
-        start = loop.time()
-        count = self.drain(RUN)
+        start, run, worked = loop.time(), self._run, thread_time()
+        count = self.drain(run)
+        self._adapt(thread_time() - worked)
         took = loop.time() - start
         self._empty = 0 if count else self._empty + 1
         if self._empty < IDLE_POLLS:
             # In an overflow, answers get as much of the loop as the rings: else nobody sees what is read.
-            pause = self.pace if count < RUN else BREATH_SECONDS
+            pause = self.pace if count < run else BREATH_SECONDS
             self._timer = loop.call_later(max(took, pause), self._poll)
         else:
             self._sleep()
+
+    def _adapt(self, worked: float) -> None:
+        """Take shorter or longer runs, by the seconds of this thread that the last one took."""
+        if worked > SLOW_SECONDS:
+            self._run = max(SHORTEST_RUN, self._run // 2)
+        elif worked < QUICK_SECONDS:
+            self._run = min(RUN, self._run * 2)
 
     def _sleep(self) -> None:
         loop = self._running_loop()

@@ -8,6 +8,7 @@ collision costs time, never a wrong name; the hash is keyed at random, so that n
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -33,6 +34,7 @@ class Interner(Generic[T]):
         """Grows when indexes are given out anew, see `compact`."""
         self._resolve = resolve
         self._width = width
+        self._words = struct.Struct(f"={width}Q")
         self._shift = np.uint64(64 - bits)
         self._factors = np.array([secrets.randbits(64) | 1 for _ in range(width)], np.uint64)
         self._slots = np.zeros((1 << bits, width), np.uint64)
@@ -97,7 +99,7 @@ class Interner(Generic[T]):
         known = self._keys.get(key)
         if known is not None:
             return known
-        value = self._resolve([int(word) for word in np.frombuffer(key, np.uint64)])
+        value = self._resolve(self._words.unpack(key))
         ref = self._by_value.setdefault(value, len(self.values))
         if ref == len(self.values):
             self.values.append(value)

@@ -39,7 +39,7 @@ from cilia.hubble.intern import Interner
 from cilia.hubble.ring import Ring, together
 from cilia.hubble.ring import Rows as Rows
 from cilia.hubble.uuids import row_of
-from cilia.model.address import unpack
+from cilia.model.address import address_text
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow
 
@@ -291,7 +291,7 @@ class FlowStore:
     # -- resolving ----------------------------------------------------------------------------------------
 
     def _party(self, words: Sequence[int]) -> Party:
-        address = str(unpack(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little")))
+        address = address_text(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little"))
         return describe(self._directory, address, words[2] >> 16 & 0xFFFFFFFF, words[2] & 0xFFFF)
 
     def _rules(self, words: Sequence[int]) -> Rules:
@@ -310,7 +310,7 @@ class FlowStore:
             return self._directory.service(number) or Service()
         if not words[2]:
             return Service()
-        address = str(unpack(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little")))
+        address = address_text(words[0].to_bytes(8, "little") + words[1].to_bytes(8, "little"))
         anywhere = bool(words[2] >> 24 & 1)
         found = self._directory.service_at(address, port, words[2] & 0xFF, any_address=anywhere)
         return found or Service()
