@@ -13,12 +13,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
+from heapq import merge as merged
+from itertools import islice
 from operator import itemgetter
 
 import msgspec
 
 Item = tuple[int, bytes]
 """Nanoseconds since the Unix epoch, and the message."""
+
+SLICE = 2048
+"""Messages of many lanes that are put in order at a time, in some 10 ms; more is left for the next time."""
 
 by_time = itemgetter(0)
 
@@ -35,14 +41,20 @@ class MergeSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Batch:
     """Messages that arrived together, by time."""
 
-    __slots__ = ("arrived", "messages", "size", "times")
+    __slots__ = ("arrived", "messages", "start", "times")
 
     def __init__(self, times: list[int], messages: list[bytes], arrived: float) -> None:
         """`times` is sorted."""
         self.times = times
         self.messages = messages
         self.arrived = arrived
-        self.size = sum(map(len, messages))
+        self.start = 0
+        """Where those begin that have not gone out."""
+
+    def take(self, end: int) -> list[Item]:
+        """All up to, not including, a place."""
+        start, self.start = self.start, end
+        return list(zip(self.times[start:end], self.messages[start:end], strict=True))
 
 
 class Lane:
@@ -70,47 +82,48 @@ class Lane:
         """Take a batch, which is not empty."""
         self.newest = max(self.newest, batch.times[-1])
         self._batches.append(batch)
-        self.size += batch.size
+        self.size += sum(map(len, batch.messages))
 
     def take_until(self, moment: int, now: float) -> list[Item]:
         """Everything up to and including a time."""
         taken: list[Item] = []
         while self._batches:
             batch = self._batches[0]
-            if batch.times[-1] <= moment:
-                taken += zip(batch.times, batch.messages, strict=True)
-                self._forget(now)
-                continue
-            taken += self._cut(batch, bisect_right(batch.times, moment))
-            break
+            if batch.times[-1] > moment:
+                end = bisect_right(batch.times, moment, batch.start)
+                if end > batch.start:
+                    taken += batch.take(end)
+                break
+            taken += self._take_first(now)
+        self.size -= sum([len(message) for _, message in taken])
         return taken
 
     def take_arrived(self, before: float, now: float) -> list[Item]:
         """Everything that came before or at a moment of this machine's clock."""
         taken: list[Item] = []
         while self._batches and self._batches[0].arrived <= before:
-            batch = self._batches[0]
-            taken += zip(batch.times, batch.messages, strict=True)
-            self._forget(now)
+            taken += self._take_first(now)
+        self.size -= sum([len(message) for _, message in taken])
         return taken
 
     def times(self) -> list[int]:
         """Of all messages held."""
-        return [time for batch in self._batches for time in batch.times]
+        return [time for batch in self._batches for time in batch.times[batch.start :]]
 
-    def _forget(self, now: float) -> None:
-        self.size -= self._batches.popleft().size
+    def steps(self, size: int) -> Iterator[int]:
+        """Moments until which `take_until` takes `size` messages more each, or fewer."""
+        so_far = 0
+        for batch in self._batches:
+            for last in range(batch.start + size - 1, len(batch.times) + size - 1, size):
+                so_far = max(so_far, batch.times[min(last, len(batch.times) - 1)])
+                yield so_far
+
+    def _take_first(self, now: float) -> list[Item]:
+        """All of the oldest batch."""
+        batch = self._batches.popleft()
         if not self._batches:
             self.quiet_since = now
-
-    def _cut(self, batch: Batch, count: int) -> list[Item]:
-        if not count:
-            return []
-        taken = list(zip(batch.times[:count], batch.messages[:count], strict=True))
-        rest = Batch(batch.times[count:], batch.messages[count:], batch.arrived)
-        self.size -= batch.size - rest.size
-        self._batches[0] = rest
-        return taken
+        return batch.take(len(batch.times))
 
 
 class Merge:
@@ -157,9 +170,8 @@ class Merge:
         if not waited_for and full:
             taken = self._take_merged(full, now)
         if self._follow:
-            taken += self._take_overdue(full, now)
             taken += self._take_surplus(full, now)
-        self._held -= len(taken)
+            taken += self._take_overdue(full, now)
         for name in [name for name, lane in self._lanes.items() if lane.ended and not lane]:
             del self._lanes[name]
         taken.sort(key=by_time)
@@ -182,26 +194,35 @@ class Merge:
         """What is not newer than the last that each running lane has sent."""
         running = [lane.newest for lane in full if not lane.ended]
         moment = min(running) if running else max(lane.newest for lane in full)
+        return self._take_slice(full, moment, now)
+
+    def _take_slice(self, full: list[Lane], moment: int, now: float) -> list[Item]:
+        """The oldest of what is not newer than a moment: all of it, unless that would take long."""
+        if self._held > 2 * SLICE:
+            size = max(1, SLICE // len(full))
+            steps = merged(*[lane.steps(size) for lane in full])
+            moment = min(moment, next(islice(steps, SLICE // size, None), moment))
         taken: list[Item] = []
         for lane in full:
             taken += lane.take_until(moment, now)
+        self._held -= len(taken)
         return taken
+
+    def _take_surplus(self, full: list[Lane], now: float) -> list[Item]:
+        """The oldest of more than may be held."""
+        surplus = self._held - self._settings.limit
+        if surplus <= 0:
+            return []
+        if surplus > 4 * SLICE:
+            # More than one slice, whichever it is: all times need not be looked at.
+            return self._take_slice(full, max(lane.newest for lane in full), now)
+        times = sorted([time for lane in full for time in lane.times()])
+        return self._take_slice(full, times[surplus - 1], now)
 
     def _take_overdue(self, full: list[Lane], now: float) -> list[Item]:
         before = now - self._settings.patience
         taken: list[Item] = []
         for lane in full:
             taken += lane.take_arrived(before, now)
-        return taken
-
-    def _take_surplus(self, full: list[Lane], now: float) -> list[Item]:
-        """The oldest of more than may be held."""
-        times = [time for lane in full for time in lane.times()]
-        if len(times) <= self._settings.limit:
-            return []
-        times.sort()
-        moment = times[len(times) - self._settings.limit - 1]
-        taken: list[Item] = []
-        for lane in full:
-            taken += lane.take_until(moment, now)
+        self._held -= len(taken)
         return taken

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cilia.relay.merge import Merge, MergeSettings
+from cilia.relay.merge import SLICE, Merge, MergeSettings
 
 SETTINGS = MergeSettings(patience=1.0, limit=5)
 
@@ -113,3 +114,22 @@ def test_nothing_is_lost_and_complete_histories_are_in_order(
     assert sorted(taken) == sorted(sent)
     if not follow:
         assert taken == sorted(sent)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_many_full_lanes_go_out_in_slices_that_keep_the_order(follow: bool) -> None:
+    merge = Merge(SETTINGS, follow=follow)
+    for lane in range(200):
+        put(merge, f"node-{lane}", [lane + 200 * step for step in range(100)], 0)
+    if follow:
+        merge.open("idle", 0)
+    else:
+        for lane in range(200):
+            merge.end(merge.open(f"node-{lane}", 0))
+    slices = []
+    while taken := times(merge, 0):
+        slices.append(taken)
+    held = SETTINGS.limit if follow else 0
+    assert [time for taken in slices for time in taken] == list(range(200 * 100 - held))
+    assert max(map(len, slices)) <= 2 * SLICE
+    assert len(slices) > 2
