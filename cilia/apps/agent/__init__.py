@@ -7,12 +7,14 @@
     switches   the same for single endpoints
     engine     one step of brain and hands for every change
     node       this node in the cluster: CiliumNode, pod prefixes, address pools
+    place      all of that, kept right
     attach     CNI calls
     balancing  services: settings for brain and data path, the end of sockets whose backend is gone
     standalone services by hand: kept, put by the API, followed in a file
     health_ports  health checks of load balancers
     service_events  what is wrong with services, as Events
     verifying  whether the kernel has what it should
+    publishing who writes what into the cluster, after each step
     publish    CiliumEndpoints
     statuses   what became of each policy: conditions, node by node, Events
     realisation  how far policies have got in the kernel

@@ -107,7 +107,7 @@ class Registration:
     def __init__(self, store: Store, name: str, addresses: Sequence[str], boot_id: str) -> None:
         self._store = store
         self._name = name
-        self._addresses = tuple(addresses)
+        self.addresses = tuple(addresses)
         self._boot_id = boot_id
         self.labels: dict[str, str] | None = None
         """The node's, which its object is to have; None: nobody tells, and the object keeps its own."""
@@ -211,6 +211,6 @@ class Registration:
 
     def _wanted(self, routers: Sequence[str]) -> tuple[cn.NodeAddress, ...]:
         return (
-            *(cn.NodeAddress(type="InternalIP", ip=address) for address in self._addresses),
+            *(cn.NodeAddress(type="InternalIP", ip=address) for address in self.addresses),
             *(cn.NodeAddress(type="CiliumInternalIP", ip=address) for address in routers if address),
         )

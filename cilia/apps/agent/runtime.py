@@ -1,7 +1,7 @@
 """Builds an agent in the order in which its parts can stand, and runs it until it is told to stop.
 
     programs loaded ─► pod prefixes (from disk, or from the operator) ─► links up ─► endpoints restored
-        ─► doors open (API, Hubble)
+        ─► doors open (API, Hubble, CNI, whose calls wait)
         ─► sources heard in full ─► first step, prune ─► CNI served, deferred DELs replayed, conflist
 
 Until the inputs are complete the kernel goes on with what a predecessor left in it.
@@ -13,8 +13,9 @@ import asyncio
 import ipaddress
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,21 +29,22 @@ from cilia.api import sockets
 from cilia.api.cni_server import CniServer
 from cilia.api.server import ApiServer, ApiSettings, check_addresses
 from cilia.api.sockets import SocketError
-from cilia.apps.agent.attach import Attacher, Gateways
+from cilia.apps.agent.attach import Attacher
 from cilia.apps.agent.backend import AgentBackend, Condition
 from cilia.apps.agent.balancing import PodNetworks, SocketEnder, brain_settings
 from cilia.apps.agent.engine import Engine
 from cilia.apps.agent.errors import StartError
 from cilia.apps.agent.health_ports import HealthPorts
-from cilia.apps.agent.identities import IdentityAllocator, PodIdentities
+from cilia.apps.agent.identities import IdentityAllocator
 from cilia.apps.agent.kernel import NodeKernel
 from cilia.apps.agent.live import LiveSettings
 from cilia.apps.agent.metrics import AgentCollector, AgentMetrics, PolicyNumbers
-from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration, own_labels
+from cilia.apps.agent.node import BadPrefix, PodAddresses, Registration
 from cilia.apps.agent.observability import Observability
 from cilia.apps.agent.operator_watch import OperatorWatch
-from cilia.apps.agent.persist import each, persist
+from cilia.apps.agent.place import Place
 from cilia.apps.agent.publish import EndpointPublisher
+from cilia.apps.agent.publishing import Publishing
 from cilia.apps.agent.realisation import PolicyDelays, PolicyWords
 from cilia.apps.agent.service_events import ServiceEvents
 from cilia.apps.agent.settings import AgentSettings
@@ -57,6 +59,7 @@ from cilia.cluster.kube.kubeconfig import ConfigError
 from cilia.cluster.store import Store, StoreError, Unavailable
 from cilia.control.graph import ControlGraph, GraphConfig, Restored, restored_subjects
 from cilia.dataplane.bpf import BpfError
+from cilia.dataplane.order import KernelState
 from cilia.dataplane.verify import Verifier
 from cilia.hubble.export.collector import ExportCollector
 from cilia.kit import startup
@@ -72,8 +75,6 @@ from cilia.plugins.cni import conflist, delete_queue, install
 from cilia.schema import Desired, EndpointOptions, Inputs, PodRow
 from cilia.sources import pods
 from cilia.sources.cluster import Sources
-from cilia.sources.reflector import Reflector
-from cilia.tables.table import Table
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +101,31 @@ class Stopped(Exception):
     """Told to stop before it was ready."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What everything else stands on."""
+
+    live: LiveSettings
+    kernel: NodeKernel
+    """Programs are loaded."""
+    store: Store
+    tasks: TaskGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """The parts of an agent, made and not yet started."""
+
+    files: EndpointFiles
+    graph: ControlGraph
+    state: KernelState
+    engine: Engine
+    observability: Observability
+    metrics: AgentMetrics
+    switches: EndpointSwitches
+    backend: AgentBackend
+
+
 class Runtime:
     """One agent, from start to stop."""
 
@@ -110,6 +136,8 @@ class Runtime:
         self.desired = Desired()
         self.condition = Condition()
         self._stop = asyncio.Event()
+        self._delays: PolicyDelays | None = None
+        """From the first step on."""
 
     async def run(self) -> None:
         """Start, serve, stop. Raises StartError with a sentence for the operator."""
@@ -132,6 +160,31 @@ class Runtime:
             ) from error
 
     async def _serve(self, stack: AsyncExitStack) -> None:
+        """The drawing above, step by step."""
+        ground = await self._stand(stack)
+        place = await self._join(ground)
+        rooms = self._build(ground, place)
+        cni_server = await self._open_doors(stack, rooms, ground.tasks)
+        identities = IdentityAllocator(ground.store, self.inputs)
+        endpoints, statuses = self._publishers(ground, rooms)
+        sources = await self._hear(ground)
+        rooms.engine.after += [rooms.backend.stepped, rooms.switches.forget_gone, place.watch(self.inputs)]
+        publishing = Publishing(self.inputs, rooms.graph, identities, endpoints, statuses, self.clock)
+        rooms.engine.after.append(publishing.look)
+        publishing.start(ground.tasks)
+        await self._take_over(ground.kernel, rooms, identities)
+        rooms.backend.attacher = self._attacher(ground, place, rooms, identities, endpoints)
+        self._look_after_kernel(ground, rooms, sources)
+        self._look_after_services(ground, rooms)
+        self._tell(ground, rooms)
+        await self._admit_pods(cni_server)
+        startup.started()
+        self.condition.doing = ""
+        log.info("ready", node=self.settings.node_name, endpoints=len(self.desired.endpoints))
+        await self._until_stopped(rooms.engine, ground.tasks)
+
+    async def _stand(self, stack: AsyncExitStack) -> Ground:
+        """Programs in the kernel, a directory for state, somebody who knows the cluster."""
         settings = self.settings
         live = LiveSettings(settings)
         kernel = NodeKernel(live.settings)
@@ -142,62 +195,38 @@ class Runtime:
             sockets.clear(path)
         store = await self._store(stack)
         tasks = await stack.enter_async_context(TaskGroup())
+        return Ground(live=live, kernel=kernel, store=store, tasks=tasks)
 
-        registration = Registration(store, settings.node_name, kernel.addresses, boot_id())
+    async def _join(self, ground: Ground) -> Place:
+        """Prefixes for pods, links for them, and this node's object in the cluster."""
+        settings, kernel = self.settings, ground.kernel
+        registration = Registration(ground.store, settings.node_name, kernel.addresses, boot_id())
         fixed = [cidr for cidr in (settings.ipv4_pod_cidr, settings.ipv6_pod_cidr) if cidr]
         node_file = NodeFile(settings.state_dir)
-        prefixes = fixed or node_file.load()
-        if not prefixes:
-            prefixes = await self._or_stop(registration.pod_prefixes())
-        addresses = PodAddresses(prefixes, self.clock)
-        node_file.save(prefixes)
-        gateways = Gateways(addresses.router(4), addresses.router(6))
-        kernel.prepare_node(gateways)
-        routers = tuple(address for address in (gateways.ipv4, gateways.ipv6) if address)
-        own = Node(
-            name=settings.node_name,
-            addresses=kernel.addresses,
-            router_addresses=routers,
-            pod_cidrs=tuple(prefixes),
-        )
-        registration_due = asyncio.Event()
-        registration_due.set()
-        tasks.spawn(
-            "register node", registration.stay(registration_due, prefixes, routers, fixed=bool(fixed))
-        )
+        prefixes = fixed or node_file.load() or await self._or_stop(registration.pod_prefixes())
+        place = Place(settings.node_name, prefixes, PodAddresses(prefixes, self.clock), registration)
+        node_file.save(list(prefixes))
+        kernel.prepare_node(place.gateways)
+        place.stay(ground.tasks, ground.store, fixed=bool(fixed))
+        return place
 
-        self._follow_labels(tasks, store, registration, registration_due)
-
+    def _build(self, ground: Ground, place: Place) -> Rooms:
+        """Restore endpoints; then make brain, hands and eyes, and whoever answers for them."""
+        settings, live, kernel = self.settings, ground.live, ground.kernel
         files = EndpointFiles(settings.state_dir)
-        self._restore(files, kernel, addresses)
-        graph = self._graph(live.settings, kernel, own)
+        self._restore(files, kernel, place.addresses)
+        graph = self._graph(live.settings, kernel, place.own)
         state = kernel.follow(self.desired, self.clock.monotonic())
         kernel.update_settings(live.settings)
         state.local_pods.netns_cookie = PodNetworks(self.inputs).cookie
         engine = Engine(graph, state, self.clock)
         observability = Observability(settings, self.inputs, self.desired, kernel, state, self.clock)
-        delays: list[PolicyDelays] = []
-        metrics = AgentMetrics(
-            AgentCollector(
-                self.inputs,
-                self.desired,
-                kernel.numbers,
-                observability.numbers,
-                lambda: _policy_numbers(graph, delays),
-            )
-        )
-        metrics.registry.register(ExportCollector(observability.exporters))
+        metrics = self._metrics(kernel, graph, observability)
         switches = EndpointSwitches(self.inputs, files)
-        local_services = LocalServices(self.inputs, settings.state_dir)
-        local_services.restore()
-        if settings.services_file is not None:
-            follower = FileFollower(settings.services_file, local_services.follow)
-            follower.look()
-            tasks.spawn("follow services file", follower.run())
         backend = AgentBackend(
             live=live,
             switches=switches,
-            local_services=local_services,
+            local_services=self._local_services(ground.tasks),
             apply=lambda changed: self._apply(changed, kernel, graph),
             graph=graph,
             kernel=state,
@@ -207,91 +236,170 @@ class Runtime:
             hubble_history=observability.history_numbers,
             metrics=metrics,
             condition=self.condition,
-            addresses=addresses.usage,
-            operator=OperatorWatch(store, self.clock).state,
+            addresses=place.addresses.usage,
+            operator=OperatorWatch(ground.store, self.clock).state,
             kick=engine.kick,
             clock=self.clock,
         )
-        await self._open_doors(stack, backend, observability)
-        observability.start(tasks)
-        cni_server = CniServer(backend, settings.cni_socket)
+        return Rooms(
+            files=files,
+            graph=graph,
+            state=state,
+            engine=engine,
+            observability=observability,
+            metrics=metrics,
+            switches=switches,
+            backend=backend,
+        )
+
+    def _metrics(self, kernel: NodeKernel, graph: ControlGraph, observability: Observability) -> AgentMetrics:
+        collector = AgentCollector(
+            self.inputs,
+            self.desired,
+            kernel.numbers,
+            observability.numbers,
+            lambda: self._policy_numbers(graph),
+        )
+        metrics = AgentMetrics(collector)
+        metrics.registry.register(ExportCollector(observability.exporters))
+        return metrics
+
+    def _policy_numbers(self, graph: ControlGraph) -> PolicyNumbers:
+        return PolicyNumbers(
+            revision=int(graph.policy_revision),
+            outcomes=self._delays.outcomes if self._delays is not None else {},
+            largest_peers=graph.policy.largest_peers(),
+            audit=graph.policy.audit,
+        )
+
+    def _local_services(self, tasks: TaskGroup) -> LocalServices:
+        """Services by hand: those of before, and a file's from now on."""
+        local = LocalServices(self.inputs, self.settings.state_dir)
+        local.restore()
+        if self.settings.services_file is not None:
+            follower = FileFollower(self.settings.services_file, local.follow)
+            follower.look()
+            tasks.spawn("follow services file", follower.run())
+        return local
+
+    async def _open_doors(self, stack: AsyncExitStack, rooms: Rooms, tasks: TaskGroup) -> CniServer:
+        """Answer questions, and pods' runtimes that they wait; take the kernel's events."""
+        settings = self.settings
+        api = ApiServer(
+            rooms.backend,
+            ApiSettings(
+                socket=settings.api_socket, health=settings.health_listen, metrics=settings.metrics_listen
+            ),
+        )
+        await api.start()
+        stack.push_async_callback(api.stop)
+        await rooms.observability.open(stack)
+        rooms.observability.start(tasks)
+        cni_server = CniServer(rooms.backend, settings.cni_socket)
         await cni_server.start()
         stack.push_async_callback(cni_server.stop)
-        observability.read(stack)
+        rooms.observability.read(stack)
+        return cni_server
 
-        identities = IdentityAllocator(store, self.inputs)
-        publisher = EndpointPublisher(
-            store, self.desired, lambda: kernel.addresses[0], lambda: graph.policy.audit
+    def _publishers(self, ground: Ground, rooms: Rooms) -> tuple[EndpointPublisher, StatusPublisher]:
+        graph, kernel = rooms.graph, ground.kernel
+        endpoints = EndpointPublisher(
+            ground.store, self.desired, lambda: kernel.addresses[0], lambda: graph.policy.audit
         )
         statuses = StatusPublisher(
-            store,
+            ground.store,
             self.inputs,
             self.desired,
             self.clock,
-            node=settings.node_name,
-            words=PolicyWords(graph, state).say if settings.policy_node_status else None,
+            node=self.settings.node_name,
+            words=PolicyWords(graph, rooms.state).say if self.settings.policy_node_status else None,
         )
+        return endpoints, statuses
+
+    async def _hear(self, ground: Ground) -> Sources:
+        """All that the cluster has to say, in full."""
         sources = Sources(
-            store, self.inputs, node=settings.node_name, own_addresses=frozenset(kernel.addresses)
+            ground.store,
+            self.inputs,
+            node=self.settings.node_name,
+            own_addresses=frozenset(ground.kernel.addresses),
         )
         self.condition.source_errors = sources.errors
         self.condition.watches = sources.watches
         self.condition.doing = "waiting for the API server's objects"
-        sources.start(tasks)
+        sources.start(ground.tasks)
         await self._or_stop(sources.wait_synced())
+        return sources
 
-        engine.after.append(backend.stepped)
-        engine.after.append(switches.forget_gone)
-        engine.after.append(self._when_misregistered(own, registration, registration_due.set))
-        self._publish(tasks, engine, graph, identities, publisher, statuses)
-        engine.start()
-        await self._settle(engine, graph, identities)
-        delays.append(self._time_policies(backend, metrics))
-        engine.after.append(delays[0].stepped)
-        removed = state.prune() + kernel.prune_links(self.inputs.attachments)
+    async def _take_over(self, kernel: NodeKernel, rooms: Rooms, identities: IdentityAllocator) -> None:
+        """The first step of all inputs; then what a predecessor left and nobody wants goes."""
+        rooms.engine.start()
+        await self._settle(rooms.engine, rooms.graph, identities)
+        self._delays = self._time_policies(rooms.backend, rooms.metrics)
+        rooms.engine.after.append(self._delays.stepped)
+        removed = rooms.state.prune() + kernel.prune_links(self.inputs.attachments)
         log.info("restored", endpoints=len(self.inputs.attachments), pruned=removed)
 
+    def _attacher(
+        self,
+        ground: Ground,
+        place: Place,
+        rooms: Rooms,
+        identities: IdentityAllocator,
+        publisher: EndpointPublisher,
+    ) -> Attacher:
+        """Who serves CNI calls, from now on."""
         attacher = Attacher(
             inputs=self.inputs,
-            graph=graph,
-            store=store,
-            files=files,
-            addresses=addresses,
-            links=kernel,
-            enforcer=engine,
+            graph=rooms.graph,
+            store=ground.store,
+            files=rooms.files,
+            addresses=place.addresses,
+            links=ground.kernel,
+            enforcer=rooms.engine,
             identities=identities,
             publisher=publisher,
-            gateways=gateways,
+            gateways=place.gateways,
             put_pod=self._put_pod,
         )
-        backend.attacher = attacher
         attacher.ready = True
-        tasks.spawn("collect flows", kernel.collect(settings.conntrack_gc_interval))
-        tasks.spawn("review policies", self._review(engine, graph))
-        self._end_sockets(tasks, engine, kernel)
+        return attacher
+
+    def _look_after_kernel(self, ground: Ground, rooms: Rooms, sources: Sources) -> None:
+        """What expires goes, what hardly means what it says is told, and what differs is put right."""
+        tasks = ground.tasks
+        tasks.spawn("collect flows", ground.kernel.collect(self.settings.conntrack_gc_interval))
+        tasks.spawn("review policies", self._review(rooms.engine, rooms.graph))
+        self._end_sockets(tasks, rooms.engine, ground.kernel)
         verifying = Verifying(
-            Verifier(state), engine.kick, self.clock, settings.verify_interval, sources.lists
+            Verifier(rooms.state),
+            rooms.engine.kick,
+            self.clock,
+            self.settings.verify_interval,
+            sources.lists,
         )
-        backend.verifying = metrics.collector.verifying = verifying
+        rooms.backend.verifying = rooms.metrics.collector.verifying = verifying
         tasks.spawn("verify the kernel", verifying.run())
-        events = ServiceEvents(store, self.desired, self.clock, node=settings.node_name)
-        tasks.spawn("tell problems of services", events.run())
-        observability.drop_events.start(tasks, store)
-        if settings.kube_proxy_replacement:
+
+    def _look_after_services(self, ground: Ground, rooms: Rooms) -> None:
+        """Problems of Services become Events; load balancers are told whether to come here."""
+        events = ServiceEvents(ground.store, self.desired, self.clock, node=self.settings.node_name)
+        ground.tasks.spawn("tell problems of services", events.run())
+        if self.settings.kube_proxy_replacement:
             ports = HealthPorts(
                 self.desired,
-                node=settings.kube_proxy_healthz,
+                node=self.settings.kube_proxy_healthz,
                 healthy=lambda: not self.condition.doing,
                 clock=self.clock,
             )
-            engine.after.append(ports.look)
-            tasks.spawn("answer health checks", ports.run())
-        engine.after.append(observability.tell(tasks, lambda: int(graph.policy_revision)))
-        await self._admit_pods(cni_server)
-        startup.started()
-        self.condition.doing = ""
-        log.info("ready", node=settings.node_name, endpoints=len(self.desired.endpoints))
-        await self._until_stopped(engine, tasks)
+            rooms.engine.after.append(ports.look)
+            ground.tasks.spawn("answer health checks", ports.run())
+
+    def _tell(self, ground: Ground, rooms: Rooms) -> None:
+        """Drops become Events; what the agent does is told to who asks Hubble."""
+        rooms.observability.drop_events.start(ground.tasks, ground.store)
+        told = rooms.observability.tell(ground.tasks, lambda: int(rooms.graph.policy_revision))
+        rooms.engine.after.append(told)
 
     async def _store(self, stack: AsyncExitStack) -> Store:
         settings = self.settings
@@ -358,56 +466,6 @@ class Runtime:
         observe = metrics.policy_seconds.labels(source=source).observe
         return PolicyDelays(self.inputs, self.desired, backend.realized_revision, observe, self.clock)
 
-    def _follow_labels(
-        self, tasks: TaskGroup, store: Store, registration: Registration, due: asyncio.Event
-    ) -> None:
-        """Give this node's object the labels of its Kubernetes Node, if it has one, whenever they change."""
-        name = self.settings.node_name
-        table: Table[str, Node] = Table("own_node", lambda row: row.name)
-
-        def look() -> None:
-            node = table.get(name)
-            registration.labels = node.labels if node is not None else None
-            due.set()
-
-        table.listen(look)
-        tasks.spawn("reflect own node", Reflector(store, table, own_labels(name)).run())
-
-    def _when_misregistered(
-        self, own: Node, registration: Registration, act: Callable[[], None]
-    ) -> Callable[[], None]:
-        """What to call after each step, to act when the cluster lost this node or has it wrong: once for
-        each change of its object."""
-        cursor = self.inputs.nodes.cursor()
-
-        def look() -> None:
-            put, deleted = cursor.take()
-            for row in put:
-                labels = row.labels if registration.labels is None else registration.labels
-                wanted = msgspec.structs.replace(
-                    row, addresses=own.addresses, router_addresses=own.router_addresses, labels=labels
-                )
-                if row.name == own.name and row != wanted:
-                    act()
-            if own.name in deleted:
-                act()
-
-        return look
-
-    async def _open_doors(
-        self, stack: AsyncExitStack, backend: AgentBackend, observability: Observability
-    ) -> None:
-        settings = self.settings
-        api = ApiServer(
-            backend,
-            ApiSettings(
-                socket=settings.api_socket, health=settings.health_listen, metrics=settings.metrics_listen
-            ),
-        )
-        await api.start()
-        stack.push_async_callback(api.stop)
-        await observability.open(stack)
-
     def _end_sockets(self, tasks: TaskGroup, engine: Engine, kernel: NodeKernel) -> None:
         """End sockets whose backend is gone, from now on."""
         if self.settings.kube_proxy_replacement and self.settings.bpf_lb_sock:
@@ -425,55 +483,6 @@ class Runtime:
             graph.policy.review()
             if states.revision != before:
                 engine.kick()
-
-    def _publish(
-        self,
-        tasks: TaskGroup,
-        engine: Engine,
-        graph: ControlGraph,
-        identities: IdentityAllocator,
-        publisher: EndpointPublisher,
-        statuses: StatusPublisher,
-    ) -> None:
-        """Tell the cluster what changed, after every step that changed something."""
-        endpoints_wake, statuses_wake, identities_wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        pods_wake = asyncio.Event()
-        upcoming = PodIdentities(self.inputs, graph.endpoints.labels_of, identities)
-
-        def look() -> None:
-            if publisher.pending:
-                endpoints_wake.set()
-            if statuses.pending:
-                statuses_wake.set()
-            if graph.endpoints.wanted:
-                identities_wake.set()
-            if upcoming.pending:
-                pods_wake.set()
-
-        async def publish_endpoints() -> None:
-            await each(publisher.dirty(), publisher.publish, publisher.retry)
-
-        timer: asyncio.TimerHandle | None = None
-
-        async def publish_statuses() -> None:
-            nonlocal timer
-            try:
-                await statuses.publish()
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                if statuses.due is not None:
-                    pause = max(0.0, statuses.due - self.clock.monotonic())
-                    timer = asyncio.get_running_loop().call_later(pause, statuses_wake.set)
-
-        async def allocate() -> None:
-            await each(list(graph.endpoints.wanted), identities.allocate, lambda _: None)
-
-        engine.after.append(look)
-        tasks.spawn("publish endpoints", persist("CiliumEndpoints", endpoints_wake, publish_endpoints))
-        tasks.spawn("publish statuses", persist("policy statuses", statuses_wake, publish_statuses))
-        tasks.spawn("allocate identities", persist("CiliumIdentities", identities_wake, allocate))
-        tasks.spawn("foresee identities", persist("CiliumIdentities of pods", pods_wake, upcoming.allocate))
 
     async def _settle(self, engine: Engine, graph: ControlGraph, identities: IdentityAllocator) -> None:
         """The first step; restored endpoints whose identity was collected meanwhile get one anew.
@@ -557,12 +566,3 @@ def address_of(server: str) -> tuple[str, ...]:
 def boot_id() -> str:
     """The kernel's name for this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _policy_numbers(graph: ControlGraph, delays: list[PolicyDelays]) -> PolicyNumbers:
-    return PolicyNumbers(
-        revision=int(graph.policy_revision),
-        outcomes=delays[0].outcomes if delays else {},
-        largest_peers=graph.policy.largest_peers(),
-        audit=graph.policy.audit,
-    )
