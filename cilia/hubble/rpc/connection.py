@@ -1,8 +1,6 @@
-"""One client of a gRPC server: an h2 state machine, and a task for each call.
+"""One client of a gRPC server: an h2 state machine, and a task for each call (`stream`).
 
-A handler writes when the client's flow-control window and the socket's buffer have room; it waits until
-then, so a slow client holds one chunk in memory and no more. Whatever a connection does wrong ends that
-connection only.
+Whatever a connection does wrong ends that connection only.
 """
 
 from __future__ import annotations
@@ -10,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import h2.config
@@ -28,20 +25,13 @@ from cilia.hubble.rpc.messages import (
     Code,
     FramingError,
     RpcError,
-    Unframer,
-    frame,
-    parse_timeout,
     trailers,
 )
+from cilia.hubble.rpc.stream import BURST, RESPONSE_HEADERS, Stream
 from cilia.kit.tasks import TaskGroup
 
 log = structlog.get_logger(__name__)
 
-RESPONSE_HEADERS = [
-    (":status", "200"),
-    ("content-type", "application/grpc"),
-    ("grpc-accept-encoding", "identity"),
-]
 DATA_HEAD = struct.Struct("!IBI")
 """Of a DATA frame: length and type, which is 0; flags; stream."""
 CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?( *;.*)?")
@@ -49,8 +39,6 @@ LINGER = 5.0
 """Seconds a client has to read the goodbye."""
 PIECE = 256
 """Bytes looked at between two looks at the clock: some twenty of the smallest frames."""
-BURST = 128 << 10
-"""Bytes sent at most before room is looked for again."""
 TURN = 0.002
 """Seconds for one client's frames before others get their turn."""
 
@@ -83,95 +71,6 @@ class Host(Protocol):
     def forget(self, connection: Connection) -> None:
         """A client is gone."""
         ...
-
-
-class Stream:
-    """One call: what arrived of its request, and its window. It is the `Call` that handlers get."""
-
-    def __init__(self, connection: Connection, stream_id: int, headers: Mapping[str, str]) -> None:
-        self._connection = connection
-        self.id = stream_id
-        self.headers = headers
-        self.method = headers.get(":path", "")
-        self.timeout = parse_timeout(headers["grpc-timeout"]) if "grpc-timeout" in headers else None
-        self.unframer = Unframer(connection.limits.request)
-        self.messages: deque[bytes] = deque()
-        self.complete = False
-        """The client has said all."""
-        self.impatience: asyncio.TimerHandle | None = None
-        """Ends the call unless its request arrives."""
-        self.task: asyncio.Task[None] | None = None
-        self.room = asyncio.Event()
-        self._arrived = asyncio.Event()
-        self._opened = False
-
-    @property
-    def client(self) -> str:
-        """Common name in the client's certificate."""
-        return self._connection.client
-
-    @property
-    def peer(self) -> str:
-        """Where the client is."""
-        return self._connection.peer
-
-    async def send(self, messages: Sequence[bytes]) -> None:
-        """Send serialised messages in full frames but for the last, waiting for window and socket."""
-        start = 0
-        while start < len(messages):
-            size, end = 0, start
-            while size < BURST and end < len(messages):
-                size, end = size + len(messages[end]), end + 1
-            await self.send_block(frame(messages[start:end]))
-            start = end
-
-    async def send_block(self, block: bytes) -> None:
-        """The same for messages that are framed already."""
-        self.open()
-        rest = memoryview(block)
-        while rest:
-            size = await self._connection.room_for(self, len(rest))
-            self._connection.write(self.id, rest[:size])
-            rest = rest[size:]
-
-    async def receive(self) -> bytes | None:
-        """The next message of a conversation; None when the client has said all."""
-        while not self.messages:
-            if self.complete:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self.messages.popleft()
-
-    def arrived(self) -> None:
-        """Something came, or the end."""
-        self._arrived.set()
-
-    def open(self) -> None:
-        """Send the response headers, once."""
-        if not self._opened:
-            self._opened = True
-            self._connection.write_headers(self.id, RESPONSE_HEADERS)
-
-    def end(self, code: Code, sentence: str = "") -> None:
-        """Send the trailers; without any answer before, headers and trailers in one."""
-        headers = trailers(code, sentence)
-        if not self._opened:
-            headers = RESPONSE_HEADERS + headers
-        self._opened = True
-        self._connection.write_headers(self.id, headers, end=True)
-        if not self.complete:
-            self._connection.stop_reading(self.id)
-
-    def be_patient(self, patient: bool) -> None:
-        """Stop or start to wait for the rest of the request."""
-        if self.impatience:
-            self.impatience.cancel()
-            self.impatience = None
-        if not patient:
-            self.impatience = asyncio.get_running_loop().call_later(
-                self._connection.limits.patience, self._connection.give_up, self
-            )
 
 
 class Connection(asyncio.Protocol):
