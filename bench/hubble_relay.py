@@ -40,7 +40,7 @@ from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.server import Server, Sink
-from cilia.kit import certificates
+from cilia.kit import certificates, startup
 from cilia.kit import log as logs
 from cilia.kit.clock import SystemClock
 from cilia.kit.tls import ClientTls, ServerTls, TlsFiles, server_name
@@ -293,6 +293,7 @@ async def peers_cost(count: int) -> dict[str, float]:
     """KiB per peer connected by TLS, and per peer of an answer that its client does not read; what the loop
     was held while they all connected."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+    startup.started()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         tls = ClientTls(make_files(directory))

@@ -13,13 +13,12 @@ class Backoff:
         self._limit = limit
         self._factor = factor
         self._current = first
-        self._random = random.Random()
 
     def next(self) -> float:
         """Seconds: the current pause, between half and all of it, and grow."""
         pause = self._current
         self._current = min(self._limit, self._current * self._factor)
-        return pause * (0.5 + self._random.random() / 2)
+        return pause * (0.5 + random.random() / 2)
 
     def reset(self) -> None:
         """Start again from the first pause."""

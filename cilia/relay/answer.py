@@ -34,10 +34,8 @@ RENEW_SECONDS = 2.0
 """Between attempts to ask a connected peer whose answer has ended while a client follows."""
 VIEW = 256
 """Flows masked before others get their turn: some 5 ms."""
-ASKED = 8
-"""Peers asked before others get their turn: some 3 ms, and as much for what they answer."""
-PAUSE = 0.002
-"""Seconds of that turn, in which the first answers may come: all at once, a thousand would take 0.2 s."""
+READERS = 32
+"""Readers begun before others get their turn: some 2 ms. Each waits for its own to ask its peer."""
 SEND = 512
 """Messages handed to the client's stream at a time."""
 CALLERS_FAULTS = (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
@@ -101,8 +99,8 @@ class Answer:
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, int] = {}
         """Peers asked so far, with the time of the newest message each has sent."""
-        self._full: dict[str, asyncio.Event] = {}
-        """Peers whose lane is full; set when something was taken."""
+        self._full: dict[str, tuple[Lane, asyncio.Event]] = {}
+        """Peers whose lane is full, and what tells their reader that it is no longer."""
         self._renewed = 0.0
         self._changed = False
         """Peers came or went since the last renewal."""
@@ -165,14 +163,15 @@ class Answer:
         """Begin to read these peers, and let others have their turn between some of them."""
         for number, link in enumerate(links, 1):
             self._ask(link)
-            if number % ASKED == 0:
-                await asyncio.sleep(PAUSE)
+            if number % READERS == 0:
+                await asyncio.sleep(0)
 
     def _ask(self, link: Link) -> None:
         channel = link.channel
         if channel is None:
             return
         lane = self._merge.open(link.name, self._clock.monotonic())
+        self._merge.hold(lane)
         reader = self._tasks.spawn(f"flows of {link.name}", self._read(link, channel, lane))
         self._readers[link.name] = reader
 
@@ -191,12 +190,13 @@ class Answer:
     async def _read(self, link: Link, channel: Channel, lane: Lane) -> None:
         """Read one peer's answer to its end, whatever that is."""
         name = link.name
+        call: Call | None = None
         try:
-            call = channel.call(GET_FLOWS, self._request_for(name), window=self._window)
-            try:
-                await self._read_call(call, name, lane)
-            finally:
-                call.cancel()
+            async with self._pool.turns.turn():
+                call = channel.call(GET_FLOWS, self._request_for(name), window=self._window)
+                self._merge.ask(lane, self._clock.monotonic())
+                await self._arrival(call)
+            await self._read_call(call, name, lane)
         except RpcError as error:
             if error.code in CALLERS_FAULTS:
                 self._refusals[name] = error
@@ -206,6 +206,8 @@ class Answer:
             channel.close(sentence)
             self._fail(link, channel, sentence)
         finally:
+            if call:
+                call.cancel()
             self._merge.end(lane)
             self._readers.pop(name, None)
             self._bell.set()
@@ -220,26 +222,44 @@ class Answer:
         self._errors.add(link.name, state, sentence, self._clock.monotonic())
 
     async def _read_call(self, call: Call, name: str, lane: Lane) -> None:
+        """Read to the end, and no further than a window ahead of what went out."""
         scanner = Scanner()
-        silence = None if self._request.follow else self._settings.silence
-        while True:
-            try:
-                async with asyncio.timeout(silence):
-                    batch = await call.read()
-            except TimeoutError:
-                sentence = f"the node was silent for {silence:g} s in the middle of its answer"
-                raise RpcError(Code.DEADLINE_EXCEEDED, sentence) from None
-            if not batch:
-                return
-            times = scanner.times(batch)
-            self._asked[name] = max(self._asked.get(name, 0), max(times))
-            if self._view:
-                times, batch = await self._seen(self._view, times, batch)
-            self._merge.put(lane, times, batch, self._clock.monotonic())
-            self._bell.set()
+        while await self._read_batch(call, scanner, name, lane):
             while lane.size >= self._window:
-                room = self._full[name] = asyncio.Event()
+                self._merge.hold(lane)
+                room = asyncio.Event()
+                self._full[name] = lane, room
                 await room.wait()
+                # Room comes to all lanes at once: they ask for more in turns.
+                async with self._pool.turns.turn():
+                    self._merge.ask(lane, self._clock.monotonic())
+                    if not await self._read_batch(call, scanner, name, lane):
+                        return
+                    await self._arrival(call)
+
+    async def _read_batch(self, call: Call, scanner: Scanner, name: str, lane: Lane) -> bool:
+        """Put what has come into the lane; False at the end."""
+        await self._arrival(call)
+        batch = await call.read()
+        if not batch:
+            return False
+        times = scanner.times(batch)
+        self._asked[name] = max(self._asked.get(name, 0), max(times))
+        if self._view:
+            times, batch = await self._seen(self._view, times, batch)
+        self._merge.put(lane, times, batch, self._clock.monotonic())
+        self._bell.set()
+        return True
+
+    async def _arrival(self, call: Call) -> None:
+        """Until something has come. Raises RpcError when a history stops."""
+        silence = None if self._request.follow else self._settings.silence
+        try:
+            async with asyncio.timeout(silence):
+                await call.arrival()
+        except TimeoutError:
+            sentence = f"the node was silent for {silence:g} s in the middle of its answer"
+            raise RpcError(Code.DEADLINE_EXCEEDED, sentence) from None
 
     async def _seen(self, view: View, times: list[int], batch: list[bytes]) -> tuple[list[int], list[bytes]]:
         """What of a batch the viewer gets."""
@@ -283,9 +303,10 @@ class Answer:
         self._numbers.count(messages)
 
     def _make_room(self) -> None:
-        full, self._full = self._full, {}
-        for room in full.values():
-            room.set()
+        for name, (lane, room) in list(self._full.items()):
+            if lane.size < self._window:
+                del self._full[name]
+                room.set()
 
     def _finished(self) -> bool:
         """Whether nothing more can come."""

@@ -65,6 +65,8 @@ class Lane:
         self.ended = False
         self.size = 0
         """Bytes held."""
+        self.asked = True
+        """Whether it is the node that is silent; else it waits to be asked, however long that takes."""
         self.quiet_since = now
         self.newest = 0
         """The greatest time of any message so far."""
@@ -158,6 +160,14 @@ class Merge:
         lane.put(Batch(ordered, messages, now))
         self._held += len(messages)
 
+    def hold(self, lane: Lane) -> None:
+        """A node is not asked for more before `ask`: it is not its fault when nothing comes."""
+        lane.asked = False
+
+    def ask(self, lane: Lane, now: float) -> None:
+        """A node is asked for more."""
+        lane.asked, lane.quiet_since = True, now
+
     def end(self, lane: Lane) -> None:
         """Nothing more comes on a lane."""
         lane.ended = True
@@ -184,11 +194,15 @@ class Merge:
             return None
         if self._follow:
             return min(lane.arrived for lane in self._lanes.values() if lane) + patience
-        quiet = [lane.quiet_since for lane in self._lanes.values() if not lane and self._waits_for(lane, now)]
-        return max(quiet) + patience if quiet else None
+        waited_for = [lane for lane in self._lanes.values() if not lane and self._waits_for(lane, now)]
+        if not waited_for or not all(lane.asked for lane in waited_for):
+            return None
+        return max(lane.quiet_since for lane in waited_for) + patience
 
     def _waits_for(self, lane: Lane, now: float) -> bool:
-        return not lane.ended and (self._follow or now - lane.quiet_since < self._settings.patience)
+        if lane.ended:
+            return False
+        return self._follow or not lane.asked or now - lane.quiet_since < self._settings.patience
 
     def _take_merged(self, full: list[Lane], now: float) -> list[Item]:
         """What is not newer than the last that each running lane has sent."""

@@ -19,9 +19,10 @@ from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.access import Access, Viewer
-from cilia.relay.answer import ASKED, PAUSE, Answer, AnswerSettings
+from cilia.relay.answer import READERS, Answer, AnswerSettings
 from cilia.relay.numbers import Numbers
 from cilia.relay.pool import Link, Pool
+from cilia.relay.turns import Turns
 from cilia.relay.view import View
 
 log = structlog.get_logger(__name__)
@@ -109,7 +110,7 @@ class RelayObserver:
         await self._viewer(call, "ServerStatus")
         parse(observer_pb2.ServerStatusRequest(), data)
         links = self._pool.links()
-        statuses = await in_turns(self._status, links)
+        statuses = await in_turns(self._pool.turns, self._status, links)
         total = observer_pb2.ServerStatusResponse(version=self._settings.version)
         missing = []
         for link, status in zip(links, statuses, strict=True):
@@ -132,7 +133,7 @@ class RelayObserver:
         """All nodes, by name, with their states."""
         await self._viewer(call, "GetNodes")
         parse(observer_pb2.GetNodesRequest(), data)
-        nodes = await in_turns(self._node, self._pool.links())
+        nodes = await in_turns(self._pool.turns, self._node, self._pool.links())
         await call.send([observer_pb2.GetNodesResponse(nodes=nodes).SerializeToString()])
 
     async def get_namespaces(self, data: bytes, call: Call) -> None:
@@ -140,7 +141,7 @@ class RelayObserver:
         viewer = await self._viewer(call, "GetNamespaces")
         allowed = viewer.namespaces if viewer else None
         parse(observer_pb2.GetNamespacesRequest(), data)
-        answers = await in_turns(self._namespaces, self._pool.links())
+        answers = await in_turns(self._pool.turns, self._namespaces, self._pool.links())
         seen = {pair for answer in answers for pair in answer}
         found = sorted(pair for pair in seen if allowed is None or pair[1] in allowed)
         names = [observer_pb2.Namespace(cluster=cluster, namespace=name) for cluster, name in found]
@@ -240,14 +241,21 @@ class RelayObserver:
         return [(each.cluster, each.namespace) for each in found.namespaces] if found else []
 
 
-async def in_turns(ask: Callable[[Link], Coroutine[Any, Any, T]], links: Sequence[Link]) -> list[T]:
-    """What each peer answers; all are asked at once, but others have their turn between some of them."""
+async def in_turns(
+    turns: Turns, ask: Callable[[Link], Coroutine[Any, Any, T]], links: Sequence[Link]
+) -> list[T]:
+    """What each peer answers; each is asked when it is its turn."""
+
+    async def in_turn(link: Link) -> T:
+        async with turns.turn():
+            return await ask(link)
+
     asking: list[asyncio.Future[T]] = []
-    for number, link in enumerate(links, 1):
-        asking.append(asyncio.ensure_future(ask(link)))
-        if number % ASKED == 0:
-            await asyncio.sleep(PAUSE)
     try:
+        for number, link in enumerate(links, 1):
+            asking.append(asyncio.ensure_future(in_turn(link)))
+            if number % READERS == 0:
+                await asyncio.sleep(0)
         return await asyncio.gather(*asking)
     finally:
         for each in asking:

@@ -14,14 +14,15 @@ from cilia.hubble.rpc.messages import RpcError
 from cilia.kit.backoff import Backoff
 from cilia.kit.tasks import TaskGroup
 from cilia.relay.peers import TlsFor
+from cilia.relay.turns import Turns
 
 log = structlog.get_logger(__name__)
 
 DIALS = 256
 """Peers dialled at a time: who does not answer holds up only so many others."""
-BETWEEN = 0.003
-"""Seconds between two dials: a TLS handshake takes some 2 ms of CPU, and a thousand at once would hold up
-everything else for as many."""
+DIAL_PATIENCE = 0.1
+"""Seconds after which a peer that has not answered holds up the next dial no longer. A TLS handshake takes
+some 2 ms of CPU: a thousand at once would hold up everything else for as many."""
 
 SOUND_SECONDS = 5.0
 """A connection that held for so long is worth dialling again at once; a shorter one is not."""
@@ -84,8 +85,9 @@ class Pool:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks = TaskGroup()
         self._dialling = asyncio.Semaphore(DIALS)
-        self._turn = asyncio.Lock()
-        self._dialled = -BETWEEN
+        self._dials = Turns(patience=DIAL_PATIENCE)
+        self.turns = Turns()
+        """For all that is asked of peers."""
         self.listeners: set[Callable[[], None]] = set()
         """Called whenever a link appears, connects, breaks or goes."""
 
@@ -149,8 +151,7 @@ class Pool:
         """A connection on which the peer has answered. Raises RpcError."""
         local = peer.address.startswith(("unix:", "/"))
         timeout = self._settings.dial_timeout
-        async with self._dialling:
-            await self._take_turn()
+        async with self._dialling, self._dials.turn():
             channel = await Channel.open(
                 peer.address,
                 tls=None if local else self._tls(peer.tls_name),
@@ -165,15 +166,6 @@ class Pool:
                 channel.close()
                 raise
         return channel
-
-    async def _take_turn(self) -> None:
-        """Until the next dial may begin: one after the other, also when the loop was late for many."""
-        clock = asyncio.get_running_loop().time
-        async with self._turn:
-            wait = self._dialled + BETWEEN - clock()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            self._dialled = clock()
 
     async def _watch(self, channel: Channel) -> None:
         """Until the connection is gone."""

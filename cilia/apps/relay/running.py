@@ -32,6 +32,7 @@ from cilia.hubble.peer import Peer
 from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.rpc.targets import is_local
+from cilia.kit import startup
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ClientTls, ServerTls, TlsError, TlsFiles
@@ -219,4 +220,5 @@ async def serve(options: RelayOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with relaying(options):
+        startup.started()
         await stop.wait()

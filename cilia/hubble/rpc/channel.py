@@ -65,9 +65,7 @@ class Call:
 
     async def read(self) -> list[bytes]:
         """The messages that have arrived, at least one; none: the call ended well. Raises RpcError."""
-        while not self._ready and not self._ended:
-            self._bell.clear()
-            await self._bell.wait()
+        await self.arrival()
         if not self._ready:
             if self._error:
                 raise self._error
@@ -75,6 +73,12 @@ class Call:
         batch, self._ready = self._ready, []
         self._give_back()
         return batch
+
+    async def arrival(self) -> None:
+        """Until there is something to read, be it the end."""
+        while not self._ready and not self._ended:
+            self._bell.clear()
+            await self._bell.wait()
 
     def cancel(self) -> None:
         """Stop the call, if it still runs; nothing more arrives."""
