@@ -19,8 +19,9 @@ from google.protobuf import timestamp_pb2
 
 from cilia.hubble import encode
 from cilia.hubble.columns import Mask, Times
-from cilia.hubble.convert import Converter, Cuts
+from cilia.hubble.convert import Converter
 from cilia.hubble.cursor import Arrived, Cursor
+from cilia.hubble.cuts import Cuts
 from cilia.hubble.filters import FlowMatcher, wants_important_only
 from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
 from cilia.hubble.rpc.messages import Code, RpcError

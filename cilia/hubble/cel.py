@@ -22,8 +22,10 @@ from google.protobuf.message import Message
 
 from cilia.hubble.cel_limits import check, code_of
 from cilia.hubble.columns import Mask
-from cilia.hubble.convert import FIELDS_OF, PORTS, Converter, NodeFacts, transports, whole
+from cilia.hubble.convert import Converter, NodeFacts, whole
+from cilia.hubble.cuts import FIELDS_OF
 from cilia.hubble.filter_values import FilterError
+from cilia.hubble.layer4 import PORTS, transports
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
 from cilia.hubble.turns import Turn

@@ -14,7 +14,7 @@ Two or three thousand lines of real traffic share a few dozen of the last two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 from typing import NamedTuple
 
@@ -22,52 +22,28 @@ import msgspec
 import numpy as np
 
 from cilia.hubble import encode
-from cilia.hubble.blocks import Own, Packer, Ports, joined, sizes_of, split
+from cilia.hubble.blocks import Own, Packer, joined, sizes_of, split
 from cilia.hubble.columns import (
-    EGRESS,
     FLAG_ENCRYPTED,
     FLAG_IPV6,
-    FLAG_REPLY,
-    KIND_DROP,
-    KIND_SOCKET,
-    KIND_TRACE,
-    KIND_VERDICT,
-    VERDICT_DROPPED,
-    Events,
     Times,
     service_is_source,
-    translated,
 )
+from cilia.hubble.cuts import FIELDS_OF, Cuts
 from cilia.hubble.directory import Party
 from cilia.hubble.encode import LENGTH, block, number, tag, text, texts, varint
-from cilia.hubble.masks import FlowMask, Wanted
+from cilia.hubble.layer4 import Made, ports_of, transports
+from cilia.hubble.meaning import has_sockets, meaning, socket_fragments
 from cilia.hubble.pairs import FROM_NETWORK, FROM_OVERLAY, Pairs, denied_by
-from cilia.hubble.pairs import address as address
 from cilia.hubble.past import Meanings
-from cilia.hubble.protocols import ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, VRRP
 from cilia.hubble.remembered import Remembered
 from cilia.hubble.ring import REFERENCES, AnyColumn, Rows
 from cilia.hubble.rpc.messages import frame
 from cilia.hubble.store import LossRow
-from cilia.hubble.summary import header_summary
-
-TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
-"""By bit; the field numbers of flow.TCPFlags are one more."""
-
-EVENT_TYPES = {KIND_DROP: 1, KIND_TRACE: 4, KIND_VERDICT: 5, KIND_SOCKET: 7}
-"""Kind to the message type monitors know: drop, trace, policy verdict, socket translation."""
-
-MADE = 1 << 17
-"""Ports and lengths that are remembered as bytes."""
 
 REMEMBERED_FRAGMENTS = 1 << 14
 """Per kind of fragment."""
 
-CUT_FRAGMENTS, CUT_BYTES = 1 << 12, 1 << 20
-"""Of each client that asks with a field mask."""
-
-TO_ENDPOINT = 101
-"""Of enum flow.TraceObservationPoint; as a sub-type of events it is 0, as Cilium counts."""
 
 PAIR_FIELDS = ("source", "destination", "original_source", "tunnel", "vni", "source_mac", "destination_mac")
 END_COLUMNS = (*((name, "u4") for name in REFERENCES), ("traits", "u1"))
@@ -106,26 +82,6 @@ class Fragments(NamedTuple):
     pairs: list[bytes]
     meanings: list[bytes]
     sockets: list[bytes]
-
-
-FIELDS_OF = {
-    name: frozenset(fields.split())
-    for name, fields in {
-        "sources": "source source_names",
-        "destinations": "destination destination_names",
-        "services": "source_service destination_service",
-        "pairs": """IP ethernet tunnel interface egress_allowed_by ingress_allowed_by egress_denied_by
-            ingress_denied_by policy_log""",
-        "meanings": """node_name node_labels emitter verdict auth_type Type reply event_type traffic_direction
-            proxy_port Summary drop_reason drop_reason_desc file trace_observation_point trace_reason
-            policy_match_type is_reply""",
-        "sockets": "sock_xlate_point socket_cookie cgroup_id",
-        "transports": "l4",
-        "times": "time",
-        "uuids": "uuid",
-    }.items()
-}
-"""The fields of a flow that a column of fragments may hold."""
 
 
 class Converter:
@@ -279,17 +235,6 @@ def end_columns(rows: Rows) -> list[AnyColumn]:
     return [*(getattr(rows, name) for name in REFERENCES), traits]
 
 
-def ports_of(events: Events) -> Ports:
-    """The ports of each flow, where it has some."""
-    protocol = events["protocol"]
-    return Ports(
-        LAYER4_KEYS[protocol],
-        np.where(translated(events), events["original_source_port"], events["source_port"]),
-        events["destination_port"],
-        np.where(protocol == TCP, FLAG_SIZES[events["tcp_flags"]], 0).astype(np.uint8),
-    )
-
-
 def service_keys(rows: Rows) -> list[int]:
     """The service's index, and in the lowest bit whether it is the source's."""
     keys: list[int] = (rows.service.astype(np.int64) << 1 | service_is_source(rows.events)).tolist()
@@ -301,202 +246,19 @@ def whole(columns: Iterable[Iterable[bytes]]) -> list[bytes]:
     return list(map(b"".join, zip(*columns, strict=False)))
 
 
-PORTS = frozenset({"source_port", "destination_port"})
-
-
 def hex_numbers(numbers: Times) -> list[bytes]:
     """The last twelve digits of UUIDs."""
     digits = numbers.astype(">u8").tobytes().hex().encode()
     return [digits[end - 12 : end] for end in range(16, len(digits) + 1, 16)]
 
 
-def transports(
-    events: Events, ports: Collection[str] = ("source_port", "destination_port")
-) -> list[list[bytes]]:
-    """Flow.l4 in four columns to be joined: what stands before, both ports, TCP's flags. Protocols without
-    ports have all in the first. `ports`: those that are wanted."""
-    protocol = events["protocol"]
-    ported = np.isin(protocol, list(LAYER4_FIELDS))
-    source = np.where(translated(events), events["original_source_port"], events["source_port"])
-    source = np.where(ported & ("source_port" in ports), source, NO_PORT)
-    destination = np.where(ported & ("destination_port" in ports), events["destination_port"], NO_PORT)
-    flags = np.where(protocol == TCP, events["tcp_flags"], np.uint8(0))
-    heads = protocol.astype(np.int64) << 8 | PORT_SIZES[source] + PORT_SIZES[destination] + FLAG_SIZES[flags]
-    others = 1 << 32 | protocol.astype(np.int64) << 16 | events["icmp_type"].astype(np.int64) << 8
-    heads = np.where(ported, heads, others | events["icmp_code"])
-    tables: list[Sequence[bytes] | Mapping[int, bytes]] = [
-        LAYER4_HEADS,
-        SOURCE_PORTS,
-        DESTINATION_PORTS,
-        TCP_FLAG_FIELDS,
-    ]
-    return [
-        list(map(table.__getitem__, keys.tolist()))
-        for table, keys in zip(tables, (heads, source, destination, flags), strict=True)
-    ]
-
-
-def tcp_flags(bits: int) -> bytes:
-    """flow.TCPFlags of the flag byte of a TCP header."""
-    return b"".join(number(bit + 1, bits >> bit & 1) for bit in range(8))
-
-
-class Made(dict[int, bytes]):
-    """A dictionary that makes what is missing."""
-
-    def __init__(self, make: Callable[[int], bytes]) -> None:
-        self._make = make
-
-    def __missing__(self, key: int) -> bytes:
-        if len(self) > MADE:
-            self.clear()
-        value = self[key] = self._make(key)
-        return value
-
-
-def layer4_head(key: int) -> bytes:
-    """What stands before the ports, for a protocol and the size of what follows; all of an ICMP header."""
-    protocol, size = key >> 8, key & 0xFF
-    if not key >> 32:
-        return tag(6, LENGTH) + bytes((size + 2,)) + tag(LAYER4_FIELDS[protocol], LENGTH) + bytes((size,))
-    protocol = key >> 16 & 0xFF
-    if protocol in BARE_FIELDS:
-        return block(6, block(BARE_FIELDS[protocol], b""))
-    if protocol not in (ICMP, ICMPV6):
-        return b""
-    kind = number(1, key >> 8 & 0xFF) + number(2, key & 0xFF)
-    return block(6, block(3 if protocol == ICMP else 4, kind))
-
-
-def port(field: int) -> Callable[[int], bytes]:
-    """A port with its key, and nothing for NO_PORT and 0."""
-    return lambda value: number(field, value) if value != NO_PORT else b""
-
-
-LAYER4_FIELDS = {TCP: 1, UDP: 2, SCTP: 5}
-"""Of flow.Layer4, for protocols that have ports."""
-
-BARE_FIELDS = {VRRP: 6, IGMP: 7}
-"""The same, for protocols of which the event says no more."""
-
-LAYER4_KEYS = np.zeros(256, np.uint8)
-"""Key of a protocol's field; 0: it has no ports."""
-LAYER4_KEYS[list(LAYER4_FIELDS)] = [tag(field, LENGTH)[0] for field in LAYER4_FIELDS.values()]
-
-NO_PORT = np.uint32(1 << 16)
-PORT_SIZES = np.array([0, *((1 + len(varint(value))) for value in range(1, 1 << 16)), 0], np.int64)
-"""Bytes of `port`."""
-
-TCP_FLAG_FIELDS = [block(3, tcp_flags(bits)) if bits else b"" for bits in range(256)]
-"""TCP.flags by flag byte."""
-
-FLAG_SIZES = np.array([len(field) for field in TCP_FLAG_FIELDS], np.int64)
-
-LAYER4_HEADS, SOURCE_PORTS, DESTINATION_PORTS = Made(layer4_head), Made(port(1)), Made(port(2))
 RESPONSE_HEADS = Made(lambda size: tag(1, LENGTH) + varint(size))
 """What stands before a flow of so many bytes in a GetFlowsResponse."""
-
-
-class Cuts:
-    """A field mask at work: what it leaves of each distinct fragment."""
-
-    def __init__(self, mask: FlowMask) -> None:
-        self._wants = {name: mask.wants(fields) for name, fields in FIELDS_OF.items()}
-        self._mask = mask
-        self._left: dict[bytes, bytes] = {}
-        self._bytes = 0
-
-    def wanted(self, name: str) -> bool:
-        """Whether a column is needed at all."""
-        return self._wants[name] is not Wanted.NOTHING
-
-    def apply(self, name: str, fragments: list[bytes]) -> list[bytes]:
-        """What is left of a column."""
-        if self._wants[name] is Wanted.WHOLE:
-            return fragments
-        left = self._left
-        if len(left) > CUT_FRAGMENTS or self._bytes > CUT_BYTES:
-            left.clear()
-            self._bytes = 0
-        for fragment in set(fragments).difference(left):
-            cut = left[fragment] = self._mask.cut(fragment)
-            self._bytes += len(fragment) + len(cut)
-        return list(map(left.__getitem__, fragments))
 
 
 def emitter(version: str) -> bytes:
     """Flow.emitter: who made the flow out of the data path's event."""
     return block(41, text(1, "Cilia") + text(2, version)) if version else b""
-
-
-def meaning(event: np.void, files: Mapping[int, str]) -> bytes:
-    """The fields that say what happened, without who and when."""
-    kind, verdict, reason = int(event["kind"]), int(event["verdict"]), int(event["reason"])
-    point, state, flags = int(event["point"]), int(event["state"]), int(event["flags"])
-    direction = int(event["direction"])
-    reply = flags & FLAG_REPLY
-    parts = [
-        number(2, verdict),
-        number(35, int(event["auth"])),
-        number(10, 3 if kind == KIND_SOCKET else 1),
-        number(16, reply),
-        block(19, number(1, EVENT_TYPES.get(kind, 0)) + number(2, sub_type(kind, reason, point))),
-        number(22, direction),
-        number(29, int(event["proxy_port"])),
-        text(100000, summary(event)),
-    ]
-    if kind == KIND_DROP or verdict == VERDICT_DROPPED:
-        parts += [number(3, reason), number(25, reason)]
-    if kind == KIND_DROP and event["file"]:
-        name = files.get(int(event["file"]), "")
-        parts.append(block(38, text(1, name) + number(2, int(event["line"]))))
-    if kind == KIND_TRACE:
-        parts += [number(24, point), number(36, state)]
-    if kind == KIND_VERDICT:
-        parts.append(number(23, int(event["egress_match" if direction == EGRESS else "ingress_match"])))
-    if state:
-        parts.append(block(26, number(1, reply)))
-    return b"".join(parts)
-
-
-def sub_type(kind: int, reason: int, point: int) -> int:
-    """The number that tells events of a type apart: a drop's reason, a trace's or a translation's point."""
-    if kind == KIND_TRACE:
-        return 0 if point == TO_ENDPOINT else point
-    return {KIND_DROP: reason, KIND_SOCKET: point}.get(kind, 0)
-
-
-def summary(event: np.void) -> str:
-    """One line about the transport header, as older clients print it, and what the packet or the socket had
-    asked for before it was translated: flow.IP has no field for that."""
-    header = header_summary(event)
-    asked = event["original_destination"].tobytes()
-    if not any(asked):
-        return header
-    host, port = address(asked), int(event["original_destination_port"])
-    via = f"via [{host}]:{port}" if ":" in host else f"via {host}:{port}"
-    return f"{header}, {via}" if header else via
-
-
-def has_sockets(events: Events) -> bool:
-    """Whether there is anything that only socket events carry."""
-    return bool(events["socket_cookie"].any() or events["cgroup"].any())
-
-
-def socket_fragments(events: Events) -> list[bytes]:
-    """What only socket events carry: translation point, cookie and cgroup."""
-    if not has_sockets(events):
-        return [b""] * len(events)
-    return [
-        number(31, point if kind == KIND_SOCKET else 0) + number(32, cookie) + number(33, cgroup)
-        for kind, point, cookie, cgroup in zip(
-            events["kind"].tolist(),
-            events["point"].tolist(),
-            events["socket_cookie"].tolist(),
-            events["cgroup"].tolist(),
-            strict=True,
-        )
-    ]
 
 
 def party(who: Party) -> bytes:

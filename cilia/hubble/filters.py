@@ -14,8 +14,8 @@ import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from cilia.hubble.columns import KIND_DROP, KIND_VERDICT, Mask
-from cilia.hubble.convert import EVENT_TYPES
 from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+from cilia.hubble.meaning import EVENT_TYPES
 from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Context, Predicate
 from cilia.hubble.store import Rows
 from cilia.proto.flow import flow_pb2

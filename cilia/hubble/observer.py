@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError, Message
 
 from cilia.hubble import encode
 from cilia.hubble.answer import Answer, Tools
-from cilia.hubble.convert import Converter, Cuts, NodeFacts
+from cilia.hubble.convert import Converter, NodeFacts
+from cilia.hubble.cuts import Cuts
 from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.masks import FlowMask

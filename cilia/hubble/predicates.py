@@ -33,7 +33,7 @@ from cilia.hubble.columns import (
     service_is_source,
     translated,
 )
-from cilia.hubble.convert import EVENT_TYPES, TCP_FLAGS, TO_ENDPOINT, NodeFacts
+from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
@@ -43,6 +43,8 @@ from cilia.hubble.filter_values import (
     parsed_selectors,
     port_range,
 )
+from cilia.hubble.layer4 import TCP_FLAGS
+from cilia.hubble.meaning import EVENT_TYPES, TO_ENDPOINT
 from cilia.hubble.past import Meanings, Values
 from cilia.hubble.protocols import ICMP, ICMPV6, IGMP, SCTP, TCP, UDP, VRRP, WITH_PORTS
 from cilia.hubble.ring import Rows

@@ -33,8 +33,8 @@ from cilia.control.policy.reasons.check import Actor, Observed
 from cilia.control.policy.reasons.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, Cidr, Cidrs, Section
 from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, KIND_SOCKET, Mask, Words, address_words, sender_words
-from cilia.hubble.convert import address
 from cilia.hubble.directory import Party as Seen
+from cilia.hubble.pairs import address
 from cilia.hubble.store import FlowStore, Rows
 from cilia.kit import threads
 from cilia.kit.clock import Clock

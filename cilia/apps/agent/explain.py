@@ -20,8 +20,9 @@ from cilia.control.policy.reasons.explain import Library, Packet
 from cilia.control.policy.reasons.remedy import Read
 from cilia.control.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP
 from cilia.hubble.columns import FLAG_REPLY, KIND_DROP, VERDICT_AUDIT, VERDICT_DROPPED, octets
-from cilia.hubble.convert import address, summary
 from cilia.hubble.directory import Party as Side
+from cilia.hubble.meaning import summary
+from cilia.hubble.pairs import address
 from cilia.hubble.store import FlowStore, Rules
 from cilia.model.explain import End, Explanation, Then
 from cilia.model.ids import EndpointId, IdentityId, Revision

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
-from cilia.hubble.convert import FIELDS_OF, Converter, Fragments, NodeFacts, hex_numbers, whole
+from cilia.hubble.convert import Converter, Fragments, NodeFacts, hex_numbers, whole
+from cilia.hubble.cuts import FIELDS_OF
 from cilia.hubble.export import messages
 from cilia.hubble.export.masks import Tree, has
 from cilia.hubble.export.texts import Texts, Transports

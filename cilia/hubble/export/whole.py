@@ -19,17 +19,10 @@ import numpy as np
 
 from cilia.hubble.blocks import Packer, hex_digits, void
 from cilia.hubble.columns import Bytes, Times
-from cilia.hubble.convert import (
-    END_COLUMNS,
-    MEANING_FIELDS,
-    PAIR_FIELDS,
-    Converter,
-    end_columns,
-    has_sockets,
-    whole,
-)
+from cilia.hubble.convert import END_COLUMNS, MEANING_FIELDS, PAIR_FIELDS, Converter, end_columns, whole
 from cilia.hubble.encode import NANOSECONDS
 from cilia.hubble.export.texts import Texts, Transports, port_texts
+from cilia.hubble.meaning import has_sockets
 from cilia.hubble.past import Meanings
 from cilia.hubble.remembered import Remembered
 from cilia.hubble.store import Rows

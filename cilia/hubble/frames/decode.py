@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from cilia.hubble.convert import TCP_FLAGS
 from cilia.hubble.frames.schema import (
     DIRECTIONS,
     FLAG_NAMES,
@@ -35,6 +34,7 @@ from cilia.hubble.frames.schema import (
     strings,
 )
 from cilia.hubble.frames.wire import Buffer, Occurrences
+from cilia.hubble.layer4 import TCP_FLAGS
 from cilia.hubble.protocols import ICMP, ICMPV6, SCTP, TCP, UDP, WITH_PORTS
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2

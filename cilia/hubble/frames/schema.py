@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cilia.hubble.columns import Mask
-from cilia.hubble.convert import TCP_FLAGS
+from cilia.hubble.layer4 import TCP_FLAGS
 from cilia.hubble.protocols import ICMP, ICMPV6, NAMES, SCTP, TCP, UDP
 from cilia.proto.flow import flow_pb2
 

@@ -31,7 +31,6 @@ from cilia.hubble.columns import (
     service_is_source,
     translated,
 )
-from cilia.hubble.convert import address
 from cilia.hubble.directory import Party, Service
 from cilia.hubble.frames.schema import (
     DIRECTIONS,
@@ -55,6 +54,7 @@ from cilia.hubble.frames.schema import (
     qualified,
     referred,
 )
+from cilia.hubble.pairs import address
 from cilia.hubble.protocols import ICMP, ICMPV6, TCP, WITH_PORTS
 from cilia.hubble.store import Rows, Rules
 from cilia.hubble.uuids import uuid_texts

@@ -24,8 +24,8 @@ from cilia.hubble.columns import (
     Mask,
     Words,
 )
-from cilia.hubble.convert import EVENT_TYPES
 from cilia.hubble.icmp import icmp_name
+from cilia.hubble.meaning import EVENT_TYPES
 from cilia.hubble.metrics.batch import Batch, table
 from cilia.hubble.metrics.options import MetricOptions
 from cilia.hubble.predicates import ReferencePredicate

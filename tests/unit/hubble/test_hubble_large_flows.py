@@ -11,7 +11,8 @@ import numpy as np
 from cilia.hubble.answer import LARGE_BLOCK
 from cilia.hubble.blocks import split
 from cilia.hubble.columns import Events
-from cilia.hubble.convert import CUT_BYTES, Converter, Cuts
+from cilia.hubble.convert import Converter
+from cilia.hubble.cuts import CUT_BYTES, Cuts
 from cilia.hubble.directory import MemoryDirectory
 from cilia.hubble.encode import block, text
 from cilia.hubble.export.lines import LineMaker

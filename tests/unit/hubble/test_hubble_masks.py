@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf import field_mask_pb2
 
-from cilia.hubble.convert import FIELDS_OF, Converter, Cuts
+from cilia.hubble.convert import Converter
+from cilia.hubble.cuts import FIELDS_OF, Cuts
 from cilia.hubble.filter_values import FilterError
 from cilia.hubble.masks import FlowMask
 from cilia.hubble.store import FlowStore
