@@ -7,6 +7,9 @@ A file has columns for people and their tools (`friendly`), and beside them what
     refs    struct    the columns of indexes of `store.Rows`
     footer            what the indexes point into, and the gaps among the rows (msgpack)
 
+Disks give back other bytes than they were given. Pages have checksums. Parquet has none for its metadata, and
+a bit turned there can end the process that reads it, so its checksum stands before it, where nobody looks.
+
 Fields are read back by name: a file outlives a change of the record's layout, and what it lacks is zero.
 """
 
@@ -14,9 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,6 +41,11 @@ T = TypeVar("T")
 
 FORMAT = 1
 FOOTER = b"cilia.history"
+CHECKSUM = struct.Struct("<I")
+"""CRC-32 of all that follows it."""
+MAGIC = b"PAR1"
+TAIL = struct.Struct("<I4s")
+"""How a Parquet file ends: length of its metadata, MAGIC."""
 ROW_GROUP = 16_384
 """Rows an answer holds in memory at once."""
 REFS = Rows._fields[3:]
@@ -150,7 +160,7 @@ def write(path: Path, block: Block, node: str) -> int:
     footer = Footer(format=FORMAT, node=node, known=block.known, gaps=tuple(block.gaps))
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with scratch.open("xb") as file:
+        with scratch.open("x+b") as file:
             with pq.ParquetWriter(
                 file,
                 table.schema,
@@ -158,10 +168,12 @@ def write(path: Path, block: Block, node: str) -> int:
                 use_dictionary=[name for name in leaves(table.schema) if name not in PLAIN],
                 column_encoding={name: PLAIN[name] for name in leaves(table.schema) if name in PLAIN},
                 write_statistics=["time"],
+                write_page_checksum=True,
                 store_schema=True,
             ) as writer:
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 writer.add_key_value_metadata({FOOTER: packed(footer)})
+            add_checksum(file)
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
@@ -171,6 +183,34 @@ def write(path: Path, block: Block, node: str) -> int:
         raise
     sync_directory(path.parent)
     return size
+
+
+def add_checksum(file: BinaryIO) -> None:
+    """Put a checksum before the metadata of a Parquet file that was just written."""
+    start, metadata = metadata_of(file)
+    file.seek(start)
+    file.write(CHECKSUM.pack(zlib.crc32(metadata)) + metadata)
+
+
+def verify(file: BinaryIO) -> None:
+    """Raises Damaged where the metadata is not what was written."""
+    start, metadata = metadata_of(file)
+    file.seek(max(0, start - CHECKSUM.size))
+    if file.read(CHECKSUM.size) != CHECKSUM.pack(zlib.crc32(metadata)):
+        raise Damaged("its metadata is not what was written")
+
+
+def metadata_of(file: BinaryIO) -> tuple[int, bytes]:
+    """Where the metadata of a Parquet file begins, and its bytes to the file's end. Raises Damaged."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL.size))
+    tail = file.read()
+    length, magic = TAIL.unpack(tail) if len(tail) == TAIL.size else (0, b"")
+    start = size - TAIL.size - length
+    if magic != MAGIC or start < len(MAGIC) or length > MAX_FOOTER:
+        raise Damaged("it has no end as Parquet files have")
+    file.seek(start)
+    return start, file.read()
 
 
 PLAIN = {
@@ -249,7 +289,9 @@ class SealedFile:
         """Raises Damaged, and FileNotFoundError for one that was given up in the meantime."""
         self._dtype = dtype
         try:
-            self._file = pq.ParquetFile(path, memory_map=False)
+            with path.open("rb") as file:
+                verify(file)
+            self._file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
