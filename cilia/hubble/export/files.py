@@ -118,11 +118,11 @@ class RotatedFile:
             self.close()
         self._open()
 
-    def _open(self, mode: int = NEW_FILE) -> None:
+    def _open(self) -> None:
         self._path.parent.mkdir(mode=NEW_DIRECTORY, parents=True, exist_ok=True)
         # Without O_NONBLOCK, opening a pipe would wait for its reader.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        self._descriptor = os.open(self._path, flags, mode)
+        self._descriptor = os.open(self._path, flags, NEW_FILE)
         regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._stream = None if regular else Stream(self._descriptor)
 
@@ -133,7 +133,9 @@ class RotatedFile:
             moment += 0.001
         self._path.rename(backup)
         self.close()
-        self._open(mode)
+        self._open()
+        # Whoever could read the old one reads the new one: the agent's umask would forbid it.
+        os.fchmod(self._descriptor, mode)
         self.untidy = True
 
     def tidy(self) -> None:
