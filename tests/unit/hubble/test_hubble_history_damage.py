@@ -80,3 +80,14 @@ def test_others_read_it(tmp_path: Path) -> None:
     path = tmp_path / "one.parquet"
     rows = sealed(path)
     assert pq.read_table(path)["number"].to_pylist() == rows.numbers.tolist()
+
+
+def test_nobody_reads_metadata_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.parquet"
+    sealed(path)
+    whole = path.read_bytes()
+    monkeypatch.setattr(pq, "ParquetFile", lambda *_args, **_choices: pytest.fail("it was opened"))
+    for place in (len(whole) - 9, len(whole) - 99, len(whole) - 2000):
+        path.write_bytes(whole[:place] + bytes((whole[place] ^ 1,)) + whole[place + 1 :])
+        with pytest.raises(Damaged, match="not what was written"):
+            SealedFile(path, DTYPE)
