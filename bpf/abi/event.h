@@ -5,7 +5,7 @@
 enum event_kind {
 	EVENT_DROP = 1,	   /* a packet ended here */
 	EVENT_TRACE = 2,   /* a packet was forwarded */
-	EVENT_VERDICT = 3, /* a policy judged a new or changed flow */
+	EVENT_VERDICT = 3, /* a policy let a flow begin, or would have denied it */
 	EVENT_SOCKET = 4,  /* a socket's destination was translated */
 };
 
@@ -85,6 +85,7 @@ enum event_flags {
 	EVENT_ENCRYPTED = 1 << 2,
 	EVENT_FIRST_REPORT = 1 << 3, /* opens a flow */
 	EVENT_LAST_REPORT = 1 << 4,  /* closes a flow */
+	EVENT_JUDGED_APART = 1 << 5, /* events of their own tell what was judged */
 };
 
 /* One fixed record for everything the data path says: no fields come later without a new layout
@@ -128,7 +129,7 @@ struct event {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 tcp_flags;
-	__u8 direction;	   /* enum direction: the flow's, see told_direction */
+	__u8 direction;	   /* enum direction: see struct happening and direction_of_trace */
 	__u8 state;	   /* enum connection_state */
 	__u8 flags;	   /* enum event_flags */
 	__u8 egress_match; /* enum policy_match */
@@ -138,7 +139,7 @@ struct event {
 	__u32 service; /* frontend the flow's initiator asked for; 0: none */
 };
 
-/* Drops and verdicts travel in their own ring, which traces can't fill. */
+/* Drops, and what would have been dropped, travel in their own ring, which traces can't fill. */
 enum event_ring {
 	RING_PRIORITY = 0,
 	RING_NORMAL = 1,

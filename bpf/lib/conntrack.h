@@ -113,13 +113,20 @@ static __always_inline void blame(struct flow *flow, __u32 index)
 }
 
 /* The packet goes on, but is told of. */
-static __always_inline void note_audit(struct flow *flow, enum drop_reason reason, __u8 direction)
+static __always_inline void note_audit(struct flow *flow, enum drop_reason reason, __u32 index)
 {
 	struct workspace *space = own_workspace();
 
-	flow->audited = reason;
+	flow->audited = true;
 	if (space)
-		space->auditor = direction;
+		space->audited[index] = reason;
+}
+
+/* Before sides are asked (anew). */
+static __always_inline void forget_audits(struct workspace *space)
+{
+	space->audited[CT_EGRESS] = 0;
+	space->audited[CT_INGRESS] = 0;
 }
 
 /* Asks one side's policy and notes the answer in the entry; audit turns a denial into a note. A
@@ -161,7 +168,7 @@ static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry,
 	if (!reason)
 		return 0;
 	if (answer.flags & POLICY_AUDIT) {
-		note_audit(flow, reason, direction);
+		note_audit(flow, reason, index);
 		return 0;
 	}
 	side->judged |= CT_DENIED;
@@ -358,6 +365,7 @@ static __noinline int open_flow(struct __sk_buff *skb, struct flow *flow, struct
 		return DROP(flow, CT_MAP_INSERTION_FAILED);
 	fresh = &space->entry;
 	__builtin_memset(fresh, 0, sizeof(*fresh));
+	forget_audits(space);
 	flow->state = flow->answers ? CONNECTION_REPLY : CONNECTION_NEW;
 	if (packet->kind == PACKET_REPLY)
 		return DROP(flow, UNKNOWN_CONNECTION_TRACKING_STATE);
@@ -401,6 +409,7 @@ static __noinline int judge_again(struct flow *flow, struct ct_key *key, struct 
 	changed = &space->entry;
 	*changed = *entry;
 	__builtin_memset(changed->side, 0, sizeof(changed->side));
+	forget_audits(space);
 	dropped = judge_sides(flow, changed, &opening);
 	if (changed->side[CT_EGRESS].cookie != entry->side[CT_EGRESS].cookie ||
 	    changed->side[CT_INGRESS].cookie != entry->side[CT_INGRESS].cookie)

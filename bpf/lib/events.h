@@ -209,23 +209,20 @@ struct happening {
 	__u8 verdict;
 	__u8 reason;
 	__u8 ring;
+	__u8 direction; /* of a drop or a verdict: the side that judged */
 	__u32 suppressed;
 };
 
-static __always_inline __u32 deciding_cookie(const struct flow *flow)
+static __always_inline __u32 deciding_cookie(const struct flow *flow, __u8 direction)
 {
-	return flow->cookie[flow->direction == DIRECTION_INGRESS ? CT_INGRESS : CT_EGRESS];
+	return flow->cookie[direction == DIRECTION_INGRESS ? CT_INGRESS : CT_EGRESS];
 }
 
-/* Of a drop or an audit it is the side that judged; of a trace that of the connection, as this end
- * sees it: an answer has the direction in which it was asked for. */
-static __always_inline __u8 told_direction(const struct flow *flow, __u8 kind)
+/* That of the connection, as this end sees it: an answer has the direction in which it was asked
+ * for. */
+static __always_inline __u8 direction_of_trace(const struct flow *flow)
 {
-	struct workspace *space = kind == EVENT_VERDICT ? own_workspace() : NULL;
-
-	if (space)
-		return space->auditor;
-	if (kind == EVENT_TRACE && flow->flags & EVENT_IS_REPLY && flow->direction)
+	if (flow->flags & EVENT_IS_REPLY && flow->direction)
 		return DIRECTION_INGRESS + DIRECTION_EGRESS - flow->direction;
 	return flow->direction;
 }
@@ -243,7 +240,8 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 		return false;
 	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
 			    : __sync_fetch_and_add(&state->sequence[1], 1);
-	if (!may_emit(happening->ring, happening->kind, deciding_cookie(flow)))
+	if (!may_emit(happening->ring, happening->kind,
+		      deciding_cookie(flow, happening->direction)))
 		return false;
 	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)
 			 : bpf_ringbuf_reserve(&events, sizeof(*event), 0);
@@ -263,7 +261,7 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	event->ifindex = skb->ifindex;
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
-	event->direction = told_direction(flow, happening->kind);
+	event->direction = happening->direction;
 	if (happening->kind == EVENT_DROP) {
 		event->file = flow->packet.file;
 		event->line = flow->packet.line;
@@ -280,23 +278,51 @@ static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flo
 	    .kind = EVENT_TRACE,
 	    .verdict = VERDICT_FORWARDED,
 	    .ring = RING_NORMAL,
+	    .direction = direction_of_trace(flow),
 	};
 
 	emit(skb, flow, &trace);
 }
 
-/* A packet that passed only because the denial is not enforced: with the reason it would have had.
+/* One side's word about a packet that goes on: that it would have denied it, or that its rules let
+ * the flow begin. Who is not isolated has nobody to name; what is allowed must not wash drops away.
  */
-static __always_inline void report_audit(struct __sk_buff *skb, struct flow *flow)
+static __always_inline void report_verdict(struct __sk_buff *skb, struct flow *flow, __u32 side,
+					   __u8 audited)
 {
-	struct happening audit = {
+	struct happening verdict = {
 	    .kind = EVENT_VERDICT,
-	    .verdict = VERDICT_AUDIT,
-	    .reason = flow->audited,
-	    .ring = RING_PRIORITY,
+	    .verdict = audited ? VERDICT_AUDIT : VERDICT_FORWARDED,
+	    .reason = audited,
+	    .ring = audited ? RING_PRIORITY : RING_NORMAL,
+	    .direction = side == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
 	};
 
-	emit(skb, flow, &audit);
+	if (audited || (flow->state == CONNECTION_NEW && flow->cookie[side]))
+		emit(skb, flow, &verdict);
+}
+
+static __noinline int report_verdicts(struct __sk_buff *skb, struct flow *flow)
+{
+	struct workspace *space = own_workspace();
+
+	if (!space)
+		return 0;
+	flow->flags |= EVENT_JUDGED_APART;
+	report_verdict(skb, flow, CT_EGRESS, space->audited[CT_EGRESS]);
+	report_verdict(skb, flow, CT_INGRESS, space->audited[CT_INGRESS]);
+	return 0;
+}
+
+/* A packet that goes on. */
+static __noinline int report_passing(struct __sk_buff *skb, struct flow *flow)
+{
+	if ((flow->flags & EVENT_FIRST_REPORT || flow->audited) &&
+	    !is_muted(flow->settings, NODE_MUTE_VERDICTS))
+		report_verdicts(skb, flow);
+	if (flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES))
+		report_trace(skb, flow);
+	return 0;
 }
 
 /* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
@@ -333,9 +359,11 @@ static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u3
 	    .verdict = VERDICT_DROPPED,
 	    .reason = reason,
 	    .ring = RING_PRIORITY,
+	    .direction = flow->direction,
 	};
+	__u32 cookie = deciding_cookie(flow, flow->direction);
 
-	if (may_report_drop(flow->settings, &key, deciding_cookie(flow), &drop.suppressed) &&
+	if (may_report_drop(flow->settings, &key, cookie, &drop.suppressed) &&
 	    !emit(skb, flow, &drop) && drop.suppressed)
 		hold_back_again(&key, drop.suppressed);
 	return 0;

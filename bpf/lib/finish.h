@@ -54,12 +54,8 @@ static __always_inline int finish(struct __sk_buff *skb, struct flow *flow, int 
 	if (unlikely(result < 0))
 		return drop(skb, flow, -result);
 	count(flow, FORWARDED, skb->len);
-	if (events_enabled && flow->settings) {
-		if (flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES))
-			report_trace(skb, flow);
-		if (unlikely(flow->audited) && !is_muted(flow->settings, NODE_MUTE_VERDICTS))
-			report_audit(skb, flow);
-	}
+	if (events_enabled && flow->settings && (flow->report || unlikely(flow->audited)))
+		report_passing(skb, flow);
 	return hand_over(flow, result);
 }
 

@@ -85,7 +85,7 @@ struct flow {
 	__u32 vni;
 	__u32 cookie[2]; /* enum ct_side_index */
 	__u8 match[2];
-	__u8 audited;	/* the reason that a side's policy would have dropped it for */
+	__u8 audited;	/* a side's policy would have dropped it: see workspace */
 	__u8 direction; /* enum direction */
 	__u8 point;	/* enum observation_point */
 	__u8 state;	/* enum connection_state */
@@ -106,7 +106,7 @@ struct workspace {
 	__be16 client_port;
 	__u32 expires;	  /* of the tracked flow, after this packet */
 	bool is_rejected; /* there is no backend, and the sender is told */
-	__u8 auditor;	  /* enum direction: the side that audited */
+	__u8 audited[2];  /* per side: the reason its policy would have dropped it for; or 0 */
 };
 
 struct {

@@ -125,12 +125,15 @@ static __always_inline int judge_arrival_at_host(struct flow *flow, struct ct_en
  * to, unless the node began. */
 static __noinline int judge_as_host(struct flow *flow)
 {
+	struct workspace *space = own_workspace();
 	struct ct_entry entry = {};
 	int dropped;
 
 	if (flow->destination.identity != IDENTITY_HOST || flow->state == CONNECTION_REPLY ||
 	    flow->state == CONNECTION_RELATED)
 		return DECISION_STACK;
+	if (space)
+		forget_audits(space);
 	dropped = judge_side(flow, &entry, CT_EGRESS, &flow->source, IDENTITY_HOST,
 			     flow->packet.destination_port)
 		      ?: judge_arrival_at_host(flow, &entry);

@@ -18,7 +18,7 @@ from cilia.hubble.cel import Condition
 from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import Party, Workload
 from cilia.hubble.filter_values import FilterError, Prefix, port_range
-from cilia.hubble.filters import refuse_unknown
+from cilia.hubble.filters import refuse_unknown, with_denials
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 
@@ -34,7 +34,7 @@ class Matcher:
 
     def __init__(self, allow: Sequence[flow_pb2.FlowFilter], deny: Sequence[flow_pb2.FlowFilter]) -> None:
         """Raises FilterError for a value that can't be read, UnsupportedFilter for a field unknown here."""
-        self._allow = [compiled(each) for each in allow]
+        self._allow = [compiled(with_denials(each)) for each in allow]
         self._deny = [compiled(each) for each in deny]
 
     def __call__(self, response: Response) -> bool:

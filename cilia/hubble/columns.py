@@ -38,8 +38,10 @@ KIND_TRACE = 2
 KIND_VERDICT = 3
 KIND_SOCKET = 4
 
+VERDICT_FORWARDED = 1
 VERDICT_DROPPED = 2
 VERDICT_AUDIT = 4
+VERDICT_REDIRECTED = 5
 """Of flow.Verdict."""
 
 REASON_NO_BACKEND = 158
@@ -52,6 +54,8 @@ PRE_REVERSE = 3
 FLAG_REPLY = 1
 FLAG_IPV6 = 2
 FLAG_ENCRYPTED = 4
+FLAG_JUDGED_APART = 32
+"""Of a trace: what was judged is told by events of its own."""
 
 INGRESS = 1
 EGRESS = 2
@@ -98,9 +102,11 @@ def flagged(events: Events, flag: int) -> Mask:
 
 
 def important(events: Events) -> Mask:
-    """Drops and verdicts, and what else ended here: what is worth keeping when traces flood the ring."""
-    kind = events["kind"]
-    return np.asarray((kind == KIND_DROP) | (kind == KIND_VERDICT) | (events["verdict"] == VERDICT_DROPPED))
+    """Drops, what else ended here, and what audit let pass: what is worth keeping when traces and allowed
+    connections flood the ring."""
+    kind, verdict = events["kind"], events["verdict"]
+    denied = (kind == KIND_VERDICT) & (verdict != VERDICT_FORWARDED) & (verdict != VERDICT_REDIRECTED)
+    return np.asarray((kind == KIND_DROP) | denied | (verdict == VERDICT_DROPPED))
 
 
 def translated(events: Events) -> Mask:

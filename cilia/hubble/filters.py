@@ -18,6 +18,7 @@ from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.meaning import EVENT_TYPES
 from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Context, Predicate
 from cilia.hubble.store import Rows
+from cilia.model.drop_reasons import BY_POLICY
 from cilia.proto.flow import flow_pb2
 
 FEW = 8
@@ -26,12 +27,31 @@ FEW = 8
 APPLICATION_RECORD = 129
 """Message type of application records."""
 
-IMPORTANT_VERDICTS = {flow_pb2.DROPPED}
-IMPORTANT_TYPES = {EVENT_TYPES[KIND_DROP], EVENT_TYPES[KIND_VERDICT]}
+IMPORTANT_VERDICTS = {flow_pb2.DROPPED, flow_pb2.AUDIT}
+IMPORTANT_TYPES = {EVENT_TYPES[KIND_DROP]}
+
+DENIALS = tuple(
+    flow_pb2.EventTypeFilter(type=EVENT_TYPES[KIND_DROP], match_sub_type=True, sub_type=reason)
+    for reason in BY_POLICY
+)
+
+
+def with_denials(message: flow_pb2.FlowFilter) -> flow_pb2.FlowFilter:
+    """A filter that asks for policy verdicts, so that it gets denials, too: they are told once, as drops.
+
+    Of what is asked for only; who leaves policy verdicts out still wants the drops.
+    """
+    verdict = EVENT_TYPES[KIND_VERDICT]
+    if not any(each.type == verdict and not each.match_sub_type for each in message.event_type):
+        return message
+    wider = flow_pb2.FlowFilter()
+    wider.CopyFrom(message)
+    wider.event_type.extend(DENIALS)
+    return wider
 
 
 def wants_important_only(whitelist: Sequence[flow_pb2.FlowFilter]) -> bool:
-    """Whether only drops and policy verdicts can match, which the store keeps longer."""
+    """Whether only drops and what audit let pass can match, which the store keeps longer."""
     return bool(whitelist) and all(
         (each.verdict and IMPORTANT_VERDICTS.issuperset(each.verdict))
         or each.drop_reason_desc
@@ -50,7 +70,7 @@ class FlowMatcher:
         blacklist: Sequence[flow_pb2.FlowFilter] = (),
     ) -> None:
         """Raises FilterError for a value that can't be read, UnsupportedFilter for a field not known."""
-        self._white = [compile_filter(context, each) for each in whitelist]
+        self._white = [compile_filter(context, with_denials(each)) for each in whitelist]
         self._black = [compile_filter(context, each) for each in blacklist]
         self.slow = any(each.HasField("experimental") for each in (*whitelist, *blacklist))
         """Whether a row may take long: to be asked about few at a time."""

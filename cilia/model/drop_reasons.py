@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+BY_POLICY = (133, 181, 189)
+"""Those that are verdicts of policy: nobody allows it, a rule denies it, peers did not prove who they are."""
+
 TEXTS: Mapping[int, str] = {
     130: "Invalid source mac",
     131: "Invalid destination mac",

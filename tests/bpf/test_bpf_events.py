@@ -30,7 +30,7 @@ pytestmark = pytest.mark.root
 
 DROP, TRACE, VERDICT = 1, 2, 3
 NEW, ESTABLISHED, REPLY, RELATED = 1, 2, 3, 4
-FIRST, LAST, IS_REPLY, IS_IPV6 = 8, 16, 1, 2
+FIRST, LAST, IS_REPLY, IS_IPV6, JUDGED_APART = 8, 16, 1, 2, 32
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_every_field_of_a_new_flow(world: World, ears: Ears) -> None:
         "tcp_flags": 2,
         "direction": INGRESS,
         "state": NEW,
-        "flags": FIRST,
+        "flags": FIRST | JUDGED_APART,
         "source_identity": 1001,
         "destination_identity": 1002,
         "source_endpoint": 101,
@@ -87,7 +87,7 @@ def test_medium_aggregation_tells_a_life_in_four_reports(world: World, ears: Ear
         assert world.from_pod(pod, packet).action == "LOCAL"
     found = [(int(event["state"]), int(event["tcp_flags"]), int(event["flags"])) for event in ears.traces()]
     assert found == [
-        (NEW, 0x02, FIRST),
+        (NEW, 0x02, FIRST | JUDGED_APART),
         (REPLY, 0x12, IS_REPLY),
         (ESTABLISHED, 0x11, 0),
         (REPLY, 0x11, IS_REPLY | LAST),
@@ -136,7 +136,7 @@ def test_icmp_and_ipv6(world: World, ears: Ears) -> None:
     world.from_pod(world.pod_a, IPv6(src="fd00::11", dst="fd00::12") / UDP(sport=5, dport=53))
     ping, query = ears.traces()
     assert (int(ping["icmp_type"]), int(ping["source_port"]), int(ping["destination_port"])) == (8, 0, 0)
-    assert int(query["flags"]) == FIRST | IS_IPV6
+    assert int(query["flags"]) == FIRST | IS_IPV6 | JUDGED_APART
 
 
 def test_a_drop_names_its_reason_place_and_rule(world: World, ears: Ears) -> None:
@@ -159,7 +159,8 @@ def test_audit_is_a_verdict_of_its_own(world: World, ears: Ears) -> None:
     world.set_policy(2, (Rule(INGRESS, DENY, cookie=3, flags=4 | 1),))
     world.from_pod(world.pod_a, ahead("S"))
     world.from_pod(world.pod_a, ahead("A"))
-    (audit,), traces = ears.read()
+    (audit,), (allowed, *traces) = ears.read()
+    assert (int(allowed["kind"]), int(allowed["verdict"]), int(allowed["direction"])) == (VERDICT, 1, EGRESS)
     assert (int(audit["kind"]), int(audit["verdict"]), int(audit["reason"])) == (VERDICT, 4, 133)
     assert (int(audit["egress_cookie"]), int(audit["ingress_cookie"])) == (2, 3)
     assert (int(audit["point"]), int(audit["line"]), int(audit["direction"])) == (101, 0, INGRESS)
@@ -173,6 +174,71 @@ def test_audit_is_a_verdict_of_its_own(world: World, ears: Ears) -> None:
     world.from_pod(world.pod_a, ahead("A"))
     (audit,) = ears.drops()
     assert (int(audit["direction"]), int(audit["egress_cookie"]), int(audit["point"])) == (EGRESS, 5, 101)
+
+
+def verdict_of(event: np.void) -> tuple[int, int, int]:
+    """(direction, its cookie, its match)."""
+    side = "egress" if int(event["direction"]) == EGRESS else "ingress"
+    return int(event["direction"]), int(event[f"{side}_cookie"]), int(event[f"{side}_match"])
+
+
+def test_each_side_tells_once_that_it_lets_a_flow_begin(world: World, ears: Ears) -> None:
+    for flags in ("S", "S", "A", "FA"):
+        world.from_pod(world.pod_a, ahead(flags))
+        world.from_pod(world.pod_b, back("A"))
+    priority, normal = ears.read()
+    assert not priority, "what is allowed must not push drops out"
+    egress, ingress = (event for event in normal if event["kind"] == VERDICT)
+    assert [verdict_of(each) for each in (egress, ingress)] == [(EGRESS, 2, 4), (INGRESS, 1, 4)]
+    for event in (egress, ingress):
+        assert (int(event["verdict"]), int(event["reason"]), int(event["state"])) == (1, 0, NEW)
+        assert (int(event["source_endpoint"]), int(event["destination_endpoint"])) == (101, 102)
+        assert (int(event["tcp_flags"]), int(event["ring"]), int(event["line"])) == (2, 1, 0)
+    numbers = [int(event["sequence"]) for event in normal]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_a_flow_that_begins_anew_is_told_again(world: World, ears: Ears) -> None:
+    for flags in ("S", "R", "S"):
+        world.from_pod(world.pod_a, ahead(flags))
+    assert [verdict_of(event)[0] for event in ears.verdicts()] == [EGRESS, INGRESS] * 2
+
+
+def test_who_is_not_isolated_says_nothing(world: World, ears: Ears) -> None:
+    world.set_policy(1, (Rule(EGRESS, cookie=0, flags=4), Rule(INGRESS, cookie=0, flags=4)))
+    world.from_pod(world.pod_a, ahead("S"))
+    assert [verdict_of(event) for event in ears.verdicts()] == [(INGRESS, 1, 4)]
+
+
+def test_a_remote_end_says_it_on_its_own_node(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst=POD_FAR4) / UDP(sport=5, dport=53))
+    assert [verdict_of(event)[0] for event in ears.verdicts()] == [EGRESS]
+
+
+def test_of_a_denied_flow_only_the_drop_is_told(world: World, ears: Ears) -> None:
+    world.set_policy(2, DENY_ALL)
+    for _ in range(3):
+        world.from_pod(world.pod_a, ahead("S"))
+    drops, others = ears.read()
+    assert ([int(event["kind"]) for event in drops], others) == ([DROP] * 3, [])
+
+
+def test_a_running_flow_judged_anew_is_no_new_one(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("S"))
+    ears.read()
+    world.set_policy(2, (Rule(INGRESS, cookie=11), Rule(EGRESS, cookie=12)))
+    world.from_pod(world.pod_a, ahead("A"))
+    assert ears.verdicts() == []
+
+
+def test_both_sides_may_audit(world: World, ears: Ears) -> None:
+    world.set_policy(1, (Rule(EGRESS, DENY, cookie=5, flags=1),))
+    world.set_policy(2, (Rule(INGRESS, DENY, cookie=3, flags=4 | 1),))
+    world.from_pod(world.pod_a, ahead("S"))
+    priority, normal = ears.read()
+    told = [(*verdict_of(event)[:2], int(event["reason"])) for event in priority]
+    assert told == [(EGRESS, 5, 181), (INGRESS, 3, 133)]
+    assert [int(event["kind"]) for event in normal] == [TRACE]
 
 
 def test_an_answer_has_the_direction_in_which_it_was_asked_for(world: World, ears: Ears) -> None:
@@ -236,6 +302,8 @@ def test_a_flow_with_a_remote_end_carries_the_local_sides_rule(world: World, ear
 
 def test_sequences_have_no_gap(world: World, ears: Ears) -> None:
     world.settings["aggregation"][0] = 0
+    world.from_pod(world.pod_a, ahead("S"))
+    ears.read()
     for _ in range(10):
         world.from_pod(world.pod_a, ahead("A"))
         world.from_pod(world.pod_a, IP(src="10.9.9.9", dst="10.0.0.12") / UDP())

@@ -32,8 +32,13 @@ def test_each_kind_is_muted_by_itself(world: World, ears: Ears, muted: str) -> N
     world.from_pod(world.pod_a, SPOOFED)
     assert (world.counted(0), world.counted(132)) == (before[0] + 1, before[1] + 1)
     priority, normal = ears.read()
-    told = sorted(int(event["kind"]) for event in priority + normal)
-    assert told == [kind for kind, word in ((1, "DROPS"), (2, "TRACES"), (3, "VERDICTS")) if word != muted]
+    told = [(int(event["verdict"]), int(event["kind"])) for event in normal + priority]
+    expected = [(1, VERDICT), (1, TRACE), (4, VERDICT), (2, DROP)]
+    words = {DROP: "DROPS", TRACE: "TRACES", VERDICT: "VERDICTS"}
+    assert told == [each for each in expected if words[each[1]] != muted]
+    apart = world.layout.value("EVENT_JUDGED_APART")
+    for event in normal:
+        assert bool(int(event["flags"]) & apart) == (muted != "VERDICTS")
 
 
 def test_what_is_muted_is_heard_again_at_once(world: World, ears: Ears) -> None:
@@ -74,13 +79,14 @@ def test_a_limit_holds_traces_back_and_lets_drops_through(limited: World) -> Non
     for _ in range(10):
         limited.from_pod(limited.pod_a, ahead("A"))
     limited.from_pod(limited.pod_a, SPOOFED)
-    drops, traces = ears.read()
-    assert (len(drops), len(traces)) == (1, 3)
+    drops, others = ears.read()
+    assert (len(drops), len(others)) == (1, 3)
 
 
 def test_what_a_limit_held_back_is_a_gap_and_counted_by_rule(limited: World) -> None:
     ears = Ears(limited)
     limited.settings["aggregation"][0] = limited.layout.value("AGGREGATION_NONE")
+    limited.settings["flags"][0] |= limited.layout.value("NODE_MUTE_VERDICTS")
     for _ in range(10):
         limited.from_pod(limited.pod_a, ahead("A"))
     give_tokens(limited, all_events(limited), 1)
@@ -90,6 +96,18 @@ def test_what_a_limit_held_back_is_a_gap_and_counted_by_rule(limited: World) -> 
     assert held_back(limited) == {(1, 0, all_events(limited) | TRACE): 7}
     told = counters.held_back(limited.dataplane.maps["suppressed"], limited.layout)
     assert told == {"drop_bucket": 0, "drop": 0, "trace": 7, "verdict": 0, "socket": 0}
+
+
+def test_a_verdict_held_back_is_counted_for_the_rule_that_spoke(limited: World) -> None:
+    Ears(limited)
+    limited.from_pod(limited.pod_a, ahead("S"))
+    for _ in range(2):
+        limited.from_pod(limited.pod_a, ahead("R"))
+        limited.from_pod(limited.pod_a, ahead("S"))
+    found = {
+        cookie: count for (cookie, _, reason), count in held_back(limited).items() if reason & 7 == VERDICT
+    }
+    assert found == {2: 2, 1: 2}, "egress and ingress of two flows that began anew"
 
 
 def test_the_next_drop_says_also_what_a_drop_was_to_say_that_a_limit_held_back(limited: World) -> None:

@@ -442,8 +442,9 @@ def test_events_name_host_and_rule(host: Host) -> None:
     world.from_wire(WORLD_SYN)
     world.from_wire(IP(src=WORLD4, dst=NODE4) / TCP(sport=40000, dport=23, flags="S"))
     world.to_wire(IP(src=NODE4, dst=WORLD4) / TCP(sport=40000, dport=23, flags="S"))
-    drops, traces = ears.read()
-    (trace,) = traces
+    drops, (verdict, trace) = ears.read()
+    assert (verdict["kind"], verdict["verdict"], verdict["direction"]) == (3, 1, INGRESS)
+    assert (verdict["destination_endpoint"], verdict["ingress_cookie"]) == (HOST_NUMBER, 31)
     assert (trace["destination_endpoint"], trace["destination_identity"]) == (HOST_NUMBER, HOST)
     assert (trace["direction"], trace["ingress_cookie"], trace["point"]) == (INGRESS, 31, 2)
     inward, outward = drops

@@ -9,6 +9,8 @@ from scapy.packet import Packet
 from tests.support.datapath_world import World
 from tests.support.ring_reader import Ring
 
+TRACE, VERDICT = 2, 3
+
 SPOOFED = IP(src="10.9.9.9", dst="10.0.0.12") / UDP()
 """Drops with INVALID_SOURCE_IP (132)."""
 
@@ -30,7 +32,11 @@ class Ears:
         return self.read()[0]
 
     def traces(self) -> list[np.void]:
-        return self.read()[1]
+        return [event for event in self.read()[1] if event["kind"] == TRACE]
+
+    def verdicts(self) -> list[np.void]:
+        """Of rules that allow what begins."""
+        return [event for event in self.read()[1] if event["kind"] == VERDICT]
 
 
 def ahead(flags: str) -> Packet:

@@ -17,6 +17,7 @@ import numpy as np
 from cilia.hubble.columns import (
     EGRESS,
     FLAG_IPV6,
+    FLAG_JUDGED_APART,
     INGRESS,
     KIND_DROP,
     KIND_TRACE,
@@ -31,13 +32,12 @@ from cilia.hubble.metrics.options import MetricOptions
 from cilia.hubble.predicates import ReferencePredicate
 from cilia.hubble.protocols import ICMP, ICMPV6, NAMES, TCP, WITH_PORTS
 from cilia.hubble.store import FlowStore
+from cilia.model.drop_reasons import BY_POLICY
 from cilia.proto.flow import flow_pb2
 
 FORWARDED, DROPPED, AUDIT, REDIRECTED = 1, 2, 4, 5
-POLICY_DENIED, POLICY_DENY = 133, 181
-"""Nobody allows it; a rule denies it (flow.DropReason)."""
 WENT_ON = table(FORWARDED, REDIRECTED)
-BY_POLICY = table(POLICY_DENIED, POLICY_DENY)
+DENIED = table(*BY_POLICY)
 KNOWN_PROTOCOL = table(*NAMES)
 HAS_PORTS = table(*WITH_PORTS)
 IS_ICMP = table(ICMP, ICMPV6)
@@ -133,8 +133,8 @@ def reason_name(reason: int) -> str:
 
 
 def forwarded(batch: Batch) -> Mask:
-    """What went on its way."""
-    return batch.one_of("verdict", WENT_ON)
+    """What went on its way: the packet, not what policy said of it before."""
+    return batch.one_of("verdict", WENT_ON) & ~batch.verdict
 
 
 def ports(batch: Batch) -> Words:
@@ -203,7 +203,7 @@ def icmp(_store: FlowStore, _options: MetricOptions) -> Kind:
     """ICMP messages of both families. (Cilium says IPv4 of ICMPv6, too; here the family is right.)"""
 
     def select(batch: Batch) -> Iterable[Selection]:
-        there = batch.one_of("protocol", IS_ICMP)
+        there = batch.one_of("protocol", IS_ICMP) & ~batch.verdict
         if there.any():
             yield Selection(there, batch.word((0, "icmp_code"), (8, "icmp_type"), (16, "protocol")))
 
@@ -241,19 +241,20 @@ def port_distribution(_store: FlowStore, _options: MetricOptions) -> Kind:
 def policy(_store: FlowStore, _options: MetricOptions) -> Kind:
     """Verdicts of policy, one for each side that judged.
 
-    This data path has no event of its own for what policy allows: the first event of a flow carries what each
-    side decided. So a new flow that two policies of this node let pass counts twice, for egress and for
-    ingress, a denial once. Sides that no policy isolates judge nothing. As in Cilium, what the host sends is
-    left out: it may reach its pods.
+    A new flow that two policies of this node let pass counts twice, for egress and for ingress, a denial
+    once, by its drop. Where verdict events are muted, the first trace of a flow carries what each side decided;
+    where they are not, the trace says so and is left out. Sides that no policy isolates judge nothing. As in
+    Cilium, what the host sends is left out: it may reach its pods.
     """
 
     def select(batch: Batch) -> Iterable[Selection]:
         foreign = ~batch.equal("source_identity", HOST_IDENTITY)
-        dropped = batch.equal("verdict", DROPPED) & batch.one_of("reason", BY_POLICY)
-        refused = dropped | batch.verdict
+        dropped = batch.equal("verdict", DROPPED) & batch.one_of("reason", DENIED)
+        told = dropped | batch.verdict
         new = batch.trace & batch.equal("state", NEW) & forwarded(batch) & ~batch.reply
+        new &= ~batch.flagged(FLAG_JUDGED_APART)
         for direction, side in ((EGRESS, "egress"), (INGRESS, "ingress")):
-            judged = refused & batch.equal("direction", direction)
+            judged = told & batch.equal("direction", direction)
             judged |= new & ~batch.equal(f"{side}_cookie", 0)
             words = batch.word((0, f"{side}_match"), (8, "verdict")) | np.uint64(direction << 16)
             yield Selection(judged & foreign, words)
@@ -285,8 +286,8 @@ def flows_to_world(store: FlowStore, options: MetricOptions) -> Kind:
         counted &= batch.one_of("protocol", KNOWN_PROTOCOL)
         dropped = batch.equal("verdict", DROPPED)
         if "any-drop" not in options.switches:
-            counted &= ~dropped | batch.one_of("reason", BY_POLICY)
-        counted &= dropped | ~batch.reply
+            counted &= ~dropped | batch.one_of("reason", DENIED)
+        counted &= dropped | ~(batch.reply | batch.verdict)
         if "syn-only" in options.switches:
             opens = batch.one_of("tcp_flags", HAS_SYN) | batch.one_of("tcp_flags", HAS_SYN_ACK)
             counted &= batch.equal("protocol", TCP) & opens & ~batch.reply

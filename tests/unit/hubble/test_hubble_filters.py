@@ -76,7 +76,8 @@ ALL = list(range(len(VARIED)))
         ({"protocol": ["ICMP"]}, [5, 6]),
         ({"protocol": ["icmpv6"]}, [6]),
         ({"event_type": [flow_pb2.EventTypeFilter(type=1)]}, [2]),
-        ({"event_type": [flow_pb2.EventTypeFilter(type=5)]}, [1, 3]),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=5)]}, [1, 2, 3]),
+        ({"event_type": [flow_pb2.EventTypeFilter(type=5, match_sub_type=True)]}, [1, 3]),
         ({"event_type": [flow_pb2.EventTypeFilter(type=129)]}, []),
         ({"event_type": [flow_pb2.EventTypeFilter(type=4, match_sub_type=True, sub_type=4)]}, []),
         ({"event_type": [flow_pb2.EventTypeFilter(type=1, match_sub_type=True, sub_type=133)]}, [2]),
@@ -174,6 +175,20 @@ def test_what_can_only_match_drops_and_verdicts_is_known() -> None:
     assert wants_important_only([dropped, flow_pb2.FlowFilter(event_type=[drop])])
     assert not wants_important_only([dropped, flow_pb2.FlowFilter(event_type=[drop, trace])])
     assert not wants_important_only([])
+    verdict = flow_pb2.EventTypeFilter(type=5)
+    assert not wants_important_only([flow_pb2.FlowFilter(event_type=[verdict])])
+    audited = flow_pb2.FlowFilter(event_type=[verdict], verdict=[flow_pb2.DROPPED, flow_pb2.AUDIT])
+    assert wants_important_only([audited])
+
+
+def test_policy_verdicts_are_denials_too_but_leaving_them_out_leaves_drops() -> None:
+    flows = store()
+    reasons = (133, 181, 189, 132, 158)
+    flows.append([events({}, {"kind": 3}, *({"kind": 1, "verdict": 2, "reason": each} for each in reasons))])
+    asked = {"event_type": [flow_pb2.EventTypeFilter(type=5)]}
+    assert matching([asked], flows=flows) == [1, 2, 3, 4]
+    assert matching([{**asked, "verdict": [flow_pb2.FORWARDED]}], flows=flows) == [1]
+    assert matching([], [asked], flows) == [0, 2, 3, 4, 5, 6]
 
 
 def test_every_field_of_a_filter_is_either_answered_or_refused() -> None:

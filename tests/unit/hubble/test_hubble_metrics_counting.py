@@ -150,6 +150,27 @@ def test_verdicts_of_each_side_that_judged() -> None:
     }
 
 
+def test_a_judgement_is_counted_once_whichever_events_tell_it() -> None:
+    sides = {"egress_cookie": 3, "egress_match": 1, "ingress_cookie": ALLOW_WEB, "ingress_match": 2}
+    apart = {**sides, "flags": 8 | 32}
+    verdicts = [{**apart, "kind": 3, "direction": direction} for direction in (2, 1)]
+    once = {
+        "direction=egress,match=l3-only,action=forwarded": 1,
+        "direction=ingress,match=l3-l4,action=forwarded": 1,
+    }
+    assert counted("policy", *verdicts, apart) == once
+    assert counted("policy", *verdicts) == once, "traces are muted"
+    assert counted("policy", {**sides, "flags": 8}) == once, "verdicts are muted"
+
+
+def test_a_verdict_is_no_packet() -> None:
+    verdict = {"kind": 3, "tcp_flags": 2, "direction": 1, "ingress_cookie": ALLOW_WEB}
+    for metric in ("tcp", "port-distribution"):
+        assert counted(metric, {"tcp_flags": 2}, verdict) == counted(metric, {"tcp_flags": 2})
+    assert counted("icmp", {"kind": 3, "protocol": 1, "icmp_type": 8}) == {}
+    assert counted("flows-to-world", {**WORLD, "kind": 3}) == {}
+
+
 def test_flows_to_the_world() -> None:
     rows = [
         WORLD,

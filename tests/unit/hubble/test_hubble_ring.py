@@ -1,4 +1,4 @@
-"""Drops and verdicts outlive the traces around them, and what is gone is counted."""
+"""Drops and audits outlive the traces and allowed connections around them, and what is gone is counted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cilia.hubble.store import FlowStore
 from tests.support.hubble import DTYPE, WALL, directory, events, flow, store
 
 DROP = {"kind": 1, "verdict": 2, "reason": 133}
+AUDIT = {"kind": 3, "verdict": 4, "reason": 133}
 
 
 def numbers(flows: FlowStore, first: int = 0, last: int = 1 << 40) -> list[int]:
@@ -21,7 +22,7 @@ def numbers(flows: FlowStore, first: int = 0, last: int = 1 << 40) -> list[int]:
 
 def test_drops_survive_a_flood_of_traces() -> None:
     flows = store(capacity=16)
-    flows.append([events(flow(0), flow(1, **DROP), flow(2), flow(3, kind=3))], offset=WALL)
+    flows.append([events(flow(0), flow(1, **DROP), flow(2, kind=3), flow(3, **AUDIT))], offset=WALL)
     for start in range(4, 100, 8):
         flows.append([events(*(flow(number) for number in range(start, start + 8)))], offset=WALL)
     assert numbers(flows) == [1, 3, *range(84, 100)]
