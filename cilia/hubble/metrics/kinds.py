@@ -242,7 +242,7 @@ def policy(_store: FlowStore, _options: MetricOptions) -> Kind:
     """Verdicts of policy, one for each side that judged.
 
     A new flow that two policies of this node let pass counts twice, for egress and for ingress, a denial
-    once, by its drop. Where verdict events are muted, the first trace of a flow carries what each side decided;
+    once, by its drop. Where verdict events are muted, the first trace of a flow has what each side decided;
     where they are not, the trace says so and is left out. Sides that no policy isolates judge nothing. As in
     Cilium, what the host sends is left out: it may reach its pods.
     """
