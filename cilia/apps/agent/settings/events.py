@@ -51,7 +51,7 @@ class EventSettings:
     ] = True
     bpf_events_trace_enabled: Annotated[bool, Option(help="Report forwarded packets.")] = True
     bpf_events_policy_verdict_enabled: Annotated[
-        bool, Option(help="Report what passes only since policies are not enforced (audit).")
+        bool, Option(help="Report new flows that policy allows, and what only audit lets pass.")
     ] = True
     bpf_events_default_rate_limit: Annotated[
         int,
@@ -102,7 +102,7 @@ class EventSettings:
         switches = {
             "drops": self.bpf_events_drop_enabled,
             "forwarded packets": self.bpf_events_trace_enabled,
-            "audit verdicts": self.bpf_events_policy_verdict_enabled,
+            "policy verdicts": self.bpf_events_policy_verdict_enabled,
         }
         muted = [kind for kind, reported in switches.items() if not reported]
         limit = self.bpf_events_default_rate_limit
