@@ -36,6 +36,11 @@ VIEW = 256
 """Flows masked before others get their turn: some 5 ms."""
 READERS = 32
 """Readers begun before others get their turn: some 2 ms. Each waits for its own to ask its peer."""
+TELL_AFTER = 0.25
+"""Seconds until a client is told who answers, when no node has said anything by then: until it is known
+whether nodes take the request at all."""
+TELL_AFTER_REFUSAL = 5.0
+"""The same, when some have refused it: seconds until also the last of many has been asked."""
 SEND = 512
 """Messages handed to the client's stream at a time."""
 CALLERS_FAULTS = (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
@@ -108,6 +113,9 @@ class Answer:
         """Node states to tell."""
         self._errors = Errors(settings.gather)
         self._window = SMALLEST_WINDOW
+        self._began = clock.monotonic()
+        self._accepted = False
+        """Whether a node has begun to answer."""
         self._refusals: dict[str, RpcError] = {}
         """Peers that would not answer such a request."""
 
@@ -138,6 +146,7 @@ class Answer:
         connected = [link for link in links if link.channel]
         away = [link for link in links if not link.channel]
         self._note(relay_pb2.NODE_CONNECTED, [link.name for link in connected])
+        self._accepted = not connected
         await self._ask_all(connected)
         self._note(relay_pb2.NODE_UNAVAILABLE, [link.name for link in away], reasons(away))
 
@@ -241,6 +250,7 @@ class Answer:
         """Put what has come into the lane; False at the end."""
         await self._arrival(call)
         batch = await call.read()
+        self._accepted = True
         if not batch:
             return False
         times = scanner.times(batch)
@@ -280,10 +290,10 @@ class Answer:
             self._bell.clear()
             if self._changed:
                 await self._renew()
-            notes = self._take_notes()
+            now = self._clock.monotonic()
+            notes = self._take_notes() if now >= self._tell_from else []
             if notes:
                 await sink.send(notes)
-            now = self._clock.monotonic()
             taken = self._merge.take(now)
             self._make_room()
             for start in range(0, len(taken), SEND):
@@ -301,6 +311,13 @@ class Answer:
         """Send what nodes said, and count it."""
         await sink.send(messages)
         self._numbers.count(messages)
+
+    @property
+    def _tell_from(self) -> float:
+        """When the client may be told of nodes: a request that all refuse ends without."""
+        if self._accepted:
+            return 0.0
+        return self._began + (TELL_AFTER_REFUSAL if self._refusals else TELL_AFTER)
 
     def _make_room(self) -> None:
         for name, (lane, room) in list(self._full.items()):
@@ -328,7 +345,10 @@ class Answer:
 
     async def _wait(self, now: float) -> None:
         """Until something comes, or time alone lets something go."""
-        moments = [self._merge.wake_at(now), self._errors.wake_at(), now + self._seconds_left()]
+        notes_due = self._tell_from if self._notes else self._errors.wake_at()
+        if notes_due is not None:
+            notes_due = max(notes_due, self._tell_from)
+        moments = [self._merge.wake_at(now), notes_due, now + self._seconds_left()]
         if self._request.follow and self._missing():
             moments.append(self._renewed + RENEW_SECONDS)
         seconds = min(moment for moment in moments if moment is not None) - now

@@ -22,7 +22,7 @@ import h2.events
 import h2.exceptions
 import hyperframe.frame
 
-from cilia.hubble.rpc.http2 import client_side
+from cilia.hubble.rpc.http2 import client_side, release
 from cilia.hubble.rpc.messages import (
     MAX_MESSAGE,
     Code,
@@ -339,6 +339,7 @@ class Channel(asyncio.Protocol):
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.finish(self._broken())
+        release(self._h2)
         if self._transport:
             self._transport.abort()
             self._transport = None

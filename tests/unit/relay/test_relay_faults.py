@@ -132,8 +132,12 @@ def test_a_request_that_is_to_blame_is_refused_as_a_node_refuses_it(running: Clu
     target = running.relay([running.start(node) for node in nodes])
     ready(target, 2)
     for follow in (False, True):
+        responses: list[Response] = []
         with channel_to(target) as channel, pytest.raises(grpc.RpcError) as caught:
-            list(get_flows(channel, follow=follow, whitelist=[flow_pb2.FlowFilter(source_label=[""])]))
+            call = get_flows(channel, follow=follow, whitelist=[flow_pb2.FlowFilter(source_label=[""])])
+            for each in call:
+                responses.append(each)
+        assert responses == [], "nobody receives flows of a request that all refuse"
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.details() == "an empty label selector selects nothing useful"
 
