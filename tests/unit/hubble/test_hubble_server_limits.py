@@ -283,6 +283,26 @@ def test_a_window_that_shrinks_below_what_was_sent(serve: Served) -> None:
         assert numbers(client.messages(stream)) == list(range(1000))
 
 
+def test_two_streams_share_the_window_of_their_connection(serve: Served) -> None:
+    serve()
+    with serve.raw() as client:
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 22})
+        streams = [client.ask(GET_FLOWS, GetFlowsRequest().SerializeToString()) for _ in range(2)]
+        # What is more than the connection's first window is an error of the client's h2.
+        while sum(map(size_of, client.seen)) < 65_535:
+            assert client.read()
+        client.h2.increment_flow_control_window(1 << 22)
+        client.flush()
+        for stream in streams:
+            assert client.status(stream)[0] == "0"
+            assert numbers(client.messages(stream)) == list(range(1000))
+
+
+def size_of(event: h2.events.Event) -> int:
+    """Bytes of a DATA frame."""
+    return len(event.data or b"") if isinstance(event, h2.events.DataReceived) else 0
+
+
 @pytest.mark.parametrize("size", [16_384, 100_000, (1 << 24) - 1])
 def test_frames_of_any_size_that_a_client_takes(serve: Served, size: int) -> None:
     serve()
