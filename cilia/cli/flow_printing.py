@@ -59,7 +59,7 @@ class Printer:
         self._rows: list[tuple[str, ...]] = []
         self._blocks = 0
         self._json = Writer()
-        self.counted = flows.Completeness(style)
+        self.counted = flows.AnswerCounts(style)
 
     def print_all(self, responses: Iterable[Response]) -> None:
         """Until the answer ends or the user has seen enough (Ctrl-C)."""

@@ -342,7 +342,7 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-class Completeness:
+class AnswerCounts:
     """Counts flows, gaps and nodes that do not answer, of one answer."""
 
     def __init__(self, style: Style) -> None:

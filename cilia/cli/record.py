@@ -59,14 +59,14 @@ def write_flows(
     set_filters(request, ctx, allowlist or (), denylist or ())
     Window.typed(ctx).put(request, datetime.now(UTC).astimezone())
     style = flows.Style(zone=datetime.now(UTC).astimezone().tzinfo or UTC)
-    counted = flows.Completeness(style)
+    counted = flows.AnswerCounts(style)
     how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_EXCL)
     with connected(ctx) as client:
         save(client.get_flows(request), file, how, counted, limit)
     print(printable_lines(f"{file}: {counted.sentence()}"), file=sys.stderr)
 
 
-def save(responses: Iterable[Any], file: Path, how: int, counted: flows.Completeness, limit: int) -> None:
+def save(responses: Iterable[Any], file: Path, how: int, counted: flows.AnswerCounts, limit: int) -> None:
     """Until the answer ends, there are enough, or the user has enough (Ctrl-C); `how` to open the file.
     Raises UserError for a file that can't be written."""
     try:
@@ -78,7 +78,7 @@ def save(responses: Iterable[Any], file: Path, how: int, counted: flows.Complete
         raise UserError(f"{file} can't be written: {error.strerror}") from None
 
 
-def write(responses: Iterable[Any], out: TextIO, counted: flows.Completeness, limit: int) -> None:
+def write(responses: Iterable[Any], out: TextIO, counted: flows.AnswerCounts, limit: int) -> None:
     """One line for each response."""
     to_json = Writer()
     try:

@@ -20,7 +20,7 @@ import structlog
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.hubble.cursor import Arrived, Cursor
 from cilia.hubble.encode import NANOSECONDS
-from cilia.hubble.export import masks
+from cilia.hubble.export import field_trees
 from cilia.hubble.export.files import Output, output
 from cilia.hubble.export.groups import MOST_GROUPS, Groups
 from cilia.hubble.export.lines import LineMaker
@@ -152,8 +152,8 @@ class Exporter:
         self._store = store
         self._clock = clock
         self._matcher = matcher(settings, Context(store, node))
-        wanted, grouped = masks.parse(settings.mask), masks.parse(settings.aggregate)
-        self._maker = LineMaker(store, node, converter, masks.both(wanted, grouped))
+        wanted, grouped = field_trees.parse(settings.mask), field_trees.parse(settings.aggregate)
+        self._maker = LineMaker(store, node, converter, field_trees.both(wanted, grouped))
         self._groups = Groups(self._maker) if grouped else None
         self._due = clock.monotonic() + settings.interval
         self._output: Output = output(settings, clock.wall)

@@ -12,7 +12,7 @@ from itertools import repeat
 from cilia.hubble.convert import Converter, Fragments, NodeFacts, hex_numbers, whole
 from cilia.hubble.cuts import FIELDS_OF
 from cilia.hubble.export import messages
-from cilia.hubble.export.masks import Tree, has
+from cilia.hubble.export.field_trees import Tree, has
 from cilia.hubble.export.texts import Texts, Transports
 from cilia.hubble.export.whole import WholeLines, timestamp, timestamps
 from cilia.hubble.store import FlowStore, LossRow, Rows

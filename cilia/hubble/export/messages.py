@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from cilia.hubble.export.masks import Tree
+from cilia.hubble.export.field_trees import Tree
 
 encode = msgspec.json.Encoder().encode
 

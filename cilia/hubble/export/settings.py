@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 from google.protobuf import json_format
 
-from cilia.hubble.export import masks
+from cilia.hubble.export import field_trees
 from cilia.kit.documents import MOST_VALUES, cut, is_larger
 from cilia.kit.durations import parse_duration
 from cilia.proto.flow import flow_pb2
@@ -81,8 +81,8 @@ class ExportSettings:
         """Raise ExportError when a value can't be followed."""
         try:
             for paths in (self.mask, self.aggregate):
-                masks.parse(paths)
-        except masks.MaskError as error:
+                field_trees.parse(paths)
+        except field_trees.MaskError as error:
             raise ExportError(str(error)) from None
         if self.path != STDOUT and not self.path.startswith("/"):
             raise ExportError(f"the file {self.path!r} must be a path from the root, or stdout")

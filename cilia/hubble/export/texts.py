@@ -7,7 +7,7 @@ import numpy as np
 from cilia.hubble.columns import Events, Times, blobs, translated
 from cilia.hubble.convert import whole
 from cilia.hubble.export import messages
-from cilia.hubble.export.masks import Tree
+from cilia.hubble.export.field_trees import Tree
 from cilia.hubble.layer4 import LAYER4_KEYS, transports
 from cilia.hubble.remembered import Remembered
 from cilia.hubble.store import Rows

@@ -55,7 +55,7 @@ RULES = {
 RULE_LABEL = "cilia:rule="
 
 
-class Completeness(msgspec.Struct):
+class Missing(msgspec.Struct):
     """What an answer says about what it lacks."""
 
     lost: int = 0
@@ -158,7 +158,7 @@ class Decoder:
     def __init__(self) -> None:
         self.count = 0
         """Flows so far."""
-        self.completeness = Completeness()
+        self.completeness = Missing()
         self._columns: dict[str, list[Any]] = {}
         self._endpoints = {"source": Distinct(b""), "destination": Distinct(b"")}
         self._names = {side: Distinct[tuple[bytes, ...]](()) for side in ("source", "destination")}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from cilia.hubble.client import Client
-    from cilia.hubble.frames.decode import Completeness
+    from cilia.hubble.frames.decode import Missing
     from cilia.proto.observer import observer_pb2
 
 METHOD = "/observer.Observer/GetFlows"
@@ -30,7 +30,7 @@ class FrameError(Exception):
 class Frame:
     """Flows, or what a query made of them: one row each, columns as `schema.SCHEMA`."""
 
-    def __init__(self, table: pyarrow.Table, completeness: Completeness) -> None:
+    def __init__(self, table: pyarrow.Table, completeness: Missing) -> None:
         self._table = table
         self.completeness = completeness
         """What the servers said is missing."""

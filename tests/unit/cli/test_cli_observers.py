@@ -256,7 +256,7 @@ def test_what_is_known_of_a_node_is_not_news() -> None:
     told = observer_pb2.GetFlowsResponse()
     told.node_status.state_change = relay_pb2.NODE_UNAVAILABLE
     told.node_status.node_names.append("a")
-    counted = flows.Completeness(flows.Style())
+    counted = flows.AnswerCounts(flows.Style())
     assert [counted.add(told), counted.add(told)] == [True, False]
     assert counted.sentence() == "0 flows, without 1 node (a)"
     told.node_status.state_change = relay_pb2.NODE_CONNECTED

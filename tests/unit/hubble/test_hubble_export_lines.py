@@ -14,7 +14,7 @@ from google.protobuf import field_mask_pb2, json_format
 
 from cilia.hubble.columns import Events
 from cilia.hubble.convert import Converter, NodeFacts
-from cilia.hubble.export import masks, messages
+from cilia.hubble.export import field_trees, messages
 from cilia.hubble.export.groups import Groups
 from cilia.hubble.export.lines import LineMaker
 from cilia.hubble.export.whole import timestamp
@@ -165,7 +165,7 @@ def test_a_field_mask_leaves_what_it_names(mask: list[str]) -> None:
     flows = store()
     flows.append([random_events(500)], offset=WALL)
     converter = Converter(flows, NODE)
-    maker = LineMaker(flows, NODE, converter, masks.parse(mask))
+    maker = LineMaker(flows, NODE, converter, field_trees.parse(mask))
     for line, want in zip(parsed(lines_of(maker, flows)), expected(converter, flows, mask), strict=True):
         want.setdefault("flow", {})
         assert without_empty(line) == without_empty(want)
@@ -219,23 +219,23 @@ def test_a_message_of_any_kind_reads_as_the_library_writes_it() -> None:
 
 def test_a_mask_names_fields_that_exist() -> None:
     for path in ("sauce", "source.podname", "source.labels.x", "verdict.x", "source..labels"):
-        with pytest.raises(masks.MaskError, match="no flow has the field"):
-            masks.parse([path])
-    assert masks.parse(["source.pod_name", "source", "source.labels"]) == {"source": None}
-    assert masks.parse([" "]) is None
+        with pytest.raises(field_trees.MaskError, match="no flow has the field"):
+            field_trees.parse([path])
+    assert field_trees.parse(["source.pod_name", "source", "source.labels"]) == {"source": None}
+    assert field_trees.parse([" "]) is None
 
 
 def test_two_masks_have_in_common_what_both_name() -> None:
     one, other = (
-        masks.parse(["source", "verdict", "IP.source"]),
-        masks.parse(["source.pod_name", "IP.destination"]),
+        field_trees.parse(["source", "verdict", "IP.source"]),
+        field_trees.parse(["source.pod_name", "IP.destination"]),
     )
-    assert masks.both(one, other) == {"source": {"pod_name": None}}
-    assert masks.both(None, other) == masks.both(other, None) == other
+    assert field_trees.both(one, other) == {"source": {"pod_name": None}}
+    assert field_trees.both(None, other) == field_trees.both(other, None) == other
 
 
 def groups_of(flows: FlowStore, fields: list[str]) -> Groups:
-    return Groups(LineMaker(flows, NODE, Converter(flows, NODE), masks.parse(fields)))
+    return Groups(LineMaker(flows, NODE, Converter(flows, NODE), field_trees.parse(fields)))
 
 
 def test_flows_that_agree_are_one_line() -> None:
