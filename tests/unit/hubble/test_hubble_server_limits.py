@@ -298,6 +298,19 @@ def test_two_streams_share_the_window_of_their_connection(serve: Served) -> None
             assert numbers(client.messages(stream)) == list(range(1000))
 
 
+def test_a_stream_has_a_window_of_its_own(serve: Served) -> None:
+    serve()
+    with serve.raw() as client:
+        client.h2.increment_flow_control_window(1 << 22)
+        stream = client.ask(GET_FLOWS, GetFlowsRequest().SerializeToString())
+        while sum(map(size_of, client.seen)) < 65_535:
+            assert client.read()
+        client.h2.increment_flow_control_window(1 << 22, stream)
+        client.flush()
+        assert client.status(stream)[0] == "0"
+        assert numbers(client.messages(stream)) == list(range(1000))
+
+
 def size_of(event: h2.events.Event) -> int:
     """Bytes of a DATA frame."""
     return len(event.data or b"") if isinstance(event, h2.events.DataReceived) else 0
