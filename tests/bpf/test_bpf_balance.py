@@ -13,6 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet
 
+from tests.support.datapath_ears import Ears
 from tests.support.datapath_world import (
     DENY_ALL,
     FAR_NODE4,
@@ -30,7 +31,6 @@ from tests.support.datapath_world import (
 )
 from tests.support.datapath_world import TCP as TCP_NUMBER
 from tests.support.datapath_world import UDP as UDP_NUMBER
-from tests.support.ring_reader import Ring
 
 pytestmark = pytest.mark.root
 
@@ -521,16 +521,15 @@ def test_sctp_keeps_its_port(world: World) -> None:
 
 
 def test_events_know_both_tuples(web: World) -> None:
-    ring = Ring(web.dataplane.maps["events"], web.layout.dtype("event"))
-    ring.read()
+    ears = Ears(web)
     web.from_pod(web.pod_a, ask())
-    (event,) = ring.read()
+    (event,) = ears.traces()
     assert event["original_destination"].tobytes() == web.address(VIP4).tobytes()
     assert event["destination"].tobytes() == web.address(B4).tobytes()
     ports = int(event["original_destination_port"]), int(event["destination_port"])
     assert (ports, int(event["service"])) == ((80, 8080), 1)
     web.from_pod(web.pod_b, answer())
-    (event,) = ring.read()
+    (event,) = ears.traces()
     assert event["source"].tobytes() == web.address(VIP4).tobytes()
     assert event["original_source"].tobytes() == web.address(B4).tobytes()
     assert (int(event["source_port"]), int(event["original_source_port"])) == (80, 8080)

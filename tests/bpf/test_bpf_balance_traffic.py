@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.datapath_ears import Ears
 from tests.support.datapath_world import ALLOW_ALL, DENY_ALL, TCP, UDP, Frontend, World
-from tests.support.ring_reader import Ring
 from tests.support.traffic_nodes import ONE, PREFIX, TWO, ask, inside, talk, two_nodes
 
 pytestmark = pytest.mark.root
@@ -120,8 +120,7 @@ def test_what_a_translated_socket_asked_for_is_known(node: World) -> None:
     """The socket was given the backend when it connected; its packets show nothing else."""
     frontend = Frontend(3, VIP4, 53, UDP)
     node.add_service(frontend, [(B.ipv4, 5353)])
-    ring = Ring(node.dataplane.maps["events"], node.layout.dtype("event"))
-    ring.read()
+    ears = Ears(node)
     with inside(f"{PREFIX}a"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         (cookie,) = struct.unpack("<Q", asking.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
         key = node.row("socket_service_key", cookie=cookie, address=B.ipv4, port=5353, protocol=UDP)
@@ -132,7 +131,7 @@ def test_what_a_translated_socket_asked_for_is_known(node: World) -> None:
     assert int(entry["service"]) == 3
     assert not int(entry["flags"]) & node.layout.value("CT_TRANSLATED")
     assert node.service_flows() == []
-    (event,) = [event for event in ring.read() if int(event["protocol"]) == UDP]
+    (event,) = [event for event in ears.traces() if int(event["protocol"]) == UDP]
     assert (int(event["service"]), int(event["original_destination_port"])) == (3, 53)
     assert event["original_destination"].tobytes() == node.address(VIP4).tobytes()
     assert event["destination"].tobytes() == node.address(B.ipv4).tobytes()

@@ -34,6 +34,7 @@ from scapy.layers.sctp import (
 )
 from scapy.packet import Packet, Raw, bind_layers
 
+from tests.support.datapath_ears import Ears
 from tests.support.datapath_world import (
     ALLOW,
     DENY,
@@ -48,7 +49,6 @@ from tests.support.datapath_world import (
     World,
     payload,
 )
-from tests.support.ring_reader import Ring
 
 pytestmark = pytest.mark.root
 
@@ -140,10 +140,9 @@ def test_beginning_anew_needs_a_rule_of_its_own(world: World) -> None:
 
 
 def test_sctp_events_carry_ports_and_no_tcp_flags(world: World) -> None:
-    ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
-    ring.read()
+    ears = Ears(world)
     world.from_pod(world.pod_a, ahead(SCTPChunkInit()))
-    (event,) = ring.read()
+    (event,) = ears.traces()
     assert (int(event["source_port"]), int(event["destination_port"])) == (4000, 3868)
     assert (int(event["protocol"]), int(event["tcp_flags"])) == (SCTP_NUMBER, 0)
 
