@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from cilia.hubble import predicates
+from cilia.hubble import predicates, questions
 from cilia.hubble.cel import Condition
 from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import Party, Workload
@@ -94,7 +94,7 @@ def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> Callab
 
 def by_service(side: str, values: list[str]) -> Test:
     """Services by namespace and prefix."""
-    wanted = predicates.namespaced("service", values)
+    wanted = questions.namespaced("service", values)
 
     def test(flow: Flow) -> bool:
         service = getattr(flow, f"{side}_service")
@@ -136,12 +136,12 @@ def by_port(side: str, values: list[str]) -> Test:
 SIDES: dict[str, Callable[[str, list[Any]], Test]] = {
     "ip": by_address,
     "port": by_port,
-    "pod": of_party(predicates.pods),
-    "label": of_party(predicates.labels),
-    "identity": of_party(predicates.identities),
-    "workload": of_party(predicates.workloads),
-    "cluster_name": of_party(predicates.clusters),
-    "fqdn": of_party(predicates.fqdns),
+    "pod": of_party(questions.pods),
+    "label": of_party(questions.labels),
+    "identity": of_party(questions.identities),
+    "workload": of_party(questions.workloads),
+    "cluster_name": of_party(questions.clusters),
+    "fqdn": of_party(questions.fqdns),
     "service": by_service,
 }
 

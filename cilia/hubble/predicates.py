@@ -1,9 +1,9 @@
 """One function per filter field: values in, a mask over rows out.
 
-Predicates on numbers are vector expressions; predicates on names are asked once per distinct party and
-remembered. Every function raises FilterError for a value that can't be read. What asks for application
-records, of which there are none yet, matches no flow. The tables at the end say which field belongs to which
-function.
+Predicates on numbers are vector expressions; predicates on names (`questions`) are asked once per distinct
+party and remembered. Every function raises FilterError for a value that can't be read. What asks for
+application records, of which there are none yet, matches no flow. The tables at the end say which field
+belongs to which function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from cilia.hubble import selectors
+from cilia.hubble import questions
 from cilia.hubble.cel import Expression
 from cilia.hubble.columns import (
     FLAG_ENCRYPTED,
@@ -132,79 +132,10 @@ def of_party(question: Callable[[list[Any]], Callable[[Party], bool]]) -> SideFi
     return field
 
 
-def namespaced(what: str, values: list[str]) -> Callable[[str, str], bool]:
-    """`namespace/prefix`, `namespace/`, `/prefix` (any namespace); without a slash: default. Asked with a
-    namespace and a name."""
-    wanted = [("default", value) if "/" not in value else value.split("/", 1) for value in values]
-    if {"", "/"} & set(values):
-        raise FilterError(f"an empty {what} filter: write namespace/{what}-prefix or namespace/")
-
-    def question(namespace: str, name: str) -> bool:
-        return any(
-            (not where or namespace == where) and (not prefix or bool(name)) and name.startswith(prefix)
-            for where, prefix in wanted
-        )
-
-    return question
-
-
-def pods(values: list[str]) -> Callable[[Party], bool]:
-    """Namespaces and beginnings of pods' names."""
-    wanted = namespaced("pod", values)
-    return lambda party: wanted(party.namespace, party.pod)
-
-
-def labels(values: list[str]) -> Callable[[Party], bool]:
-    """Label selectors."""
-    wanted = parsed_selectors(values)
-
-    def question(party: Party) -> bool:
-        has = selectors.by_key(party.labels)
-        return any(selector.holds(has) for selector in wanted)
-
-    return question
-
-
-def identities(values: list[int]) -> Callable[[Party], bool]:
-    """Identity numbers."""
-    wanted = frozenset(values)
-    return lambda party: party.identity in wanted
-
-
-def workloads(values: list[flow_pb2.Workload]) -> Callable[[Party], bool]:
-    """Kind and name of the owner; what is empty matches any."""
-
-    def question(party: Party) -> bool:
-        return any(
-            want.kind in ("", has.kind) and want.name in ("", has.name)
-            for want in values
-            for has in party.workloads
-        )
-
-    return question
-
-
-def clusters(values: list[str]) -> Callable[[Party], bool]:
-    """Cluster names."""
-    wanted = frozenset(values)
-    return lambda party: party.cluster in wanted
-
-
-def fqdns(values: list[str]) -> Callable[[Party], bool]:
-    """DNS names, `*` stands for anything."""
-    patterns = [Wildcard(value.rstrip(".").lower()) for value in values]
-
-    def question(party: Party) -> bool:
-        names = [name.rstrip(".").lower() for name in party.names]
-        return any(pattern.matches(name) for pattern in patterns for name in names)
-
-    return question
-
-
 def by_service(context: Context, side: str, values: list[str]) -> Predicate:
     """Services that initiators asked for: `namespace/prefix`, `namespace/`, `/prefix`; without a slash:
     default. They stand on the destination's side, of replies on the source's."""
-    wanted = namespaced("service", values)
+    wanted = questions.namespaced("service", values)
 
     def question(service: Service) -> bool:
         return bool(service.name) and wanted(service.namespace, service.name)
@@ -450,12 +381,12 @@ def constant(matched: bool) -> Predicate:
 SIDE_FIELDS: dict[str, SideField] = {
     "ip": by_address,
     "port": by_port,
-    "pod": of_party(pods),
-    "label": of_party(labels),
-    "identity": of_party(identities),
-    "workload": of_party(workloads),
-    "cluster_name": of_party(clusters),
-    "fqdn": of_party(fqdns),
+    "pod": of_party(questions.pods),
+    "label": of_party(questions.labels),
+    "identity": of_party(questions.identities),
+    "workload": of_party(questions.workloads),
+    "cluster_name": of_party(questions.clusters),
+    "fqdn": of_party(questions.fqdns),
     "service": by_service,
 }
 """Fields that exist for both sides, without `source_` or `destination_`."""
