@@ -14,7 +14,8 @@ Belongs here: the flow store and what gives its numbers names (`directory`, `int
 conversion to Hubble's messages, the observer, peer, health and agent-event services, the little gRPC they
 speak (`rpc`) and a client of it; and who reads flows as they come, by a `cursor` each: the long memory
 (`history`), files (`export`), metrics (`metrics`), drops told to pods' owners (`drop_events`). `frames` makes
-columns of any server's answers.
+columns of any server's answers. `redact` stands ready for application records, which nothing makes
+yet: whoever does hands them through it before they are stored.
 
 Must not be here: reading the kernel's rings (that is `dataplane`; a batch is an argument of `append`),
 deciding anything (that is `control`), printing (that is `cli`). Talks to: `model` for rule references,

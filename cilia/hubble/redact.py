@@ -4,6 +4,7 @@
 
 This is the only place, and it lies before all ways out: what is not stored can't leave. Facts that are read
 from a record on the way (such as the trace context of a request) are read before, the summary is made after.
+No part of Cilia makes application records yet, so nothing calls this: the first that does calls it here.
 
 The rules are Hubble's: switched off, everything stays. Switched on, the password in a URL goes (unless told
 to stay), its query and fragment go if told so, Kafka's API key goes if told so; of headers only those of the

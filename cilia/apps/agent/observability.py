@@ -76,7 +76,8 @@ class Observability:
         self._facts = NodeFacts(name=self._name, version=__version__, files=file_names(kernel.source_files))
         self.exporters = exporting.exporters(settings, self.store, self._facts, clock)
         self.redaction = exporting.redaction(settings)
-        """What `hubble.redact` takes out of each application record before it is stored."""
+        """For `hubble.redact`, once there are application records; read now, so that wrong settings are
+        refused at the start."""
         self.metrics = HubbleMetrics(
             metrics_settings(settings),
             self.store,
