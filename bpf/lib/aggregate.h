@@ -19,23 +19,34 @@ static __always_inline void recall_rules(struct flow *flow, const struct ct_entr
 		flow->destination.service = entry->service;
 }
 
-/* added: what this packet changed in the flow's life (enum ct_flags). */
-static __always_inline void aggregate(struct flow *flow, struct ct_entry *entry, __u32 added,
-				      bool reply)
+/* Whether a packet that changed nothing in its flow's life is to be reported. */
+static __always_inline bool is_report_due(const struct node_settings *settings,
+					  const struct packet *packet, const struct ct_entry *entry,
+					  __u32 now, bool reply)
 {
-	const struct node_settings *settings = flow->settings;
-	__u32 *reported = reply ? &entry->reported[1] : &entry->reported[0];
-	__u8 *seen = reply ? &entry->flags_reported[1] : &entry->flags_reported[0];
-	__u8 unseen = flow->packet.tcp_flags & settings->report_tcp_flags & ~*seen;
+	__u32 reported = reply ? entry->reported[1] : entry->reported[0];
+	__u8 seen = reply ? entry->flags_reported[1] : entry->flags_reported[0];
 
-	if (likely(!added && !unseen && settings->aggregation >= AGGREGATION_MEDIUM &&
-		   flow->now - *reported < settings->report_interval))
-		return;
-	*reported = flow->now;
-	if (unseen)
-		*seen |= unseen;
-	if (added & CT_CLOSED)
-		flow->flags |= EVENT_LAST_REPORT;
-	flow->report = true;
-	recall_rules(flow, entry);
+	return unlikely(packet->tcp_flags & settings->report_tcp_flags & ~seen ||
+			settings->aggregation < AGGREGATION_MEDIUM ||
+			now - reported >= settings->report_interval);
+}
+
+/* added: what this packet changed in the flow's life (enum ct_flags). Returns whether the packet is
+ * reported. */
+static __always_inline bool aggregate(const struct packet *packet, struct ct_entry *entry,
+				      __u32 now, __u32 added, bool reply)
+{
+	const struct node_settings *settings = node_settings();
+
+	if (!settings || (!added && !is_report_due(settings, packet, entry, now, reply)))
+		return false;
+	if (reply) {
+		entry->reported[1] = now;
+		entry->flags_reported[1] |= packet->tcp_flags & settings->report_tcp_flags;
+	} else {
+		entry->reported[0] = now;
+		entry->flags_reported[0] |= packet->tcp_flags & settings->report_tcp_flags;
+	}
+	return true;
 }

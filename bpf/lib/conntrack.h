@@ -85,24 +85,57 @@ static __always_inline struct opening seen_by_initiator(const struct flow *flow,
 	return opening;
 }
 
-/* Counts the packet for the entry that decided about one side. */
-static __noinline int count_side(const struct flow *flow, const struct ct_entry *entry, __u32 index,
-				 __u32 peer, __be16 port)
+static __always_inline __u8 direction_of(__u32 index)
 {
-	bool reply = flow->flags & EVENT_IS_REPLY;
-	const struct party *party =
-	    (index == CT_EGRESS) != reply ? &flow->source : &flow->destination;
-	struct policy_counter_key key = {
-	    .peer = entry->any_peer[index & 1] ? IDENTITY_UNKNOWN : peer,
-	    .cookie = entry->side[index & 1].cookie,
+	return index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+}
+
+/* What is asked of one side. */
+struct side_question {
+	__u32 index; /* enum ct_side_index */
+	__u32 peer;
+	__u32 length; /* of the packet */
+	__u32 now;
+	__u16 subject;
+	__u16 endpoint;
+	__be16 port;
+	__u8 protocol;
+	__u8 reserved;
+};
+
+static __always_inline struct side_question side_question(const struct flow *flow, __u32 index,
+							  const struct party *party, __u32 peer,
+							  __be16 port)
+{
+	struct side_question question = {
+	    .index = index,
+	    .peer = peer,
+	    .length = flow->packet.length,
+	    .now = flow->now,
 	    .subject = party->endpoint ? party->endpoint->subject : 0,
-	    .port = port_within(port, entry->prefix[index & 1]),
-	    .direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
-	    .protocol = entry->prefix[index & 1] ? flow->packet.protocol : 0,
-	    .bits = entry->prefix[index & 1],
+	    .endpoint = party->endpoint ? party->endpoint->id : 0,
+	    .port = port,
+	    .protocol = flow->packet.protocol,
 	};
 
-	return count_entry(&key, flow->packet.length, flow->now);
+	return question;
+}
+
+/* Counts the packet for the entry that decided about one side. */
+static __always_inline int count_side(const struct side_question *asked,
+				      const struct ct_entry *entry)
+{
+	struct policy_counter_key key = {};
+	__u32 index = asked->index & 1;
+
+	key.peer = entry->any_peer[index] ? IDENTITY_UNKNOWN : asked->peer;
+	key.cookie = entry->side[index].cookie;
+	key.subject = asked->subject;
+	key.port = port_within(asked->port, entry->prefix[index]);
+	key.direction = direction_of(index);
+	key.protocol = entry->prefix[index] ? asked->protocol : 0;
+	key.bits = entry->prefix[index];
+	return count_entry(&key, asked->length, asked->now);
 }
 
 /* The flow ends by this side's policy. */
@@ -129,24 +162,55 @@ static __always_inline void forget_audits(struct workspace *space)
 	space->audited[CT_INGRESS] = 0;
 }
 
-/* Asks one side's policy and notes the answer in the entry; audit turns a denial into a note. A
- * peer that nobody has described yet might be one that a rule denies, so "any" does not mean it. */
+static __always_inline void note_answer(const struct side_question *asked,
+					const struct policy_answer *answer, __u64 judged,
+					struct ct_entry *entry)
+{
+	struct ct_side *side = &entry->side[asked->index & 1];
+
+	side->judged = judged << 32 | asked->peer;
+	side->cookie = answer->cookie;
+	side->endpoint = asked->endpoint;
+	side->match = answer->match;
+	side->flags = answer->flags;
+	entry->prefix[asked->index & 1] = answer->prefix;
+	entry->any_peer[asked->index & 1] = answer->any_peer;
+	if (answer->reason && !(answer->flags & POLICY_AUDIT))
+		side->judged |= CT_DENIED;
+}
+
+/* Asks one side's policy, notes the answer in the entry and counts it. Global, as parse_headers is,
+ * and for the same reason. Returns as judge does. */
+__noinline int ask_side(const struct side_question *asked, struct ct_entry *entry,
+			struct policy_answer *answer)
+{
+	struct policy_question question = {};
+	__u64 judged;
+
+	if (!asked || !entry || !answer)
+		return DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
+	question.active = active_policy(asked->subject);
+	question.peer = asked->peer;
+	question.direction = direction_of(asked->index);
+	question.protocol = asked->protocol;
+	question.port = asked->port;
+	judged = question.active.revision & POLICY_REVISION_MASK;
+	judge(&question, answer);
+	if (!asked->peer || !answer->known)
+		return answer->reason;
+	note_answer(asked, answer, judged, entry);
+	count_side(asked, entry);
+	return answer->reason;
+}
+
+/* Asks one side's policy; audit turns a denial into a note. A peer that nobody has described yet
+ * might be one that a rule denies, so "any" does not mean it. */
 static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry, __u32 index,
 				      const struct party *party, __u32 peer, __be16 port)
 {
-	__u8 direction = index == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS;
-	struct ct_side *side = &entry->side[index];
-	const struct endpoint *pod = party->endpoint;
 	struct policy_answer answer = {};
-	struct policy_question question = {
-	    .active = active_policy(pod->subject),
-	    .peer = peer,
-	    .direction = direction,
-	    .protocol = flow->packet.protocol,
-	    .port = port,
-	};
-	__u64 revision = question.active.revision & POLICY_REVISION_MASK;
-	enum drop_reason reason = judge(&question, &answer);
+	struct side_question question = side_question(flow, index, party, peer, port);
+	enum drop_reason reason = ask_side(&question, entry, &answer);
 
 	if (unlikely(!peer)) {
 		blame(flow, index);
@@ -157,21 +221,12 @@ static __always_inline int judge_side(struct flow *flow, struct ct_entry *entry,
 		blame(flow, index);
 		return DROP(flow, NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION);
 	}
-	side->judged = revision << 32 | peer;
-	side->cookie = answer.cookie;
-	side->endpoint = pod->id;
-	side->match = answer.match;
-	side->flags = answer.flags;
-	entry->prefix[index] = answer.prefix;
-	entry->any_peer[index] = answer.any_peer;
-	count_side(flow, entry, index, peer, port);
 	if (!reason)
 		return 0;
 	if (answer.flags & POLICY_AUDIT) {
 		note_audit(flow, reason, index);
 		return 0;
 	}
-	side->judged |= CT_DENIED;
 	blame(flow, index);
 	return dropped_at(&flow->packet, reason, SOURCE_FILE, __LINE__);
 }
@@ -339,11 +394,11 @@ static __always_inline __u32 service_flags(const struct flow *flow)
 }
 
 /* For who keeps flows of services, whose lifetime follows this one's. */
-static __always_inline void note_lifetime(const struct flow *flow, __u32 expires)
+static __always_inline void note_lifetime(__u8 translation, __u32 expires)
 {
 	struct workspace *space;
 
-	if (likely(!flow->translation))
+	if (likely(!translation))
 		return;
 	space = own_workspace();
 	if (space)
@@ -389,7 +444,7 @@ static __noinline int open_flow(struct __sk_buff *skb, struct flow *flow, struct
 	fresh->owner = owner_of(&opening);
 	flow->flags |= EVENT_FIRST_REPORT;
 	flow->report = true;
-	note_lifetime(flow, fresh->expires);
+	note_lifetime(flow->translation, fresh->expires);
 	return store_flow(flow, key, fresh, stale);
 }
 
@@ -442,17 +497,27 @@ static __always_inline int check_side(struct flow *flow, const struct ct_entry *
 	return drop_denied(flow, side, index);
 }
 
+/* Global, as parse_headers is, and for the same reason. */
+__noinline int count_again(const struct side_question *asked, const struct ct_entry *entry)
+{
+	return asked && entry ? count_side(asked, entry) : 0;
+}
+
 /* A packet that a remembered denial drops: the entry behind that is counted as if asked again. */
 static __noinline int drop_remembered(struct flow *flow, const struct ct_entry *entry, bool reply,
 				      int dropped)
 {
 	const struct opening opening = seen_by_initiator(flow, reply);
+	struct side_question asked;
 
 	recall_rules(flow, entry);
 	if (flow->denier == 1 + CT_EGRESS)
-		count_side(flow, entry, CT_EGRESS, opening.responder.identity, opening.port);
+		asked = side_question(flow, CT_EGRESS, &opening.initiator,
+				      opening.responder.identity, opening.port);
 	else
-		count_side(flow, entry, CT_INGRESS, opening.initiator.identity, opening.port);
+		asked = side_question(flow, CT_INGRESS, &opening.responder,
+				      opening.initiator.identity, opening.port);
+	count_again(&asked, entry);
 	return dropped;
 }
 
@@ -489,12 +554,67 @@ static __always_inline __u32 transitions(const struct packet *packet, __u32 flag
 	return added & ~flags;
 }
 
+/* What a packet of an established flow meant. */
+enum touched {
+	TOUCHED_REPORTED = 1 << 0, /* aggregation lets it be reported */
+	TOUCHED_CLOSED = 1 << 1,   /* with it the flow is over */
+};
+
+/* Notes what a packet of an established flow begins or ends, and whether it is reported. Global, as
+ * parse_headers is, and for the same reason. Returns enum touched. */
+__noinline int touch_entry(const struct packet *packet, struct ct_entry *entry, __u32 now,
+			   bool reply, __u8 translation)
+{
+	__u32 flags, added, expires;
+	int touched = 0;
+
+	if (!packet || !entry)
+		return 0;
+	flags = entry->flags;
+	added = transitions(packet, flags, reply);
+	if (added) {
+		__sync_fetch_and_or(&entry->flags, added);
+		if (added & CT_CLOSED)
+			touched = TOUCHED_CLOSED;
+	}
+	if (!(flags & CT_CLOSED)) {
+		expires = now + lifetime_of(packet, flags | added);
+		/* A forged SYN does not cut it short. */
+		if (entry->expires < expires || added & CT_CLOSED)
+			entry->expires = expires;
+	}
+	note_lifetime(translation, entry->expires);
+	if (events_enabled && aggregate(packet, entry, now, added, reply))
+		touched |= TOUCHED_REPORTED;
+	return touched;
+}
+
+/* TCP or UDP in the middle of its flow: nothing begins or ends. A call costs more than all that has
+ * to be done then. */
+static __always_inline bool goes_on(const struct packet *packet, __u32 flags, bool reply)
+{
+	__u32 wanted = packet->protocol == IPPROTO_TCP || reply ? CT_SEEN_REPLY : 0;
+
+	return (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
+	       !(packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !(flags & CT_CLOSING_ANY) &&
+	       (flags & wanted) == wanted;
+}
+
+/* lifetime_of and what follows from it, of a packet that goes on. */
+static __always_inline void prolong(const struct flow *flow, struct ct_entry *entry)
+{
+	__u32 expires =
+	    flow->now + (flow->packet.protocol == IPPROTO_TCP ? ct_lifetime_tcp : ct_lifetime_any);
+
+	if (entry->expires < expires)
+		entry->expires = expires;
+	note_lifetime(flow->translation, entry->expires);
+}
+
 static __always_inline void touch(struct flow *flow, struct ct_entry *entry, bool reply)
 {
 	const struct packet *packet = &flow->packet;
-	__u32 flags = entry->flags;
-	__u32 added = transitions(packet, flags, reply);
-	__u32 expires;
+	int touched;
 
 	if (reply) {
 		entry->packets[1]++;
@@ -503,20 +623,21 @@ static __always_inline void touch(struct flow *flow, struct ct_entry *entry, boo
 		entry->packets[0]++;
 		entry->bytes[0] += packet->length;
 	}
-	if (unlikely(added)) {
-		__sync_fetch_and_or(&entry->flags, added);
-		if (added & CT_CLOSED && flow->translation)
-			flow->translation |= TRANSLATION_CLOSED;
+	if (likely(goes_on(packet, entry->flags, reply) &&
+		   !(events_enabled &&
+		     is_report_due(flow->settings, packet, entry, flow->now, reply)))) {
+		prolong(flow, entry);
+		return;
 	}
-	if (!(flags & CT_CLOSED)) {
-		expires = flow->now + lifetime_of(packet, flags | added);
-		/* A forged SYN does not cut it short. */
-		if (entry->expires < expires || added & CT_CLOSED)
-			entry->expires = expires;
-	}
-	note_lifetime(flow, entry->expires);
-	if (events_enabled)
-		aggregate(flow, entry, added, reply);
+	touched = touch_entry(packet, entry, flow->now, reply, flow->translation);
+	if (touched & TOUCHED_CLOSED && flow->translation)
+		flow->translation |= TRANSLATION_CLOSED;
+	if (!(touched & TOUCHED_REPORTED))
+		return;
+	if (touched & TOUCHED_CLOSED)
+		flow->flags |= EVENT_LAST_REPORT;
+	flow->report = true;
+	recall_rules(flow, entry);
 }
 
 /* A SYN or INIT that opens, as opposed to what answers it. */

@@ -15,7 +15,7 @@
  * 4443, 2.4). */
 #define LONGEST_QUOTE_IPV4 (576 - 28)
 #define LONGEST_QUOTE_IPV6 (1280 - 48)
-#define QUOTE_CHUNK 64
+#define QUOTE_CHUNK 32
 #define REFUSAL_TTL 64
 #define TOS_INTERNET_CONTROL 0xc0
 #define ICMP_ADMINISTRATIVELY_PROHIBITED 13
@@ -38,7 +38,7 @@ struct refusal6 {
 
 /* What the answer says, and as whose word. */
 struct refusal {
-	const struct address *from;
+	struct address from;
 	__u16 mtu; /* too large a packet: what would fit */
 	__u8 type;
 	__u8 code;
@@ -71,7 +71,7 @@ static __always_inline bool is_answered(const struct __sk_buff *skb, const struc
 static __always_inline struct refusal refusal_of(const struct packet *packet, bool nobody,
 						 const struct address *from)
 {
-	struct refusal refusal = {.from = from, .type = ICMP_DEST_UNREACH};
+	struct refusal refusal = {.from = *from, .type = ICMP_DEST_UNREACH};
 
 	if (packet->family == FAMILY_IPV4) {
 		refusal.code = nobody ? ICMP_PORT_UNREACHABLE : ICMP_ADMINISTRATIVELY_PROHIBITED;
@@ -92,22 +92,25 @@ static __always_inline void refuse_size(const struct flow *flow, struct refusal 
 	refusal->code = family == FAMILY_IPV4 ? ICMP_FRAGMENTATION_NEEDED : 0;
 }
 
-/* What a checksum makes of the quote, which stands at offset. Negative: it can't be read. */
+/* What a checksum makes of a piece of the quote, which stands at offset. Negative: it can't be
+ * read. Global, as parse_headers is, and for the same reason. */
+__noinline __s64 sum_chunk(struct __sk_buff *skb, __u32 offset, __u32 size, __s64 sum)
+{
+	__be32 chunk[QUOTE_CHUNK / 4] = {};
+
+	size = size < QUOTE_CHUNK ? size : QUOTE_CHUNK;
+	/* The compiler knows it, the verifier does not. */
+	asm volatile("" : "+r"(size));
+	if (!size || size > QUOTE_CHUNK || bpf_skb_load_bytes(skb, offset, chunk, size))
+		return -1;
+	return bpf_csum_diff(NULL, 0, chunk, sizeof(chunk), sum);
+}
+
+/* The same of all the quote. */
 static __always_inline __s64 sum_quote(struct __sk_buff *skb, __u32 offset, __u32 length, __s64 sum)
 {
-	for (__u32 at = 0; at < LONGEST_QUOTE_IPV6 && at < length; at += QUOTE_CHUNK) {
-		__be32 chunk[QUOTE_CHUNK / 4] = {};
-		__u32 size = length - at;
-
-		size = size < QUOTE_CHUNK ? size : QUOTE_CHUNK;
-		/* The compiler knows it, the verifier does not. */
-		asm volatile("" : "+r"(size));
-		if (!size || size > QUOTE_CHUNK)
-			return -1;
-		if (bpf_skb_load_bytes(skb, offset + at, chunk, size))
-			return -1;
-		sum = bpf_csum_diff(NULL, 0, chunk, sizeof(chunk), sum);
-	}
+	for (__u32 at = 0; at < LONGEST_QUOTE_IPV6 && at < length && sum >= 0; at += QUOTE_CHUNK)
+		sum = sum_chunk(skb, offset + at, length - at, sum);
 	return sum;
 }
 
@@ -124,7 +127,7 @@ static __always_inline int write_refusal4(struct __sk_buff *skb, const struct pa
 	answer.ip.frag_off = bpf_htons(IPV4_DO_NOT_FRAGMENT);
 	answer.ip.ttl = REFUSAL_TTL;
 	answer.ip.protocol = IPPROTO_ICMP;
-	answer.ip.saddr = bpf_htonl(ipv4_of(refusal->from));
+	answer.ip.saddr = bpf_htonl(ipv4_of(&refusal->from));
 	answer.ip.daddr = bpf_htonl(ipv4_of(&packet->source));
 	answer.ip.check =
 	    fold_checksum(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
@@ -157,13 +160,13 @@ static __always_inline int write_refusal6(struct __sk_buff *skb, const struct pa
 {
 	struct refusal6 answer = {};
 	__u32 length = sizeof(answer.icmp) + quote;
-	__s64 sum = sum_pseudo_header(refusal->from, &packet->source, length);
+	__s64 sum = sum_pseudo_header(&refusal->from, &packet->source, length);
 
 	answer.ip.version = 6;
 	answer.ip.payload_len = bpf_htons(length);
 	answer.ip.nexthdr = IPPROTO_ICMPV6;
 	answer.ip.hop_limit = REFUSAL_TTL;
-	copy_bytes(&answer.ip.saddr, refusal->from, sizeof(*refusal->from));
+	copy_bytes(&answer.ip.saddr, &refusal->from, sizeof(refusal->from));
 	copy_bytes(&answer.ip.daddr, &packet->source, sizeof(packet->source));
 	answer.icmp.type = refusal->type;
 	answer.icmp.code = refusal->code;
@@ -192,16 +195,20 @@ static __always_inline int make_room(struct __sk_buff *skb, __u32 headers, __u32
 		   ?: bpf_skb_adjust_room(skb, headers, BPF_ADJ_ROOM_MAC, 0);
 }
 
-/* Turns the packet into the answer to it. Returns 0, or negative: it could not. */
-static __noinline int write_refusal(struct __sk_buff *skb, struct packet *packet,
-				    const struct refusal *refusal)
+/* Turns the packet into the answer to it. Returns 0, or negative: it could not. Global, as
+ * parse_headers is, and for the same reason. */
+__noinline int write_refusal(struct __sk_buff *skb, struct packet *packet,
+			     const struct refusal *refusal)
 {
-	bool ipv4 = packet->family == FAMILY_IPV4;
+	bool ipv4 = packet && packet->family == FAMILY_IPV4;
 	__u32 headers = ipv4 ? sizeof(struct refusal4) : sizeof(struct refusal6);
 	__u32 longest = ipv4 ? LONGEST_QUOTE_IPV4 : LONGEST_QUOTE_IPV6;
-	__u32 quote = packet->length < longest ? packet->length : longest;
+	__u32 quote;
 
-	if (is_zero_address(refusal->from) || make_room(skb, headers, quote) ||
+	if (!packet || !refusal)
+		return -1;
+	quote = packet->length < longest ? packet->length : longest;
+	if (is_zero_address(&refusal->from) || make_room(skb, headers, quote) ||
 	    swap_macs(skb, packet))
 		return -1;
 	return ipv4 ? write_refusal4(skb, packet, refusal, quote)

@@ -45,13 +45,6 @@ static __always_inline struct event_state *event_counters(void)
 	return bpf_map_lookup_elem(&event_state, &zero);
 }
 
-static __always_inline void describe_party(const struct party *party, __u32 *identity,
-					   __u16 *endpoint)
-{
-	*identity = party->identity;
-	*endpoint = party->endpoint ? party->endpoint->id : 0;
-}
-
 static __always_inline void describe_packet(struct event *event, const struct packet *packet)
 {
 	bool with_ports = has_ports(packet->protocol);
@@ -105,9 +98,8 @@ static __always_inline void describe_service(struct event *event, const struct f
 static __always_inline void describe_flow(struct event *event, const struct flow *flow)
 {
 	describe_packet(event, &flow->packet);
-	describe_party(&flow->source, &event->source_identity, &event->source_endpoint);
-	describe_party(&flow->destination, &event->destination_identity,
-		       &event->destination_endpoint);
+	event->source_identity = flow->source.identity;
+	event->destination_identity = flow->destination.identity;
 	if (unlikely(flow->translation || flow->source.service || flow->destination.service))
 		describe_service(event, flow);
 	event->vni = flow->vni;
@@ -211,6 +203,8 @@ struct happening {
 	__u8 ring;
 	__u8 direction; /* of a drop or a verdict: the side that judged */
 	__u32 suppressed;
+	__u16 source_endpoint; /* filled by emit */
+	__u16 destination_endpoint;
 };
 
 static __always_inline __u32 deciding_cookie(const struct flow *flow, __u8 direction)
@@ -227,17 +221,20 @@ static __always_inline __u8 direction_of_trace(const struct flow *flow)
 	return flow->direction;
 }
 
-/* Returns whether there is room for it. */
-static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
+/* Returns whether there is room for it. Global, as parse_headers is, and for the same reason: it
+ * can't follow the pointers in a flow. */
+__noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
 			   const struct happening *happening)
 {
+	struct node_settings *settings = node_settings();
 	struct event_state *state = event_counters();
-	bool priority = happening->ring == RING_PRIORITY;
 	struct event *event;
 	__u64 sequence;
+	bool priority;
 
-	if (!state)
+	if (!flow || !happening || !settings || !state)
 		return false;
+	priority = happening->ring == RING_PRIORITY;
 	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
 			    : __sync_fetch_and_add(&state->sequence[1], 1);
 	if (!may_emit(happening->ring, happening->kind,
@@ -258,6 +255,8 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	event->reason = happening->reason;
 	event->ring = happening->ring;
 	event->suppressed = happening->suppressed;
+	event->source_endpoint = happening->source_endpoint;
+	event->destination_endpoint = happening->destination_endpoint;
 	event->ifindex = skb->ifindex;
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
@@ -268,8 +267,33 @@ static __noinline int emit(struct __sk_buff *skb, struct flow *flow,
 	} else {
 		event->point = flow->point;
 	}
-	submit(event, flow->settings);
+	submit(event, settings);
 	return true;
+}
+
+static __always_inline __u16 id_of(const struct endpoint *endpoint)
+{
+	return endpoint ? endpoint->id : 0;
+}
+
+/* As write_event, after which the verifier takes the pointers in the flow for mere numbers: they
+ * are put back, which the compiler must not find needless. */
+static __always_inline int emit(struct __sk_buff *skb, struct flow *flow,
+				struct happening *happening)
+{
+	struct node_settings *settings = flow->settings;
+	struct endpoint *source = flow->source.endpoint;
+	struct endpoint *destination = flow->destination.endpoint;
+	volatile struct flow *forgotten = flow;
+	int written;
+
+	happening->source_endpoint = id_of(source);
+	happening->destination_endpoint = id_of(destination);
+	written = write_event(skb, flow, happening);
+	forgotten->settings = settings;
+	forgotten->source.endpoint = source;
+	forgotten->destination.endpoint = destination;
+	return written;
 }
 
 static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flow)

@@ -94,17 +94,17 @@ struct port_walk {
 	__u32 start;
 };
 
-static __always_inline struct port_walk port_walk_of(const struct flow *flow, __be16 port)
+static __always_inline struct port_walk port_walk_of(const struct node_settings *settings,
+						     const struct nat_key *forward, __be16 port)
 {
-	const struct packet *packet = &flow->packet;
 	struct port_walk walk = {
-	    .first = flow->settings->nat_first_port,
-	    .range = flow->settings->nat_last_port - flow->settings->nat_first_port + 1,
+	    .first = settings->nat_first_port,
+	    .range = settings->nat_last_port - settings->nat_first_port + 1,
 	    .wanted = bpf_ntohs(port),
 	};
 
-	walk.start = (__u32)packet->source.lo ^ (__u32)(packet->source.lo >> 32) ^
-		     (__u32)(packet->destination.lo >> 32) * 2654435761U ^ bpf_get_prandom_u32();
+	walk.start = (__u32)forward->source.lo ^ (__u32)(forward->source.lo >> 32) ^
+		     (__u32)(forward->destination.lo >> 32) * 2654435761U ^ bpf_get_prandom_u32();
 	return walk;
 }
 
@@ -136,12 +136,17 @@ static __always_inline struct nat_key turn_back(const struct nat_key *forward,
 }
 
 /* Finds a free port of reverse's destination and remembers the flow both ways; entry is the value
- * of the way back, and the flow's afterwards. Returns whether it could. */
-static __noinline int allocate(struct flow *flow, const struct nat_key *forward,
-			       struct nat_key *reverse, struct nat_entry *entry)
+ * of the way back, and the flow's afterwards. Returns whether it could. Global, as parse_headers
+ * is, and for the same reason. */
+__noinline int allocate(const struct nat_key *forward, struct nat_key *reverse,
+			struct nat_entry *entry)
 {
-	struct port_walk walk = port_walk_of(flow, entry->port);
+	struct node_settings *settings = node_settings();
+	struct port_walk walk;
 
+	if (!settings || !forward || !reverse || !entry)
+		return false;
+	walk = port_walk_of(settings, forward, entry->port);
 	for (__u32 probe = 0; probe < NAT_PROBES; probe++) {
 		reverse->destination_port = candidate(&walk, probe);
 		if (keeps_port(forward->protocol)) {
@@ -171,7 +176,7 @@ static __noinline int allocate_masquerade(struct flow *flow, const struct nat_ke
 	};
 	struct nat_key reverse = turn_back(forward, &entry);
 
-	return allocate(flow, forward, &reverse, &entry);
+	return allocate(forward, &reverse, &entry);
 }
 
 /* Once a second, so that either way of a flow says when it was last used; a way back that went

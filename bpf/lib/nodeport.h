@@ -375,7 +375,7 @@ static __noinline int look_up_own_port(struct flow *flow, struct outside_work *w
 		note_own_port(work, known->port);
 		return 0;
 	}
-	if (!allocate(flow, &work->forward, &work->reverse, &work->entry))
+	if (!allocate(&work->forward, &work->reverse, &work->entry))
 		return keeps_port(flow->packet.protocol)
 			   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
 			   : DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);

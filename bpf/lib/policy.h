@@ -94,15 +94,12 @@ static __always_inline enum drop_reason reason_of(const struct policy_entry *ent
 	return entry->flags & POLICY_DEFAULT ? DROP_POLICY_DENIED : DROP_POLICY_DENY;
 }
 
-/* Answers one question. Returns the reason again: 0 is an allow. Global, so that the verifier walks
- * its ways once and not once per caller's. */
-__noinline int judge(const struct policy_question *question, struct policy_answer *answer)
+/* Answers one question. Returns the reason again: 0 is an allow. */
+static __always_inline int judge(const struct policy_question *question,
+				 struct policy_answer *answer)
 {
-	struct policy_entry *entry;
+	struct policy_entry *entry = deciding_entry(question, answer);
 
-	if (!question || !answer)
-		return DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
-	entry = deciding_entry(question, answer);
 	if (!entry) {
 		answer->reason = DROP_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION;
 		return answer->reason;
