@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from cilia.hubble import selectors
 from cilia.hubble.columns import FLAG_IPV6, Mask, Words, flagged
 from cilia.hubble.store import Rows
 from cilia.model.address import pack, prefix_bits
+
+COMPARED = 16
+"""Prefixes that are compared with each address, one after the other; more are searched."""
 
 
 class FilterError(ValueError):
@@ -43,15 +47,60 @@ class Prefix(NamedTuple):
         return cls(words[0], words[1], words[2], words[3], network.version == 6)
 
 
-def in_prefixes(rows: Rows, high: Words, low: Words, prefixes: list[Prefix]) -> Mask:
-    """Which addresses lie in one of the prefixes of their own family."""
-    six = flagged(rows.events, FLAG_IPV6)
-    matched = np.zeros(len(high), np.bool_)
-    for prefix in prefixes:
-        inside = (high & prefix.high_mask) == prefix.high
-        inside &= (low & prefix.low_mask) == prefix.low
-        matched |= inside & (six == prefix.six)
-    return matched
+class Prefixes:
+    """Which addresses lie in one of many CIDRs of their own family."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        """Raises FilterError."""
+        self._all = [Prefix.parse(value) for value in values]
+        self._ranges = [Ranges([each for each in self._all if each.six is six]) for six in (False, True)]
+
+    def hold(self, rows: Rows, high: Words, low: Words) -> Mask:
+        """Ask about an address of each row, given as words."""
+        six = flagged(rows.events, FLAG_IPV6)
+        if len(self._all) > COMPARED:
+            addresses = texts_of(np.stack([high, low], axis=1))
+            return np.where(six, self._ranges[True].hold(addresses), self._ranges[False].hold(addresses))
+        matched = np.zeros(len(high), np.bool_)
+        for prefix in self._all:
+            inside = (high & prefix.high_mask) == prefix.high
+            inside &= (low & prefix.low_mask) == prefix.low
+            matched |= inside & (six == prefix.six)
+        return matched
+
+
+class Ranges:
+    """Prefixes of one family in their order, those inside of others left out: a search finds the only one an
+    address can lie in."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        firsts: list[bytes] = []
+        lasts: list[bytes] = []
+        for first, last in sorted(map(ends, prefixes), key=lambda pair: (pair[0], -int.from_bytes(pair[1]))):
+            if not lasts or first > lasts[-1]:
+                firsts.append(first)
+                lasts.append(last)
+        self._firsts, self._lasts = np.array(firsts, "S16"), np.array(lasts, "S16")
+
+    def hold(self, addresses: Any) -> Mask:
+        """Which of some addresses, as texts of 16 bytes, lie in one."""
+        if not len(self._firsts):
+            return np.zeros(len(addresses), np.bool_)
+        place = np.searchsorted(self._firsts, addresses, side="right") - 1
+        inside: Mask = (place >= 0) & (addresses <= self._lasts[place])
+        return inside
+
+
+def ends(prefix: Prefix) -> tuple[bytes, bytes]:
+    """First and last address."""
+    high, low = prefix.high | ~prefix.high_mask, prefix.low | ~prefix.low_mask
+    return prefix.high.tobytes() + prefix.low.tobytes(), high.tobytes() + low.tobytes()
+
+
+def texts_of(words: Words) -> Any:
+    """Addresses of shape (n, 2) as texts of 16 bytes, whose order is that of addresses: zeros at the
+    end count as nothing, which is what they are."""
+    return words.view("S16")[:, 0]
 
 
 def port_range(value: str) -> tuple[int, int]:

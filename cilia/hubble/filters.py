@@ -7,22 +7,26 @@ not know is refused with a sentence, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from cilia.hubble.columns import KIND_DROP, KIND_VERDICT, Mask
+from cilia.hubble.columns import KIND_DROP, KIND_VERDICT, Mask, Times
 from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.meaning import EVENT_TYPES
 from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Context, Predicate
 from cilia.hubble.store import Rows
+from cilia.hubble.turns import TurnOver
 from cilia.model.drop_reasons import BY_POLICY
 from cilia.proto.flow import flow_pb2
 
 FEW = 8
 """One row in so many is few: copying those costs less than looking at all."""
+
+MOST_BEGUN = 8
+"""Runs of rows of one question whose masks are remembered: the store has four at most."""
 
 APPLICATION_RECORD = 129
 """Message type of application records."""
@@ -60,6 +64,17 @@ def wants_important_only(whitelist: Sequence[flow_pb2.FlowFilter]) -> bool:
     )
 
 
+class Begun(NamedTuple):
+    """Rows that some filters have been asked about."""
+
+    numbers: Times
+    """Of the rows: a ring may hold others at their places by now."""
+    done: int
+    """Filters."""
+    matched: Mask
+    """Which rows they answer so far."""
+
+
 class FlowMatcher:
     """A whitelist and a blacklist, compiled."""
 
@@ -72,30 +87,53 @@ class FlowMatcher:
         """Raises FilterError for a value that can't be read, UnsupportedFilter for a field not known."""
         self._white = [compile_filter(context, with_denials(each)) for each in whitelist]
         self._black = [compile_filter(context, each) for each in blacklist]
+        self._turn = context.turn
+        self._begun: dict[int, Begun] = {}
+        """By the number of the first row."""
         self.slow = any(each.HasField("experimental") for each in (*whitelist, *blacklist))
         """Whether a row may take long: to be asked about few at a time."""
         self.values = sum(map(count, (*whitelist, *blacklist)))
         """In all filters: each may be compared with every row."""
 
     def mask(self, rows: Rows) -> Mask:
-        """Which rows are answered: shape (n,)."""
-        selected = any_of(self._white, rows) if self._white else np.ones(len(rows.wall), np.bool_)
-        if self._black and selected.any():
-            selected &= ~any_of(self._black, rows)
-        return selected
+        """Which rows are answered: shape (n,). Raises TurnOver; asked the same again, it goes on with the
+        filter that was next."""
+        if not len(rows.wall):
+            return np.ones(0, np.bool_)
+        first, done, matched = int(rows.numbers[0]), 0, np.full(len(rows.wall), not self._white)
+        begun = self._begun.get(first)
+        if begun and np.array_equal(begun.numbers, rows.numbers):
+            _, done, matched = begun
+        try:
+            while done < len(self._white) + len(self._black):
+                matched = self._asked(done, matched, rows)
+                done += 1
+                if self._turn:
+                    self._turn.progressed()
+        except TurnOver:
+            self._remember(first, Begun(rows.numbers.copy(), done, matched))
+            raise
+        if self._begun:
+            # Another run of rows may not be done: this one is asked again with it.
+            self._remember(first, Begun(rows.numbers.copy(), done, matched))
+        return matched
+
+    def _asked(self, place: int, matched: Mask, rows: Rows) -> Mask:
+        """What rows are answered after one more filter."""
+        if place < len(self._white):
+            return matched | all_of(self._white[place], rows)
+        return matched & ~all_of(self._black[place - len(self._white)], rows) if matched.any() else matched
+
+    def _remember(self, first: int, begun: Begun) -> None:
+        self._begun.pop(first, None)
+        self._begun[first] = begun
+        if len(self._begun) > MOST_BEGUN:
+            del self._begun[next(iter(self._begun))]
 
 
 def count(message: flow_pb2.FlowFilter) -> int:
     """How many values a filter has."""
     return sum(len(value) if field.is_repeated else 1 for field, value in message.ListFields())
-
-
-def any_of(filters: Iterable[list[Predicate]], rows: Rows) -> Mask:
-    """Rows that at least one filter matches."""
-    selected = np.zeros(len(rows.wall), np.bool_)
-    for predicates in filters:
-        selected |= all_of(predicates, rows)
-    return selected
 
 
 def all_of(predicates: list[Predicate], rows: Rows) -> Mask:

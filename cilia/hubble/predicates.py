@@ -37,9 +37,8 @@ from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
-    Prefix,
+    Prefixes,
     Wildcard,
-    in_prefixes,
     parsed_selectors,
     port_range,
 )
@@ -146,23 +145,23 @@ def by_service(context: Context, side: str, values: list[str]) -> Predicate:
 
 def by_address(context: Context, side: str, values: list[str]) -> Predicate:
     """Addresses and CIDRs, as the sender used them."""
-    wanted = [Prefix.parse(value) for value in values]
+    wanted = Prefixes(values)
 
     def predicate(rows: Rows) -> Mask:
         source = side == "source"
         high, low = sender_words(rows.events) if source else address_words(rows.events, side)
-        return in_prefixes(rows, high, low, wanted)
+        return wanted.hold(rows, high, low)
 
     return predicate
 
 
 def by_translated_address(_context: Context, values: list[str]) -> Predicate:
     """Addresses and CIDRs that a source became by translation."""
-    wanted = [Prefix.parse(value) for value in values]
+    wanted = Prefixes(values)
 
     def predicate(rows: Rows) -> Mask:
         high, low = address_words(rows.events, "source")
-        return in_prefixes(rows, high, low, wanted) & translated(rows.events)
+        return wanted.hold(rows, high, low) & translated(rows.events)
 
     return predicate
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import hpack
@@ -319,3 +320,44 @@ def test_what_is_overwritten_while_it_is_looked_for_is_counted() -> None:
     reader = Reader()
     asyncio.run(answering.get_flows(GetFlowsRequest(number=1000).SerializeToString(), reader))
     assert (reader.found, reader.lost) == (424, 600)
+
+
+def test_many_filters_go_on_where_their_turn_ended() -> None:
+    flows = store()
+    flows.append([events(*({"source_port": number} for number in range(50)))], offset=WALL)
+    (rows,) = flows.spans(0, flows.head)
+    turn = Turn(Ticking(), 10.0)
+    wanted = [flow_pb2.FlowFilter(source_port=[str(number)]) for number in range(40)]
+    refused = [flow_pb2.FlowFilter(source_port=[str(number)]) for number in range(10, 60)]
+    matcher = FlowMatcher(Context(flows, NODE, turn), wanted, refused)
+    turns = 1
+    turn.begin()
+    while True:
+        try:
+            mask = matcher.mask(rows)
+        except TurnOver:
+            turns += 1
+            turn.begin()
+            continue
+        break
+    assert rows.numbers[mask].tolist() == list(range(10))
+    assert 9 <= turns <= 12, "each turn has room for ten filters, and none is asked twice"
+
+
+def test_what_some_filters_said_of_rows_is_not_said_of_those_in_their_place() -> None:
+    flows = store(16)
+    flows.append([events(*({"source_port": number} for number in range(16)))], offset=WALL)
+    turn = Turn(Ticking(), 2.0)
+    wanted = [flow_pb2.FlowFilter(source_port=[str(number)]) for number in range(16)]
+    matcher = FlowMatcher(Context(flows, NODE, turn), wanted)
+    turn.begin()
+    with pytest.raises(TurnOver):
+        matcher.mask(flows.spans(0, flows.head)[0])
+    flows.append([events(*({"source_port": 0} for _ in range(16)))], offset=WALL)
+    (rows,) = flows.spans(16, 32)
+    for _ in range(20):
+        turn.begin()
+        with suppress(TurnOver):
+            assert matcher.mask(rows).all()
+            return
+    pytest.fail("twenty turns were not enough for sixteen filters")

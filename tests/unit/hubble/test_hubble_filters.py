@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cilia.hubble import selectors
+from cilia.hubble.columns import FLAG_IPV6, address_words
 from cilia.hubble.convert import Converter, NodeFacts
-from cilia.hubble.filter_values import FilterError, UnsupportedFilter
+from cilia.hubble.filter_values import COMPARED, FilterError, Prefixes, UnsupportedFilter
 from cilia.hubble.filters import FlowMatcher, wants_important_only
 from cilia.hubble.predicates import Context
 from cilia.hubble.store import FlowStore
@@ -268,3 +270,36 @@ def test_label_selectors(selector: str, selected: bool) -> None:
 def test_unreadable_label_selectors(selector: str) -> None:
     with pytest.raises(selectors.SelectorError):
         selectors.parse(selector)
+
+
+MAPPED = 0xFFFF << 32
+NETWORKS = st.one_of(
+    st.builds(
+        lambda low, bits: str(ipaddress.ip_network((0x0A00_0000 + low, bits), strict=False)),
+        st.integers(0, 1023), st.integers(20, 32),
+    ),
+    st.builds(
+        lambda low, bits: str(ipaddress.ip_network((MAPPED + 0x0A00_0000 + low, bits), strict=False)),
+        st.integers(0, 1023), st.integers(90, 128),
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(NETWORKS, min_size=1, max_size=40), st.integers(0, 1023))
+@settings(max_examples=100, deadline=None)
+def test_many_networks_say_what_each_of_them_would(networks: list[str], first: int) -> None:
+    flows = store()
+    rows = [
+        (MAPPED + 0x0A00_0000 + (first + step * 7) % 1024, flags)
+        for step in range(20)
+        for flags in (0, FLAG_IPV6)
+    ]
+    made = events(*({"flags": flags} for _, flags in rows))
+    raw = b"".join(address.to_bytes(16, "big") for address, _ in rows)
+    made["source"] = np.frombuffer(raw, made["source"].dtype)
+    flows.append([made], offset=WALL)
+    (stored,) = flows.spans(0, flows.head)
+    high, low = address_words(stored.events, "source")
+    each = [Prefixes([network]).hold(stored, high, low) for network in networks]
+    many = Prefixes(networks * (COMPARED + 1)).hold(stored, high, low)
+    assert many.tolist() == np.logical_or.reduce(each).tolist()
