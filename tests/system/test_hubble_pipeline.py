@@ -65,15 +65,21 @@ def test_from_packet_to_line(world: World, tmp_path: Path, capsys: pytest.Captur
             observe(["--server", server, "--port", "80"], prog_name="observe")
         lines = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()]
         with pytest.raises(SystemExit):
+            observe(["--server", server, "--type", "policy-verdict"], prog_name="observe")
+        judged = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+        with pytest.raises(SystemExit):
             observe(["--server", server, "--verdict", "DROPPED", "-o", "json"], prog_name="observe")
     client, backend = "demo/client:40000 (ID:1001)", "demo/server:80 (ID:1002)"
     assert lines == [
+        f"{client} -> {backend} policy-verdict:all EGRESS ALLOWED (TCP Flags: SYN)",
+        f"{client} -> {backend} policy-verdict:all INGRESS ALLOWED (TCP Flags: SYN)",
         f"{client} -> {backend} to-endpoint FORWARDED (TCP Flags: SYN)",
         f"{client} -> {backend} Policy denied DROPPED (TCP Flags: SYN)"
         " by default deny of NetworkPolicy demo/isolate spec",
     ]
+    assert judged == [line for line in lines if "to-endpoint" not in line], "a denial is told as a drop"
     assert '"file":{"name":"conntrack"' in capsys.readouterr().out
-    assert np.diff(running.store.spans(0, 2)[0].wall)[0] > 0
+    assert np.diff(running.store.spans(0, 4)[0].wall).min() > 0
 
 
 def test_a_drop_outlives_a_flood_of_real_traces(
