@@ -306,11 +306,10 @@ static __always_inline const struct address *own_end(const struct flow *flow, bo
 	return flow->packet.family == FAMILY_IPV4 ? &settings->router_ipv4 : &settings->router_ipv6;
 }
 
-static __always_inline void fill_service_keys(const struct flow *flow, struct outside_work *work,
-					      const struct address *own)
+static __always_inline void fill_service_keys(const struct packet *packet,
+					      struct outside_work *work, const struct address *own,
+					      __u32 now)
 {
-	const struct packet *packet = &flow->packet;
-
 	work->forward = (struct nat_key){
 	    .source = packet->source,
 	    .destination = packet->destination,
@@ -329,8 +328,8 @@ static __always_inline void fill_service_keys(const struct flow *flow, struct ou
 	work->entry = (struct nat_entry){
 	    .address = packet->source,
 	    .port = packet->source_port,
-	    .created = flow->now,
-	    .seen = flow->now,
+	    .created = now,
+	    .seen = now,
 	    .service = work->flow.service,
 	};
 }
@@ -361,24 +360,26 @@ static __always_inline void note_own_port(struct outside_work *work, __be16 port
 }
 
 /* The port of this node in snat, for a flow that has none or that was not asked about for a second.
- * Returns 0 or a negative reason. */
-static __noinline int look_up_own_port(struct flow *flow, struct outside_work *work,
-				       const struct address *own)
+ * Returns 0 or a negative reason. Global, as parse_headers is, and for the same reason. */
+__noinline int look_up_own_port(struct packet *packet, struct outside_work *work,
+				const struct address *own, __u32 now)
 {
 	struct nat_entry *known;
 
-	fill_service_keys(flow, work, own);
+	if (!packet || !work || !own)
+		return -DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+	fill_service_keys(packet, work, own, now);
 	known = bpf_map_lookup_elem(&snat, &work->forward);
 	if (!work->is_fresh && known && same_address(&known->address, own)) {
-		if (known->seen != flow->now)
-			refresh_service(work, known, flow->now);
+		if (known->seen != now)
+			refresh_service(work, known, now);
 		note_own_port(work, known->port);
 		return 0;
 	}
 	if (!allocate(&work->forward, &work->reverse, &work->entry))
-		return keeps_port(flow->packet.protocol)
-			   ? DROP(flow, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
-			   : DROP(flow, NO_MAPPING_FOR_NAT_MASQUERADE);
+		return keeps_port(packet->protocol)
+			   ? REFUSE(packet, UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE)
+			   : REFUSE(packet, NO_MAPPING_FOR_NAT_MASQUERADE);
 	note_own_port(work, work->entry.port);
 	return 0;
 }
@@ -388,11 +389,11 @@ static __noinline int look_up_own_port(struct flow *flow, struct outside_work *w
 static __always_inline int find_own_end(struct flow *flow, struct outside_work *work,
 					const struct address *own)
 {
-	const struct packet *packet = &flow->packet;
+	struct packet *packet = &flow->packet;
 	int dropped = 0;
 
 	if (work->is_fresh || work->is_due || !work->flow.own_port)
-		dropped = look_up_own_port(flow, work, own);
+		dropped = look_up_own_port(packet, work, own, flow->now);
 	if (!dropped)
 		plan(&work->source, true, &packet->source, packet->source_port, own,
 		     work->flow.own_port);

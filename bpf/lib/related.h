@@ -68,14 +68,17 @@ static __always_inline int quoted_ports(struct __sk_buff *skb, struct packet *qu
 }
 
 /* Reads what an ICMP error quotes; negative: cut off, a later fragment, or ICMP that starts no
- * flow.
+ * flow. Global, as parse_headers is, and for the same reason.
  */
-static __noinline int parse_quoted(struct __sk_buff *skb, const struct packet *packet,
-				   struct packet *quoted)
+__noinline int parse_quoted(struct __sk_buff *skb, const struct packet *packet,
+			    struct packet *quoted)
 {
-	__u32 offset = packet->l4 + ICMP_HEADER_LENGTH;
+	__u32 offset;
 	int error;
 
+	if (!packet || !quoted)
+		return -1;
+	offset = packet->l4 + ICMP_HEADER_LENGTH;
 	quoted->family = packet->family;
 	error = packet->family == FAMILY_IPV4 ? quoted_ipv4(skb, offset, quoted)
 					      : quoted_ipv6(skb, offset, quoted);

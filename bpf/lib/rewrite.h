@@ -229,13 +229,17 @@ static __always_inline int add_link_header(struct __sk_buff *skb, struct flow *f
 
 /* Writes a change of the packet an ICMP error quotes. Inside IPv4 the quoted header's checksum
  * balances the address; the quoted transport checksum is left as it is, since nobody verifies it.
+ * Global, as rewrite_packet is.
  */
-static __noinline int rewrite_quote(struct __sk_buff *skb, struct packet *packet,
-				    const struct packet *quoted, struct change *change)
+__noinline int rewrite_quote(struct __sk_buff *skb, struct packet *packet,
+			     const struct packet *quoted, struct change *change)
 {
-	__u32 checksum = packet->l4 + ICMP_CHECKSUM_OFFSET;
-	__u32 quoted_l3 = packet->l4 + sizeof(struct icmp_header);
+	__u32 checksum, quoted_l3;
 
+	if (!packet || !quoted || !change)
+		return -DROP_ERROR_WRITING_TO_PACKET;
+	checksum = packet->l4 + ICMP_CHECKSUM_OFFSET;
+	quoted_l3 = packet->l4 + sizeof(struct icmp_header);
 	if (packet->family == FAMILY_IPV6 &&
 	    bpf_l4_csum_replace(skb, checksum, 0, address_difference(change, packet->family), 0))
 		return REFUSE(packet, ERROR_WHILE_CORRECTING_L4_CHECKSUM);
