@@ -364,14 +364,19 @@ class Answer:
 
     async def _select(self, first: int, last: int) -> Times:
         """Numbers of the rows of [first, last) that answer the request."""
+        longest = 0.0
         while True:
             await self._gate.turn()
             start = self._clocks.spent()
             self._maker.turn.begin()
-            with suppress(TurnOver):
+            try:
                 masks = [rows.numbers[self._mask(rows)] for rows in self._store.spans(first, last)]
-                self._adapt(self._clocks.spent() - start)
-                return np.concatenate([np.zeros(0, np.int64), *masks])
+            except TurnOver:
+                # It ends with the filter at hand, so by how much it was late tells what one filter takes.
+                longest = max(longest, self._clocks.spent() - start - SLOW)
+                continue
+            self._adapt(longest or self._clocks.spent() - start)
+            return np.concatenate([np.zeros(0, np.int64), *masks])
 
     def _adapt(self, seconds: float) -> None:
         """Look at more rows at a time, or at less, so that others wait for a few milliseconds only."""

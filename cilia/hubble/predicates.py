@@ -282,11 +282,13 @@ def by_tcp_flags(_context: Context, values: list[flow_pb2.TCPFlags]) -> Predicat
     seen = [value for value in values if not value.NS]
     wanted = [sum(1 << bit for bit, name in enumerate(TCP_FLAGS) if getattr(value, name)) for value in seen]
 
+    every = np.arange(1 << 8)
+    answers = np.zeros(len(every), np.bool_)
+    for want in set(wanted):
+        answers |= (every & want) == want
+
     def predicate(rows: Rows) -> Mask:
-        flags = rows.events["tcp_flags"]
-        matched = np.zeros(len(flags), np.bool_)
-        for want in wanted:
-            matched |= (flags & want) == want
+        matched: Mask = answers[rows.events["tcp_flags"]]
         return matched & equal(rows.events, "protocol", TCP)
 
     return predicate
