@@ -6,6 +6,7 @@ import ipaddress
 import uuid
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -371,3 +372,19 @@ def test_fragments_are_forgotten_when_there_are_too_many(monkeypatch: pytest.Mon
     for port in range(6):
         flows.append([events({"source_port": port, "time": port})], offset=WALL)
         assert [r.flow.l4.TCP.source_port for r in responses(flows, converter)] == list(range(port + 1))
+
+
+@pytest.mark.parametrize(("field", "kind"), [("source_identity", "parties"), ("ifindex", "devices")])
+def test_fragments_are_those_of_now_when_the_store_has_forgotten_others(field: str, kind: str) -> None:
+    flows = store(capacity=64)
+    converter = Converter(flows, NODE)
+    # Who is in every flow keeps the first number, so that the others' come again with another meaning.
+    flows.append([events({"source": SERVER, "source_identity": 1234, "source_endpoint": 102})], offset=WALL)
+    rows = events(*({"time": number} for number in range(32)))
+    start = 1
+    while getattr(flows, kind).generation < 2:
+        responses(flows, converter)
+        rows[field] = start + np.arange(32)
+        flows.append([rows], offset=WALL)
+        start += 32
+    assert responses(flows, converter) == responses(flows)
