@@ -37,7 +37,7 @@ LARGE_BLOCK = 512 << 10
 """Bytes of a block that is followed by a smaller one: whoever does not read has one in memory. Flows are as
 large as their pods have labels."""
 
-FIRST_CHUNK = 64
+FIRST_CHUNK = 16
 """To begin with: where every peer is new, a row takes ten times as long."""
 
 SCAN = 32 * CHUNK
