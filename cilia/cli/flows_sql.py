@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,25 +80,24 @@ def ask(
     from cilia.hubble.frames.sql import QueryError
 
     filters: dict[str, Any] = {"namespace": namespace, "pod": pod, "verdict": verdict, "node_name": node_name}
+    window = {"since": None if last is not None else since, "until": until or None, "last": last}
     try:
-        counted = Counted()
-        line = LiveLine(lambda: counted.flows, counted.sentence, on=sys.stderr.isatty())
-        with connected(ctx) as client, line:
-            frame = read(
-                client=client,
-                since=None if last is not None else since,
-                until=until or None,
-                last=last,
-                limit=limit,
-                progress=counted.take,
-                **{name: values for name, values in filters.items() if values},
-            )
+        frame = fetched(ctx, limit, {**window, **{name: told for name, told in filters.items() if told}})
         answer = frame.sql(query, memory=memory, seconds=timeout)
     except (FrameError, QueryError, ValueError) as error:
         raise UserError(str(error)) from None
     print_answer(answer.arrow(), output)
     sys.stdout.flush()
     print(completeness(frame), file=sys.stderr)
+
+
+def fetched(ctx: typer.Context, limit: int, asked: Mapping[str, Any]) -> Frame:
+    """The flows that are asked for, as arguments of `read`; how many have come is shown meanwhile. Raises
+    UserError, and what `read` raises."""
+    counted = Counted()
+    line = LiveLine(lambda: counted.flows, counted.sentence, on=sys.stderr.isatty())
+    with connected(ctx) as client, line:
+        return read(client=client, limit=limit, progress=counted.take, **asked)
 
 
 class Counted:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -44,7 +45,41 @@ class ObserveGroup(Ordered, ServerGroup):
         return super().parse_args(ctx, args[1:] if args[:1] == ["flows"] else args)
 
 
-Texts = list[str] | None
+Output = Annotated[Form, flag(PRINTING, "--output -o", "How flows are printed.", show_default=True)]
+Times = Annotated[
+    flows.TimeFormat, flag(PRINTING, "--time-format", "How times are printed.", show_default=True)
+]
+Color = Annotated[Colour, flag(PRINTING, "--color", "When to colour.", show_default=True)]
+Names = Annotated[
+    bool, flag(PRINTING, "--ip-translation/--no-ip-translation", "Names in place of addresses.")
+]
+Numeric = Annotated[bool, flag(PRINTING, "--numeric", "Numbers only, no names.")]
+Rules = Annotated[
+    bool, flag(PRINTING, "--print-policy-names/--no-print-policy-names", "The rule that decided.")
+]
+Node = Annotated[bool, flag(PRINTING, "--print-node-name", "The node that saw it.")]
+FieldMask = Annotated[
+    list[str] | None,
+    flag(
+        PRINTING,
+        "--field-mask --experimental-field-mask",
+        "Only these fields of flows, such as source.pod_name,verdict; with -o json.",
+        autocompletion=fields,
+    ),
+]
+DefaultMasks = Annotated[
+    bool,
+    flag(
+        PRINTING,
+        "--use-default-field-masks --experimental-use-default-field-masks",
+        "Ask only for what is printed.",
+    ),
+]
+RawFilters = Annotated[bool, flag(OTHER, "--print-raw-filters", "Print the filters and stop.")]
+InputFile = Annotated[str, flag(OTHER, "--input-file", "Read JSON lines from a file (- for standard input).")]
+Silent = Annotated[
+    bool, flag(OTHER, "--silent-errors -s", "Don't tell what is missing, nor of nodes that fail.")
+]
 
 observe = typer.Typer(
     cls=ObserveGroup,
@@ -61,47 +96,18 @@ def show_flows(
     ctx: typer.Context,
     allowlist: Allowlist = None,
     denylist: Denylist = None,
-    output: Annotated[
-        Form, flag(PRINTING, "--output -o", "How flows are printed.", show_default=True)
-    ] = Form.COMPACT,
-    time_format: Annotated[
-        flows.TimeFormat, flag(PRINTING, "--time-format", "How times are printed.", show_default=True)
-    ] = flows.TimeFormat.STAMP,
-    color: Annotated[Colour, flag(PRINTING, "--color", "When to colour.", show_default=True)] = Colour.AUTO,
-    ip_translation: Annotated[
-        bool, flag(PRINTING, "--ip-translation/--no-ip-translation", "Names in place of addresses.")
-    ] = True,
-    numeric: Annotated[bool, flag(PRINTING, "--numeric", "Numbers only, no names.")] = False,
-    print_policy_names: Annotated[
-        bool, flag(PRINTING, "--print-policy-names/--no-print-policy-names", "The rule that decided.")
-    ] = True,
-    print_node_name: Annotated[bool, flag(PRINTING, "--print-node-name", "The node that saw it.")] = False,
-    field_mask: Annotated[
-        Texts,
-        flag(
-            PRINTING,
-            "--field-mask --experimental-field-mask",
-            "Only these fields of flows, such as source.pod_name,verdict; with -o json.",
-            autocompletion=fields,
-        ),
-    ] = None,
-    default_masks: Annotated[
-        bool,
-        flag(
-            PRINTING,
-            "--use-default-field-masks --experimental-use-default-field-masks",
-            "Ask only for what is printed.",
-        ),
-    ] = False,
-    print_raw_filters: Annotated[
-        bool, flag(OTHER, "--print-raw-filters", "Print the filters and stop.")
-    ] = False,
-    input_file: Annotated[
-        str, flag(OTHER, "--input-file", "Read JSON lines from a file (- for standard input).")
-    ] = "",
-    silent: Annotated[
-        bool, flag(OTHER, "--silent-errors -s", "Don't tell what is missing, nor of nodes that fail.")
-    ] = False,
+    output: Output = Form.COMPACT,
+    time_format: Times = flows.TimeFormat.STAMP,
+    color: Color = Colour.AUTO,
+    ip_translation: Names = True,
+    numeric: Numeric = False,
+    print_policy_names: Rules = True,
+    print_node_name: Node = False,
+    field_mask: FieldMask = None,
+    default_masks: DefaultMasks = False,
+    print_raw_filters: RawFilters = False,
+    input_file: InputFile = "",
+    silent: Silent = False,
 ) -> None:
     """Show flows: who talked to whom, what became of it, and which rule decided.
 
@@ -139,13 +145,22 @@ def show_flows(
         node=print_node_name,
     )
     printer = Printer(output, style, follow=window.follow, silent=silent)
-    if input_file:
-        from cilia.cli.flow_files import answer
+    with answer(ctx, request, input_file) as responses:
+        printer.print_all(responses)
 
-        printer.print_all(answer(input_file, request))
+
+@contextmanager
+def answer(
+    ctx: typer.Context, request: observer_pb2.GetFlowsRequest, input_file: str
+) -> Iterator[Iterable[observer_pb2.GetFlowsResponse]]:
+    """From a file of flows, or from the server where no file is named."""
+    if input_file:
+        from cilia.cli import flow_files
+
+        yield flow_files.answer(input_file, request)
         return
     with connected(ctx) as client:
-        printer.print_all(client.get_flows(request))
+        yield client.get_flows(request)
 
 
 def set_mask(request: observer_pb2.GetFlowsRequest, masks: Iterable[str], form: Form, default: bool) -> None:

@@ -45,6 +45,16 @@ HOUSEKEEPING = 15.0
 POD_GRACE = 60.0
 """Seconds the series of a pod outlive it, so that its last numbers are scraped."""
 
+LOST = Head("hubble_lost_events", "counter", "Number of lost events")
+MISSED = Head("hubble_metrics_missed_flows", "counter", "Flows overwritten before they were counted")
+CONFIG_VALID = Head(
+    "hubble_metrics_config_valid", "gauge", "Whether the configuration in force is the one given"
+)
+SERIES = Head("hubble_metrics_series", "gauge", "Series of a metric")
+SERIES_LIMIT = Head("hubble_metrics_series_limit", "gauge", "Series a metric may have; 0: no bound")
+OVERFLOW = Head("hubble_metrics_overflow", "counter", "Flows counted as `other` for want of room")
+EXPIRED = Head("hubble_metrics_series_expired", "counter", "Series dropped, by why")
+
 
 class FlowMetrics:
     """All metrics about flows of one agent."""
@@ -209,50 +219,29 @@ class FlowMetrics:
         """All families in pieces that take a millisecond or two each, without the end of OpenMetrics."""
         for family in self.families:
             yield from family.text(open_metrics=open_metrics)
-        for head, names, samples in self._own():
+        for head, names, samples in self.own():
             yield from exposition.pieces(head, names, samples, open_metrics=open_metrics)
 
-    def _own(self) -> Iterable[tuple[Head, tuple[str, ...], list[Sample]]]:
-        families = self.families
-        lost = self._store.metrics.lost
+    def own(self) -> Iterable[tuple[Head, tuple[str, ...], list[Sample]]]:
+        """Families about the counting itself, each with the names of its labels."""
+        lost, families = self._store.metrics.lost, self.families
+
+        def each(value: Callable[[Family], float]) -> list[Sample]:
+            return [Sample((family.options.name,), value(family)) for family in families]
+
         yield (
-            Head("hubble_lost_events", "counter", "Number of lost events"),
+            LOST,
             ("source",),
             [Sample((source.name.lower(),), lost.get(source, 0)) for source in LossSource],
         )
-        yield (
-            Head("hubble_metrics_missed_flows", "counter", "Flows overwritten before they were counted"),
-            (),
-            [Sample((), self.missed)],
-        )
-        yield (
-            Head(
-                "hubble_metrics_config_valid", "gauge", "Whether the configuration in force is the one given"
-            ),
-            (),
-            [Sample((), int(self.config_valid))],
-        )
-        yield (
-            Head("hubble_metrics_series", "gauge", "Series of a metric"),
-            ("metric",),
-            [Sample((family.options.name,), family.size) for family in families],
-        )
-        yield (
-            Head("hubble_metrics_series_limit", "gauge", "Series a metric may have; 0: no bound"),
-            ("metric",),
-            [Sample((family.options.name,), family.limits.series) for family in families],
-        )
-        yield (
-            Head("hubble_metrics_overflow", "counter", "Flows counted as `other` for want of room"),
-            ("metric",),
-            [Sample((family.options.name,), family.overflow) for family in families],
-        )
-        yield (
-            Head("hubble_metrics_series_expired", "counter", "Series dropped, by why"),
-            ("metric", "reason"),
-            [
-                Sample((family.options.name, reason), count)
-                for family in families
-                for reason, count in sorted(family.expired.items())
-            ],
-        )
+        yield MISSED, (), [Sample((), self.missed)]
+        yield CONFIG_VALID, (), [Sample((), int(self.config_valid))]
+        yield SERIES, ("metric",), each(lambda family: family.size)
+        yield SERIES_LIMIT, ("metric",), each(lambda family: family.limits.series)
+        yield OVERFLOW, ("metric",), each(lambda family: family.overflow)
+        expired = [
+            Sample((family.options.name, reason), count)
+            for family in families
+            for reason, count in sorted(family.expired.items())
+        ]
+        yield EXPIRED, ("metric", "reason"), expired

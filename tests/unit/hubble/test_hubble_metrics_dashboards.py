@@ -45,7 +45,7 @@ def of_flows() -> dict[str, set[str]]:
         for series in family.kind.series:
             for ending in ENDINGS[series.type]:
                 found[series.name + ending] = {*series.labels, *family.side_labels}
-    for head, names, _ in made._own():
+    for head, names, _ in made.own():
         found[head.name + ENDINGS[head.type][0]] = set(names)
     return found
 
