@@ -127,6 +127,8 @@ class Channel(asyncio.Protocol):
         """Bytes so far: a sign of life."""
         self._h2 = client_side(SMALLEST_WINDOW, CONNECTION_WINDOW, MAX_FRAME)
         self._calls: dict[int, Call] = {}
+        self._unsent: dict[int, bytes] = {}
+        """By call, what the server had no room for yet of the request."""
         self._unacknowledged = 0
         self._transport: asyncio.Transport | None = None
 
@@ -195,19 +197,14 @@ class Channel(asyncio.Protocol):
         try:
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, request_headers(method, timeout, headers))
-            data = frame([request])
-            room = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
-            if len(data) > room:
-                raise RpcError(
-                    Code.RESOURCE_EXHAUSTED, f"a request of {len(data)} bytes is larger than {room}"
-                )
-            self._h2.send_data(stream_id, data, end_stream=True)
             if window > SMALLEST_WINDOW:
                 self._h2.increment_flow_control_window(window - SMALLEST_WINDOW, stream_id)
         except h2.exceptions.ProtocolError as error:
             raise RpcError(Code.UNAVAILABLE, f"{self.called} takes no more calls: {error}") from None
         call = Call(self, stream_id, max(window, SMALLEST_WINDOW))
         self._calls[stream_id] = call
+        self._unsent[stream_id] = frame([request])
+        self._send_unsent()
         self._flush()
         return call
 
@@ -260,6 +257,7 @@ class Channel(asyncio.Protocol):
     def reset(self, stream_id: int) -> None:
         """Tell the server that nobody wants the answer any more."""
         self._calls.pop(stream_id, None)
+        self._unsent.pop(stream_id, None)
         try:
             self._h2.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
         except (h2.exceptions.ProtocolError, KeyError):
@@ -303,6 +301,8 @@ class Channel(asyncio.Protocol):
                 )
             case h2.events.StreamReset():
                 self._finish(event.stream_id, RpcError(Code.UNAVAILABLE, f"{self.called} ended the call"))
+            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                self._send_unsent()
             case h2.events.ConnectionTerminated():
                 self._end(f"{self.called} is shutting down")
 
@@ -326,7 +326,28 @@ class Channel(asyncio.Protocol):
         if "grpc-status" in found or found.get(":status", "200") != "200":
             self._finish(stream_id, status_of(found))
 
+    def _send_unsent(self) -> None:
+        """Send of all requests what the server has room for."""
+        for stream_id, rest in list(self._unsent.items()):
+            self._unsent[stream_id] = rest = self._send_request(stream_id, rest)
+            if not rest:
+                del self._unsent[stream_id]
+
+    def _send_request(self, stream_id: int, data: bytes) -> bytes:
+        """Send as much as there is room for; what is left."""
+        try:
+            while data:
+                room = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+                if room <= 0:
+                    break
+                self._h2.send_data(stream_id, data[:room], end_stream=room >= len(data))
+                data = data[room:]
+        except (h2.exceptions.ProtocolError, KeyError):
+            return b""  # The stream has ended: its answer says why.
+        return data
+
     def _finish(self, stream_id: int, error: RpcError | None) -> None:
+        self._unsent.pop(stream_id, None)
         call = self._calls.pop(stream_id, None)
         if call:
             call.finish(error)
@@ -337,6 +358,7 @@ class Channel(asyncio.Protocol):
         self.reason = reason
         self.closed.set()
         calls, self._calls = self._calls, {}
+        self._unsent.clear()
         for call in calls.values():
             call.finish(self._broken())
         release(self._h2)

@@ -20,8 +20,10 @@ from cilia.hubble.client import Client
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc import messages
+from cilia.hubble.rpc.channel import Channel
+from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.messages import Code, FramingError, RpcError, Unframer
-from cilia.hubble.rpc.server import Server
+from cilia.hubble.rpc.server import Server, Sink
 from cilia.hubble.rpc.targets import host_and_port, is_local, socket_path
 from cilia.hubble.store import LossSource
 from cilia.proto.flow import flow_pb2
@@ -93,6 +95,42 @@ def test_our_client_asks_our_server(running: Beside) -> None:
         with pytest.raises(RpcError) as error:
             client.unary("/observer.Observer/GetFlows", b"\xff\xff")
         assert error.value.code == Code.INVALID_ARGUMENT
+
+
+def test_requests_larger_than_a_window_come_through(tmp_path: Path) -> None:
+    async def measure(data: bytes, call: Sink) -> None:
+        await call.send([str(len(data)).encode()])
+
+    async def ask() -> tuple[list[bytes], dict[int, bytes]]:
+        server = Server({"/test/Measure": measure})
+        await server.listen_unix(tmp_path / "sock")
+        channel = await Channel.open(f"unix:{tmp_path / 'sock'}")
+        try:
+            sizes = (0, 20_000, 300_000, 900_000)
+            asked = [channel.unary("/test/Measure", bytes(size), timeout=10) for size in sizes]
+            return list(await asyncio.gather(*asked)), channel._unsent
+        finally:
+            channel.close()
+            await server.close()
+
+    assert asyncio.run(ask()) == ([b"0", b"20000", b"300000", b"900000"], {})
+
+
+def test_a_request_that_is_refused_leaves_no_call_behind(tmp_path: Path) -> None:
+    async def ask() -> tuple[Code, str, int]:
+        server = Server({}, ServerLimits(request=1000, streams=2))
+        await server.listen_unix(tmp_path / "sock")
+        channel = await Channel.open(f"unix:{tmp_path / 'sock'}")
+        try:
+            for _ in range(10):
+                with pytest.raises(RpcError) as refused:
+                    await channel.unary("/test/Nothing", bytes(200_000), timeout=10)
+            return refused.value.code, refused.value.sentence, len(channel._unsent)
+        finally:
+            channel.close()
+            await server.close()
+
+    assert asyncio.run(ask()) == (Code.UNIMPLEMENTED, "there is no method /test/Nothing here", 0)
 
 
 def test_nobody_there_is_said_in_a_sentence(tmp_path: Path) -> None:
