@@ -150,7 +150,7 @@ def what(flow: flow_pb2.Flow) -> str:
         return trace_point(flow)
     if kind == VERDICT:
         match = MATCHES[flow.policy_match_type] if flow.policy_match_type < len(MATCHES) else "unknown"
-        return f"policy-verdict:{match} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
+        return f"policy-verdict:{match} {name_of(flow_pb2.TrafficDirection, flow.traffic_direction)}"
     if kind == SOCKET:
         point = name_of(flow_pb2.SocketTranslationPoint, flow.sock_xlate_point)
         return point.removeprefix("SOCK_XLATE_POINT_").lower().replace("_direction_", "-xlate-")
@@ -286,7 +286,7 @@ def table_row(response: observer_pb2.GetFlowsResponse, style: Style) -> tuple[st
 def gap_text(response: observer_pb2.GetFlowsResponse, style: Style) -> str:
     """One line about lost events."""
     lost = response.lost_events
-    source = flow_pb2.LostEventSource.Name(lost.source)
+    source = name_of(flow_pb2.LostEventSource, lost.source)
     where = f" CPU({lost.cpu.value})" if lost.HasField("cpu") else ""
     text = f"EVENTS LOST: {source}{where} {lost.num_events_lost}"
     return f"{moment(response.time, style)}: {Paint(style.colour)('33', text)}"
@@ -349,7 +349,8 @@ class AnswerCounts:
         self.flows = 0
         self._style = style
         self._lost: dict[str, int] = {}
-        self._times: list[Timestamp] = []
+        self._span: tuple[Timestamp, Timestamp] | None = None
+        """From when to when something was lost."""
         self._nodes: dict[str, int] = {}
 
     def add(self, response: observer_pb2.GetFlowsResponse) -> bool:
@@ -362,7 +363,7 @@ class AnswerCounts:
             if lost.HasField("cpu"):
                 where = f"on cpu {lost.cpu.value}"
             self._lost[where] = self._lost.get(where, 0) + lost.num_events_lost
-            self._times += [each for each in (lost.first, lost.last) if each.ToNanoseconds()]
+            self._widen([each for each in (lost.first, lost.last) if each.ToNanoseconds()])
         elif response.HasField("node_status"):
             status = response.node_status
             news = dict.fromkeys(status.node_names, int(status.state_change))
@@ -387,14 +388,19 @@ class AnswerCounts:
         missing = sum(self._lost.values())
         share = math.floor(1000 * self.flows / (self.flows + missing)) / 10
         places = ", ".join(f"{count} {where}" for where, count in self._lost.items())
-        found = f"{flows}, at least {share} % complete: missing <= {missing}{self._span()} ({places})"
+        found = f"{flows}, at least {share} % complete: missing <= {missing}{self._from_to()} ({places})"
         return f"{found}, {without}" if without else found
 
-    def _span(self) -> str:
-        if not self._times:
+    def _widen(self, times: list[Timestamp]) -> None:
+        known = [*times, *(self._span or ())]
+        if known:
+            order = Timestamp.ToNanoseconds
+            self._span = min(known, key=order), max(known, key=order)
+
+    def _from_to(self) -> str:
+        if self._span is None:
             return ""
-        ends = min(self._times, key=Timestamp.ToNanoseconds), max(self._times, key=Timestamp.ToNanoseconds)
-        first, last = (moment(each, self._style) for each in ends)
+        first, last = (moment(each, self._style) for each in self._span)
         return f" from {first} to {last}"
 
 

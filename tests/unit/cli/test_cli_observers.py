@@ -262,3 +262,26 @@ def test_what_is_known_of_a_node_is_not_news() -> None:
     told.node_status.state_change = relay_pb2.NODE_CONNECTED
     assert counted.add(told)
     assert counted.sentence() == "0 flows, complete"
+
+
+def test_what_a_newer_server_says_is_printed_as_a_number() -> None:
+    told = observer_pb2.GetFlowsResponse()
+    told.lost_events.source, told.lost_events.num_events_lost = 99, 3  # type: ignore[assignment]
+    assert flows.gap_text(told, flows.Style()).endswith("EVENTS LOST: 99 3")
+    judged = flow_pb2.Flow(event_type=flow_pb2.CiliumEventType(type=flows.VERDICT))
+    judged.traffic_direction = 99  # type: ignore[assignment]
+    assert flows.what(judged) == "policy-verdict:none 99"
+
+
+def test_gaps_are_told_as_one_span_however_many_there_were() -> None:
+    counted = flows.AnswerCounts(flows.Style())
+    for second in (50, 30, 70):
+        told = observer_pb2.GetFlowsResponse()
+        told.lost_events.source, told.lost_events.num_events_lost = flow_pb2.HUBBLE_RING_BUFFER, 2
+        told.lost_events.first.FromSeconds(second)
+        told.lost_events.last.FromSeconds(second + 5)
+        counted.add(told)
+    assert counted.sentence() == (
+        "0 flows, at least 0.0 % complete: missing <= 6 from Jan  1 00:00:30.000 to Jan  1 00:01:15.000 "
+        "(6 no longer kept, or not read in time)"
+    )
