@@ -238,7 +238,7 @@ def by_event_type(_context: Context, values: list[flow_pb2.EventTypeFilter]) -> 
 
 
 def of_sub_type(rows: Rows, kind: int, number: int) -> Mask:
-    """Which rows, if they are of a kind, are of a sub-type as flows tell it (`convert.sub_type`)."""
+    """Which rows, if they are of a kind, are of a sub-type as flows tell it (`meaning.sub_type`)."""
     column = SUB_TYPES.get(kind)
     if column is None:
         return np.full(len(rows.wall), number == 0)
