@@ -1,6 +1,6 @@
 """Endpoints: what is attached to the node's network, and the life it lives.
 
-States are those Cilium's users see in CiliumEndpoint (row EP10).
+States are those Cilium's users see in CiliumEndpoint.
 """
 
 from __future__ import annotations

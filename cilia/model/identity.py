@@ -1,8 +1,7 @@
 """Security identities: who a packet speaks for.
 
-Reserved numbers and scopes are those Cilium's users know (rows EP04 and EP06 of the capability map):
-1..255 reserved, 256..65535 for label sets of the cluster, from 1<<24 node-local CIDRs, from 2<<24
-node-local remote nodes.
+Reserved numbers and scopes are those Cilium's users know: 1..255 reserved, 256..65535 for label sets of the
+cluster, from 1<<24 node-local CIDRs, from 2<<24 node-local remote nodes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Many observers in, one time-ordered stream out.
 
     peer service ─► peers ─► pool (a connection to each, kept up) ─┐
-                                                                   ├─► calls ─► merge ─► rpc.server ─► clients
-    client's request, what its viewer may see (access) ────────────┘   (bytes, a lane each)
+                                                                   ├─► answer ─► merge ─► rpc ─► clients
+    client's request, what its viewer may see (access, view) ──────┘    (bytes, a lane each)
 
-Belongs here: finding peers, connections to them, merging by time, what a viewer may see, what is counted of
-all that. Must not be here: anything of a flow's making or storing (that is `hubble`), flags (that is the
-application). Talks to: `hubble` for the gRPC it speaks, `cluster` for token and access reviews, `proto` for
-messages, `kit`.
+Belongs here: finding peers, connections to them, merging by time, what a viewer may see, what is counted
+(`numbers`) and logged (`tally`) of all that. Must not be here: anything of a flow's making or storing (that
+is `hubble`), flags (that is the application). Talks to: `hubble` for the gRPC it speaks, `cluster` for token
+and access reviews, `proto` for messages, `kit`.
 
 A flow passes as bytes: of it are read the kind and the time, by a scan of its top level. Only for a viewer
 that may not see everything is it parsed.

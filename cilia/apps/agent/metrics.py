@@ -1,7 +1,7 @@
 """Prometheus metrics under the names Cilium's users have on their dashboards.
 
 Everything is read from tables and per-CPU counters when somebody asks; nothing is counted on the hot
-path. Source of the names: rows ME01 and ME04 of the capability map, and Cilium's metrics reference.
+path. Source of the names: Cilium's metrics reference.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Flows into files, as lines of JSON.
 
     store ─► cursor ─► filters ─► fragments ─► text of each distinct one ─► lines ─► rotated file
-                          │       (convert)    (messages, lines)                     (files)
+                          │       (convert)    (texts, messages)      (lines, whole)  (files)
                           └─► groups, counted over an interval (groups)
 
-Belongs here: what an exporter is told (`settings`), its lines (`masks`, `messages`, `lines`, `groups`), the
-files it writes (`files`), its life (`exporter`), and the set of all of them, which follows a file of settings
-(`exporters`).
+Belongs here: what an exporter is told (`settings`), its fields (`field_trees`), its lines (`texts`,
+`messages`, `lines`, `whole`, `groups`), the files it writes (`files`), its life (`exporter`), the set of all
+of them, which follows a file of settings (`exporters`), and their metrics (`collector`).
 
 Must not be here: reading flags (that is the agent's), answering clients (that is `observer`), hiding what
 must not leave (that is `redact`, before a record is stored). Talks to: `store` and `cursor` for flows,

@@ -1,8 +1,10 @@
 """Flows as Prometheus metrics, under the names and with the labels that Hubble's dashboards know.
 
-    store --cursor--> processor --rows--> handlers --(codes)--> series --lines--> exposition --> server
-                          ^                  |
-              options (flag or YAML)      contexts: who is behind a row, as label values
+    store --cursor--> processor --rows--> family --(keys)--> series --samples--> exposition --> server
+                          ^                 |
+         options (flag, or a YAML file      |-- kinds: which rows count, and a metric's own labels
+          that `follower` follows)          |-- contexts: who is behind a row, as label values
+                                            '-- index: keys to places, the step all counting stands on
 
 Belongs here: the metrics' options, what each metric counts, the bounded sets of series, the text formats, and
 the door where Prometheus knocks.
