@@ -130,7 +130,7 @@ def _resident() -> float:
 
 
 def fill_and_weigh() -> None:
-    """Print how many MiB a full store takes, drops and verdicts beyond the ring included."""
+    """Print how many MiB a full store takes, drops and audits beyond the ring included."""
     events = traffic(BATCH)
     warm = FlowStore(events.dtype, cluster(), capacity=BATCH)
     warm.append([events], offset=10**18)

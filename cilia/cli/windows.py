@@ -40,8 +40,8 @@ def keep_number(ctx: typer.Context, parameter: Any, value: int | None) -> None:
 def window_options() -> list[TyperOption]:
     """The flags, for a command's `before`; `Window.typed` has what they say."""
     return [
-        option(PANEL, ["--last"], "The newest N (20); of each node.", keep=keep_number, type=int),
-        option(PANEL, ["--first"], "The oldest N; of each node.", keep=keep_number, type=int),
+        option(PANEL, ["--last"], "The newest N (20).", keep=keep_number, type=int),
+        option(PANEL, ["--first"], "The oldest N.", keep=keep_number, type=int),
         option(PANEL, ["--all"], "All there are.", keep=keep, switch=True),
         option(PANEL, ["--follow", "-f"], "Go on as they come.", keep=keep, switch=True),
         option(PANEL, ["--since"], "Since 5m, 14:05, yesterday, 2026-11-23T04:20:00Z.", keep=keep),

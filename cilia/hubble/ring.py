@@ -1,6 +1,6 @@
 """Rows in a ring of columns, and the numbers they go by.
 
-`FlowStore` has two: all rows of late, and the drops and verdicts that left it.
+`FlowStore` has two: all rows of late, and the drops and audits that left it.
 """
 
 from __future__ import annotations

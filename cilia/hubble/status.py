@@ -74,7 +74,7 @@ class Completeness(msgspec.Struct, frozen=True, kw_only=True):
     oldest: int
     """Nanoseconds since the Unix epoch: from here on all flows are kept. 0: nobody remembers, as below."""
     oldest_important: int
-    """From here on drops and verdicts are kept."""
+    """From here on drops and audits are kept."""
     lost_since: int = 0
     """When the first of the events was lost; 0: none is remembered."""
 

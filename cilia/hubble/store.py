@@ -3,10 +3,10 @@
 A row's number counts from the start of the agent and never repeats. A reader holds a number, not a place:
 when its number is older than `oldest`, what it missed is counted exactly. So slow readers cost no memory.
 
-    append ─► ring of all rows ──(overwritten: drops and verdicts)──► ring of a quarter of its size
+    append ─► ring of all rows ──(overwritten: drops and audits)────► ring of a quarter of its size
 
-A flood of traces pushes out traces only: what was dropped or judged leaves when newer drops and verdicts need
-its place. Readers see one store: `spans` gives the older rows first.
+A flood of traces pushes out traces and allowed verdicts only: what was dropped, or noted by audit, leaves
+when newer ones need its place. Readers see one store: `spans` gives the older rows first.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class FlowStore:
     def __init__(
         self, dtype: np.dtype[np.void], directory: Directory, *, capacity: int = DEFAULT_CAPACITY
     ) -> None:
-        """`dtype`: of `struct event`; `capacity`: flows kept, a power of two; drops and verdicts get a
+        """`dtype`: of `struct event`; `capacity`: flows kept, a power of two; drops and audits get a
         quarter more. Raises ValueError."""
         if capacity < 1 or capacity & (capacity - 1):
             raise ValueError(f"the flow capacity must be a power of two, not {capacity}: try 65536")
@@ -319,7 +319,7 @@ class FlowStore:
 
     @property
     def oldest(self) -> int:
-        """Number of the oldest row of the ring; older ones are drops and verdicts only."""
+        """Number of the oldest row of the ring; older ones are drops and audits only."""
         return max(0, self.head - self.capacity)
 
     @property
@@ -330,7 +330,7 @@ class FlowStore:
 
     @property
     def kept(self) -> int:
-        """Drops and verdicts that are here beyond the ring."""
+        """Drops and audits that are here beyond the ring."""
         return len(self._kept)
 
     @property
@@ -342,7 +342,7 @@ class FlowStore:
         return self.head - self.oldest
 
     def missing(self, first: int, last: int, *, important_only: bool = False) -> int:
-        """How many rows of [first, last) are gone; or at most how many drops and verdicts among them."""
+        """How many rows of [first, last) are gone; or at most how many drops and audits among them."""
         last = min(last, self.oldest)
         if first >= last:
             return 0

@@ -1,7 +1,7 @@
 """Flows of each kind as JSON, field by field, and printed, as clients and scripts of Hubble know them.
 
 What is expected are the fields that Cilium's flow of the same packet has, under its names, with its numbers
-and words. What this data path tells beyond that stands in `more`, and in docs/hubble.md under "Differences".
+and words. What this data path tells beyond that stands in `more`, and in docs/hubble.md under "What differs".
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class EventSettings:
         Option(
             min=0,
             max=1_000_000,
-            help="Events per second at most: of traces, and as many of drops and verdicts. 0: no limit.",
+            help="Events per second at most: of drops and audits, and as many of all others. 0: no limit.",
         ),
     ] = 0
     bpf_events_default_burst_limit: Annotated[
