@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -21,6 +20,7 @@ from cilia.schema import Inputs
 from cilia.sources.namespaces import namespaces
 from cilia.sources.reflector import Reflector
 from tests.support.api_client import Client, Server, serving
+from tests.support.machine import free_port
 from tests.support.waiting import until_async
 
 
@@ -123,12 +123,6 @@ def test_history_that_is_gone(tmp_path: Path) -> None:
     for story in (write, watch):
         with serving(tmp_path / "state", "--keep-history", 16) as server:
             run(server.client().kubeconfig, story)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_table_outlives_the_server_and_catches_up(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from cilia.dataplane import bpf, libbpf
 from tests.support.datapath_world import World, load_world
+from tests.support.outside_client import balanced, nodes_and_client
+from tests.support.service_world import Balancer
 
 
 @pytest.fixture(scope="package")
@@ -74,3 +76,17 @@ def door(world: World, door_program: int) -> Iterator[World]:
     world.dataplane.programs["door"] = door_program
     yield world
     world.dataplane.programs.pop("door")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, World]]:
+    """Two nodes whose services a client outside asks for."""
+    with nodes_and_client() as worlds:
+        yield worlds
+
+
+@pytest.fixture
+def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
+    """Services of both nodes."""
+    with balanced(cluster) as both:
+        yield both

@@ -23,8 +23,6 @@ from tests.support.outside_client import (
     VIRTUAL4,
     VIRTUAL6,
     Backend,
-    balanced,
-    nodes_and_client,
     serve_by,
 )
 from tests.support.service_world import FAMILIES, Balancer
@@ -33,18 +31,6 @@ from tests.support.traffic_nodes import ONE, TWO, ask, ip, talk
 pytestmark = pytest.mark.root
 
 HOST_NUMBER, HOST_SUBJECT = 65_535, 9
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, World]]:
-    with nodes_and_client() as worlds:
-        yield worlds
-
-
-@pytest.fixture
-def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
-    with balanced(cluster) as both:
-        yield both
 
 
 def exchange(client: str, backend: Backend, kind: str, family: int, size: int) -> str:

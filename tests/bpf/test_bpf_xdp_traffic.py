@@ -26,8 +26,6 @@ from tests.support.outside_client import (
     SWITCH,
     VIRTUAL4,
     VIRTUAL6,
-    balanced,
-    nodes_and_client,
     serve_by,
 )
 from tests.support.service_world import Balancer
@@ -37,18 +35,6 @@ pytestmark = pytest.mark.root
 
 FROM_NETDEV, PEER = "eth-from_netdev", "peer"
 SPACES = {"c": f"{PREFIX}c", "n2": TWO.namespace}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, World]]:
-    with nodes_and_client() as worlds:
-        yield worlds
-
-
-@pytest.fixture
-def balancers(cluster: dict[str, World]) -> Iterator[list[Balancer]]:
-    with balanced(cluster) as both:
-        yield both
 
 
 @pytest.fixture(scope="module", params=[Acceleration.GENERIC, Acceleration.NATIVE])

@@ -38,6 +38,7 @@ from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit.clock import SystemClock
 from cilia.model.node import NodeSettings
 from tests.support.dataplane import dataplane, loaded_once, needs_kernel
+from tests.support.machine import resident
 
 __all__ = ["dataplane", "loaded_once"]
 pytestmark = [*needs_kernel, pytest.mark.timeout(300)]
@@ -226,11 +227,6 @@ class Follower:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def spread(seconds: list[float]) -> str:

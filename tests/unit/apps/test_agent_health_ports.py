@@ -12,16 +12,11 @@ from cilia.kit.clock import ManualClock
 from cilia.kit.tasks import TaskGroup
 from cilia.model.service import HealthCheck
 from cilia.schema import Desired
+from tests.support.machine import free_port
 
 
 def check(port: int, count: int) -> HealthCheck:
     return HealthCheck(port=port, namespace="shop", name="web", local_endpoints=count)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_service_with_endpoints_here_is_healthy() -> None:
@@ -58,7 +53,7 @@ class Story:
 
     def __init__(self) -> None:
         self.desired = Desired()
-        self.node = free_port()
+        self.node = free_port("")
         self.healthy = True
         self.ports = HealthPorts(
             self.desired,
@@ -103,7 +98,7 @@ def play(story: Callable[[Story], Awaitable[None]]) -> None:
 
 def test_ports_open_and_close_with_their_services() -> None:
     async def story(opened: Story) -> None:
-        port = free_port()
+        port = free_port("")
         opened.desired.health_checks.put(check(port, 3))
         opened.ports.look()
         status, body = await opened.ask(port)
@@ -139,7 +134,7 @@ def test_a_port_that_is_taken_holds_nothing_else_up() -> None:
         with socket.create_server(("", 0)) as taken:
             port = int(taken.getsockname()[1])
             opened.desired.health_checks.put(check(port, 1))
-            other = free_port()
+            other = free_port("")
             opened.desired.health_checks.put(check(other, 1))
             opened.ports.look()
             assert (await opened.ask(other))[0] == 200

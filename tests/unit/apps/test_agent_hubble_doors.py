@@ -25,6 +25,7 @@ from cilia.kit.tls import ClientTls
 from cilia.model.node import Node
 from cilia.tables.table import Table
 from tests.support.hubble_tls import SERVER_NAME, Authority
+from tests.support.machine import free_port
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -33,12 +34,6 @@ TLS: dict[str, Any] = {"cert_file": Path("c"), "key_file": Path("k"), "client_ca
 
 def settings(**fields: Any) -> DoorSettings:
     return DoorSettings(**{"socket": Path("/nowhere/hubble.sock"), **fields})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

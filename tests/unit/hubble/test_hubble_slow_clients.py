@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from cilia.hubble.rpc.messages import Unframer, frame
 from cilia.proto.observer.observer_pb2 import GetFlowsRequest, GetFlowsResponse
 from tests.support.hubble import WALL, Beside, beside, events, flow
 from tests.support.hubble_raw import GET_FLOWS, path
+from tests.support.machine import resident
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,11 +29,6 @@ ROOM = 48 << 20
 """Bytes the process may grow by: a chunk of answers for each slow client, and what allocators keep."""
 WINDOW = 1 << 30
 """Bytes a client promises to take, so that only its socket holds the server back."""
-
-
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Sleeper:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import urllib.request
 
 import pytest
@@ -17,17 +16,11 @@ from cilia.proto.flow import flow_pb2
 from cilia.relay.pool import Pool, PoolSettings
 from cilia.relay.tally import Tally
 from tests.support.grpc_client import get_flows
+from tests.support.machine import free_port
 from tests.support.relay import Cluster, Node, Response, channel_to, ready, response
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return int(door.getsockname()[1])
 
 
 def lost(count: int) -> bytes:
@@ -50,19 +43,19 @@ def scrape(port: int) -> dict[str, float]:
     }
 
 
-def test_peers_flows_losses_and_clients_are_counted(running: Cluster, free_port: int) -> None:
+def test_peers_flows_losses_and_clients_are_counted(running: Cluster) -> None:
     node = Node("node", [response("node", 1), lost(7), response("node", 2), lost(5)])
-    peers = [running.start(node), Peer("away", running.address("away"))]
-    target = running.relay(peers, metrics_listen_address=f"127.0.0.1:{free_port}")
+    peers, port = [running.start(node), Peer("away", running.address("away"))], free_port()
+    target = running.relay(peers, metrics_listen_address=f"127.0.0.1:{port}")
     ready(target, 1)
     with channel_to(target) as channel:
         list(get_flows(channel))
-        told = scrape(free_port)
+        told = scrape(port)
         call = get_flows(channel, follow=True, number=1)
         next(call)
-        during = scrape(free_port)
+        during = scrape(port)
         call.cancel()
-        until(lambda: scrape(free_port)["hubble_relay_clients"] == 0, "the client to be gone")
+        until(lambda: scrape(port)["hubble_relay_clients"] == 0, "the client to be gone")
     status = "hubble_relay_pool_peer_connection_status"
     away = during[f"{status} CONNECTING"] + during[f"{status} TRANSIENT_FAILURE"]
     assert (during[f"{status} READY"], away, during[f"{status} SHUTDOWN"]) == (1, 1, 0)
