@@ -13,7 +13,7 @@ import typer
 
 from cilia.cli import hubble_file
 from cilia.cli.errors import UserError
-from cilia.cli.hubble_server import DEFAULTS, META, ServerCommand, settings, variable
+from cilia.cli.hubble_server import DEFAULTS, META, ServerCommand, lasting, settings, variable
 from cilia.cli.options import group
 from cilia.cli.output import Format, print_data, print_table, printable
 
@@ -157,8 +157,7 @@ def word(value: Any) -> str:
 def rows(ctx: typer.Context) -> Iterator[tuple[str, Any, str]]:
     """Key, value and where it comes from."""
     chosen = settings(ctx)
-    path = hubble_file.place()
-    in_file = hubble_file.values(path, DEFAULTS)
+    path, in_file = hubble_file.place(), lasting(ctx)
     for key in KEYS:
         name = key.replace("-", "_")
         value = hubble_file.plain(getattr(chosen, name))

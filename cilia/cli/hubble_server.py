@@ -163,12 +163,20 @@ class ServerGroup(SectionedGroup):
 
 def settings(ctx: typer.Context) -> ServerSettings:
     """What flags, environment and file say. Raises UserError for a file that can't be used."""
+    return ServerSettings(**{**lasting(ctx), **ctx.meta.get(META, {})})
+
+
+def lasting(ctx: typer.Context) -> dict[str, Any]:
+    """What the file says that counts beside flags and environment. Raises UserError."""
     told: dict[str, Any] = ctx.meta.get(META, {})
     kept = hubble_file.values(hubble_file.place(), DEFAULTS)
     if is_local(str(told.get("server", ""))):
         # Certificates in the file are for the server in the file.
         kept = {name: value for name, value in kept.items() if not name.startswith(FOR_TCP)}
-    return ServerSettings(**{**kept, **told})
+    if "server" in told:
+        # Who names a server means that one, whichever way the file knows to another.
+        kept.pop("port_forward", None)
+    return kept
 
 
 def client(chosen: ServerSettings) -> Client:

@@ -74,6 +74,15 @@ def test_certificates_of_the_file_are_not_for_a_socket(capsys: pytest.CaptureFix
     assert told(capsys, "get", "tls", "--server", "unix:///run/other.sock") == "false\n"
     assert told(capsys, "get", "request-timeout", "--server", "unix:///run/other.sock") == "3s\n"
     assert told(capsys, "get", "tls", "--server", "other:4245") == "true\n"
+    rows = told(capsys, "view", "-o", "table", "--server", "unix:///run/other.sock").splitlines()
+    assert next(row.split() for row in rows if row.startswith("tls ")) == ["tls", "false", "default"]
+
+
+def test_who_names_a_server_is_not_forwarded_to_another(capsys: pytest.CaptureFixture[str]) -> None:
+    config("set", "port-forward", "true")
+    assert told(capsys, "get", "port-forward") == "true\n"
+    assert told(capsys, "get", "port-forward", "--server", "other:4245") == "false\n"
+    assert told(capsys, "get", "port-forward", "--server", "other:4245", "-P") == "true\n"
 
 
 @pytest.mark.parametrize(
