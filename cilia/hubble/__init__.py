@@ -17,6 +17,12 @@ speak (`rpc`) and a client of it; and who reads flows as they come, by a `cursor
 columns of any server's answers. `redact` stands ready for application records, which nothing makes
 yet: whoever does hands them through it before they are stored.
 
+    kept      store: ring, columns, intern, directory, uuids
+    chosen    filters: predicates, questions, filter_values, selectors, cel, cel_limits
+    made      convert, blocks: meaning, pairs, layer4, protocols, icmp, summary, cuts, masks, encode, remembered
+    answered  observer, answer: turns, request_limits, past, cursor
+    besides   agent_events, peer, health, status, drop_events, client
+
 Must not be here: reading the kernel's rings (that is `dataplane`; a batch is an argument of `append`),
 deciding anything (that is `control`), printing (that is `cli`). Talks to: `model` for rule references,
 `proto` for messages, `kit` for clocks, tasks, threads, files and TLS; the agent's application hands in the
