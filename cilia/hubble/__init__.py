@@ -19,7 +19,8 @@ yet: whoever does hands them through it before they are stored.
 
     kept      store: ring, columns, intern, directory, uuids
     chosen    filters: predicates, questions, filter_values, selectors, cel, cel_limits
-    made      convert, blocks: meaning, pairs, layer4, protocols, icmp, summary, cuts, masks, encode, remembered
+    made      convert, blocks: meaning, pairs, layer4, protocols, icmp, summary,
+              cuts, masks, encode, remembered
     answered  observer, answer: turns, request_limits, past, cursor
     besides   agent_events, peer, health, status, drop_events, client
 
