@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from time import thread_time
+from time import monotonic_ns, thread_time
 
 import msgspec
 import numpy as np
@@ -37,7 +37,10 @@ QUICK_SECONDS, SLOW_SECONDS = 0.004, 0.010
 BREATH_SECONDS = 0.005
 """The least that others get of the loop before a poll takes what the last one left."""
 IDLE_POLLS = 3
-"""Empty polls in a row after which the reader goes to sleep."""
+"""Empty polls in a row, all losses told, after which the reader goes to sleep."""
+
+Taken = Callable[[], Sequence[Mapping[int, int]]]
+"""The sequence numbers taken so far, by ring and CPU."""
 
 
 class LostEvents(msgspec.Struct, frozen=True):
@@ -49,7 +52,7 @@ class LostEvents(msgspec.Struct, frozen=True):
     first_time: int
     """ktime (nanoseconds) of the last event before the gap."""
     last_time: int
-    """ktime of the first event after it."""
+    """ktime of the first event after it, or of when it was seen that none follows."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -151,6 +154,29 @@ class LossCounter:
                 self._note(cpu, sequences[mine], times[mine])
         return [lost for cpu, seen in self._seen.items() if (lost := self._settle(cpu, seen)) is not None]
 
+    def look(self, taken: Mapping[int, int], now: int) -> bool:
+        """Take note of the sequence numbers that each CPU has taken when there was nothing left to drain, at
+        ktime `now`; whether there were any that no record had. They are lost, unless the next drain has them:
+        without this, losses at the end of a burst would wait for the next event of their CPU."""
+        unseen = [cpu for cpu, number in taken.items() if number > self._known(cpu, number)]
+        for cpu in unseen:
+            seen = self._seen.get(cpu) or self._begin(cpu, self._begun[cpu])
+            last_time = self._highest[cpu][1]
+            if seen.missing == 0:
+                seen.before = last_time
+            seen.after = now
+            self._highest[cpu] = (taken[cpu] - 1, last_time)
+        return bool(unseen)
+
+    def _known(self, cpu: int, number: int) -> int:
+        """Up to which number a CPU's are accounted for: all, of one that nobody has told of."""
+        return self._highest[cpu][0] + 1 if cpu in self._seen else self._begun.get(cpu, number)
+
+    def _begin(self, cpu: int, expected: int) -> Seen:
+        seen = self._seen[cpu] = Seen(expected)
+        self._highest[cpu] = (expected - 1, 0)
+        return seen
+
     def _note(self, cpu: int, sequences: Array, times: Array) -> None:
         if (np.diff(sequences) < 0).any():
             order = np.argsort(sequences, kind="stable")
@@ -158,8 +184,7 @@ class LossCounter:
         seen = self._seen.get(cpu)
         if seen is None:
             first = int(sequences[0])
-            seen = self._seen[cpu] = Seen(min(first, self._begun.get(cpu, first)))
-            self._highest[cpu] = (seen.expected - 1, 0)
+            seen = self._begin(cpu, min(first, self._begun.get(cpu, first)))
         seen.received += int((sequences >= seen.expected).sum())
         last, last_time = self._highest[cpu]
         steps = np.diff(np.concatenate(([last], sequences)))
@@ -195,13 +220,14 @@ class RingReader:
         settings: Settings,
         layout: abi.Layout,
         deliver: Callable[[Batch], None],
-        begun: Sequence[Mapping[int, int]] = ({}, {}),
+        taken: Taken | None = None,
     ) -> None:
-        """`rings`: events_priority and events, in the order of enum event_ring. `begun`: for each, by CPU,
-        the sequence numbers taken so far; what is not told counts from its first record on."""
+        """`rings`: events_priority and events, in the order of enum event_ring. A CPU that `taken` does not
+        tell of counts from its first record to its last."""
         event = layout.dtype("event")
         self._rings = [Ring(ring, event) for ring in rings]
-        self._losses = [LossCounter(at, begun[at]) for at in range(len(rings))]
+        self._taken: Taken = taken or (lambda: [{}] * len(rings))
+        self._losses = [LossCounter(at, begun) for at, begun in enumerate(self._taken())]
         self._settings = settings
         self._deliver = deliver
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -251,13 +277,19 @@ class RingReader:
         count = self.drain(run)
         self._adapt(thread_time() - worked)
         took = loop.time() - start
-        self._empty = 0 if count else self._empty + 1
+        self._empty = 0 if count or self._look() else self._empty + 1
         if self._empty < IDLE_POLLS:
             # In an overflow, answers get as much of the loop as the rings: else nobody sees what is read.
             pause = self.pace if count < run else BREATH_SECONDS
             self._timer = loop.call_later(max(took, pause), self._poll)
         else:
             self._sleep()
+
+    def _look(self) -> bool:
+        """Whether sequence numbers were taken that no record has had."""
+        taken, now = self._taken(), monotonic_ns()
+        unseen = [losses.look(numbers, now) for losses, numbers in zip(self._losses, taken, strict=True)]
+        return any(unseen)
 
     def _adapt(self, worked: float) -> None:
         """Take shorter or longer runs, by the seconds of this thread that the last one took."""

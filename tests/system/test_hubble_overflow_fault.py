@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,8 @@ class Agent:
         rings = [dataplane.maps[name] for name in ("events_priority", "events")]
         settings = Settings(dataplane.maps["node"], dataplane.layout)
         settings.write(NodeSettings(drop_rate=0))
-        begun = counters.events_begun(dataplane.maps["event_state"])
-        self.reader = RingReader(rings, settings, dataplane.layout, self._take, begun)
+        taken = partial(counters.events_taken, dataplane.maps["event_state"])
+        self.reader = RingReader(rings, settings, dataplane.layout, self._take, taken)
         observed = ObserverSettings(version="test", lost_events_interval=INTERVAL)
         observer = Observer(self.store, NodeFacts(name="default/node"), observed, SystemClock())
         self._server = Server(dict(observer.methods()))
@@ -239,7 +240,7 @@ def spread(seconds: list[float]) -> str:
 
 def begun(dataplane: Dataplane) -> Counter[tuple[int, int]]:
     """Events that were ever begun, by processor and ring."""
-    rings = counters.events_begun(dataplane.maps["event_state"])
+    rings = counters.events_taken(dataplane.maps["event_state"])
     return Counter({(cpu, ring): count for ring, cpus in enumerate(rings) for cpu, count in cpus.items()})
 
 

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -254,8 +255,8 @@ class NodeKernel:
         """What drains the event rings on the running loop, once started."""
         assert self._state is not None
         rings = [self._dataplane.maps[name] for name in ("events_priority", "events")]
-        begun = counters.events_begun(self._dataplane.maps["event_state"])
-        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver, begun)
+        taken = partial(counters.events_taken, self._dataplane.maps["event_state"])
+        return RingReader(rings, self._state.settings, self._dataplane.layout, deliver, taken)
 
     async def collect(self, interval: float) -> None:
         """Forget expired flows and translations, a chunk at a time, and see which addresses the node has, for

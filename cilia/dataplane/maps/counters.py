@@ -41,7 +41,7 @@ def lost_events(event_state: Map) -> tuple[int, int]:
     return int(lost[0]), int(lost[1])
 
 
-def events_begun(event_state: Map) -> tuple[dict[int, int], dict[int, int]]:
+def events_taken(event_state: Map) -> tuple[dict[int, int], dict[int, int]]:
     """Sequence numbers taken since the maps were made, by CPU: (priority, normal)."""
     values = event_state.lookup(np.uint32(0))
     if values is None:

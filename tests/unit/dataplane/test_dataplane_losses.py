@@ -71,6 +71,30 @@ def test_what_another_reader_left_is_its_own_loss() -> None:
     assert counter.count(NOTHING) == [LostEvents(0, 1, 4, 350, 410)]
 
 
+def test_what_was_lost_after_the_last_record_counts_once_it_is_looked_for() -> None:
+    counter = LossCounter(0, {0: 1, 1: 7})
+    counter.count(events([1, 2]))
+    assert counter.look({0: 6, 1: 7}, now=990)
+    assert not counter.look({0: 6, 1: 7}, now=1000)
+    assert counter.count(NOTHING) == []
+    assert counter.count(NOTHING) == [LostEvents(0, 0, 3, 20, 990)]
+    assert counter.count(events([6, 7])) == [] and counter.count(NOTHING) == []
+
+
+def test_a_processor_that_lost_all_it_had_is_told_of() -> None:
+    counter = LossCounter(0, {3: 40})
+    assert counter.look({3: 42}, now=990)
+    counter.count(NOTHING)
+    assert counter.count(NOTHING) == [LostEvents(3, 0, 2, 0, 990)]
+
+
+def test_a_record_that_comes_while_one_looks_is_no_loss() -> None:
+    counter = LossCounter(0, {0: 1})
+    counter.count(events([1, 2]))
+    assert counter.look({0: 5}, now=990)
+    assert counter.count(events([3, 4])) == [] and counter.count(NOTHING) == []
+
+
 def test_cpus_are_counted_apart() -> None:
     counter = LossCounter(0, {})
     counter.count(np.concatenate([events([1, 3], 0), events([100, 101], 1)]))
