@@ -115,14 +115,22 @@ static __always_inline void describe_flow(struct event *event, const struct flow
 		event->flags |= EVENT_IS_IPV6;
 }
 
+/* CPUs share a bucket without a lock: one that refills late, after another, must not find time that
+ * runs backwards. What is less than a token stays in the time of the last filling. */
 static __always_inline void refill(struct bucket *bucket, __u32 rate, __u32 burst, __u64 now)
 {
-	__u64 tokens = bucket->tokens + (now - bucket->filled) * rate / NS_PER_SECOND;
+	__u64 filled = *(volatile __u64 *)&bucket->filled;
+	__u64 longest = burst * NS_PER_SECOND / rate, elapsed, tokens;
 
-	if (tokens == bucket->tokens)
+	if (now <= filled)
 		return;
+	elapsed = now - filled < longest ? now - filled : longest;
+	tokens = elapsed * rate / NS_PER_SECOND;
+	if (!tokens)
+		return;
+	tokens += bucket->tokens;
 	bucket->tokens = tokens < burst ? tokens : burst;
-	bucket->filled = now;
+	bucket->filled = now - elapsed * rate % NS_PER_SECOND / rate;
 }
 
 /* Takes a token from the bucket, which is filled with rate tokens per second up to burst.
@@ -132,6 +140,7 @@ static __always_inline bool take_token(const struct bucket_key *key, __u32 rate,
 {
 	struct bucket *bucket = bpf_map_lookup_elem(&drop_buckets, key);
 	__u64 now = bpf_ktime_get_ns();
+	__u32 tokens;
 
 	if (!bucket) {
 		struct bucket full = {.filled = now, .tokens = burst};
@@ -142,13 +151,13 @@ static __always_inline bool take_token(const struct bucket_key *key, __u32 rate,
 		return true;
 	}
 	refill(bucket, rate, burst, now);
-	if (!bucket->tokens) {
-		bucket->suppressed++;
+	tokens = *(volatile __u32 *)&bucket->tokens;
+	if (!tokens) {
+		__sync_fetch_and_add(&bucket->suppressed, 1);
 		return false;
 	}
-	bucket->tokens--;
-	*held_back = bucket->suppressed;
-	bucket->suppressed = 0;
+	bucket->tokens = tokens - 1;
+	*held_back = __sync_lock_test_and_set(&bucket->suppressed, 0);
 	return true;
 }
 
@@ -179,7 +188,7 @@ static __always_inline void hold_back_again(const struct bucket_key *key, __u32 
 	struct bucket *bucket = bpf_map_lookup_elem(&drop_buckets, key);
 
 	if (bucket)
-		bucket->suppressed += held_back;
+		__sync_fetch_and_add(&bucket->suppressed, held_back);
 }
 
 /* Whether the node's limit leaves room for one more event. It has its sequence number already: what

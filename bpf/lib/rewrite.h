@@ -54,11 +54,6 @@ static __always_inline __be32 *header_bytes(struct address *address, __u8 family
 	return (__be32 *)address + (family == FAMILY_IPV4 ? 3 : 0);
 }
 
-static __always_inline __u32 address_size(__u8 family)
-{
-	return family == FAMILY_IPV4 ? 4 : 16;
-}
-
 /* What a 32-bit word of the packet adds to its checksum by becoming another; folded at the end. */
 static __always_inline __u64 exchange(__u64 sum, __be32 from, __be32 to)
 {
