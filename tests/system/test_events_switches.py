@@ -130,11 +130,11 @@ def test_without_aggregation_every_packet_is_reported(node: AgentNode) -> None:
 
 def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:
     node.agent.end()
-    node.start(bpf_events_default_rate_limit="20", bpf_events_default_burst_limit="20", aggregation="none")
+    node.start(bpf_events_default_rate_limit="2", bpf_events_default_burst_limit="2", aggregation="none")
     for _ in range(30):
         assert reaches(node, "open")
     until(lambda: any("lost_events" in line for line in answers(node)), "the loss to be told")
-    assert "at most 20 events/s" in node.client.status().hubble.msg
+    assert "at most 2 events/s" in node.client.status().hubble.msg
     assert node.client.status().hubble.lost_events > 0
     held_back = re.search(r'^cilia_events_held_back_total\{kind="trace"\} (\S+)', node.client.metrics(), re.M)
     assert held_back is not None and float(held_back[1]) > 0
