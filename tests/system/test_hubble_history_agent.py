@@ -67,8 +67,8 @@ def test_what_pods_did_survives_a_kill(node: AgentNode) -> None:
     # In portions that the ring holds: a starved agent loses, and counts, what it can't seal in time.
     for _ in range(8):
         talk(node, 20)
-        until(lambda: uuids(node) <= sealed(node), "what was seen to be sealed")
-    before = uuids(node)
+        before = uuids(node)
+        until(lambda: before <= sealed(node), "what was seen to be sealed")  # noqa: B023
     assert len(before) > 256, "more than the ring holds"
     node.agent.end(signal.SIGKILL)
     node.start(**FLAGS)

@@ -10,7 +10,6 @@ numbers of the run `boot`.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -85,10 +84,12 @@ class Shelf:
                 title = Title.parse(entry.name)
                 if title is not None:
                     found[title] = entry.stat().st_size
-        titles = sorted(found)
-        merged = [older for older, newer in itertools.pairwise(titles) if older.within(newer)]
+        kept: list[Title] = []
+        merged: list[Title] = []
+        for title in sorted(found, reverse=True):
+            (merged if kept and title.within(kept[-1]) else kept).append(title)
         self.unlink(merged)
-        self.sizes = {title: found[title] for title in titles if title not in merged}
+        self.sizes = {title: found[title] for title in reversed(kept)}
 
     @property
     def titles(self) -> list[Title]:
