@@ -44,7 +44,7 @@ TELL_AFTER_REFUSAL = 5.0
 SEND = 512
 """Messages handed to the client's stream at a time."""
 CALLERS_FAULTS = (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
-"""What a peer says when the request is to blame: it is not asked again."""
+"""What a peer says when the request is to blame: it is not asked again, unless it was only busy."""
 
 
 State: TypeAlias = relay_pb2.NodeState.ValueType
@@ -114,6 +114,7 @@ class Answer:
         self._errors = Errors(settings.gather)
         self._window = SMALLEST_WINDOW
         self._began = clock.monotonic()
+        self._began_at = int(clock.wall() * 1e9)
         self._accepted = False
         """Whether a node has begun to answer."""
         self._refusals: dict[str, RpcError] = {}
@@ -179,6 +180,7 @@ class Answer:
         channel = link.channel
         if channel is None:
             return
+        self._refusals.pop(link.name, None)
         lane = self._merge.open(link.name, self._clock.monotonic())
         self._merge.hold(lane)
         reader = self._tasks.spawn(f"flows of {link.name}", self._read(link, channel, lane))
@@ -186,13 +188,15 @@ class Answer:
 
     def _request_for(self, name: str) -> bytes:
         """The client's request; of a peer that was asked before, what came since."""
-        if name not in self._asked:
-            self._asked[name] = 0
+        first = name not in self._asked
+        newest = self._asked.setdefault(name, 0)
+        of_the_past = self._request.number or self._request.HasField("since")
+        if first or (not newest and of_the_past):
             return self._request.SerializeToString()
         again = observer_pb2.GetFlowsRequest()
         again.CopyFrom(self._request)
         again.number = 0
-        since = self._asked[name] + 1
+        since = newest + 1 if newest else self._began_at
         again.since.CopyFrom(timestamp_pb2.Timestamp(seconds=since // 10**9, nanos=since % 10**9))
         return again.SerializeToString()
 
@@ -254,7 +258,8 @@ class Answer:
         if not batch:
             return False
         times = scanner.times(batch)
-        self._asked[name] = max(self._asked.get(name, 0), max(times))
+        if name in self._asked:
+            self._asked[name] = max(self._asked[name], *times)
         if self._view:
             times, batch = await self._seen(self._view, times, batch)
         self._merge.put(lane, times, batch, self._clock.monotonic())
@@ -288,7 +293,7 @@ class Answer:
         """Send what the merge gives until there is no more to come, or enough went out."""
         while True:
             self._bell.clear()
-            if self._changed:
+            if self._changed or self._has_missing():
                 await self._renew()
             now = self._clock.monotonic()
             notes = self._take_notes() if now >= self._tell_from else []
@@ -356,13 +361,27 @@ class Answer:
             async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
                 await self._bell.wait()
         except TimeoutError:
-            if self._request.follow and self._missing():
-                self._changed = True
+            pass
+
+    def _has_missing(self) -> bool:
+        """Whether a follower has connected peers to ask again; looked at now and then."""
+        if not self._request.follow or self._clock.monotonic() < self._renewed + RENEW_SECONDS:
+            return False
+        if self._missing():
+            return True
+        self._renewed = self._clock.monotonic()
+        return False
 
     def _missing(self) -> list[Link]:
-        """Connected peers that are not being read."""
-        known = self._readers.keys() | self._refusals.keys()
+        """Connected peers that are not being read, and may answer."""
+        known = self._readers.keys() | {
+            name for name, error in self._refusals.items() if self._is_final(error)
+        }
         return [link for link in self._pool.links() if link.channel and link.name not in known]
+
+    def _is_final(self, refusal: RpcError) -> bool:
+        """Whether a peer will say so again. What others answer is not too large: that one was busy."""
+        return refusal.code is not Code.RESOURCE_EXHAUSTED or not self._accepted
 
     # -- node states --------------------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ class Pool:
         self._links: dict[str, Link] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks = TaskGroup()
+        self.failed = self._tasks.failed
+        """Set when a peer's connection is no longer kept."""
         self._dialling = asyncio.Semaphore(DIALS)
         self._dials = Turns(patience=DIAL_PATIENCE)
         self.turns = Turns()

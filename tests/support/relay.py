@@ -196,9 +196,9 @@ class Cluster:
     def enter(self, options: RelayOptions) -> int:
         """Start a relay; its port."""
         context = relaying(options)
-        port = self.run(context.__aenter__())
+        serving = self.run(context.__aenter__())
         self._relays.append(context)
-        return port
+        return serving.port
 
     def stop_relays(self) -> None:
         """End all relays."""

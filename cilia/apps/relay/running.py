@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cilia import __version__
 from cilia.apps.relay.doors import (
@@ -198,10 +199,18 @@ class Relay:
         tasks.spawn("peer service", service.run())
 
 
+class Serving(NamedTuple):
+    """A relay that runs."""
+
+    port: int
+    """The last one it listens on; 0 on a unix socket."""
+    failed: tuple[asyncio.Event, ...]
+    """One is set when something ended that must go on: nodes would no longer be found, or asked."""
+
+
 @asynccontextmanager
-async def relaying(options: RelayOptions) -> AsyncIterator[int]:
-    """A relay that serves while the context lasts; gives its last port (0 on a unix socket). Raises
-    StartError."""
+async def relaying(options: RelayOptions) -> AsyncIterator[Serving]:
+    """A relay that serves while the context lasts. Raises StartError, and at the end what has failed."""
     relay = Relay(options)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(TaskGroup())
@@ -210,15 +219,18 @@ async def relaying(options: RelayOptions) -> AsyncIterator[int]:
         relay.closing(stack)
         port = await relay.listen(stack)
         relay.find_nodes(tasks)
-        yield port
+        yield Serving(port, (tasks.failed, relay.pool.failed))
 
 
 async def serve(options: RelayOptions) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT, or until a part fails: whoever started the relay starts it anew."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with relaying(options):
+    async with relaying(options) as serving:
         startup.started()
-        await stop.wait()
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, *serving.failed)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cilia.apps.relay.running import serve
 from cilia.hubble.client import Client
 from cilia.hubble.peer import Peer, Peers
 from cilia.hubble.rpc.channel import Channel
@@ -21,15 +22,17 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
-from cilia.relay.peers import PeerListError, parse_peers
+from cilia.relay.peers import PeerListError, PeerService, parse_peers
 from tests.support.grpc_client import get_flows, unary
 from tests.support.relay import (
     IMPATIENT,
+    QUICK,
     Cluster,
     Node,
     Response,
     channel_to,
     moments,
+    options_for,
     ready,
     response,
 )
@@ -140,6 +143,36 @@ def test_a_request_that_is_to_blame_is_refused_as_a_node_refuses_it(running: Clu
         assert responses == [], "nobody receives flows of a request that all refuse"
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.details() == "an empty label selector selects nothing useful"
+
+
+def test_a_node_that_is_busy_for_a_moment_is_asked_again_by_a_follower(running: Cluster) -> None:
+    busy, other = Node("busy", [response("busy", 1)]), Node("other", [response("other", 2)])
+    busy.refusal = RpcError(Code.RESOURCE_EXHAUSTED, "256 calls run here already: try again later")
+    target = running.relay([running.start(busy), running.start(other)], answer=QUICK)
+    ready(target, 2)
+    with channel_to(target) as channel:
+        call = get_flows(channel, follow=True, number=1)
+        found: list[Response] = []
+        while not any(each.HasField("flow") for each in found):
+            found.append(next(call))
+        assert [each.flow.uuid for each in found if each.HasField("flow")] == ["other-2"]
+        busy.refusal = None
+        while not found[-1].flow.uuid.startswith("busy"):
+            found.append(next(call))
+        call.cancel()
+    assert (relay_pb2.NODE_ERROR, ["busy"], "256 calls run here already: try again later") in notes(found)
+    assert found[-1].flow.uuid == "busy-1"
+    assert busy.requests[-1].number == 1
+
+
+def test_a_relay_whose_part_fails_ends(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(_service: PeerService) -> None:
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr(PeerService, "run", fails)
+    options = options_for(f"unix://{running.directory}/failing.sock", [])
+    with pytest.raises(RuntimeError, match="nobody expects this"):
+        asyncio.run(asyncio.wait_for(serve(options), 30))
 
 
 def test_a_client_that_does_not_read_holds_one_window_of_each_node(running: Cluster) -> None:
