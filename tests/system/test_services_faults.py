@@ -143,7 +143,13 @@ def wait_gone(lab: ServicesLab, pod: str) -> None:
 def revive(lab: ServicesLab, pod: str) -> None:
     """The pod anew, and served again."""
     lab.start_pods(backend(pod))
-    until(lambda: serves(lab, *BACKENDS), f"{pod} to serve again")
+    until(lambda: serves(lab, *BACKENDS) and all_answer(lab), f"{pod} to serve again")
+
+
+def all_answer(lab: ServicesLab) -> bool:
+    """Whether no connection is refused: a pod is ready a moment before its process listens."""
+    asked = {where: [question("tcp", *frontend(lab, where)) for _ in range(24)] for where in PLACES}
+    return all("who" in found for where in PLACES for found in lab.at(where).ask_all(asked[where]))
 
 
 # -- a backend, a node ---------------------------------------------------------------------------------------
