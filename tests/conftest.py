@@ -31,6 +31,14 @@ ORDER = ("system", "flows", "api", "bpf", "unit")
 """Files that take long and wait much come first, so that no process has one left when the others are done."""
 
 
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """A command that a test runs in this process sets the umask for all that follow."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def look() -> frozenset[str]:
     """Everything on the machine that tests make or might: links, mounts, control groups, pins, state."""
     return frozenset((*links(), *mounts(), *directories()))

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace `path` with `content` in one step; with `durable` it survives a power cut.
 
+    The file has just `mode`, whatever the process's umask: it says what all files but these get.
     Raises OSError (disk full, no permission); the old content is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -17,6 +18,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         try:
+            os.fchmod(descriptor, mode)
             view = memoryview(content)
             while view:
                 view = view[os.write(descriptor, view) :]

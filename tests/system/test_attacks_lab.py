@@ -527,18 +527,24 @@ def test_one_pods_flows_leave_room_for_others(lab: Siege) -> None:
     Its flows are answered: those that are not are given up before they fill the quota.
     """
     mallory, alice, boxed = lab["mallory"], lab["alice"], lab["boxed"]
-    packet = UDP(sport=1, dport=8080, chksum=0) / Raw(b"x")
+    asked = UDP(sport=1, dport=8080, chksum=0) / Raw(b"x")
+    answered = UDP(sport=8080, dport=1, chksum=0) / Raw(b"x")
     frame = bytearray(
-        bytes(Ether(src=mallory.mac, dst=mallory.gateway_mac) / IP(src=mallory.ipv4, dst=boxed.ipv4) / packet)
+        bytes(Ether(src=mallory.mac, dst=mallory.gateway_mac) / IP(src=mallory.ipv4, dst=boxed.ipv4) / asked)
     )
-    ports = 14 + 20
+    answer = bytearray(
+        bytes(Ether(src=boxed.mac, dst=boxed.gateway_mac) / IP(src=boxed.ipv4, dst=mallory.ipv4) / answered)
+    )
+    source, destination = 14 + 20, 14 + 20 + 2
     numbers = itertools.count()
 
     def limited() -> bool:
         before = lab.dropped().get("DROP_RATE_LIMITED", 0)
         for number in itertools.islice(numbers, 4000):
-            frame[ports : ports + 2] = (number % (1 << 16)).to_bytes(2, "big")
+            port = (number % (1 << 16)).to_bytes(2, "big")
+            frame[source : source + 2] = answer[destination : destination + 2] = port
             mallory.send(bytes(frame))
+            boxed.send(bytes(answer))
         return lab.dropped().get("DROP_RATE_LIMITED", 0) - before > 3600
 
     def refused() -> bool:

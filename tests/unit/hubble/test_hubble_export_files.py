@@ -43,16 +43,8 @@ def test_a_full_file_is_set_aside_under_the_moment(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.fixture
-def strict_umask() -> Iterator[None]:
-    """The agent's."""
-    before = os.umask(0o077)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("strict_umask")
 def test_a_file_goes_on_where_a_predecessor_ended(tmp_path: Path) -> None:
+    os.umask(0o077)  # the agent's
     path = tmp_path / "events.log"
     path.write_bytes(LINE)
     path.chmod(0o640)

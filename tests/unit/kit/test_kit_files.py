@@ -19,6 +19,13 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_for_all_to_read_is_that_under_any_umask(tmp_path: Path, umask: int) -> None:
+    os.umask(umask)
+    write_atomic(tmp_path / "file", b"content", mode=0o644)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.mkdir()
