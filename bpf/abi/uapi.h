@@ -5,7 +5,6 @@
 #define BPF_F_PEER (1ULL << 2)
 #endif
 #define TCX_NEXT (-1) /* linux/bpf.h, enum tcx_action_base, kernel 6.6 (e420bed02507) */
-#define TCX_PASS 0
 #define TCX_DROP 2
 #define TCX_REDIRECT 7
 #define BPF_FIB_LOOKUP_SKIP_NEIGH (1U << 2) /* linux/bpf.h, kernel 6.3 (31de4105f00d) */
