@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cilia.cli.errors import UserError
-from cilia.kit.documents import cut
+from cilia.kit.documents import cut, yaml_loader
 from cilia.kit.durations import parse_duration
 
 VARIABLE = "HUBBLE_CONFIG"
@@ -56,7 +56,7 @@ def parsed(path: Path, content: bytes) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.load(content, Loader=yaml.CSafeLoader)
+        found = yaml.load(content, Loader=yaml_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): mend or remove it") from None
     if found is not None and not isinstance(found, dict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 MOST_VALUES = 100_000
 """Values in a document of settings: far more than anybody writes, few enough to walk in some milliseconds."""
 SHOWN = 60
@@ -30,3 +32,11 @@ def is_larger(document: object, most: int = MOST_VALUES) -> bool:
 def cut(text: str, longest: int = SHOWN) -> str:
     """A text for a sentence: its beginning, if it is long."""
     return text if len(text) <= longest else text[:longest] + "..."
+
+
+def yaml_loader() -> Any:
+    """What reads YAML: PyYAML's quick loader, or its slow one where it was built without libyaml."""
+    # Imported late: most runs of a command read no YAML.
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
-from cilia.kit.documents import MOST_VALUES, cut, is_larger
+from cilia.kit.documents import MOST_VALUES, cut, is_larger, yaml_loader
 from cilia.proto.flow import flow_pb2
 
 METRICS = (
@@ -193,7 +193,7 @@ def parse_yaml(content: bytes) -> tuple[MetricConfig, ...]:
     import yaml
 
     try:
-        fields: Any = yaml.load(content, Loader=yaml.CSafeLoader)
+        fields: Any = yaml.load(content, Loader=yaml_loader())
         if is_larger(fields):
             raise MetricsError(f"it has more than {MOST_VALUES} values: write fewer, or fewer aliases")
         entries = msgspec.convert(fields if fields is not None else {}, MetricsFile).metrics

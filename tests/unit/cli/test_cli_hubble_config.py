@@ -151,3 +151,9 @@ def test_a_directory_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HUBBLE_CONFIG", str(tmp_path / "file" / "config.yaml"))
     with pytest.raises((UserError, typer.Exit), match="can't"):
         config("set", "timeout", "3s")
+
+
+def test_without_libyaml(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delattr("yaml.CSafeLoader", raising=False)
+    config("set", "timeout", "7s")
+    assert told(capsys, "get", "timeout") == "7s\n"
