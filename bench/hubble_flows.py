@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from h2.settings import SettingCodes
 
-from bench import limits, rings
+from bench import hubble_loop, limits, rings
 from bench.hubble_store import BATCH, cluster, traffic
 from cilia.apps.agent.flows import FlowPump
 from cilia.hubble.convert import NodeFacts
@@ -52,7 +52,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
     rows = [_stored(rounds), *_busy(rounds), _memory(), *asyncio.run(_served(rounds))]
     if not quick:
         rows.append(_idle())
-    return rows
+    return [*rows, *hubble_loop.measure(quick)]
 
 
 def _row(test: str, unit: str, limit: float, samples: Sequence[float], **extra: Any) -> dict[str, Any]:

@@ -113,14 +113,14 @@ def one_round(extras: tuple[str, ...], seconds: float) -> Found:
 
 
 @contextmanager
-def reported(node: CiliaNode) -> Iterator[Callable[[], None]]:
+def reported(node: CiliaNode, rate: int = RATE) -> Iterator[Callable[[], None]]:
     """Another process that has events reported, once told to."""
     processes = multiprocessing.get_context("fork")
     begin = processes.Event()
 
     def report() -> None:
         begin.wait()
-        rings.keep_filling(node, RATE, PACE)
+        rings.keep_filling(node, rate, PACE)
 
     process = processes.Process(target=report)
     process.start()
