@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
+UNCLAIMED = range(15_000, 30_000)
+"""Ports the kernel gives to nobody who asks for any, and no NodePorts."""
+
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now; an empty address: on any."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on now, nor soon by chance; an empty address: on any."""
+    while True:
+        port = secrets.choice(UNCLAIMED)
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+        return port
 
 
 def resident() -> int:

@@ -31,8 +31,14 @@ START = 1_795_408_000_000_000_000
 """Nanoseconds: a moment in November 2026."""
 MILLISECOND = 1_000_000
 
-QUICK = AnswerSettings(merge=MergeSettings(patience=0.3), silence=1.0, gather=0.1)
+WHOLE = AnswerSettings(merge=MergeSettings(patience=20.0), gather=0.1)
+"""Waits for all nodes before it says what came first, however busy the machine is."""
+QUICK = AnswerSettings(merge=MergeSettings(patience=0.3), gather=0.1)
+"""For followers of several nodes, which get what one says without waiting long for the others."""
+PATIENT = PoolSettings(dial_timeout=30.0, retry_timeout=0.3)
+"""Dials again soon; a node is not given up because the machine is busy."""
 IMPATIENT = PoolSettings(dial_timeout=1.0, retry_timeout=0.3, check_interval=0.3, check_timeout=0.5)
+"""Notices soon who does not answer."""
 
 
 def response(node: str, moment: int, **fields: Any) -> bytes:
@@ -228,8 +234,8 @@ def options_for(listen: str, peers: Sequence[Peer], **choices: Any) -> RelayOpti
         "peer_service_tls_server_name": "",
         "client_tls": None,
         "server_tls": None,
-        "pool": IMPATIENT,
-        "answer": QUICK,
+        "pool": PATIENT,
+        "answer": WHOLE,
         "reviews": None,
         "access": AccessSettings(),
         **choices,
@@ -265,4 +271,4 @@ def server_status(channel: grpc.Channel) -> observer_pb2.ServerStatusResponse:
 def ready(target: str, count: int) -> None:
     """Wait until a relay has so many nodes."""
     with channel_to(target) as channel:
-        until(lambda: server_status(channel).num_connected_nodes.value == count, f"{count} nodes", 15)
+        until(lambda: server_status(channel).num_connected_nodes.value == count, f"{count} nodes")

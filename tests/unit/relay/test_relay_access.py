@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from tests.support.relay import (
     cluster,
     response,
 )
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 USERS = {"t-admin": "admin", "t-shop": "ann", "t-none": "bob"}
 
@@ -108,7 +110,9 @@ def between(node: str, moment: int, source: str, destination: str) -> bytes:
 
 
 class Stage:
-    def __init__(self, running: Cluster) -> None:
+    """A reviewer, a node with flows, and a relay that asks the one before it asks the other."""
+
+    def __init__(self, running: Cluster, access: AccessSettings) -> None:
         self.cluster = running
         self.reviewer = Reviewer()
         running.run(self.reviewer.start())
@@ -126,9 +130,10 @@ class Stage:
         self.target = running.relay(
             [running.start(self.node)],
             reviews=store,
-            access=AccessSettings(remember=0.5, remember_refusal=0.1, mask_addresses=True),
+            access=access,
         )
-        running.run(asyncio.sleep(0.3))
+        until(lambda: self.flows("t-admin"), "the relay to have the node")
+        self.reviewer.asked.clear()
 
     def flows(self, token: str | None, **fields: Any) -> list[Response]:
         metadata = [("authorization", f"Bearer {token}")] if token else None
@@ -141,15 +146,31 @@ class Stage:
         return caught.value.code(), caught.value.details()
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with cluster(tmp_path) as running:
-        stage = Stage(running)
+@contextmanager
+def staged(directory: Path, remember: float) -> Iterator[Stage]:
+    """`remember`: seconds, as of AccessSettings."""
+    with cluster(directory) as running:
+        access = AccessSettings(remember=remember, remember_refusal=0.1, mask_addresses=True)
+        stage = Stage(running, access)
         try:
             yield stage
         finally:
             running.stop_relays()
             running.run(stage.reviewer.stop())
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """An answer holds longer than any test takes."""
+    with staged(tmp_path, 3600) as stage:
+        yield stage
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Stage]:
+    """An answer holds for a moment."""
+    with staged(tmp_path, 0.5) as stage:
+        yield stage
 
 
 def uuids(responses: list[Response]) -> list[str]:
@@ -211,8 +232,16 @@ def test_when_the_api_server_is_away_nobody_comes_in(stage: Stage) -> None:
     assert uuids(stage.flows("t-shop")) == ["1", "2", "4"]
     stage.reviewer.away = True
     assert uuids(stage.flows("t-shop")) == ["1", "2", "4"], "an answer holds for a while"
-    stage.cluster.run(asyncio.sleep(0.6))
-    code, words = stage.refusal("t-shop")
+    code, words = stage.refusal("t-none")
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "can't be asked" in words
+
+
+def test_an_answer_holds_no_longer_than_it_may(forgetful: Stage) -> None:
+    assert uuids(forgetful.flows("t-shop")) == ["1", "2", "4"]
+    forgetful.reviewer.away = True
+    forgetful.cluster.run(asyncio.sleep(0.6))
+    code, words = forgetful.refusal("t-shop")
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "can't be asked" in words
 
@@ -223,11 +252,11 @@ def test_answers_are_remembered_and_the_token_is_not(stage: Stage) -> None:
     assert len(stage.reviewer.asked) == 1
 
 
-def test_a_follower_whose_right_is_withdrawn_is_sent_away(stage: Stage) -> None:
-    with channel_to(stage.target) as channel:
+def test_a_follower_whose_right_is_withdrawn_is_sent_away(forgetful: Stage) -> None:
+    with channel_to(forgetful.target) as channel:
         call = get_flows(channel, metadata=[("authorization", "Bearer t-shop")], follow=True)
         assert next(call).HasField("node_status")
-        stage.reviewer.rights["ann"] = set()
+        forgetful.reviewer.rights["ann"] = set()
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -36,8 +36,9 @@ from tests.support.relay import (
     ready,
     response,
 )
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def notes(responses: list[Response]) -> Sequence[tuple[int, list[str], str]]:
@@ -49,12 +50,13 @@ def test_a_node_that_hangs_in_the_middle_is_left_behind_and_named(running: Clust
     good = Node("good", [response("good", moment) for moment in range(0, 20, 2)])
     hangs = Node("hangs", [response("hangs", 1)])
     hangs.hang = True
-    target = running.relay([running.start(good), running.start(hangs)])
+    answer = AnswerSettings(silence=3.0)
+    target = running.relay([running.start(good), running.start(hangs)], answer=answer)
     ready(target, 2)
     with channel_to(target) as channel:
         responses = list(get_flows(channel))
     assert moments(responses) == [0, 1, *range(2, 20, 2)]
-    sentence = "the node was silent for 1 s in the middle of its answer"
+    sentence = "the node was silent for 3 s in the middle of its answer"
     assert notes(responses) == [(relay_pb2.NODE_ERROR, ["hangs"], sentence)]
 
 
@@ -67,8 +69,7 @@ def test_a_node_that_dies_in_the_middle_is_named_and_the_rest_arrives(running: C
     with channel_to(target) as channel:
         call = get_flows(channel)
         responses = [next(call)]
-        while not dies.requests:
-            time.sleep(0.01)
+        until(lambda: dies.serving, "the node to be asked")
         running.stop("dies")
         responses += call
     assert moments(responses) == [0, 1, *range(2, 20, 2)]
@@ -115,13 +116,12 @@ def test_a_clock_ten_minutes_off_delays_followers_by_no_more_than_the_patience(
     running: Cluster, offset: int
 ) -> None:
     right, wrong = Node("right"), Node("wrong")
-    target = running.relay([running.start(right), running.start(wrong)])
+    target = running.relay([running.start(right), running.start(wrong)], answer=QUICK)
     ready(target, 2)
     with channel_to(target) as channel:
         call = get_flows(channel, follow=True)
         next(call)
-        while not (right.requests and wrong.requests):
-            time.sleep(0.01)
+        until(lambda: right.serving and wrong.serving, "both to be asked")
         running.add(wrong, response("wrong", offset))
         running.add(right, response("right", 1))
         assert {next(call).flow.node_name for _ in range(2)} == {"right", "wrong"}
@@ -202,8 +202,7 @@ def test_a_follower_gets_what_came_while_the_connection_was_away(running: Cluste
     with channel_to(target) as channel:
         call = get_flows(channel, follow=True)
         next(call)
-        while not node.requests:
-            time.sleep(0.01)
+        until(lambda: node.serving, "the node to be asked")
         running.add(node, response("node", 1))
         assert next(call).flow.uuid == "node-1"
         running.stop("node")
@@ -220,7 +219,7 @@ def test_a_node_that_only_listens_is_never_taken_for_connected(running: Cluster)
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(path))
         deaf.listen()
-        deaf.settimeout(10)
+        deaf.settimeout(30)
         target = running.relay([Peer("deaf", f"unix://{path}")], pool=IMPATIENT)
         first, _ = deaf.accept()
         with channel_to(target) as channel:
@@ -236,7 +235,7 @@ def test_a_node_that_only_listens_is_never_taken_for_connected(running: Cluster)
 
 def test_a_node_that_begins_to_hang_is_noticed_without_a_call(running: Cluster) -> None:
     node = Node("node")
-    target = running.relay([running.start(node)])
+    target = running.relay([running.start(node)], pool=IMPATIENT)
     ready(target, 1)
     node.deaf = True
     ready(target, 0)
@@ -253,7 +252,7 @@ def test_peers_come_move_and_go_as_the_peer_service_tells(running: Cluster) -> N
         return server
 
     running.servers["peers"] = running.run(start())
-    target = running.relay([], peer_service=f"unix://{running.directory / 'peers.sock'}")
+    target = running.relay([], peer_service=f"unix://{running.directory / 'peers.sock'}", answer=QUICK)
     ready(target, 1)
     second = running.start(Node("b", [response("b", 2)]))
     with channel_to(target) as channel:

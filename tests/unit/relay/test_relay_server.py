@@ -10,6 +10,7 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 from tests.support.grpc_client import get_flows, unary
 from tests.support.relay import (
+    QUICK,
     Cluster,
     Node,
     Response,
@@ -20,7 +21,7 @@ from tests.support.relay import (
 )
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def nodes_of(count: int, flows: int) -> list[Node]:
@@ -100,10 +101,10 @@ def test_a_node_that_is_away_is_named_and_the_others_answer(running: Cluster) ->
 def test_followers_hear_of_flows_and_of_nodes(running: Cluster) -> None:
     first, second = Node("node-0"), Node("node-1")
     peers = [running.start(first), Peer("node-1", running.address("node-1"))]
-    target = running.relay(peers)
+    target = running.relay(peers, answer=QUICK)
     ready(target, 1)
     with channel_to(target) as channel:
-        call = get_flows(channel, follow=True)
+        call = get_flows(channel, follow=True, timeout=60)
         assert next(call).node_status.state_change == relay_pb2.NODE_CONNECTED
         assert next(call).node_status.state_change == relay_pb2.NODE_UNAVAILABLE
         until(lambda: first.requests, "the first to be asked")
@@ -135,6 +136,6 @@ def test_health_is_that_of_having_a_node(running: Cluster) -> None:
             request_serializer=HealthCheckRequest.SerializeToString,
             response_deserializer=HealthCheckResponse.FromString,
         )
-        assert check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.NOT_SERVING
+        assert check(HealthCheckRequest(), timeout=20).status == HealthCheckResponse.NOT_SERVING
         running.start(node)
-        until(lambda: check(HealthCheckRequest(), timeout=5).status == HealthCheckResponse.SERVING, "health")
+        until(lambda: check(HealthCheckRequest(), timeout=20).status == HealthCheckResponse.SERVING, "health")

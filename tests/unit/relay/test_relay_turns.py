@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cilia.relay.turns import Turns
+from tests.support.waiting import until_async
 
 
 def test_only_so_many_go_on_at_a_time_in_the_order_they_came() -> None:
@@ -47,10 +48,10 @@ def test_a_turn_is_given_back_once_also_when_its_task_is_cancelled() -> None:
                 await asyncio.Event().wait()
 
         tasks = [asyncio.ensure_future(peer(number)) for number in range(3)]
-        await asyncio.sleep(0.01)
+        await until_async(lambda: inside == [0], "the first to go on")
         tasks[1].cancel()
         tasks[0].cancel()
-        await asyncio.sleep(0.01)
+        await until_async(lambda: inside == [0, 2], "the third to go on")
         tasks.append(asyncio.ensure_future(peer(3)))
         await asyncio.sleep(0.01)
         for task in tasks:
