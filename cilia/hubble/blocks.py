@@ -36,8 +36,14 @@ STAMP_SIZE = bytes((len(STAMP),))
 
 HEX = np.frombuffer(b"".join(b"%02x" % value for value in range(256)), np.uint16)
 """The two digits of a byte."""
-HEX_BYTES = 6
-"""Bytes of a row's number that its UUID has."""
+HEX_WORDS = np.stack([np.repeat(HEX, 256), np.tile(HEX, 256)], axis=1).view("=u4").ravel()
+"""The four digits of a number of two bytes."""
+HEX_PLACES = (32, 16, 0)
+"""Bits of a row's number above which the digits stand that its UUID has."""
+HEX_DIGITS = 4 * len(HEX_PLACES)
+
+MORE = 0x80808080
+"""In each byte of a word the bit that says that a base-128 number goes on."""
 
 
 class Ports(NamedTuple):
@@ -59,18 +65,21 @@ class Own:
         parts = {
             "before": TIME_TAG + STAMP_SIZE,
             "ended": STAMP,
-            "prefix": bytes(PREFIX_SIZE),
+            "compressed": bytes(1),
+            "message": bytes(PREFIX_SIZE - 1),
             "flow": FLOW_TAG,
             "length": bytes(LENGTH_DIGITS),
             "began": tag(1, LENGTH) + STAMP_SIZE,
             "time": STAMP,
             "uuid": uuid,
-            "digits": bytes(2 * HEX_BYTES),
+            "digits": bytes(HEX_DIGITS),
             "layer4": tag(6, LENGTH) + bytes(3),
             "source": tag(1, VARINT) + bytes(PORT_DIGITS),
             "destination": tag(2, VARINT) + bytes(PORT_DIGITS),
         }
-        self._template = np.frombuffer(b"".join(parts.values()), np.uint8)
+        words = {"message": ">u4", **dict.fromkeys(("length", "layer4", "source", "destination"), "<u4")}
+        self._layout = np.dtype([(name, words.get(name, f"V{len(part)}")) for name, part in parts.items()])
+        self._template = np.frombuffer(b"".join(parts.values()), self._layout)
         ends = np.cumsum([0, *map(len, parts.values())]).tolist()
         self._places = {name: slice(*place) for name, place in zip(parts, pairwise(ends), strict=True)}
         self._closing = parts["before"]
@@ -82,31 +91,35 @@ class Own:
         row.
         """
         place = self._places
-        begin = place["prefix"].start
+        begin = place["compressed"].start
         flow = place["length"].stop
         ported = ports.key != 0
-        sizes = others + np.where(ported, len(self._template), place["layer4"].start) - flow
+        all_ported = bool(ported.all())
+        size = self._layout.itemsize
+        sizes = others + ((size if all_ported else np.where(ported, size, place["layer4"].start)) - flow)
         stamps = timestamps(rows.wall)
-        out = np.empty((len(sizes), len(self._template)), np.uint8)
-        out[:] = self._template
-        out[1:, place["ended"]] = stamps[:-1]
-        out[:, place["prefix"]][:, 1:] = big_endian(sizes + (flow - PREFIX_SIZE + after))
-        out[:, place["length"]] = padded(sizes, LENGTH_DIGITS)
-        out[:, place["time"]] = stamps
-        out[:, place["digits"]] = hex_digits(rows.numbers)
-        if ported.any():
-            self._write_ports(out, ports)
-        pieces = void(out)
-        for index in np.flatnonzero(~ported).tolist():
-            pieces[index] = pieces[index][: place["layer4"].start]
+        out = np.repeat(self._template.view(f"V{size}"), len(sizes)).view(self._layout)
+        out["ended"][1:] = stamps[:-1]
+        out["message"] = sizes + (flow - PREFIX_SIZE + after)
+        out["length"] = base128(sizes) | (MORE >> 8)
+        out["time"] = stamps
+        out["digits"] = hex_digits(rows.numbers).view(f"V{HEX_DIGITS}").ravel()
+        self._write_ports(out, ports)
+        pieces = void(out.view(np.uint8).reshape(len(out), size))
+        if not all_ported:
+            for index in np.flatnonzero(~ported).tolist():
+                pieces[index] = pieces[index][: place["layer4"].start]
         return [pieces[0][begin:], *pieces[1:], self._closing + stamps[-1].tobytes()]
 
-    def _write_ports(self, out: Bytes, ports: Ports) -> None:
-        layer4 = out[:, self._places["layer4"]]
-        size = ports.rest + np.uint8(2 * (1 + PORT_DIGITS))
-        layer4[:, 1], layer4[:, 2], layer4[:, 3] = size + np.uint8(2), ports.key, size
-        for name, column in (("source", ports.source), ("destination", ports.destination)):
-            out[:, self._places[name]][:, 1:] = padded(column, PORT_DIGITS)
+    def _write_ports(self, out: Events, ports: Ports) -> None:
+        size = ports.rest + np.uint32(2 * (1 + PORT_DIGITS))
+        template = self._template[0]
+        # Key and length of the header, then those of the protocol in it: a byte each.
+        out["layer4"] = (
+            size * (1 << 24 | 1 << 8) + ports.key * np.uint32(1 << 16) + (template["layer4"] + 0x200)
+        )
+        out["source"] = PORT_WORDS[ports.source] + template["source"]
+        out["destination"] = PORT_WORDS[ports.destination] + template["destination"]
 
 
 class Packer:
@@ -176,31 +189,42 @@ def sizes_of(fragments: Sequence[bytes]) -> Times:
     return np.fromiter(map(len, fragments), np.int64, len(fragments))
 
 
-def timestamps(moments: Times) -> Bytes:
-    """STAMPs of nanoseconds since the Unix epoch, at least 0: shape (n, 12)."""
-    seconds, nanos = np.divmod(np.maximum(moments, 0), NANOSECONDS)
-    out = np.empty((len(moments), len(STAMP)), np.uint8)
-    out[:, 0], out[:, 1 + TIME_DIGITS] = STAMP[0], STAMP[1 + TIME_DIGITS]
-    out[:, 1 : 1 + TIME_DIGITS] = padded(seconds, TIME_DIGITS)
-    out[:, 2 + TIME_DIGITS :] = padded(nanos, TIME_DIGITS)
-    return out
+def timestamps(moments: Times) -> npt.NDArray[np.void]:
+    """STAMPs of nanoseconds since the Unix epoch, at least 0: shape (n,), 12 bytes each. At least one."""
+    moments = np.maximum(moments, 0)
+    second = int(moments[0]) // NANOSECONDS
+    nanos = moments - second * NANOSECONDS
+    out = np.empty(len(moments), [("head", "<u4"), ("tail", "<u8")])
+    if nanos.min() >= 0 and nanos.max() < NANOSECONDS:
+        _write_stamps(out, np.array([second]), nanos)
+    else:
+        _write_stamps(out, *np.divmod(moments, NANOSECONDS))
+    return out.view(f"V{len(STAMP)}")
 
 
-def padded(values: npt.NDArray[np.integer], digits: int) -> Bytes:
-    """Base-128 numbers of one width: shape (n, digits)."""
-    out: Bytes = (values[:, None] >> (7 * np.arange(digits, dtype=values.dtype))).astype(np.uint8)
-    out[:, :-1] |= 0x80
-    out[:, -1] &= 0x7F
-    return out
+def _write_stamps(out: Events, seconds: Times, nanos: Times) -> None:
+    """From the lowest byte on: the key of seconds, their five digits, the key of nanoseconds, theirs."""
+    head = base128(seconds) | MORE
+    out["head"] = head << 8 & 0xFFFFFFFF | STAMP[0]
+    rest = (head >> 24) | STAMP[1 + TIME_DIGITS] << 16
+    out["tail"] = (base128(nanos) | MORE) << 24 | rest
 
 
-def big_endian(values: Times) -> Bytes:
-    """Numbers below 2^32: shape (n, 4)."""
-    return values.astype(">u4").view(np.uint8).reshape(len(values), 4)
+def base128(values: Times) -> Times:
+    """The digits of numbers below 2^35, one in each byte from the lowest on."""
+    words = values + (values >> 14) * 0xC000
+    words = words + (words >> 7 & 0x3FFF007F) * 0x80
+    digits: Times = words + (values >> 28 << 31)
+    return digits
+
+
+PORT_WORDS = ((base128(np.arange(1 << 16)) | 0x8080) << 8).astype(np.uint32)
+"""Three digits of a port, and room for a key below them."""
 
 
 def hex_digits(numbers: Times) -> Bytes:
     """The last twelve digits of UUIDs: shape (n, 12)."""
-    octets = numbers.astype(">u8").view(np.uint8).reshape(len(numbers), 8)
-    digits: Bytes = HEX[octets[:, 8 - HEX_BYTES :]].view(np.uint8)
-    return digits
+    words = np.empty((len(numbers), len(HEX_PLACES)), np.uint32)
+    for column, place in enumerate(HEX_PLACES):
+        words[:, column] = HEX_WORDS[numbers >> place & 0xFFFF]
+    return words.view(np.uint8)

@@ -26,6 +26,8 @@ from cilia.hubble.blocks import Own, Packer, joined, sizes_of, split
 from cilia.hubble.columns import (
     FLAG_ENCRYPTED,
     FLAG_IPV6,
+    FLAG_REPLY,
+    KIND_SOCKET,
     Times,
     service_is_source,
 )
@@ -227,12 +229,20 @@ class Converter:
 def end_columns(rows: Rows) -> list[AnyColumn]:
     """What END_COLUMNS name."""
     events = rows.events
-    inward = (events["point"] == FROM_OVERLAY) | (events["point"] == FROM_NETWORK)
-    traits = events["flags"] & np.uint8(FLAG_IPV6 | FLAG_ENCRYPTED)
+    traits = TRAITS_OF_FLAGS[events["flags"]] | TRAITS_OF_POINTS[events["point"]]
     traits |= denied_by(events) << np.uint8(3)
-    traits |= inward.view(np.uint8) << np.uint8(6)
-    traits |= service_is_source(events).view(np.uint8) << np.uint8(7)
+    socket = events["kind"] == KIND_SOCKET
+    if socket.any():
+        traits &= np.uint8(0x7F)
+        traits |= service_is_source(events).view(np.uint8) << np.uint8(7)
     return [*(getattr(rows, name) for name in REFERENCES), traits]
+
+
+BYTES = np.arange(256, dtype=np.uint8)
+TRAITS_OF_FLAGS = BYTES & (FLAG_IPV6 | FLAG_ENCRYPTED) | (BYTES & FLAG_REPLY) << 7
+"""Family, encryption, and in the highest bit whether the service is the source's: of packets."""
+TRAITS_OF_POINTS = np.isin(BYTES, (FROM_OVERLAY, FROM_NETWORK)).view(np.uint8) << 6
+"""Whether the other node is the sender."""
 
 
 def service_keys(rows: Rows) -> list[int]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cilia.hubble.blocks import Packer, hex_digits, padded, split, timestamps
+from cilia.hubble.blocks import PORT_WORDS, Packer, base128, hex_digits, split, timestamps
 from cilia.hubble.convert import Converter
 from cilia.hubble.rpc.messages import Unframer, frame
+from cilia.proto.flow.flow_pb2 import TCP
 from cilia.proto.observer.observer_pb2 import GetFlowsResponse
 from tests.support.hubble import DTYPE, NODE, WALL, events, flow, store
 
@@ -44,16 +45,35 @@ def test_sockets_stand_between_what_is_shared() -> None:
     assert plain.node_name == socket.node_name == NODE.name
 
 
-@pytest.mark.parametrize("value", [0, 1, 127, 128, 16_383, 16_384, 65_535])
-def test_a_padded_number_reads_as_itself(value: int) -> None:
-    digits = padded(np.array([value], np.uint16), 3)[0].tolist()
-    assert [digit >> 7 for digit in digits] == [1, 1, 0]
-    assert sum((digit & 0x7F) << 7 * place for place, digit in enumerate(digits)) == value
+@pytest.mark.parametrize(
+    "value", [0, 1, 127, 128, 16_383, 16_384, 65_535, (1 << 28) - 1, 1 << 28, (1 << 35) - 1]
+)
+def test_digits_of_a_number_stand_in_a_byte_each(value: int) -> None:
+    digits = int(base128(np.array([value]))[0]).to_bytes(8, "little")
+    assert max(digits) < 128 and digits[5:] == bytes(3)
+    assert sum(digit << 7 * place for place, digit in enumerate(digits)) == value
+
+
+@pytest.mark.parametrize("port", [0, 1, 127, 128, 16_383, 16_384, 65_535])
+def test_a_port_reads_as_itself(port: int) -> None:
+    read = TCP.FromString((int(PORT_WORDS[port]) + 0x08).to_bytes(4, "little"))
+    assert read.source_port == port
 
 
 @pytest.mark.parametrize("moment", [0, 999_999_999, WALL, 1 << 62])
 def test_a_time_reads_as_itself(moment: int) -> None:
-    assert Timestamp.FromString(timestamps(np.array([moment]))[0].tobytes()).ToNanoseconds() == moment
+    assert read_times([moment]) == [moment]
+
+
+def test_times_of_many_seconds_read_as_themselves() -> None:
+    moments = [WALL, WALL - 1, WALL + 999_999_999, 0, WALL + 3_600_000_000_007]
+    assert read_times(moments) == moments
+    assert read_times([-5, WALL]) == [0, WALL]
+
+
+def read_times(moments: list[int]) -> list[int]:
+    stamps = timestamps(np.array(moments))
+    return [Timestamp.FromString(stamp.tobytes()).ToNanoseconds() for stamp in stamps]
 
 
 def test_numbers_of_rows_are_twelve_digits() -> None:
