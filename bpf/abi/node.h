@@ -42,6 +42,8 @@ struct node_settings {
 	__u32 report_tcp_flags; /* TCP flags whose first sight is reported */
 	__u32 drop_rate;	/* reports per second, endpoint and reason; 0: unlimited */
 	__u32 drop_burst;
+	__u32 event_rate;  /* events per second of each of the two rings; 0: as many as there are */
+	__u32 event_burst; /* of these, at once after a pause */
 	__u16 nat_first_port; /* host byte order */
 	__u16 nat_last_port;
 	__u16 tunnel_port; /* host byte order */

@@ -193,12 +193,13 @@ static __always_inline void hold_back_again(const struct bucket_key *key, __u32 
 
 /* Whether the node's limit leaves room for one more event. It has its sequence number already: what
  * is held back is a gap, which whoever reads the ring tells as loss. */
-static __always_inline bool may_emit(__u8 ring, __u8 kind, __u32 cookie)
+static __always_inline bool may_emit(const struct node_settings *settings, __u8 ring, __u8 kind,
+				     __u32 cookie)
 {
 	struct bucket_key key = {.endpoint = ring, .reason = BUCKET_EVENTS};
-	__u32 held_back;
+	__u32 rate = settings->event_rate, held_back;
 
-	if (!events_rate || take_token(&key, events_rate, events_burst, &held_back))
+	if (!rate || take_token(&key, rate, settings->event_burst, &held_back))
 		return true;
 	note_suppressed(cookie, 0, BUCKET_EVENTS | kind);
 	return false;
@@ -246,7 +247,7 @@ __noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
 	priority = happening->ring == RING_PRIORITY;
 	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
 			    : __sync_fetch_and_add(&state->sequence[1], 1);
-	if (!may_emit(happening->ring, happening->kind,
+	if (!may_emit(settings, happening->ring, happening->kind,
 		      deciding_cookie(flow, happening->direction)))
 		return false;
 	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)

@@ -53,7 +53,7 @@ static __noinline int report_socket(__u64 cookie, const struct socket_report *re
 	if (!settings || !state || !events_enabled)
 		return false;
 	sequence = __sync_fetch_and_add(&state->sequence[RING_NORMAL], 1);
-	if (!may_emit(RING_NORMAL, EVENT_SOCKET, 0))
+	if (!may_emit(settings, RING_NORMAL, EVENT_SOCKET, 0))
 		return false;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {

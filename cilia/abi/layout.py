@@ -13,7 +13,7 @@ import numpy as np
 from cilia.abi import btf, elf
 from cilia.abi.btf import Btf, Kind, Member, Type
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of the pinned layouts: a part of every pin path, raised when a layout of bpf/abi changes."""
 
 CONSTANTS_SECTION = ".rodata"

@@ -86,6 +86,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drop_rate: int = 100
     """Drop reports per second, endpoint and reason; 0: unlimited."""
     drop_burst: int = 200
+    event_rate: int = 0
+    """Events per second of each of the two rings; 0: as many as there are."""
+    event_burst: int = 0
+    """Of these, at once after a pause."""
     nat_first_port: int = 49152
     """With the next: outside ports of masqueraded flows. The node's own sockets must not get them, or a pod
     that chooses the port of such a socket would get its answers."""

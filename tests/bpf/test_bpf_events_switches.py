@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from cilia.dataplane.maps import counters
 from tests.support.datapath_ears import SPOOFED, Ears, ahead
-from tests.support.datapath_world import DENY, INGRESS, Rule, World, load_world
+from tests.support.datapath_world import DENY, INGRESS, Rule, World
 
 pytestmark = pytest.mark.root
 
@@ -60,17 +58,11 @@ def test_muted_drops_take_no_tokens(world: World, ears: Ears) -> None:
     assert not len(world.dataplane.maps["suppressed"].dump()[0])
 
 
-@pytest.fixture(scope="module")
-def limited_world() -> Iterator[World]:
-    """Three events of each ring at once, and one a second."""
-    with load_world("limited", events_rate=1, events_burst=3) as world:
-        yield world
-
-
 @pytest.fixture
-def limited(loaded_world: World, limited_world: World) -> World:
-    limited_world.furnish()
-    return limited_world
+def limited(world: World) -> World:
+    """Three events of each ring at once, and one a second."""
+    world.settings["event_rate"][0], world.settings["event_burst"][0] = 1, 3
+    return world
 
 
 def test_a_limit_holds_traces_back_and_lets_drops_through(limited: World) -> None:
@@ -81,6 +73,17 @@ def test_a_limit_holds_traces_back_and_lets_drops_through(limited: World) -> Non
     limited.from_pod(limited.pod_a, SPOOFED)
     drops, others = ears.read()
     assert (len(drops), len(others)) == (1, 3)
+
+
+def test_a_limit_that_is_lifted_holds_nothing_back(limited: World) -> None:
+    ears = Ears(limited)
+    limited.settings["aggregation"][0] = limited.layout.value("AGGREGATION_NONE")
+    limited.settings["flags"][0] |= limited.layout.value("NODE_MUTE_VERDICTS")
+    for rate, expected in ((1, 3), (0, 10), (1, 0)):
+        limited.settings["event_rate"][0] = rate
+        for _ in range(10):
+            limited.from_pod(limited.pod_a, ahead("A"))
+        assert len(ears.traces()) == expected, rate
 
 
 def test_what_a_limit_held_back_is_a_gap_and_counted_by_rule(limited: World) -> None:
@@ -94,7 +97,7 @@ def test_what_a_limit_held_back_is_a_gap_and_counted_by_rule(limited: World) -> 
     numbers = [int(event["sequence"]) for event in ears.traces()]
     assert [number - numbers[0] for number in numbers] == [0, 1, 2, 10]
     assert held_back(limited) == {(1, 0, all_events(limited) | TRACE): 7}
-    told = counters.held_back(limited.dataplane.maps["suppressed"], limited.layout)
+    told = counters.HeldBack(limited.dataplane.maps["suppressed"], limited.layout).read()
     assert told == {"drop_bucket": 0, "drop": 0, "trace": 7, "verdict": 0, "socket": 0}
 
 
@@ -124,8 +127,22 @@ def test_the_next_drop_says_also_what_a_drop_was_to_say_that_a_limit_held_back(l
     limited.from_pod(limited.pod_a, SPOOFED)
     assert [int(event["suppressed"]) for event in ears.drops()] == [4]
     assert held_back(limited) == {(0, 101, 132): 4, (0, 0, all_events(limited) | DROP): 1}
-    told = counters.held_back(limited.dataplane.maps["suppressed"], limited.layout)
+    told = counters.HeldBack(limited.dataplane.maps["suppressed"], limited.layout).read()
     assert (told["drop_bucket"], told["drop"]) == (4, 1)
+
+
+def test_the_sum_of_what_was_held_back_never_falls(limited: World) -> None:
+    rules = limited.dataplane.maps["suppressed"]
+    rules.remove(rules.dump()[0])
+    sums = counters.HeldBack(rules, limited.layout)
+    trace = rules.keys(1)
+    trace["cookie"], trace["reason"] = 7, all_events(limited) | TRACE
+    for count, expected in ((5, 5), (8, 8), (None, 8), (3, 11), (1, 12)):
+        if count is None:
+            rules.delete(trace[0])
+        else:
+            rules.update(trace[0], np.uint64(count))
+        assert sums.read()["trace"] == expected
 
 
 def all_events(world: World) -> int:

@@ -129,8 +129,7 @@ def test_without_aggregation_every_packet_is_reported(node: AgentNode) -> None:
 
 
 def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:
-    node.agent.end()
-    node.start(bpf_events_default_rate_limit="2", bpf_events_default_burst_limit="2", aggregation="none")
+    cilia(node, "config", "EventsRateLimit=2", "EventsBurstLimit=2", "MonitorAggregationLevel=none")
     for _ in range(30):
         assert reaches(node, "open")
     until(lambda: any("lost_events" in line for line in answers(node)), "the loss to be told")
@@ -140,5 +139,6 @@ def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:
     assert held_back is not None and float(held_back[1]) > 0
     reaches(node, "closed")
     until(lambda: answers(node, "--verdict", "DROPPED"), "a drop")
-    node.agent.end()
-    node.start()
+    cilia(node, "config", "--reset")
+    assert "events/s" not in node.client.status().hubble.msg
+    assert "FORWARDED" in reported(node)

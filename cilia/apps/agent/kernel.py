@@ -62,6 +62,7 @@ class NodeKernel:
         except BaseException:
             os.close(self._lock)
             raise
+        self._held_back = counters.HeldBack(self._dataplane.maps["suppressed"], self._dataplane.layout)
         self._links = Links()
         self._state: KernelState | None = None
         self._gateways = Gateways("", "")
@@ -248,8 +249,7 @@ class NodeKernel:
             (count.reason, count.direction, count.packets, count.bytes)
             for count in counters.counts(self._dataplane.maps["counters"])
         ]
-        held_back = counters.held_back(self._dataplane.maps["suppressed"], self._dataplane.layout)
-        return KernelNumbers(counters=rows, pressure=pressure, held_back=held_back)
+        return KernelNumbers(counters=rows, pressure=pressure, held_back=self._held_back.read())
 
     def reader(self, deliver: Callable[[Batch], None]) -> RingReader:
         """What drains the event rings on the running loop, once started."""
@@ -314,6 +314,8 @@ class NodeKernel:
             aggregation=value(f"AGGREGATION_{settings.aggregation.upper()}"),
             report_interval=settings.report_interval,
             report_tcp_flags=settings.report_tcp_flags,
+            event_rate=settings.bpf_events_default_rate_limit,
+            event_burst=settings.bpf_events_default_burst_limit or settings.bpf_events_default_rate_limit,
             tunnel_port=settings.tunnel_port,
             ct_quota=settings.conntrack_quota or settings.conntrack_entries // QUOTA_SHARE,
             node_port_first=first_port,
@@ -376,8 +378,6 @@ def _constants(settings: AgentSettings) -> dict[str, Any]:
     loopback = int(ipaddress.IPv6Address(settings.ipv6_service_loopback_address))
     return {
         "events_enabled": settings.events,
-        "events_rate": settings.bpf_events_default_rate_limit,
-        "events_burst": settings.bpf_events_default_burst_limit,
         "tunnel_enabled": settings.is_tunneled,
         "host_firewall_enabled": settings.host_firewall,
         "services_enabled": settings.kube_proxy_replacement,

@@ -18,7 +18,8 @@ import typer
 from cilia.api.backend import ApiError, Caller
 from cilia.api.types import OptionChange
 from cilia.apps.agent.settings import AgentSettings
-from cilia.apps.agent.settings.events import AGGREGATION, interval, tcp_flags
+from cilia.apps.agent.settings.agent import SettingsError
+from cilia.apps.agent.settings.events import AGGREGATION, events_limit, interval, tcp_flags
 from cilia.apps.agent.state import UNREADABLE
 from cilia.kit.files import write_atomic
 
@@ -110,7 +111,12 @@ NODE_OPTIONS = (
         others=("monitor-aggregation-interval",),
     ),
     Option(name="MonitorAggregationFlags", field="monitor_aggregation_flags", parse=tcp_flags),
+    Option(name="EventsRateLimit", field="bpf_events_default_rate_limit", parse=events_limit),
+    Option(name="EventsBurstLimit", field="bpf_events_default_burst_limit", parse=events_limit),
 )
+TOGETHER = {"bpf_events_default_rate_limit", "bpf_events_default_burst_limit"}
+"""Fields that must go with others. A change of something else is not held up by them: after a restart with
+other flags they may not fit."""
 ENDPOINT_OPTIONS = (
     Option(name="PolicyAuditMode", field="audit", values=SWITCH, others=("policy-audit-mode",)),
 )
@@ -172,7 +178,8 @@ class LiveSettings:
         return "live" if field in self._changes else self._started.sources.get(field, "default")
 
     def change(self, wanted: Mapping[str, Value | None], caller: Caller) -> None:
-        """Take up values, None to reset, and say who wanted them. Raises OSError; nothing changed then."""
+        """Take up values, None to reset, and say who wanted them. Raises OSError, and ApiError 400 for what
+        makes no sense together; nothing changed then."""
         before = self.settings
         changes = dict(self._changes)
         for field, value in wanted.items():
@@ -180,6 +187,8 @@ class LiveSettings:
                 changes.pop(field, None)
             else:
                 changes[field] = value
+        if TOGETHER & wanted.keys():
+            self._check(changes)
         if changes:
             write_atomic(self._path, msgspec.json.encode(changes))
         else:
@@ -190,6 +199,12 @@ class LiveSettings:
             log.warning(
                 "setting changed", setting=field, before=getattr(before, field), after=after, **who(caller)
             )
+
+    def _check(self, changes: Mapping[str, Value]) -> None:
+        try:
+            dataclasses.replace(self._started, **changes).check()  # type: ignore[arg-type]
+        except SettingsError as error:
+            raise ApiError(400, f"{error}.") from error
 
 
 def _load(path: Path) -> dict[str, Value]:

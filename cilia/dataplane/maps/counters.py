@@ -50,16 +50,32 @@ def events_taken(event_state: Map) -> tuple[dict[int, int], dict[int, int]]:
     return dict(enumerate(taken[:, 0].tolist())), dict(enumerate(taken[:, 1].tolist()))
 
 
-def held_back(suppressed: Map, layout: Layout) -> dict[str, int]:
+class HeldBack:
     """Events that token buckets kept out of the rings, by what they were: drops by the bucket of their
     endpoint and reason (drop_bucket), the others by the node's limit (drop, trace, verdict, socket).
 
-    The map forgets rules that are long unused, so a number may become smaller.
+    The map forgets rules that are long unused; what was read of them stays in the sums.
     """
-    kinds, of_ring = layout.enum("event_kind"), layout.value("BUCKET_EVENTS")
-    keys, values = suppressed.dump()
-    reasons, totals = keys["reason"], values.astype(np.int64)
-    found = {"drop_bucket": int(totals[reasons & of_ring == 0].sum())}
-    for kind in kinds:
-        found[kind.name.removeprefix("EVENT_").lower()] = int(totals[reasons == of_ring | kind].sum())
-    return found
+
+    def __init__(self, suppressed: Map, layout: Layout) -> None:
+        self._suppressed = suppressed
+        of_ring = layout.value("BUCKET_EVENTS")
+        self._kinds = {
+            of_ring | kind: kind.name.removeprefix("EVENT_").lower() for kind in layout.enum("event_kind")
+        }
+        """By the reason of a key."""
+        self._last: dict[tuple[int, int, int], int] = {}
+        """What the map had of each cookie, endpoint and reason."""
+        self._sums = dict.fromkeys(("drop_bucket", *self._kinds.values()), 0)
+
+    def read(self) -> dict[str, int]:
+        """Sums that only grow."""
+        keys, values = self._suppressed.dump()
+        columns = (keys[name].tolist() for name in ("cookie", "endpoint", "reason"))
+        found = dict(zip(zip(*columns, strict=True), values.tolist(), strict=True))
+        for key, count in found.items():
+            before = self._last.get(key, 0)
+            # Less than before: forgotten in between, and counted from the beginning.
+            self._sums[self._kinds.get(key[2], "drop_bucket")] += count - before if count >= before else count
+        self._last = found
+        return dict(self._sums)

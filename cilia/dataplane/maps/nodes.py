@@ -24,6 +24,8 @@ NUMBER_SETTINGS = (
     "report_tcp_flags",
     "drop_rate",
     "drop_burst",
+    "event_rate",
+    "event_burst",
     "nat_first_port",
     "nat_last_port",
     "tunnel_port",

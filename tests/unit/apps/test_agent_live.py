@@ -63,6 +63,8 @@ def settings(directory: Path, **changes: object) -> AgentSettings:
         ("MonitorAggregationInterval", "30s", "report_interval", 30),
         ("report-interval", "7", "report_interval", 7),
         ("monitor-aggregation-flags", "SYN", "monitor_aggregation_flags", "syn"),
+        ("EventsRateLimit", "100", "bpf_events_default_rate_limit", 100),
+        ("bpf-events-default-burst-limit", "0", "bpf_events_default_burst_limit", 0),
     ],
 )
 def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: str, meaning: object) -> None:
@@ -77,6 +79,8 @@ def test_options_go_by_ciliums_names_and_by_ours(name: str, value: str, field: s
         (OptionChange(options={"PolicyEnforcement": "sometimes"}), "default, always, never"),
         (OptionChange(options={"MonitorAggregationInterval": "0"}), "MonitorAggregationInterval: must be"),
         (OptionChange(options={"MonitorAggregationFlags": "syn,x"}), "fin, syn, rst"),
+        (OptionChange(options={"EventsRateLimit": "-1"}), "EventsRateLimit: must be a number of events"),
+        (OptionChange(options={"EventsBurstLimit": "1000001"}), "up to 1000000"),
         (OptionChange(options={"PolicyAuditMode": "on", "policy-audit-mode": "off"}), "twice"),
         (OptionChange(options={"PolicyAuditMode": "on"}, reset=("policy-audit-mode",)), "twice"),
     ],
@@ -99,6 +103,28 @@ def test_a_change_stands_over_flags_and_restarts_until_reset(tmp_path: Path) -> 
     assert again.settings.enforcement == "never"
     again.change({"policy_audit_mode": None}, ME)
     assert not (tmp_path / "live.json").exists()
+
+
+def test_a_limit_of_events_and_its_burst_go_together(tmp_path: Path) -> None:
+    rate, burst = "bpf_events_default_rate_limit", "bpf_events_default_burst_limit"
+    live = LiveSettings(settings(tmp_path))
+    with pytest.raises(ApiError, match="go together"):
+        live.change({rate: 100}, ME)
+    assert dict(live.changed) == {}
+    live.change({rate: 100, burst: 200}, ME)
+    assert "at most 100 events/s" in LiveSettings(settings(tmp_path)).settings.silence
+    with pytest.raises(ApiError, match="go together"):
+        live.change({burst: None}, ME)
+    live.change({rate: None, burst: None}, ME)
+    assert live.settings.silence == ""
+
+
+def test_a_limit_that_no_longer_fits_holds_no_other_change_up(tmp_path: Path) -> None:
+    rate, burst = "bpf_events_default_rate_limit", "bpf_events_default_burst_limit"
+    LiveSettings(settings(tmp_path, **{rate: 5, burst: 5})).change({rate: 7}, ME)
+    restarted = LiveSettings(settings(tmp_path))
+    restarted.change({"policy_audit_mode": True}, ME)
+    assert restarted.settings.policy_audit_mode
 
 
 def test_only_the_owner_reads_what_was_changed(tmp_path: Path) -> None:

@@ -62,11 +62,7 @@ class AgentSettings(
 
     def completed(self) -> AgentSettings:
         """With what follows from other settings and from the machine. Raises SettingsError."""
-        if bool(self.bpf_events_default_rate_limit) != bool(self.bpf_events_default_burst_limit):
-            raise SettingsError(
-                "--bpf-events-default-rate-limit and --bpf-events-default-burst-limit go together: "
-                "set both or none"
-            )
+        self.check()
         history = self.hubble_history_dir
         return dataclasses.replace(
             self,
@@ -77,6 +73,14 @@ class AgentSettings(
             hubble_history_dir=self.state_dir / history if history else None,
             cgroup_root=self.cgroup_root or cgroup_mount(),
         )
+
+    def check(self) -> None:
+        """Raises SettingsError for what makes no sense together."""
+        if bool(self.bpf_events_default_rate_limit) != bool(self.bpf_events_default_burst_limit):
+            raise SettingsError(
+                "--bpf-events-default-rate-limit and --bpf-events-default-burst-limit go together: "
+                "set both or none"
+            )
 
     def _in_state(self, name: str, path: Path) -> Path:
         """Where nobody has said: beside the state."""

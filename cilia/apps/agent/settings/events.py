@@ -18,6 +18,8 @@ AGGREGATION: Mapping[str, str] = {
 """What is understood, Cilium's words and numbers, and what it means."""
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 """From the lowest bit on (RFC 9293, section 3.1)."""
+MOST_EVENTS = 1_000_000
+"""Of a limit: more a second than the data path has packets to tell of."""
 
 
 def aggregation(text: str) -> str:
@@ -26,6 +28,14 @@ def aggregation(text: str) -> str:
     if found is None:
         raise BadParameter("must be none, low or medium")
     return found
+
+
+def events_limit(text: str | int) -> int:
+    """A number of events; 0: no limit."""
+    words = str(text).strip()
+    if not words.isdecimal() or int(words) > MOST_EVENTS:
+        raise BadParameter(f"must be a number of events up to {MOST_EVENTS}; 0: no limit")
+    return int(words)
 
 
 def interval(text: str | int) -> int:
@@ -56,13 +66,12 @@ class EventSettings:
     bpf_events_default_rate_limit: Annotated[
         int,
         Option(
-            min=0,
-            max=1_000_000,
+            parser=events_limit,
             help="Events per second at most: of drops and audits, and as many of all others. 0: no limit.",
         ),
     ] = 0
     bpf_events_default_burst_limit: Annotated[
-        int, Option(min=0, max=1_000_000, help="At once, after a pause. Goes with the limit per second.")
+        int, Option(parser=events_limit, help="At once, after a pause. Goes with the limit per second.")
     ] = 0
     aggregation: Annotated[
         str,
