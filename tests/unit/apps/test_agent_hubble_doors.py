@@ -26,8 +26,9 @@ from cilia.model.node import Node
 from cilia.tables.table import Table
 from tests.support.hubble_tls import SERVER_NAME, Authority
 from tests.support.machine import free_port
+from tests.support.waiting import until_async
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 TLS: dict[str, Any] = {"cert_file": Path("c"), "key_file": Path("k"), "client_ca_files": (Path("a"),)}
 
@@ -116,17 +117,18 @@ def test_the_port_opens_when_its_certificates_come(tmp_path: Path, monkeypatch: 
         await doors.open(stack)
         doors.start(tasks)
         with capture_logs() as logs:
+            await until_async(lambda: logs, "the line")
             await asyncio.sleep(0.1)
         assert [line["event"] for line in logs] == ["Hubble's TCP port waits for its certificates"]
         assert doors.troubled and "can't be read" in doors.sentence
         with pytest.raises(RpcError):
             await asyncio.to_thread(ask)
         authority.write(tmp_path / "server", authority.server(days=20))
-        while doors.troubled:  # noqa: ASYNC110 - the doors have no event for tests
-            await asyncio.sleep(0.01)
-        assert "days left" in doors.sentence
+        with capture_logs() as logs:
+            await until_async(lambda: logs, "the port to open")
+        assert [line["event"] for line in logs] == ["Hubble is served"]
+        assert not doors.troubled and "days left" in doors.sentence
         assert 19 < (doors.certificate_seconds or 0) / 86400 < 20
-        await asyncio.sleep(0.05)
         assert await asyncio.to_thread(ask) == b"\x08\x01"
 
     run(story)
@@ -160,17 +162,14 @@ def test_peers_follow_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
         nodes.put(Node(name="a", addresses=("192.0.2.99",)))
         nodes.put(Node(name="b", addresses=("fd00::2",)))
         nodes.put(Node(name="homeless"))
-        for _ in range(5):
-            await asyncio.sleep(0.001)
-        assert told(peers) == {
+        both = {
             "default/a": ("192.0.2.1:4244", "a.default.hubble-grpc.cilium.io"),
             "default/b": ("[fd00::2]:4244", "b.default.hubble-grpc.cilium.io"),
         }
+        await until_async(lambda: told(peers) == both, "two peers")
         nodes.put(Node(name="b", addresses=("192.0.2.2",)))
         nodes.delete("homeless")
-        for _ in range(5):
-            await asyncio.sleep(0.001)
-        assert told(peers)["default/b"][0] == "192.0.2.2:4244"
+        await until_async(lambda: told(peers)["default/b"][0] == "192.0.2.2:4244", "the new address")
 
     run(story)
 
@@ -183,7 +182,7 @@ def test_without_a_port_only_this_node_is_told() -> None:
     async def story(tasks: TaskGroup, _stack: AsyncExitStack) -> None:
         peers = Peers()
         tasks.spawn("peers", PeerList(peers, nodes, own, cluster="default", port=0).run())
-        await asyncio.sleep(0.01)
+        await until_async(peers.all, "the first list")
         assert [peer.address for peer in peers.all()] == ["unix:///nowhere/hubble.sock"]
 
     run(story)

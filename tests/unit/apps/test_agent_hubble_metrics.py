@@ -58,13 +58,13 @@ class Story:
             "127.0.0.1", self.metrics.port, ssl=tls, server_hostname=name
         )
         writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answer = await reader.read()
         writer.close()
         return answer.decode()
 
     async def until(self, words: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while words not in await self.scrape():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -129,7 +129,7 @@ def test_certificates_may_come_later(tmp_path: Path) -> None:
         issued = certificates.issue(authority, "metrics.test", now=now, days=20, client=False)
         files[1].write_bytes(issued.key)
         files[0].write_bytes(issued.certificate)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not story.metrics.port:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert "hubble_drop_total" in await story.scrape(trusting)

@@ -211,7 +211,7 @@ def test_a_new_list_of_a_source_brings_the_next_round_forward(monkeypatch: pytes
         await asyncio.sleep(0.02)
         assert found.rounds == 0
         lists += 1
-        await asyncio.wait_for(found.begun.wait(), 10)
+        await asyncio.wait_for(found.begun.wait(), 60)
         task.cancel()
 
     asyncio.run(scenario())

@@ -33,7 +33,9 @@ class Kubectl:
         self._script.chmod(0o755)
 
     def is_running(self) -> bool:
-        return Path(f"/proc/{Path(f'{self.log}.pid').read_text().strip()}").exists()
+        """Whether it got as far as to forward, and has not ended."""
+        number = Path(f"{self.log}.pid")
+        return number.exists() and Path("/proc", number.read_text().strip() or "none").exists()
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubectl:
     return Kubectl(tmp_path, monkeypatch)
 
 
-def address(port: int = 0, timeout: float = 5.0, namespace: str = "kube-system", context: str = "") -> str:
+def address(port: int = 0, timeout: float = 60.0, namespace: str = "kube-system", context: str = "") -> str:
     with forwarded(
         namespace=namespace, context=context, kubeconfig="", port=port, timeout=timeout
     ) as address:
@@ -53,7 +55,7 @@ LISTENS = 'echo "Forwarding from 127.0.0.1:43210 -> 4245"; exec sleep 60'
 
 def test_kubectl_runs_as_long_as_the_command(kubectl: Kubectl) -> None:
     kubectl.says(forward=LISTENS)
-    with forwarded(namespace="hubble", context="prod", kubeconfig="", port=4245, timeout=5.0) as address:
+    with forwarded(namespace="hubble", context="prod", kubeconfig="", port=4245, timeout=60.0) as address:
         assert address == "127.0.0.1:43210" and kubectl.is_running()
     assert not kubectl.is_running()
     assert kubectl.log.read_text().splitlines()[1] == (
@@ -84,9 +86,9 @@ def test_kubectl_that_hangs(kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("cilia.cli.port_forward.MORE_TIME", 0.0)
     kubectl.says(forward="exec sleep 60")
     before = time.monotonic()
-    with pytest.raises(UserError, match=r"did not reach the cluster in 0\.5 s"):
-        address(timeout=0.5)
-    assert time.monotonic() - before < 30 and not kubectl.is_running()
+    with pytest.raises(UserError, match=r"did not reach the cluster in 2 s"):
+        address(timeout=2.0)
+    assert time.monotonic() - before < 50 and not kubectl.is_running()
 
 
 def test_without_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from cilia.proto.observer.observer_pb2 import (
 )
 from tests.support.grpc_client import served_over_tcp
 from tests.support.hubble import WALL, Beside
+from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -166,12 +167,12 @@ def test_a_slow_follower_learns_how_many_it_missed() -> None:
         )
         await asyncio.sleep(0)
         log.append(EndpointChanged(id=0), WALL)
-        await asyncio.sleep(0.01)
+        await until_async(lambda: sink.taken, "the first")
         for number in range(1, 21):
             log.append(EndpointChanged(id=number), WALL)
         for _ in range(5):
             sink.let.release()
-            await asyncio.sleep(0.01)
+        await until_async(lambda: sink.taken[-1].agent_event.endpoint_update.id == 20, "the last")
         call.cancel()
         first, lost, *rest = [response.agent_event for response in sink.taken]
         assert first.endpoint_update.id == 0

@@ -71,7 +71,7 @@ async def ask(port: int, request: bytes, tls: ssl.SSLContext | None = None) -> b
     name = "metrics.test" if tls else None
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     return answer

@@ -50,7 +50,7 @@ class Sleeper:
 
     def read(self, total: int) -> tuple[int, int]:
         """Flows and lost events until they add up to `total`."""
-        self.socket.settimeout(10)
+        self.socket.settimeout(30)
         unframer, flows, lost = Unframer(), 0, 0
         while flows + lost < total:
             for event in self.h2.receive_data(self.socket.recv(1 << 18)):

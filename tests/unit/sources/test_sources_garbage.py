@@ -42,6 +42,7 @@ from cilia.sources.cluster import Sources
 from cilia.sources.endpoints import endpoints
 from cilia.sources.reflector import Reflector
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import until_async
 
 U32, U16 = 1 << 32, 1 << 16
 
@@ -420,10 +421,10 @@ def test_a_bad_object_is_told_once_and_taken_when_it_is_mended() -> None:
         good = copy.deepcopy(OBJECTS[CILIUM_ENDPOINTS])
         good["metadata"]["name"] = "other"
         await memory.put(CILIUM_ENDPOINTS, good)
-        await _until(lambda: ("shop", "other") in inputs.remote_endpoints)
+        await until_async(lambda: ("shop", "other") in inputs.remote_endpoints)
         assert ("shop", "far") not in inputs.remote_endpoints
         await memory.put(CILIUM_ENDPOINTS, OBJECTS[CILIUM_ENDPOINTS])
-        await _until(lambda: ("shop", "far") in inputs.remote_endpoints)
+        await until_async(lambda: ("shop", "far") in inputs.remote_endpoints)
 
     said = follow(story)
     assert [(line["event"], line["name"]) for line in said] == [("object ignored", "shop/far")]
@@ -436,13 +437,7 @@ def test_an_object_under_another_spelling_takes_nothing_away() -> None:
         await memory.delete(CILIUM_IDENTITIES, "00300")
         await memory.put(NAMESPACES, {"metadata": {"name": "last"}})
         await memory.put(CILIUM_IDENTITIES, {"metadata": {"name": "301"}, "security-labels": {"k8s:a": "b"}})
-        await _until(lambda: IdentityId(301) in inputs.cluster_identities)
+        await until_async(lambda: IdentityId(301) in inputs.cluster_identities)
         assert IdentityId(300) in inputs.cluster_identities
 
     assert len(follow(story)) == 1
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - nothing announces that a reflector is idle
-            await asyncio.sleep(0.001)
