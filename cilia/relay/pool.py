@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -23,6 +24,9 @@ DIALS = 256
 DIAL_PATIENCE = 0.1
 """Seconds after which a peer that has not answered holds up the next dial no longer. A TLS handshake takes
 some 2 ms of CPU: a thousand at once would hold up everything else for as many."""
+
+SHIFT = 16
+"""Peers that come or go before others get their turn: some 2 ms."""
 
 SOUND_SECONDS = 5.0
 """A connection that held for so long is worth dialling again at once; a shorter one is not."""
@@ -82,7 +86,12 @@ class Pool:
         self._settings = settings
         self._tls = tls
         self._links: dict[str, Link] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[Link, asyncio.Task[None]] = {}
+        self._shifted: deque[Link] = deque()
+        """Links that have come or gone, and are not yet kept or still are."""
+        self._shifting: asyncio.Task[None] | None = None
+        self._telling: asyncio.Handle | None = None
+        """Tells the listeners, once it is their turn."""
         self._tasks = TaskGroup()
         self.failed = self._tasks.failed
         """Set when a peer's connection is no longer kept."""
@@ -90,8 +99,10 @@ class Pool:
         self._dials = Turns(patience=DIAL_PATIENCE)
         self.turns = Turns()
         """For all that is asked of peers."""
+        self.ended = 0
+        """Connections that are over, and attempts that came to nothing."""
         self.listeners: set[Callable[[], None]] = set()
-        """Called whenever a link appears, connects, breaks or goes."""
+        """Called when links have appeared, connected, broken or gone: once for all that did so together."""
 
     def links(self) -> Sequence[Link]:
         """All peers, by name."""
@@ -106,25 +117,44 @@ class Pool:
         wanted = {peer.name: peer for peer in peers}
         for name, link in list(self._links.items()):
             if wanted.get(name) != link.peer:
-                self._drop(name, "the peer is gone" if name not in wanted else "the peer has moved")
+                del self._links[name]
+                link.gone = True
+                link.problem = "the peer is gone" if name not in wanted else "the peer has moved"
+                self._shifted.append(link)
         for name, peer in wanted.items():
             if name not in self._links:
                 link = self._links[name] = Link(peer)
-                self._running[name] = self._tasks.spawn(f"peer {name}", self._keep(link))
+                self._shifted.append(link)
+        if self._shifted and (self._shifting is None or self._shifting.done()):
+            self._shifting = self._tasks.spawn("peers that come and go", self._shift())
         self._tell()
 
     async def close(self) -> None:
-        """Close all connections."""
-        for name in list(self._links):
-            self._drop(name, "the relay is stopping")
+        """Close all connections; nobody is told any more."""
+        self.listeners.clear()
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.gone, link.problem = True, "the relay is stopping"
+            self._end(link)
         await self._tasks.close()
 
-    def _drop(self, name: str, reason: str) -> None:
-        link = self._links.pop(name)
-        link.gone, link.problem = True, reason
-        self._running.pop(name).cancel()
+    async def _shift(self) -> None:
+        """Keep links that have come and end those that have gone, a few at a time."""
+        while self._shifted:
+            for _ in range(min(SHIFT, len(self._shifted))):
+                link = self._shifted.popleft()
+                if link.gone:
+                    self._end(link)
+                else:
+                    self._running[link] = self._tasks.spawn(f"peer {link.name}", self._keep(link))
+            await asyncio.sleep(0)
+
+    def _end(self, link: Link) -> None:
+        running = self._running.pop(link, None)
+        if running:
+            running.cancel()
         if link.channel:
-            link.channel.close(reason)
+            link.channel.close(link.problem)
 
     async def _keep(self, link: Link) -> None:
         pauses = Backoff(0.5, self._settings.retry_timeout)
@@ -133,6 +163,7 @@ class Pool:
             try:
                 channel = await self._dial(link.peer)
             except RpcError as error:
+                self.ended += 1
                 self._lost(link, error.sentence)
             else:
                 since = asyncio.get_running_loop().time()
@@ -144,6 +175,8 @@ class Pool:
                 finally:
                     channel.close()
                     link.channel = None
+                    self.ended += 1
+                    self._tell()
                 self._lost(link, channel.reason)
                 if asyncio.get_running_loop().time() - since > SOUND_SECONDS:
                     pauses.reset()
@@ -185,12 +218,19 @@ class Pool:
                 received = channel.received
 
     def _lost(self, link: Link, reason: str) -> None:
+        if link.gone:
+            return
         if link.problem != reason:
             log.debug("peer unavailable", peer=link.name, reason=reason)
         link.problem, link.dialling = reason, False
         self._tell()
 
     def _tell(self) -> None:
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_soon(self._tell_listeners)
+
+    def _tell_listeners(self) -> None:
+        self._telling = None
         for listener in list(self.listeners):
             listener()
 

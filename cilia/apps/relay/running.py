@@ -47,6 +47,7 @@ from cilia.relay.observer import RelayObserver, RelaySettings
 from cilia.relay.peers import PeerListError, PeerService, TlsFor, parse_peers
 from cilia.relay.pool import Pool, PoolSettings
 from cilia.relay.tally import Tally
+from cilia.relay.tidy import Tidy, give_back
 
 FAULTS = (StartError, PeerListError, TlsError, ConfigError)
 """What can be wrong with settings or the machine; the message says what to do."""
@@ -157,7 +158,8 @@ class Relay:
         self.server = Server({**observer.methods(), **self.health.methods(), **reflection.methods()})
         self.probes = Server(self.health.methods())
         self.tally = Tally(self.pool)
-        self.pool.listeners |= {self._tell_health, self.tally.changed}
+        self.tidy = Tidy(self.pool, give_back)
+        self.pool.listeners |= {self._tell_health, self.tally.changed, self.tidy.changed}
         self._tell_health()
 
     def _tell_health(self) -> None:
@@ -166,6 +168,7 @@ class Relay:
     def closing(self, stack: AsyncExitStack) -> None:
         """Close all of it with the stack, doors first."""
         stack.callback(self.tally.close)
+        stack.callback(self.tidy.close)
         stack.push_async_callback(self.pool.close)
         stack.push_async_callback(self.server.close)
         stack.push_async_callback(self.probes.close)
