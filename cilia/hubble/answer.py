@@ -28,6 +28,7 @@ from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.server import BlockSink
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
 from cilia.hubble.turns import Gate, Turn, TurnOver
+from cilia.hubble.verdicts import shown
 from cilia.proto.observer import observer_pb2
 
 CHUNK = 512
@@ -156,6 +157,7 @@ class Answer:
         self._since = nanoseconds(request.since) if request.HasField("since") else None
         self._until = nanoseconds(request.until) if request.HasField("until") else None
         self._narrow = wants_important_only(request.whitelist)
+        self._shown = shown(request.whitelist)
         slow = self._matcher.slow
         self._scan = (
             SLOW_SCAN if slow else max(SMALLEST_SCAN, SCAN // (1 + self._matcher.values // FEW_VALUES))
@@ -446,7 +448,7 @@ class Answer:
         """A block of messages; the next is smaller where these were large, or had much in them that was never
         seen."""
         start = self._clocks.spent()
-        block = converter.block(rows, self._cuts)
+        block = converter.block(self._shown(rows), self._cuts)
         seconds = self._clocks.spent() - start
         if seconds > SLOW or len(block) > LARGE_BLOCK:
             self._chunk = max(SMALLEST_SCAN, self._chunk // 2)

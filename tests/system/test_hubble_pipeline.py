@@ -77,7 +77,11 @@ def test_from_packet_to_line(world: World, tmp_path: Path, capsys: pytest.Captur
         f"{client} -> {backend} Policy denied DROPPED (TCP Flags: SYN)"
         " by default deny of NetworkPolicy demo/isolate spec",
     ]
-    assert judged == [line for line in lines if "to-endpoint" not in line], "a denial is told as a drop"
+    assert judged == [
+        *lines[:2],
+        f"{client} -> {backend} policy-verdict:all INGRESS DENIED (TCP Flags: SYN)"
+        " by default deny of NetworkPolicy demo/isolate spec",
+    ], "a denial is a verdict, too"
     assert '"file":{"name":"conntrack"' in capsys.readouterr().out
     assert np.diff(running.store.spans(0, 4)[0].wall).min() > 0
 

@@ -29,6 +29,7 @@ from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.predicates import Context
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
+from cilia.hubble.verdicts import shown
 from cilia.kit import threads
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import Clock
@@ -152,6 +153,7 @@ class Exporter:
         self._store = store
         self._clock = clock
         self._matcher = matcher(settings, Context(store, node))
+        self._shown = shown([filter_message(each) for each in settings.include])
         wanted, grouped = field_trees.parse(settings.mask), field_trees.parse(settings.aggregate)
         self._maker = LineMaker(store, node, converter, field_trees.both(wanted, grouped))
         self._groups = Groups(self._maker) if grouped else None
@@ -273,6 +275,7 @@ class Exporter:
                 self._add(rows.where(mask))
 
     def _add(self, rows: Rows) -> None:
+        rows = self._shown(rows)
         if self._groups is None:
             self._batch.put(self._maker.block(rows), len(rows.wall))
         else:
