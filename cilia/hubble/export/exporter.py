@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Sequence
+from time import thread_time
 
 import msgspec
 import structlog
@@ -43,7 +44,8 @@ BATCH = 1 << 20
 LEAST_STEP, MOST_STEP = 128, 1024
 """Rows turned into lines before others have their turn."""
 SHORT_STEP, LONG_STEP = 0.002, 0.006
-"""Seconds: steps that took less are made larger, those that took more smaller."""
+"""Seconds of this thread's work: steps that took less are made larger, those that took more smaller. (By the
+clock, steps would shrink, and cost more, because others have the processor.)"""
 PATIENCE = 30.0
 """Seconds a write may take before it is called stuck."""
 FAREWELL = 2.0
@@ -119,6 +121,8 @@ class Batch:
 
     def put(self, block: bytes, lines: int) -> None:
         """Add so many lines."""
+        if not lines:
+            return
         self.blocks.append(block)
         self.lines += lines
         self.size += len(block)
@@ -239,9 +243,9 @@ class Exporter:
         """Read all that is there; write it, or count it until it is time to tell of groups."""
         cursor = self._cursor
         while not cursor.waiting:
-            started = self._clock.monotonic()
+            started = thread_time()
             self._take(cursor.step(self._step))
-            self._adapt(self._clock.monotonic() - started)
+            self._adapt(thread_time() - started)
             if self._full():
                 await self._flush()
             await asyncio.sleep(0)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
-from cilia.hubble.blocks import Packer, hex_digits, void
-from cilia.hubble.columns import Bytes, Times
+from cilia.hubble.blocks import HEX_DIGITS, Packer, hex_digits
+from cilia.hubble.columns import Times
 from cilia.hubble.convert import END_COLUMNS, MEANING_FIELDS, PAIR_FIELDS, Converter, end_columns, whole
 from cilia.hubble.encode import NANOSECONDS
 from cilia.hubble.export.texts import Texts, Transports, port_texts
@@ -32,10 +34,16 @@ Around = tuple[bytes, bytes, bytes]
 
 REMEMBERED = 1 << 13
 """Texts of each kind."""
-STAMP_SIZE = 30
-"""Of a moment with all nine digits of its second."""
-POWERS = 10 ** np.arange(8, -1, -1)
-"""Of these digits."""
+SECOND = np.dtype("V19")
+STAMP = np.dtype(
+    [("second", SECOND), ("point", "u1"), ("first", "u1"), ("middle", "=u4"), ("last", "=u4"), ("zone", "u1")]
+)
+"""A moment with all nine digits of its second."""
+TEXT = np.dtype(f"V{STAMP.itemsize}")
+"""The same, opaque."""
+FOUR_DIGITS = 10_000
+DIGITS = np.frombuffer(b"".join(b"%04d" % number for number in range(FOUR_DIGITS)), np.uint32)
+"""Of a number below that."""
 
 
 class WholeLines:
@@ -53,9 +61,7 @@ class WholeLines:
         self._transports = Transports()
         self._keys_of_meanings = Packer(MEANING_FIELDS, [("shown", "u1")])
         self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
-        self._known_meanings: Remembered[bytes, Around] = Remembered(
-            REMEMBERED, lambda parts: sum(map(len, parts))
-        )
+        self._known_meanings: Remembered[bytes, Around] = Remembered(REMEMBERED, total)
         self._known_ends: Remembered[bytes, bytes] = Remembered(REMEMBERED, len)
         self._generations: tuple[int, ...] = ()
 
@@ -108,34 +114,33 @@ class Own:
     def __init__(self, run: bytes, tail: bytes) -> None:
         parts = {
             "tail": tail,
-            "before": bytes(STAMP_SIZE),
+            "before": bytes(STAMP.itemsize),
             "begin": b'"}\n{"flow":{"time":"',
-            "time": bytes(STAMP_SIZE),
+            "time": bytes(STAMP.itemsize),
             "run": run,
-            "digits": bytes(12),
+            "digits": bytes(HEX_DIGITS),
             "end": b'"',
         }
-        self._template = np.frombuffer(b"".join(parts.values()), np.uint8)
-        ends = np.cumsum([0, *map(len, parts.values())]).tolist()
-        self._places = {name: slice(*place) for name, place in zip(parts, pairwise(ends), strict=True)}
+        self._layout = np.dtype([(name, f"V{len(part)}") for name, part in parts.items()])
+        self._template = np.frombuffer(b"".join(parts.values()), f"V{self._layout.itemsize}")
+        self._start = len(tail) + STAMP.itemsize + len(b'"}\n')
         self._tail = tail
 
     def pieces(self, rows: Rows) -> list[bytes]:
         """The part of each row, and the end of the last line: one more than there are rows."""
-        place = self._places
         stamps = stamp_digits(rows.wall)
-        out = np.empty((len(stamps), len(self._template)), np.uint8)
-        out[:] = self._template
-        out[1:, place["before"]] = stamps[:-1]
-        out[:, place["time"]] = stamps
-        out[:, place["digits"]] = hex_digits(rows.numbers)
-        pieces = [*void(out), b"".join((self._tail, stamps[-1].tobytes(), b'"}\n'))]
-        pieces[0] = pieces[0][place["begin"].start + len(b'"}\n') :]
+        out = np.repeat(self._template, len(stamps)).view(self._layout)
+        out["before"][1:] = stamps[:-1]
+        out["time"] = stamps
+        out["digits"] = hex_digits(rows.numbers).view(out.dtype["digits"]).ravel()
+        pieces = out.view(self._template.dtype).tolist()
+        pieces.append(b"".join((self._tail, stamps[-1].tobytes(), b'"}\n')))
+        pieces[0] = pieces[0][self._start :]
         for index in np.flatnonzero(rows.wall % 1_000 == 0).tolist():
             digits, short = stamps[index].tobytes(), timestamp(int(rows.wall[index]))
             for near in (index, index + 1):
                 pieces[near] = pieces[near].replace(b'"%b"' % digits, b'"%b"' % short)
-        return pieces
+        return cast(list[bytes], pieces)
 
 
 def total(parts: Around) -> int:
@@ -143,28 +148,33 @@ def total(parts: Around) -> int:
     return sum(map(len, parts))
 
 
-def stamp_digits(moments: Times) -> Bytes:
+def stamp_digits(moments: Times) -> npt.NDArray[np.void]:
     """Moments (at least one) in nanoseconds since the epoch as RFC 3339 in UTC, with nine digits: shape
-    (n, 30)."""
-    seconds, rests = np.divmod(moments, NANOSECONDS)
-    texts = np.empty((len(moments), STAMP_SIZE), np.uint8)
-    first, last = int(seconds.min()), int(seconds.max())
-    if first == last:
-        texts[:, :19] = np.frombuffer(of_second(first), np.uint8)
+    (n,), 30 bytes each."""
+    stamps = np.empty(len(moments), STAMP)
+    second = int(moments[0]) // NANOSECONDS
+    nanos = moments - second * NANOSECONDS
+    if nanos.min() >= 0 and nanos.max() < NANOSECONDS:
+        stamps["second"] = np.frombuffer(of_second(second), SECOND)
     else:
+        seconds, nanos = np.divmod(moments, NANOSECONDS)
         distinct, place = np.unique(seconds, return_inverse=True)
         heads = b"".join(map(of_second, distinct.tolist()))
-        texts[:, :19] = np.frombuffer(heads, np.uint8).reshape(-1, 19)[place]
-    texts[:, 19], texts[:, 29] = ord("."), ord("Z")
-    texts[:, 20:29] = rests[:, None] // POWERS % 10 + ord("0")
-    return texts
+        stamps["second"] = np.frombuffer(heads, SECOND)[place]
+    upper = nanos // FOUR_DIGITS
+    first = upper // FOUR_DIGITS
+    stamps["point"], stamps["zone"] = ord("."), ord("Z")
+    stamps["first"] = first + ord("0")
+    stamps["middle"] = DIGITS[upper - first * FOUR_DIGITS]
+    stamps["last"] = DIGITS[nanos - upper * FOUR_DIGITS]
+    return stamps.view(TEXT)
 
 
 def timestamps(moments: Times) -> list[bytes]:
     """`timestamp` of many moments; the digits are made in a few vector steps."""
     if not len(moments):
         return []
-    out = void(stamp_digits(moments))
+    out = cast(list[bytes], stamp_digits(moments).tolist())
     for index in np.flatnonzero(moments % 1_000 == 0).tolist():
         out[index] = timestamp(int(moments[index]))
     return out
