@@ -25,9 +25,10 @@ from cilia.hubble.cuts import Cuts
 from cilia.hubble.filters import FlowMatcher, wants_important_only
 from cilia.hubble.past import Meanings, Past, Question, TooManyReaders
 from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.rpc.rounds import Gate
 from cilia.hubble.rpc.server import BlockSink
 from cilia.hubble.store import FlowStore, LossRow, LossSource, Rows, fold
-from cilia.hubble.turns import Gate, Turn, TurnOver
+from cilia.hubble.turns import Turn, TurnOver
 from cilia.hubble.verdicts import shown
 from cilia.proto.observer import observer_pb2
 

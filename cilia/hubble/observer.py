@@ -22,10 +22,11 @@ from cilia.hubble.past import Meanings, Past
 from cilia.hubble.predicates import Context
 from cilia.hubble.request_limits import check
 from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.rpc.rounds import Gate
 from cilia.hubble.rpc.server import BlockSink, Methods, Sink
 from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
-from cilia.hubble.turns import Gate, Turn
+from cilia.hubble.turns import Turn
 from cilia.kit import threads
 from cilia.kit.clock import Clock
 from cilia.proto.observer import observer_pb2

@@ -11,7 +11,6 @@ So a filter with a thousand selectors over a thousand pods costs its client time
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 SECONDS = 0.004
@@ -39,16 +38,3 @@ class Turn:
         """Call after each step that need not be done again. Raises TurnOver."""
         if self._monotonic() >= self._end:
             raise TurnOver
-
-
-class Gate:
-    """Lets one through in each round of the event loop: a hundred answers at a time are no longer a wait for
-    the rest of the agent than one."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def turn(self) -> None:
-        """Wait for one's turn; what is done until the next `await` is done in it."""
-        async with self._lock:
-            await asyncio.sleep(0)

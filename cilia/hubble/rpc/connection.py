@@ -27,6 +27,7 @@ from cilia.hubble.rpc.messages import (
     RpcError,
     trailers,
 )
+from cilia.hubble.rpc.rounds import Gate, Rounds
 from cilia.hubble.rpc.stream import BURST, RESPONSE_HEADERS, Stream
 from cilia.kit.tasks import TaskGroup
 
@@ -38,9 +39,9 @@ CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?( *;.*)?")
 LINGER = 5.0
 """Seconds a client has to read the goodbye."""
 PIECE = 256
-"""Bytes looked at between two looks at the clock: some twenty of the smallest frames."""
-TURN = 0.002
-"""Seconds for one client's frames before others get their turn."""
+"""Bytes that are a step of a round: some twenty of the smallest frames, which are dear."""
+MOST_UNREAD = 16 << 10
+"""Bytes that may wait for their turn before nothing more is taken from the socket."""
 
 
 class Transport(Protocol):
@@ -63,6 +64,14 @@ class Host(Protocol):
     limits: ServerLimits
     tasks: TaskGroup
     calls: int
+    rounds: Rounds
+    """For what clients send."""
+    gate: Gate
+    """For calls that begin, and for those that have room to write again."""
+
+    def arriving(self, connection: Connection) -> bool:
+        """Whether there is room for one more that waits to be let in."""
+        ...
 
     def admit(self, connection: Connection, transport: Transport) -> str:
         """Take a client in; the sentence that refuses it, or nothing."""
@@ -79,17 +88,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Host) -> None:
         self._server = server
         self.limits = server.limits
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
-        )
-        self._h2.local_settings = h2.settings.Settings(
-            client=False,
-            initial_values={
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self.limits.streams,
-                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: self.limits.headers,
-            },
-        )
-        self._h2.decoder.max_header_list_size = self.limits.headers
+        self._h2: h2.connection.H2Connection
+        """From when it is this client's turn for the first time."""
         self._streams: dict[int, Stream] = {}
         self._transport: Transport | None = None
         self._writable = asyncio.Event()
@@ -98,8 +98,11 @@ class Connection(asyncio.Protocol):
         """Admitted, and not told goodbye: only then anything is read."""
         self._greeted = False
         self._unread = bytearray()
-        """What arrived and waits for its turn; nothing more is taken from the socket meanwhile."""
+        """What arrived and waits for its turn."""
+        self._waiting = False
+        """For a turn."""
         self._paused = False
+        """Nothing more is taken from the socket."""
         self._timer: asyncio.TimerHandle | None = None
         self._cancels = 0.0
         self._cancelled = 0.0
@@ -112,8 +115,19 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self._server.arriving(self):
+            self._server.rounds.add(self._arrive)
+        else:
+            transport.abort()
+
+    def _arrive(self) -> None:
+        """Greet a client, or refuse it."""
+        if self._transport is None or self._transport.is_closing():
+            self._server.forget(self)
+            return
         self.idle_since = asyncio.get_running_loop().time()
-        refusal = self._server.admit(self, transport)
+        refusal = self._server.admit(self, self._transport)
+        self._h2 = state_machine(self.limits)
         self._h2.initiate_connection()
         if refusal:
             log.warning("a client is refused", client=self.peer, reason=refusal)
@@ -122,33 +136,34 @@ class Connection(asyncio.Protocol):
         self._open = True
         self._flush()
         self._timer = asyncio.get_running_loop().call_later(self.limits.patience, self._must_have_greeted)
+        self._wait_for_turn()
 
     def data_received(self, data: bytes) -> None:
-        waiting = bool(self._unread)
         self._unread += data
-        if not waiting:
-            self._take_turn()
+        self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        """Have the next piece read, when it is its turn."""
+        if self._open and self._unread and not self._waiting:
+            self._waiting = True
+            self._server.rounds.add(self._take_turn)
+        self._pause(len(self._unread) > MOST_UNREAD)
 
     def _take_turn(self) -> None:
-        """Read for a moment. Small frames are dear: a socket's buffer full of them takes a second."""
-        clock = asyncio.get_running_loop().time
-        end = clock() + TURN
-        start = 0
-        while self._open and start < len(self._unread):
-            self._read(bytes(self._unread[start : start + PIECE]))
-            start += PIECE
-            if clock() >= end:
-                break
-        del self._unread[:start]
+        """Read a piece. A socket's buffer full of small frames takes a second."""
+        self._waiting = False
+        piece = bytes(self._unread[:PIECE])
+        del self._unread[:PIECE]
+        if self._open and self._transport and not self._transport.is_closing():
+            self._read(piece)
         if not self._open or self._transport is None or self._transport.is_closing():
             self._unread.clear()
-        elif self._unread:
-            asyncio.get_running_loop().call_soon(self._take_turn)
-        if self._paused is not bool(self._unread):
-            self._pause(not self._paused)
+        self._wait_for_turn()
 
     def _pause(self, paused: bool) -> None:
         """Stop or go on to take from the socket."""
+        if paused is self._paused:
+            return
         self._paused = paused
         if self._transport and not self._transport.is_closing():
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
@@ -174,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._open = False
         self._transport = None
         self._forget_timer()
         self._server.forget(self)
@@ -181,18 +197,22 @@ class Connection(asyncio.Protocol):
 
     def close(self, sentence: str = "") -> None:
         """Say goodbye (if that is still possible), end all calls and close."""
-        self._open = False
         self._cancel_all()
         self._forget_timer()
+        if self._open or sentence:
+            self._say_goodbye(sentence)
+        self._open = False
+        if self._transport and not self._transport.is_closing():
+            self._transport.close()
+            self._timer = asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+
+    def _say_goodbye(self, sentence: str) -> None:
         code = h2.errors.ErrorCodes.ENHANCE_YOUR_CALM if sentence else h2.errors.ErrorCodes.NO_ERROR
         try:
             self._h2.close_connection(code, sentence.encode()[:500])
         except h2.exceptions.ProtocolError:
             pass
         self._flush()
-        if self._transport and not self._transport.is_closing():
-            self._transport.close()
-            self._timer = asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
 
     def _must_have_greeted(self) -> None:
         if not self._greeted:
@@ -299,6 +319,7 @@ class Connection(asyncio.Protocol):
         code, sentence = Code.OK, ""
         try:
             async with asyncio.timeout(stream.timeout):
+                await self._server.gate.turn()
                 await begin()
         except TimeoutError:
             code, sentence = Code.DEADLINE_EXCEEDED, "the deadline of the call has passed"
@@ -349,8 +370,11 @@ class Connection(asyncio.Protocol):
             stream.task.cancel()
 
     def _cancel_all(self) -> None:
+        """One in a round: hundreds may follow on a connection, or leave together."""
         for stream in list(self._streams.values()):
-            self._cancel(stream)
+            self._drop(stream)
+            if stream.task:
+                self._server.gate.add(stream.task.cancel)
 
     def _wake(self, stream_id: int) -> None:
         for stream in [self._streams.get(stream_id)] if stream_id else list(self._streams.values()):
@@ -362,15 +386,20 @@ class Connection(asyncio.Protocol):
     async def room_for(self, stream: Stream, wanted: int) -> int:
         """Wait until something can be sent on a stream; how many bytes."""
         while True:
-            await self._writable.wait()
-            stream.room.clear()
-            window = self._h2.local_flow_control_window(stream.id)
-            if window > 0:
-                return min(wanted, window, BURST)
-            await stream.room.wait()
+            if self._writable.is_set():
+                stream.room.clear()
+                window = self._h2.local_flow_control_window(stream.id)
+                if window > 0:
+                    return min(wanted, window, BURST)
+                await stream.room.wait()
+            else:
+                await self._writable.wait()
+            await self._server.gate.turn()
 
     def write(self, stream_id: int, data: memoryview) -> None:
         """Send what there is room for, in as few DATA frames as the client takes it."""
+        if not self._open:
+            return
         # Frames of flows are written by hand: h2 needs longer for one than we for all that is in it. What h2
         # must know of them is how much of the windows they took (RFC 9113, 5.2 and 6.1).
         largest = self._h2.max_outbound_frame_size
@@ -385,7 +414,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(parts))
 
     def write_headers(self, stream_id: int, headers: list[tuple[str, str]], *, end: bool = False) -> None:
-        """Send headers or trailers, unless the client has cancelled the call."""
+        """Send headers or trailers, unless the client has cancelled the call or is gone."""
+        if not self._open:
+            return
         try:
             self._h2.send_headers(stream_id, headers, end_stream=end)
         except h2.exceptions.StreamClosedError:
@@ -394,6 +425,8 @@ class Connection(asyncio.Protocol):
 
     def stop_reading(self, stream_id: int) -> None:
         """Tell a client that the rest of its request is of no interest."""
+        if not self._open:
+            return
         try:
             self._h2.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
         except h2.exceptions.StreamClosedError:
@@ -404,6 +437,20 @@ class Connection(asyncio.Protocol):
         data = self._h2.data_to_send()
         if data and self._transport and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def state_machine(limits: ServerLimits) -> h2.connection.H2Connection:
+    """HTTP/2, as a server that has these limits."""
+    made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+    made.local_settings = h2.settings.Settings(
+        client=False,
+        initial_values={
+            h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
+            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: limits.headers,
+        },
+    )
+    made.decoder.max_header_list_size = limits.headers
+    return made
 
 
 def without_bytes(error: Exception) -> str:

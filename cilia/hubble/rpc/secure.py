@@ -12,13 +12,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from cilia.hubble.rpc.connection import Connection
+from cilia.hubble.rpc.rounds import Rounds
 from cilia.kit.tls import GRPC, ServerTls, refusal
 
-READ = 256 << 10
+READ = 16 << 10
+"""Bytes decrypted in one step: what a record of TLS has at most (RFC 8446, 5.1)."""
+MOST_UNREAD = 64 << 10
+"""Encrypted bytes that may wait for their turn before nothing more is taken from the socket."""
 
 
 class Gate(Protocol):
     """What handshakes need of their server."""
+
+    rounds: Rounds
+    """For what clients send."""
 
     def handshaking(self, secured: Secured) -> bool:
         """Whether one more handshake may begin."""
@@ -39,9 +46,17 @@ class Secured(asyncio.Protocol):
         self._patience = patience
         self._connection = connection
         self._inner: Connection | None = None
+        self._context = tls
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = tls.context().wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls: ssl.SSLObject
+        """From when it is this client's turn for the first time."""
+        self._begun = False
         self._transport: asyncio.Transport | None = None
+        self._waiting = False
+        """For a turn."""
+        self._held = False
+        """The connection wants nothing more for now."""
+        self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._over = False
 
@@ -66,15 +81,40 @@ class Secured(asyncio.Protocol):
         if self._over and self._inner is None:
             return
         self._incoming.write(data)
+        self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        """Have the next part of the handshake done or the next record read, when it is its turn."""
+        if not self._waiting and not self._held:
+            self._waiting = True
+            self._gate.rounds.add(self._take_turn)
+        self._regulate()
+
+    def _take_turn(self) -> None:
+        """A handshake takes half a millisecond; many come at once."""
+        self._waiting = False
+        if self.is_closing() or (self._over and self._inner is None):
+            return
         try:
-            if self._inner is None and not self._shake_hands():
-                return
-            self._read()
+            more = self._shake_hands() if self._inner is None else self._read()
         except ssl.SSLError as error:
             if self._inner is None:
                 self._fail(refusal(error))
             else:
                 self.abort()
+            return
+        if more and not self.is_closing():
+            self._wait_for_turn()
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Stop or go on to take from the socket."""
+        wanted = self._held or self._incoming.pending > MOST_UNREAD
+        if wanted is self._paused:
+            return
+        self._paused = wanted
+        if self._transport and not self._transport.is_closing():
+            (self._transport.pause_reading if wanted else self._transport.resume_reading)()
 
     def pause_writing(self) -> None:
         if self._inner:
@@ -92,7 +132,11 @@ class Secured(asyncio.Protocol):
     # -- TLS ----------------------------------------------------------------------------------------------
 
     def _shake_hands(self) -> bool:
-        """Go on with the handshake; whether it is done. Raises SSLError."""
+        """Go on with the handshake; whether there is more to be read now. Raises SSLError."""
+        if not self._begun:
+            self._begun = True
+            context = self._context.context()
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -108,20 +152,21 @@ class Secured(asyncio.Protocol):
         self._inner.connection_made(self)
         return True
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Pass on a record; whether there may be more. Raises SSLError."""
         assert self._inner is not None
-        while not self.is_closing():
-            try:
-                data = self._tls.read(READ)
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLZeroReturnError:
-                data = b""
-            if not data:
-                self.close()
-                break
+        try:
+            data = self._tls.read(READ)
+        except ssl.SSLWantReadError:
+            data = None
+        except ssl.SSLZeroReturnError:
+            data = b""
+        if data:
             self._inner.data_received(data)
+        elif data is not None:
+            self.close()
         self._flush()
+        return bool(data)
 
     def _fail(self, reason: str) -> None:
         """End a handshake; an alert that OpenSSL made says why to the client."""
@@ -171,14 +216,14 @@ class Secured(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def pause_reading(self) -> None:
-        """Take nothing more from the socket."""
-        if self._transport and not self._transport.is_closing():
-            self._transport.pause_reading()
+        """Pass nothing more on, and soon take nothing more from the socket."""
+        self._held = True
+        self._regulate()
 
     def resume_reading(self) -> None:
-        """Take from the socket again."""
-        if self._transport and not self._transport.is_closing():
-            self._transport.resume_reading()
+        """Pass on again what comes."""
+        self._held = False
+        self._wait_for_turn()
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the socket did not take yet."""

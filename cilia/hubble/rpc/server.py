@@ -21,6 +21,7 @@ import structlog
 from cilia.hubble.rpc.calls import BlockSink, Call, Conversation, Handler, Methods, Sink
 from cilia.hubble.rpc.connection import Connection, Transport
 from cilia.hubble.rpc.limits import ServerLimits
+from cilia.hubble.rpc.rounds import Gate, Rounds
 from cilia.hubble.rpc.secure import Secured, address
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ServerTls
@@ -42,11 +43,16 @@ class Server:
         self.methods = methods
         self.limits = limits or ServerLimits()
         self.tasks = TaskGroup()
+        self.rounds = Rounds()
+        """For what clients send."""
+        self.gate = Gate()
+        """For calls that begin, and for those that have room to write again."""
         self.calls = 0
         """Calls that run."""
         self.refused_handshakes = 0
         """Since the start."""
         self._connections: set[Connection] = set()
+        self._arriving: set[Connection] = set()
         self._handshakes: set[Secured] = set()
         self._listeners: list[asyncio.Server] = []
         self._paths: list[Path] = []
@@ -105,7 +111,7 @@ class Server:
             listener.close()
         for handshake in list(self._handshakes):
             handshake.abort()
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._arriving]:
             connection.close()
         await self.tasks.close()
         for path in self._paths:
@@ -113,8 +119,16 @@ class Server:
 
     # -- for connections ----------------------------------------------------------------------------------
 
+    def arriving(self, connection: Connection) -> bool:
+        """Whether there is room for one more that waits to be let in."""
+        if len(self._arriving) >= self.limits.connections:
+            return False
+        self._arriving.add(connection)
+        return True
+
     def admit(self, connection: Connection, transport: Transport) -> str:
         """Take a client in; the sentence that refuses it, or nothing."""
+        self._arriving.discard(connection)
         peer = transport.get_extra_info("socket")
         if peer.family == socket.AF_UNIX:
             uid = peer_uid(peer)
@@ -133,6 +147,7 @@ class Server:
 
     def forget(self, connection: Connection) -> None:
         """A client is gone."""
+        self._arriving.discard(connection)
         self._connections.discard(connection)
 
     def _make_room(self) -> bool:

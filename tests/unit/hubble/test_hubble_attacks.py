@@ -22,8 +22,9 @@ from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.predicates import Context
 from cilia.hubble.rpc.calls import Call
 from cilia.hubble.rpc.connection import Connection
+from cilia.hubble.rpc.rounds import Gate
 from cilia.hubble.rpc.server import Server
-from cilia.hubble.turns import Gate, Turn, TurnOver
+from cilia.hubble.turns import Turn, TurnOver
 from cilia.kit.clock import ManualClock
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.flow import flow_pb2
@@ -142,6 +143,7 @@ def test_a_token_in_a_bad_header_stays_out_of_the_log() -> None:
         connection, wire = Connection(server), Wire()
         connection.connection_made(wire)
         connection.data_received(PREFACE + opened(("authorization", "Bearer s3cret ")).serialize())
+        await asyncio.sleep(0.01)
         assert wire.closed
         await server.close()
 
