@@ -12,16 +12,21 @@ at or a volume made of; in a cluster each is a Secret under the name that Cilium
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cilia.cli.options import UserError
 from cilia.kit import certificates
 from cilia.kit.certificates import CertificateError, Facts, Issued
-from cilia.kit.files import private_directory, write_atomic
+from cilia.kit.files import private_directory, remove_scratch, write_atomic
 
 AUTHORITY = "ca"
+FIRST = "server"
+"""The folder whose ca.crt is written first."""
 AUTHORITY_NAME = "Cilium CA"
 AUTHORITY_SECRET = "cilium-ca"
 KEY_MODE, PUBLIC_MODE = 0o600, 0o644
@@ -39,7 +44,7 @@ class Role(NamedTuple):
 def roles(cluster: str) -> list[Role]:
     """All of them in one cluster."""
     return [
-        Role("server", "hubble-server-certs", f"*.{cluster.replace('.', '-')}.hubble-grpc.cilium.io", True),
+        Role(FIRST, "hubble-server-certs", f"*.{cluster.replace('.', '-')}.hubble-grpc.cilium.io", True),
         Role("relay-client", "hubble-relay-client-certs", "*.hubble-relay.cilium.io", False),
         Role("relay-server", "hubble-relay-server-certs", "*.hubble-relay.cilium.io", True),
         Role("ui-client", "hubble-ui-client-certs", "*.hubble-ui.cilium.io", False),
@@ -72,14 +77,35 @@ def _issue(authority: Issued, role: Role, *, now: float, days: float) -> Issued:
 
 def write(directory: Path, made: Set) -> None:
     """Put a set into a directory that has none. Raises UserError."""
-    if (directory / AUTHORITY / "ca.key").exists():
-        raise UserError(
-            f"{directory} has an authority already: renew its certificates with "
-            f"`cilia hubble certs renew {directory}`, or choose another directory"
-        )
-    _write_authority(directory, made.authority)
-    for role, issued in made.issued.items():
-        _write_one(directory, role, issued, made.bundle)
+    with _alone(directory):
+        # A key without its certificate is what a killed predecessor leaves: nothing was signed with it.
+        if (directory / AUTHORITY / "ca.key").exists() and any(
+            (directory / folder / "ca.crt").exists() for folder in (AUTHORITY, FIRST)
+        ):
+            raise UserError(
+                f"{directory} has an authority already: renew its certificates with "
+                f"`cilia hubble certs renew {directory}`, or choose another directory"
+            )
+        _write_authority(directory, made.authority)
+        for role, issued in made.issued.items():
+            _write_one(directory, role, issued, made.bundle)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Nobody else writes this set meanwhile; what killed writers left is gone. Raises UserError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"somebody else is changing {directory} right now: try again") from None
+        for folder in (AUTHORITY, *(role.folder for role in roles(""))):
+            remove_scratch(directory / folder)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def renew(
@@ -87,6 +113,15 @@ def renew(
 ) -> list[str]:
     """Renew the certificates with fewer than `within` days left; which. With `authority_days` a new authority
     signs all, and the old one stays good until it ends. Raises UserError and CertificateError."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory: name one that `cilia hubble certs make` made")
+    with _alone(directory):
+        return _renew(directory, cluster, now=now, days=days, within=within, authority_days=authority_days)
+
+
+def _renew(
+    directory: Path, cluster: str, *, now: float, days: float, within: float, authority_days: float | None
+) -> list[str]:
     authority, bundle = _read_authority(directory), _bundle(directory, now)
     if authority_days is not None:
         authority = certificates.make_authority(AUTHORITY_NAME, now=now, days=authority_days)
@@ -95,9 +130,11 @@ def renew(
         for role in roles(cluster):
             write_atomic(directory / role.folder / "ca.crt", bundle, mode=PUBLIC_MODE)
         _write_authority(directory, authority)
+    elif not _owns(directory / AUTHORITY / "ca.crt", directory / AUTHORITY / "ca.key"):
+        _write_authority(directory, authority)
     renewed = []
     for role in _present_roles(directory, cluster):
-        if authority_days is not None or _days_left(directory / role.folder / "tls.crt", now) < within:
+        if authority_days is not None or _days_left(directory / role.folder, now) < within:
             _write_one(directory, role, _issue(authority, role, now=now, days=days), bundle)
             renewed.append(role.folder)
     return renewed
@@ -165,10 +202,25 @@ def _write_one(directory: Path, role: Role, issued: Issued, bundle: bytes) -> No
 
 
 def _read_authority(directory: Path) -> Issued:
+    """The authority of a set, also where a killed writer had replaced its key and not yet its certificate:
+    everybody trusts that already."""
+    key, certificate = (directory / AUTHORITY / name for name in ("ca.key", "ca.crt"))
+    trusted = directory / FIRST / "ca.crt"
     try:
-        return read_authority(directory / AUTHORITY / "ca.crt", directory / AUTHORITY / "ca.key")
-    except UserError as error:
-        raise UserError(f"{error}, or make a set with `cilia hubble certs make {directory}`") from None
+        secret = key.read_bytes()
+        known = [file.read_bytes() for file in (certificate, trusted) if file.exists()]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} can't be read ({error.strerror}): become its owner, "
+            f"or make a set with `cilia hubble certs make {directory}`"
+        ) from error
+    for one in certificates.split(b"".join(known)):
+        if certificates.belongs(one, secret):
+            return Issued(certificate=one, key=secret)
+    raise UserError(
+        f"{key} is not the key of {certificate}: bring back the one that is, "
+        f"or move {directory} away and make a set with `cilia hubble certs make {directory}`"
+    )
 
 
 def read_authority(certificate: Path, key: Path) -> Issued:
@@ -183,10 +235,9 @@ def read_authority(certificate: Path, key: Path) -> Issued:
 
 def _bundle(directory: Path, now: float) -> bytes:
     """What servers trust today, without what has ended."""
-    path = directory / roles("")[0].folder / "ca.crt"
+    path = directory / FIRST / "ca.crt"
     text = path.read_bytes() if path.exists() else (directory / AUTHORITY / "ca.crt").read_bytes()
-    end = b"-----END CERTIFICATE-----\n"
-    parts = [part + end for part in text.split(end) if part.strip()]
+    parts = certificates.split(text) or certificates.split((directory / AUTHORITY / "ca.crt").read_bytes())
     return b"".join(part for part in parts if certificates.read(part)[0].until > now)
 
 
@@ -203,9 +254,18 @@ def _present_roles(directory: Path, cluster: str) -> list[Role]:
     return found
 
 
-def _days_left(path: Path, now: float) -> float:
-    """Of a certificate; a file that is none has no days left."""
+def _days_left(folder: Path, now: float) -> float:
+    """Of a certificate; one without its own key, and a file that is none, have no days left."""
     try:
-        return certificates.read(path.read_bytes())[0].days_left(now)
+        left = certificates.read((folder / "tls.crt").read_bytes())[0].days_left(now)
     except (CertificateError, OSError):
         return 0.0
+    return left if _owns(folder / "tls.crt", folder / "tls.key") else 0.0
+
+
+def _owns(certificate: Path, key: Path) -> bool:
+    """Whether both files are there and belong together."""
+    try:
+        return certificates.belongs(certificate.read_bytes(), key.read_bytes())
+    except OSError:
+        return False

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -20,6 +22,7 @@ BACKDATED = 300.0
 """Seconds a certificate holds before it is made: the clocks of a cluster differ."""
 MAX_COMMON_NAME = 64
 """Characters of a common name (RFC 5280, ub-common-name)."""
+PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class CertificateError(Exception):
@@ -120,6 +123,20 @@ def read(pem: bytes) -> list[Facts]:
         return [_facts(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
     except ValueError as error:
         raise CertificateError(f"there is no certificate in PEM here ({error}): make it anew") from error
+
+
+def split(pem: bytes) -> list[bytes]:
+    """The certificates of a PEM file one by one, whatever stands between them and however lines end."""
+    return [b"\n".join(found.splitlines()) + b"\n" for found in PEM.findall(pem)]
+
+
+def belongs(certificate: bytes, key: bytes) -> bool:
+    """Whether a key is that of the first certificate of a PEM file; not, if one of the two can't be read."""
+    try:
+        public = serialization.load_pem_private_key(key, password=None).public_key()
+        return public == x509.load_pem_x509_certificate(certificate).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _open(authority: Issued) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -229,8 +246,17 @@ def _general(text: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(text)
+    except ValueError as error:
+        raise CertificateError(
+            f"{text!r} can't stand in a certificate: use letters, digits, dashes and dots"
+        ) from error
 
 
 def _utc(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+    try:
+        return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise CertificateError("a certificate ends before the year 10000: give fewer days") from error
