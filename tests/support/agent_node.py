@@ -31,6 +31,10 @@ from tests.support.waiting import until
 NETNS = Path("/run/netns")
 PINS = Path("/sys/fs/bpf")
 PATIENCE = 60.0
+ANSWERED = 20.0
+"""Seconds to wait for an answer that is due."""
+UNANSWERED = 0.5
+"""Seconds without an answer that mean none."""
 AGENT = (sys.executable, "-P", "-c", "from cilia.apps.agent.main import main; main()")
 
 
@@ -279,8 +283,10 @@ class AgentNode:
         self._listeners.append(listener)
         threading.Thread(target=_echo, args=(listener,), daemon=True).start()
 
-    def connect(self, pod: str, address: str, port: int = 8080, timeout: float = 0.5) -> socket.socket | None:
-        """A connection from a pod, or None when none came about."""
+    def connect(
+        self, pod: str, address: str, port: int = 8080, timeout: float = ANSWERED
+    ) -> socket.socket | None:
+        """A connection from a pod, or None when none came about; its reads wait as long."""
         found = self.inside(pod, socket.AF_INET, socket.SOCK_STREAM)
         found.settimeout(timeout)
         try:
@@ -290,8 +296,8 @@ class AgentNode:
             return None
         return found
 
-    def reaches(self, pod: str, address: str, port: int = 8080, timeout: float = 0.5) -> bool:
-        """Whether a connection comes about."""
+    def reaches(self, pod: str, address: str, port: int = 8080, timeout: float = ANSWERED) -> bool:
+        """Whether a connection comes about; where none is due, or it is asked again, give UNANSWERED."""
         found = self.connect(pod, address, port, timeout)
         if found is not None:
             found.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cilia.dataplane import loader
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import ANSWERED, UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -46,7 +46,10 @@ def test_new_flows_wait_and_old_ones_live(node: AgentNode) -> None:
         assert all(map(echoes, held))
         assert node.client.status().ready
         node.delete(CLIENTS[0])
-        until(lambda: node.reaches(CLIENTS[-1], server), "room again when a pod and its flows went")
+        until(
+            lambda: node.reaches(CLIENTS[-1], server, timeout=UNANSWERED),
+            "room again when a pod and its flows went",
+        )
     finally:
         for found in held:
             found.close()
@@ -73,7 +76,8 @@ def test_no_address_is_left(node: AgentNode) -> None:
 def open_all(node: AgentNode, client: str, server: str) -> list[socket.socket]:
     """As many connections as a pod gets."""
     held: list[socket.socket] = []
-    while (more := node.connect(client, server, timeout=0.3)) is not None:
+    while (more := node.connect(client, server, timeout=1.5)) is not None:
+        more.settimeout(ANSWERED)
         held.append(more)
         assert len(held) <= ENTRIES
     return held

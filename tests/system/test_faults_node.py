@@ -18,7 +18,7 @@ from cilia.apps.agent.cleanup import remove_everything
 from cilia.apps.agent.settings import AgentSettings
 from cilia.dataplane.bpf import BpfError
 from cilia.lab import kernel
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -51,7 +51,10 @@ def the_agent_lives_and_serves(node: AgentNode) -> Iterator[None]:
     assert node.agent.process.poll() is None, node.agent.words()
     assert "Traceback" not in node.agent.words()
     assert (node.pod_links(), node.saved()) == before
-    until(lambda: node.reaches("client", node.addresses["server"][0]), "the client to reach the server")
+    until(
+        lambda: node.reaches("client", node.addresses["server"][0], timeout=UNANSWERED),
+        "the client to reach the server",
+    )
 
 
 # -- calls ---------------------------------------------------------------------------------------------------
@@ -170,7 +173,9 @@ def test_a_malformed_policy_is_refused_in_the_open_and_others_hold(
     try:
         node.write("a-bad", cnp("bad", bad))
         node.write("deny", DENY_CLIENT)
-        until(lambda: not node.reaches("client", server, timeout=0.2), "the good policy to be enforced")
+        until(
+            lambda: not node.reaches("client", server, timeout=UNANSWERED), "the good policy to be enforced"
+        )
         until(lambda: problems(node, "bad"), "the bad one to be refused")
     finally:
         node.forget("a-bad")
@@ -193,10 +198,10 @@ def test_a_file_that_is_no_manifest_takes_nothing_away(node: AgentNode, text: st
     path = node.source / "garbage.yaml"
     try:
         node.write("deny", DENY_CLIENT)
-        until(lambda: not node.reaches("client", server, timeout=0.2), "the policy to be enforced")
+        until(lambda: not node.reaches("client", server, timeout=UNANSWERED), "the policy to be enforced")
         path.write_text(text)
         until(lambda: "garbage.yaml" in node.agent.words(), "a line about the file")
-        assert not node.reaches("client", server, timeout=0.2)
+        assert not node.reaches("client", server, timeout=UNANSWERED)
     finally:
         path.unlink(missing_ok=True)
         node.forget("deny")

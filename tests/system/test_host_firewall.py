@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,9 @@ pytestmark = [
 
 SSH, OTHER, POD_PORT = 22, 8000, 7000
 NO_ANSWER = 0.4
-"""Seconds without an answer that mean no."""
+"""Seconds without an answer that mean no, where none is due."""
+ANSWERED = 20.0
+"""The same, where one is."""
 NEAR, FAR = Peer("default", "near", {"app": "near"}), Peer("default", "far", {"app": "far"})
 API_SERVER = "172.18.0.1"
 ECHOES = itertools.count(os.getpid())
@@ -48,20 +50,20 @@ class Lab(NamedTuple):
     policies: PolicyLab
     places: Siege
 
-    def open_to(self, source: str, target: str, port: int) -> bool:
-        """Whether a connection comes about."""
+    def open_to(self, source: str, target: str, port: int, *, due: bool = False) -> bool:
+        """Whether a connection comes about; one that is `due` is waited for patiently."""
         try:
-            self.places[source].connected(target, port, timeout=NO_ANSWER).close()
+            self.places[source].connected(target, port, timeout=ANSWERED if due else NO_ANSWER).close()
         except TimeoutError:
             return False
         return True
 
-    def pings(self, source: str, target: str) -> bool:
-        """Whether an echo is answered."""
+    def pings(self, source: str, target: str, *, due: bool = False) -> bool:
+        """Whether an echo is answered; likewise."""
         with kernel.inside_network(self.places[source].netns):
             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         with raw:
-            raw.settimeout(NO_ANSWER)
+            raw.settimeout(ANSWERED if due else NO_ANSWER)
             raw.connect((target, 0))
             echo = ICMP(type=8, id=next(ECHOES) & 0xFFFF)
             raw.send(bytes(echo))
@@ -139,31 +141,46 @@ def no_policies(lab: Lab) -> Iterator[None]:
     lab.policies.replace_all([])
 
 
-def ways_in(lab: Lab) -> dict[str, Callable[[int], bool]]:
-    """Every kind of way to node-1's own ports."""
+def ways_in(lab: Lab) -> dict[str, tuple[str, str]]:
+    """Every kind of way to node-1's own ports: from where, to which address."""
     ipv4, ipv6 = lab.node(1)
     router = lab.router(1)
     return {
-        "outside, IPv4": lambda port: lab.open_to("outside", ipv4, port),
-        "outside, IPv6": lambda port: lab.open_to("outside", ipv6, port),
-        "another node": lambda port: lab.open_to("node-2", ipv4, port),
-        "another node, behind the tunnel": lambda port: lab.open_to("node-2", router, port),
-        "a pod here": lambda port: lab.open_to("near", ipv4, port),
-        "a pod here, to its gateway": lambda port: lab.open_to("near", router, port),
-        "a pod elsewhere": lambda port: lab.open_to("far", ipv4, port),
-        "a pod elsewhere, behind the tunnel": lambda port: lab.open_to("far", router, port),
+        "outside, IPv4": ("outside", ipv4),
+        "outside, IPv6": ("outside", ipv6),
+        "another node": ("node-2", ipv4),
+        "another node, behind the tunnel": ("node-2", router),
+        "a pod here": ("near", ipv4),
+        "a pod here, to its gateway": ("near", router),
+        "a pod elsewhere": ("far", ipv4),
+        "a pod elsewhere, behind the tunnel": ("far", router),
     }
 
 
-def ways_out(lab: Lab) -> dict[str, Callable[[], bool]]:
-    """Every kind of way from node-1's own processes."""
+def expect_in(lab: Lab, port: int, wanted: Collection[str] | None = None) -> None:
+    """Just the wanted ways in must be open, which are all unless some are named."""
+    ways = ways_in(lab)
+    due = ways.keys() if wanted is None else set(wanted)
+    found = {name for name, way in ways.items() if lab.open_to(*way, port, due=name in due)}
+    assert found == due, f"to port {port}"
+
+
+def ways_out(lab: Lab) -> dict[str, Callable[[bool], bool]]:
+    """Every kind of way from node-1's own processes; each is told whether it is due."""
     return {
-        "a pod here": lambda: lab.open_to("node-1", lab.address_of(NEAR), POD_PORT),
-        "a pod elsewhere": lambda: lab.open_to("node-1", lab.address_of(FAR), POD_PORT),
-        "outside": lambda: lab.pings("node-1", "203.0.113.2"),
-        "another node": lambda: lab.pings("node-1", lab.node(2)[0]),
-        "the API server": lambda: lab.open_to("node-1", API_SERVER, 6443),
+        "a pod here": lambda due: lab.open_to("node-1", lab.address_of(NEAR), POD_PORT, due=due),
+        "a pod elsewhere": lambda due: lab.open_to("node-1", lab.address_of(FAR), POD_PORT, due=due),
+        "outside": lambda due: lab.pings("node-1", "203.0.113.2", due=due),
+        "another node": lambda due: lab.pings("node-1", lab.node(2)[0], due=due),
+        "the API server": lambda due: lab.open_to("node-1", API_SERVER, 6443, due=due),
     }
+
+
+def expect_out(lab: Lab, wanted: Collection[str] | None = None) -> None:
+    """Just the wanted ways out must be open; likewise."""
+    ways = ways_out(lab)
+    due = ways.keys() if wanted is None else set(wanted)
+    assert {name for name, asked in ways.items() if asked(name in due)} == due
 
 
 def test_the_host_is_an_endpoint_with_its_nodes_labels(lab: Lab) -> None:
@@ -176,22 +193,22 @@ def test_the_host_is_an_endpoint_with_its_nodes_labels(lab: Lab) -> None:
 
 
 def test_nothing_is_judged_before_a_policy_speaks_of_the_host(lab: Lab) -> None:
-    assert dict.fromkeys(ways_in(lab), True) == {way: asked(OTHER) for way, asked in ways_in(lab).items()}
-    assert dict.fromkeys(ways_out(lab), True) == {way: asked() for way, asked in ways_out(lab).items()}
+    expect_in(lab, OTHER)
+    expect_out(lab)
 
 
 def test_only_what_is_allowed_enters(lab: Lab) -> None:
     lab.policies.replace_all([host_policy(SSH_ONLY)])
-    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
-    assert {way for way, asked in ways_in(lab).items() if asked(SSH)} == {"outside, IPv4", "outside, IPv6"}
-    assert lab.pings("outside", lab.node(1)[0])
+    expect_in(lab, OTHER, ())
+    expect_in(lab, SSH, {"outside, IPv4", "outside, IPv6"})
+    assert lab.pings("outside", lab.node(1)[0], due=True)
     assert not lab.pings("near", lab.node(1)[0])
-    assert {way for way, asked in ways_out(lab).items() if not asked()} == set()
+    expect_out(lab)
     # The other node is not meant, nor are pods.
-    assert lab.pings("outside", lab.node(2)[0])
-    assert lab.open_to("far", lab.address_of(NEAR), POD_PORT)
+    assert lab.pings("outside", lab.node(2)[0], due=True)
+    assert lab.open_to("far", lab.address_of(NEAR), POD_PORT, due=True)
     lab.policies.replace_all([])
-    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+    expect_in(lab, OTHER)
 
 
 def test_only_what_is_allowed_leaves(lab: Lab) -> None:
@@ -203,11 +220,11 @@ def test_only_what_is_allowed_leaves(lab: Lab) -> None:
     }
     lab.policies.replace_all([host_policy(spec)])
     allowed = {"the API server", "a pod here"}
-    assert {way for way, asked in ways_out(lab).items() if asked()} == allowed
-    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+    expect_out(lab, allowed)
+    expect_in(lab, OTHER)
     # Tunnels and pods' own traffic are not the host's.
-    assert lab.open_to("near", lab.address_of(FAR), POD_PORT)
-    assert lab.pings("near", "203.0.113.2")
+    assert lab.open_to("near", lab.address_of(FAR), POD_PORT, due=True)
+    assert lab.pings("near", "203.0.113.2", due=True)
 
 
 def test_nodes_are_told_apart_by_their_labels(lab: Lab) -> None:
@@ -220,30 +237,30 @@ def test_nodes_are_told_apart_by_their_labels(lab: Lab) -> None:
     lab.policies.replace_all([only("node-2")])
     # A pod elsewhere that does not use the tunnel has its node's address.
     named = {"another node", "another node, behind the tunnel", "a pod elsewhere"}
-    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == named
+    expect_in(lab, OTHER, named)
     lab.policies.replace_all([only("node-3")])
-    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
+    expect_in(lab, OTHER, ())
     near = {"endpointSelector": {"matchLabels": {"app": "near"}}}
     for name, reached in (("node-2", True), ("node-3", False)):
         rule = {"fromNodes": [{"matchLabels": {"kubernetes.io/hostname": name}}]}
         to_pod = policy("CiliumNetworkPolicy", "pod", {**near, "ingress": [rule]}, "default")
         lab.policies.replace_all([to_pod])
-        assert lab.open_to("node-2", lab.address_of(NEAR), POD_PORT) is reached
+        assert lab.open_to("node-2", lab.address_of(NEAR), POD_PORT, due=reached) is reached
         assert not lab.open_to("far", lab.address_of(NEAR), POD_PORT)
-        assert lab.open_to("node-1", lab.address_of(NEAR), POD_PORT)
+        assert lab.open_to("node-1", lab.address_of(NEAR), POD_PORT, due=True)
 
 
 def test_audit_first(lab: Lab) -> None:
     since = lab.policies.agents[0].policies().revision
     lab.policies.replace_all([host_policy({**SSH_ONLY, "audit": True})])
-    assert {way for way, asked in ways_in(lab).items() if not asked(OTHER)} == set()
+    expect_in(lab, OTHER)
     until(lambda: lab.flows("--verdict", "AUDIT", "--to-port", str(OTHER)), "flows that audit told of")
     flow = lab.flows("--verdict", "AUDIT", "--to-port", str(OTHER))[0]
     assert flow["destination"]["ID"] == HOST_ENDPOINT  # type: ignore[index]
     assert [rule["name"] for rule in flow["ingress_denied_by"]] == ["host"]  # type: ignore[attr-defined]
     lab.policies.replace_all([host_policy(SSH_ONLY)])
     assert lab.policies.agents[0].policies().revision > since
-    assert {way for way, asked in ways_in(lab).items() if asked(OTHER)} == set()
+    expect_in(lab, OTHER, ())
     until(lambda: lab.flows("-t", "drop", "--to-port", str(OTHER)), "drops that name their rule")
 
 
@@ -260,11 +277,11 @@ def test_who_closed_too_much_opens_the_host_from_the_node_itself(lab: Lab) -> No
         assert not lab.open_to("outside", ipv4, SSH)
         assert not lab.open_to("node-1", API_SERVER, 6443)
         switch("PolicyAuditMode=Enabled")
-        assert lab.open_to("outside", ipv4, SSH)
+        assert lab.open_to("outside", ipv4, SSH, due=True)
         lab.policies.replace_all([])
     finally:
         switch("--reset")
-    assert lab.open_to("node-1", API_SERVER, 6443)
+    assert lab.open_to("node-1", API_SERVER, 6443, due=True)
 
 
 def test_a_node_that_lost_its_agent_is_opened_from_itself_too(lab: Lab) -> None:
@@ -286,9 +303,9 @@ def test_a_node_that_lost_its_agent_is_opened_from_itself_too(lab: Lab) -> None:
         until(lambda: "waiting for the API server" in state_of_agent(lab), "an agent that hears nothing")
         assert not lab.open_to("node-1", API_SERVER, 6443)
         run_cilia(*words)
-        assert lab.open_to("node-1", API_SERVER, 6443)
+        assert lab.open_to("node-1", API_SERVER, 6443, due=True)
         until(lambda: state_of_agent(lab) == "", "an agent that is ready")
-        assert lab.open_to("outside", lab.node(1)[0], OTHER)
+        assert lab.open_to("outside", lab.node(1)[0], OTHER, due=True)
         lab.policies.replace_all([])
     finally:
         run_cilia("endpoint", "config", str(HOST_ENDPOINT), "--reset", "--agent-socket", socket_path)
@@ -306,7 +323,7 @@ def talk(ours: socket.socket, theirs: socket.socket) -> bool:
     """Whether words pass both ways."""
     for sender, receiver in ((ours, theirs), (theirs, ours)):
         sender.sendall(b"word")
-        receiver.settimeout(1.0)
+        receiver.settimeout(ANSWERED)
         try:
             if receiver.recv(64) == b"":
                 return False
@@ -351,10 +368,9 @@ def test_the_documented_policy_does_what_it_says(lab: Lab) -> None:
     section = page[page.index("## Policies for nodes") :]
     (example,) = [part.split("```")[0] for part in section.split("```yaml")[1:2]]
     lab.policies.replace_all([host_policy(yaml.safe_load(example)["spec"] | TO_NODE_1)])
-    reached = {way for way, asked in ways_in(lab).items() if asked(OTHER)}
-    assert reached == set(ways_in(lab)) - {"outside, IPv4", "outside, IPv6"}
-    assert {way for way, asked in ways_in(lab).items() if not asked(SSH)} == set()
-    assert lab.pings("outside", lab.node(1)[0])
+    expect_in(lab, OTHER, ways_in(lab).keys() - {"outside, IPv4", "outside, IPv6"})
+    expect_in(lab, SSH)
+    assert lab.pings("outside", lab.node(1)[0], due=True)
 
 
 def test_the_policy_outlives_the_agent(lab: Lab) -> None:
@@ -368,7 +384,7 @@ def test_the_policy_outlives_the_agent(lab: Lab) -> None:
     ready = False
     while not ready:
         assert not lab.open_to("outside", ipv4, OTHER)
-        assert lab.open_to("outside", ipv4, SSH)
+        assert lab.open_to("outside", ipv4, SSH, due=True)
         with suppress(AgentError, OSError):
             ready = lab.policies.agents[0].status().ready
     lab.policies.settle()
@@ -385,7 +401,8 @@ def test_a_frame_with_a_priority_is_a_frame(lab: Lab, tags: tuple[int, ...], fam
     ipv6 = family == socket.AF_INET6
     port, attacker, host = 7788, lab.places["node-2"], lab.places["node-1"]
 
-    def heard(source: str, payload: bytes) -> bool:
+    def heard(source: str, payload: bytes, *, due: bool = False) -> bool:
+        server.settimeout(ANSWERED if due else NO_ANSWER)
         frame: Packet = Ether(src=attacker.mac, dst=host.mac)
         for tag in tags:
             frame /= Dot1Q(vlan=tag, prio=5)
@@ -402,8 +419,8 @@ def test_a_frame_with_a_priority_is_a_frame(lab: Lab, tags: tuple[int, ...], fam
     world = "2001:db8:9::9" if ipv6 else "203.0.113.99"
     near = lab.policies.record(NEAR).ips[ipv6]
     with host.bound(socket.SOCK_DGRAM, "::" if ipv6 else "0.0.0.0", port) as server:
-        server.settimeout(NO_ANSWER)
-        assert heard(world, b"before") is (len(tags) < 2)
+        passes = len(tags) < 2
+        assert heard(world, b"before", due=passes) is passes
         assert not heard(near, b"as a pod of this node")
         lab.policies.replace_all([host_policy(SSH_ONLY)])
         assert not heard(world, b"behind the policy")

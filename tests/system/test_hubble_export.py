@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -100,7 +100,7 @@ def test_a_file_of_flow_logs_is_followed(node: AgentNode) -> None:
             "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]},
         },
     )
-    until(lambda: not node.reaches("client", node.addresses["server"][0]), "the policy")
+    until(lambda: not node.reaches("client", node.addresses["server"][0], timeout=UNANSWERED), "the policy")
     until(lambda: between(drops, "client", "server"), "drops in their file")
     flow = between(drops, "client", "server")[0]
     assert flow["drop_reason_desc"] == "POLICY_DENIED"
@@ -125,7 +125,7 @@ def test_metrics_tell_of_exporters(node: AgentNode) -> None:
 
 def test_what_was_seen_before_the_end_is_written(node: AgentNode) -> None:
     path = node.directory / "all.log"
-    until(lambda: node.reaches("client", node.addresses["server"][0]), "the connection")
+    until(lambda: node.reaches("client", node.addresses["server"][0], timeout=UNANSWERED), "the connection")
     seen = node.client.status().hubble.seen_flows
     assert node.agent.end() == 0
     assert seen

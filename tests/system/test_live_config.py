@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from cilia.lab import kernel
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import ANSWERED, UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -52,8 +52,8 @@ def ctl(node: AgentNode, *words: str) -> str:
     return done.stdout
 
 
-def reaches(node: AgentNode) -> bool:
-    return node.reaches("client", node.addresses["server"][0])
+def reaches(node: AgentNode, timeout: float = UNANSWERED) -> bool:
+    return node.reaches("client", node.addresses["server"][0], timeout=timeout)
 
 
 def deny(node: AgentNode, app: str = "server", direction: str = "ingress") -> None:
@@ -77,12 +77,12 @@ def setting(node: AgentNode, name: str) -> tuple[object, str]:
 
 
 def test_always_isolates_everybody_at_once_and_reset_undoes_it(node: AgentNode) -> None:
-    assert reaches(node)
+    assert reaches(node, ANSWERED)
     ctl(node, "config", "PolicyEnforcement=always")
     assert not reaches(node)
     assert setting(node, "enforcement") == ("always", "live")
     ctl(node, "config", "--reset")
-    assert reaches(node)
+    assert reaches(node, ANSWERED)
     assert setting(node, "enforcement") == ("default", "default")
 
 
@@ -124,7 +124,7 @@ def test_a_node_in_audit_passes_what_it_would_deny(node: AgentNode) -> None:
     deny(node)
     assert not reaches(node)
     ctl(node, "config", "PolicyAuditMode=Enabled")
-    assert reaches(node)
+    assert reaches(node, ANSWERED)
     ctl(node, "config", "--reset", "PolicyAuditMode")
     assert not reaches(node)
 
@@ -133,12 +133,12 @@ def test_an_endpoint_in_audit_passes_what_it_would_deny_also_after_a_crash(node:
     deny(node)
     assert not reaches(node)
     ctl(node, "endpoint", "config", "default/server", "PolicyAuditMode=Enabled")
-    assert reaches(node)
+    assert reaches(node, ANSWERED)
     node.agent.end(signal.SIGKILL)
     node.start()
     row = node.client.endpoint_settings("pod-name:default/server")[0]
     assert (row.value, row.source) == (True, "live")
-    assert reaches(node)
+    assert reaches(node, ANSWERED)
     ctl(node, "endpoint", "config", "default/server", "PolicyAuditMode=Disabled")
     assert not reaches(node)
 
@@ -153,6 +153,7 @@ def test_a_flow_that_audit_let_pass_ends_with_audit(node: AgentNode) -> None:
         assert flow.recv(3) == b"one"
         ctl(node, "config", "--reset")
         flow.sendall(b"two")
+        flow.settimeout(UNANSWERED)
         with pytest.raises(TimeoutError):
             flow.recv(3)
 
@@ -169,25 +170,25 @@ def test_a_denied_pod_is_answered_while_it_is_told_so(node: AgentNode) -> None:
 
 def test_the_node_reaches_isolated_pods_unless_told_that_policy_decides(node: AgentNode) -> None:
     deny(node)
-    assert host_reaches(node)
+    assert host_reaches(node, ANSWERED)
     node.agent.end()
     node.start(allow_localhost="policy")
     assert not host_reaches(node)
     node.agent.end()
     node.start()
-    assert host_reaches(node)
+    assert host_reaches(node, ANSWERED)
 
 
-def host_reaches(node: AgentNode) -> bool:
+def host_reaches(node: AgentNode, timeout: float = UNANSWERED) -> bool:
     with kernel.inside_network(node.netns), socket.socket() as one:
-        one.settimeout(0.5)
+        one.settimeout(timeout)
         return one.connect_ex((node.addresses["server"][0], 8080)) == 0
 
 
 def failure(node: AgentNode) -> str:
     """Why the client's connection does not come about."""
     with node.inside("client", socket.AF_INET, socket.SOCK_STREAM) as one:
-        one.settimeout(0.5)
+        one.settimeout(3 * UNANSWERED)
         try:
             one.connect((node.addresses["server"][0], 8080))
         except OSError as error:

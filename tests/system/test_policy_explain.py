@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.agent_node import AgentNode, agent_node
+from tests.support.agent_node import UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
@@ -31,7 +31,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentNode]:
         made.start()
         made.addresses = {name: made.add(name) for name in ("server", "client", "stranger")}
         made.serve("server")
-        until(lambda: made.reaches("client", made.addresses["server"][0]), "the client to be let in")
+        until(
+            lambda: made.reaches("client", made.addresses["server"][0], timeout=UNANSWERED),
+            "the client to be let in",
+        )
         yield made
 
 
@@ -107,15 +110,15 @@ def test_a_remedy_allows_what_it_promises(node: AgentNode, source: str, port: st
 
 def test_a_remedy_applied_opens_the_way(node: AgentNode) -> None:
     address = node.addresses["server"][0]
-    assert not node.reaches("stranger", address)
+    assert not node.reaches("stranger", address, timeout=UNANSWERED)
     told = explain(node, *ends("default/stranger"))
     (change,) = told["sides"][1]["remedy"]["changes"]
     changed = policy()
     changed["spec"]["ingress"] += yaml.safe_load(change["yaml"])
     node.write("web", changed)
-    until(lambda: node.reaches("stranger", address), "the remedy to work")
+    until(lambda: node.reaches("stranger", address, timeout=UNANSWERED), "the remedy to work")
     node.write("web", policy())
-    until(lambda: not node.reaches("stranger", address), "the policy to be as before")
+    until(lambda: not node.reaches("stranger", address, timeout=UNANSWERED), "the policy to be as before")
 
 
 def test_ends_of_all_kinds(node: AgentNode) -> None:
@@ -167,7 +170,7 @@ def flows(node: AgentNode, *words: str) -> list[dict[str, Any]]:
 
 
 def test_a_dropped_flow_names_its_policy_and_is_explained(node: AgentNode) -> None:
-    assert not node.reaches("stranger", node.addresses["server"][0])
+    assert not node.reaches("stranger", node.addresses["server"][0], timeout=UNANSWERED)
     found: list[dict[str, Any]] = []
 
     def dropped() -> bool:
@@ -284,7 +287,7 @@ def test_audit_lets_pass_and_names_what_would_have_denied(node: AgentNode) -> No
     noted = policy()
     noted["metadata"]["annotations"] = {"policy.cilia.io/audit": "true"}
     node.write("web", noted)
-    until(lambda: node.reaches("stranger", address), "audit to let the stranger in")
+    until(lambda: node.reaches("stranger", address, timeout=UNANSWERED), "audit to let the stranger in")
     found: list[dict[str, Any]] = []
 
     def seen() -> bool:
@@ -302,7 +305,7 @@ def test_audit_lets_pass_and_names_what_would_have_denied(node: AgentNode) -> No
     report = check(node, policy(), status=1)
     assert any((row["before"], row["after"]) == ("audit", "deny") for row in report["flows"])
     node.write("web", policy())
-    until(lambda: not node.reaches("stranger", address), "the policy to be as before")
+    until(lambda: not node.reaches("stranger", address, timeout=UNANSWERED), "the policy to be as before")
 
 
 def test_ends_on_another_node(node: AgentNode) -> None:
@@ -361,7 +364,7 @@ def test_ends_on_another_node(node: AgentNode) -> None:
 def test_entries_count_what_they_let_pass_and_what_they_stop(node: AgentNode) -> None:
     address = node.addresses["server"][0]
     assert node.reaches("client", address)
-    assert not node.reaches("stranger", address)
+    assert not node.reaches("stranger", address, timeout=UNANSWERED)
     told = json.loads(ctl(node, "endpoint", "policy", "default/server", "-o", "json"))
     assert told["counted-since"]
     allowed = next(
