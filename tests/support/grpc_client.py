@@ -13,7 +13,7 @@ from cilia.proto.observer import observer_pb2
 from tests.support.hubble import Beside
 
 
-def get_flows(channel: grpc.Channel, timeout: float = 20, metadata: Any = None, **fields: Any) -> Any:
+def get_flows(channel: grpc.Channel, timeout: float = 60, metadata: Any = None, **fields: Any) -> Any:
     """A GetFlows call; `fields` are the request's."""
     call = channel.unary_stream(
         "/observer.Observer/GetFlows",
@@ -30,7 +30,7 @@ def unary(channel: grpc.Channel, method: str, request: Any, answer: Any, metadat
         request_serializer=type(request).SerializeToString,
         response_deserializer=answer.FromString,
     )
-    return call(request, timeout=20, metadata=metadata)
+    return call(request, timeout=60, metadata=metadata)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 from tests.support.hubble import Beside, beside, events, flow
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -155,7 +155,7 @@ def test_a_slow_follower_is_told_what_it_missed(tmp_path: Path) -> None:
         batch, total = events(*(flow(0) for _ in range(500))), 30_000
         for _ in range(0, total, 500):
             running.call(lambda: running.store.append([batch]))
-        reader.join(20)
+        reader.join(60)
         counted = 1
         while counted < total:
             response = next(stream)
@@ -172,7 +172,7 @@ def test_a_slow_follower_is_told_what_it_missed(tmp_path: Path) -> None:
 def connect(running: Beside) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(str(running.path))
-    connection.settimeout(5)
+    connection.settimeout(30)
     return connection
 
 
@@ -270,8 +270,10 @@ def test_what_is_no_grpc_gets_an_http_status(shared: Beside) -> None:
     )
     with connect(shared) as connection:
         connection.sendall(state.data_to_send())
-        found = state.receive_data(drain(connection))
-    answers = [event for event in found if isinstance(event, h2.events.ResponseReceived)]
+        answers: list[h2.events.ResponseReceived] = []
+        while not answers:
+            found = state.receive_data(connection.recv(65536))
+            answers += [event for event in found if isinstance(event, h2.events.ResponseReceived)]
     assert dict(answers[0].headers)[b":status"] == b"415"
 
 

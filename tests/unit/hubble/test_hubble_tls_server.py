@@ -28,7 +28,7 @@ from tests.support.hubble import Beside, beside, flow
 from tests.support.hubble_tls import CLIENT_NAME, SERVER_NAME, Authority
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 AUTHORITY = Authority()
 OTHER = Authority("Other CA")
@@ -111,14 +111,14 @@ def channel(world: World, issued: Issued | None, authority: Authority = AUTHORIT
 
 
 def flows(channel: grpc.Channel) -> list[Any]:
-    return list(get_flows(channel, timeout=10))
+    return list(get_flows(channel, timeout=30))
 
 
 def test_an_independent_client_with_a_certificate_is_served(world: World) -> None:
     with channel(world, AUTHORITY.client()) as relay:
         assert len(flows(relay)) == 3
         who = relay.unary_unary("/test.Who/Asks", bytes, bytes.decode)
-        assert who(b"", timeout=10, metadata=[("x-asks", "me")]) == f"{CLIENT_NAME} 127.0.0.1 me"
+        assert who(b"", timeout=30, metadata=[("x-asks", "me")]) == f"{CLIENT_NAME} 127.0.0.1 me"
     assert world.server.refused_handshakes == 0
 
 
@@ -145,17 +145,17 @@ def test_the_log_names_a_foreign_authority(world: World) -> None:
 def test_plain_text_is_refused_and_named(world: World) -> None:
     with pytest.raises(RpcError), Client(f"127.0.0.1:{world.port}") as client:
         client.server_status()
-    assert world.server.refused_handshakes == 1
+    until(lambda: world.server.refused_handshakes == 1, "the refusal to be counted")
 
 
 def test_a_client_without_h2_is_refused(world: World) -> None:
     files = AUTHORITY.write(world.directory / "client", AUTHORITY.client())
     context = ClientTls(files, SERVER_NAME, protocols=("http/1.1",)).context()
     with socket.create_connection(("127.0.0.1", world.port)) as plain:
-        plain.settimeout(5)
+        plain.settimeout(30)
         with context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured:
             assert secured.recv(100) == b""
-    assert world.server.refused_handshakes == 1
+    until(lambda: world.server.refused_handshakes == 1, "the refusal to be counted")
 
 
 def test_certificates_are_replaced_under_running_calls(world: World) -> None:
@@ -182,12 +182,12 @@ def test_an_expired_server_is_refused_by_its_clients(world: World) -> None:
     assert SERVER_NAME in line["certificate"] and "expired 10 days ago" in line["certificate"]
 
 
-@pytest.mark.parametrize("limits", [ServerLimits(patience=0.2, handshakes=3)])
+@pytest.mark.parametrize("limits", [ServerLimits(patience=2.0, handshakes=3)])
 def test_who_does_not_shake_hands_is_cut_off(world: World) -> None:
     strangers = [socket.create_connection(("127.0.0.1", world.port)) for _ in range(4)]
     try:
         for stranger in strangers:
-            stranger.settimeout(5)
+            stranger.settimeout(30)
             stranger.sendall(b"\x16")
         for stranger in strangers:
             try:
@@ -210,7 +210,7 @@ def test_more_handshakes_than_there_is_room_for_are_refused_at_once(world: World
             stranger.sendall(b"\x16")
         until(lambda: world.beside.call(lambda: len(world.server._handshakes)) == 3, "three handshakes")
         late = stack.enter_context(socket.create_connection(("127.0.0.1", world.port)))
-        late.settimeout(10)
+        late.settimeout(25)
         try:
             assert late.recv(100) == b""
         except ConnectionResetError:
