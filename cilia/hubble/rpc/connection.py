@@ -38,8 +38,10 @@ DATA_HEAD = struct.Struct("!IBI")
 CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?( *;.*)?")
 LINGER = 5.0
 """Seconds a client has to read the goodbye."""
-PIECE = 256
-"""Bytes that are a step of a round: some twenty of the smallest frames, which are dear."""
+PREFACE_BYTES, FRAME_HEAD_BYTES = 24, 9
+"""Of RFC 9113, 3.4 and 4.1."""
+PIECE = 16 << 10
+"""Bytes of a frame that are read in one step of a round at most; of small frames, which are dear, one."""
 MOST_UNREAD = 16 << 10
 """Bytes that may wait for their turn before nothing more is taken from the socket."""
 
@@ -99,6 +101,8 @@ class Connection(asyncio.Protocol):
         self._greeted = False
         self._unread = bytearray()
         """What arrived and waits for its turn."""
+        self._frame = PREFACE_BYTES
+        """Bytes until the next frame begins."""
         self._waiting = False
         """For a turn."""
         self._paused = False
@@ -144,21 +148,29 @@ class Connection(asyncio.Protocol):
 
     def _wait_for_turn(self) -> None:
         """Have the next piece read, when it is its turn."""
-        if self._open and self._unread and not self._waiting:
+        readable = self._frame > 0 < len(self._unread) or len(self._unread) >= FRAME_HEAD_BYTES
+        if self._open and readable and not self._waiting:
             self._waiting = True
             self._server.rounds.add(self._take_turn)
         self._pause(len(self._unread) > MOST_UNREAD)
 
     def _take_turn(self) -> None:
-        """Read a piece. A socket's buffer full of small frames takes a second."""
+        """Read a frame. A socket's buffer full of small ones takes a second."""
         self._waiting = False
-        piece = bytes(self._unread[:PIECE])
-        del self._unread[:PIECE]
         if self._open and self._transport and not self._transport.is_closing():
-            self._read(piece)
+            self._read(self._piece())
         if not self._open or self._transport is None or self._transport.is_closing():
             self._unread.clear()
         self._wait_for_turn()
+
+    def _piece(self) -> bytes:
+        """Take a frame out of what is unread, or of a large one what is there."""
+        if not self._frame:
+            self._frame = FRAME_HEAD_BYTES + int.from_bytes(self._unread[:3])
+        piece = bytes(self._unread[: min(self._frame, PIECE)])
+        del self._unread[: len(piece)]
+        self._frame -= len(piece)
+        return piece
 
     def _pause(self, paused: bool) -> None:
         """Stop or go on to take from the socket."""
