@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cilia.cli.errors import UserError
-from cilia.kit.documents import cut, yaml_loader
+from cilia.kit.documents import DocumentError, cut, read_yaml
 from cilia.kit.durations import parse_duration
 
 VARIABLE = "HUBBLE_CONFIG"
@@ -52,13 +52,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def parsed(path: Path, content: bytes) -> dict[str, Any]:
     """Keys and values. Raises UserError."""
-    # Imported late: most users have no such file.
-    import yaml
-
     try:
-        found = yaml.load(content, Loader=yaml_loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): mend or remove it") from None
+        found = read_yaml(content)
+    except DocumentError as error:
+        raise UserError(f"{path} can't be used ({error}): mend or remove it") from None
     if found is not None and not isinstance(found, dict):
         raise UserError(f"{path} has no settings such as `timeout: 5s`: mend or remove it")
     return {str(key): value for key, value in (found or {}).items() if key not in UNUSED}

@@ -20,6 +20,7 @@ from cilia.cluster.store import (
     RESOURCES,
     Resource,
 )
+from cilia.kit.documents import check_depth
 from cilia.kit.files import Stamp
 from cilia.model.resources.base import AnyObject
 
@@ -48,12 +49,8 @@ _KINDS = {
 }
 
 
-DEEPEST = 200
-"""So many levels may a document have; what parses YAML calls itself for each, on a stack that ends."""
 LONGEST_COPIES = 4 << 20
 """Characters that aliases may add to what a document says: a few lines can stand for gigabytes."""
-_PLAIN_LINE, _PLAIN_BRACKETS = 500, 100
-"""What has no longer line and not more brackets is shallow: each level of a block costs a column."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -107,22 +104,6 @@ def _parts(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
-
-
-def _check_depth(content: bytes) -> None:
-    """Raises ValueError for YAML that is nested too deep to be read."""
-    brackets = content.count(b"[") + content.count(b"{")
-    if brackets <= _PLAIN_BRACKETS and max(map(len, content.splitlines()), default=0) <= _PLAIN_LINE:
-        return
-    depth = 0
-    for event in yaml.parse(content, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                place = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
-                raise ValueError(f"{place}nested deeper than {DEEPEST} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -251,7 +232,16 @@ def parse(name: str, content: bytes) -> tuple[list[Manifest], list[Problem]]:
     problems: list[Problem] = []
     try:
         documents = list(_documents(content, json=name.endswith(".json")))
-    except (ValueError, RecursionError, yaml.YAMLError, msgspec.DecodeError) as error:
+    # Tags that contradict their values (`!!bool x`) raise whatever the library comes across.
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        yaml.YAMLError,
+        msgspec.DecodeError,
+    ) as error:
         return [], [_unreadable(name, error)]
     for number, document in enumerate(documents, 1):
         try:
@@ -270,7 +260,7 @@ def _documents(content: bytes, *, json: bool) -> Iterator[Any]:
     if json:
         yield msgspec.json.decode(content)
         return
-    _check_depth(content)
+    check_depth(content)
     for document in yaml.load_all(content.decode(), Loader=_Loader):
         if document is not None:
             yield document

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
@@ -23,6 +22,7 @@ from cilia.api.types import LocalBackend, LocalService
 from cilia.apps.agent.live import who
 from cilia.apps.agent.state import UNREADABLE
 from cilia.cluster.store import Invalid
+from cilia.kit.documents import read_yaml
 from cilia.kit.files import Stamp, stamp, write_atomic
 from cilia.model.service import Algorithm, Backend, ForwardingMode, Frontend, Protocol
 from cilia.schema import Inputs, LocalServiceRow
@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.5
 """Between two looks at the file's size and time."""
 FILE_LIMIT = 64 << 20
+VALUES_LIMIT = 10_000_000
 WEIGHT_LIMIT = 65_535
 AFFINITY_LIMIT = 86_400
 
@@ -248,15 +249,10 @@ class FileFollower:
 
     def _read(self) -> list[LocalServiceRow]:
         """Raises ValueError for what is no list of services."""
-        import yaml
-
         content = self._path.read_bytes()
         if len(content) > FILE_LIMIT:
             raise ValueError(f"it has more than {FILE_LIMIT >> 20} MiB")
-        try:
-            fields: Any = yaml.load(content, Loader=yaml.CSafeLoader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"it is no YAML: {' '.join(str(error).split())}") from error
+        fields = read_yaml(content, VALUES_LIMIT)
         specs = msgspec.convert(fields if fields is not None else {}, ServicesFile).services
         return _usable(specs, self._path.name)
 

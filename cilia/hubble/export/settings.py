@@ -27,11 +27,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from google.protobuf import json_format
 
 from cilia.hubble.export import field_trees
-from cilia.kit.documents import MOST_VALUES, cut, is_larger
+from cilia.kit.documents import DocumentError, cut, read_yaml
 from cilia.kit.durations import parse_duration
 from cilia.proto.flow import flow_pb2
 
@@ -99,11 +98,9 @@ def read_file(content: str) -> dict[str, ExportSettings]:
     if len(content) > LONGEST_FILE:
         raise ExportError(f"it has {len(content)} bytes, and {LONGEST_FILE} are the most that is read")
     try:
-        document = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ExportError("it is not YAML: " + " ".join(str(error).split())) from None
-    if is_larger(document):
-        raise ExportError(f"it has more than {MOST_VALUES} values: write fewer, or fewer aliases")
+        document = read_yaml(content)
+    except DocumentError as error:
+        raise ExportError(str(error)) from None
     entries = (document or {}).get("flowLogs") if isinstance(document or {}, dict) else None
     if document and not isinstance(entries, list | None):
         raise ExportError("flowLogs must be a list")

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
-from cilia.kit.documents import MOST_VALUES, cut, is_larger, yaml_loader
+from cilia.kit.documents import DocumentError, cut, read_yaml
 from cilia.proto.flow import flow_pb2
 
 METRICS = (
@@ -190,15 +190,11 @@ class MetricsFile(msgspec.Struct, frozen=True):
 
 def parse_yaml(content: bytes) -> tuple[MetricConfig, ...]:
     """Read the dynamic configuration. Raises MetricsError."""
-    import yaml
-
     try:
-        fields: Any = yaml.load(content, Loader=yaml_loader())
-        if is_larger(fields):
-            raise MetricsError(f"it has more than {MOST_VALUES} values: write fewer, or fewer aliases")
+        fields = read_yaml(content)
         entries = msgspec.convert(fields if fields is not None else {}, MetricsFile).metrics
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise MetricsError(f"it is no YAML: {' '.join(str(error).split())}") from error
+    except DocumentError as error:
+        raise MetricsError(str(error)) from error
     except msgspec.ValidationError as error:
         raise MetricsError(f"it is no list of metrics: {error}") from error
     return checked([of_entry(entry) for entry in entries])

@@ -91,13 +91,13 @@ def test_the_file_says_what_the_flag_says() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"metrics: [", "no YAML"),
+        (b"metrics: [", "not YAML"),
         (b"metrics: {}", "no list of metrics"),
         (b"metrics: [{contextOptions: []}]", "no metric ''"),
         (b"metrics: [{name: drop}, {name: drop}]", "there twice"),
         (b"metrics: [{name: drop, includeFilters: [{pod: [a]}]}]", "can't be read"),
-        (b"\xff\xfe\x00", "no YAML"),
-        (b"metrics: &a [*a, *a]", "more than 100000 values"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"metrics: &a [*a, *a]", "stands for what it is in"),
     ],
 )
 def test_a_file_that_is_wrong(content: bytes, words: str) -> None:

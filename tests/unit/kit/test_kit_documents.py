@@ -1,34 +1,73 @@
-"""How large a document is once its aliases are written out."""
+"""Documents of settings: read, or refused in one line, whatever they are."""
 
 from __future__ import annotations
 
-from cilia.kit.documents import cut, is_larger
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cilia.kit.documents import DocumentError, cut, read_yaml
+
+MERGED = "\n".join(
+    ["- &a0 {k: v}", *(f"- &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
+)
+"""Nine by nine by nine: 31 billion pairs before they become one."""
 
 
-def test_what_is_referred_to_twice_counts_twice() -> None:
-    words = ["a", "b", "c"]
-    assert not is_larger([words, words], 9)
-    assert is_larger([words, words], 8)
+def test_documents_are_read() -> None:
+    assert read_yaml("a: [1, &x yes, *x]") == {"a": [1, True, True]}
+    assert read_yaml(b"") is None
+    assert read_yaml("- {<<: {a: 1}, b: 2}") == [{"a": 1, "b": 2}]
 
 
-def test_names_and_values_of_a_mapping_count() -> None:
-    assert is_larger({"a": 1, "b": 2}, 4) and not is_larger({"a": 1, "b": 2}, 5)
+def test_values_count_as_often_as_they_are_referred_to() -> None:
+    text = "- &words [one, two, three]\n- *words"
+    assert read_yaml(text, 9) == [["one", "two", "three"]] * 2
+    with pytest.raises(DocumentError, match="more than 8 values"):
+        read_yaml(text, 8)
 
 
-def test_nine_levels_of_ten_are_refused_without_a_walk_over_all() -> None:
-    level: list[object] = ["word"] * 10
-    for _ in range(8):
-        level = [level] * 10
-    assert is_larger(level)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 200_000, "nested deeper than 200"),
+        ("{a: " * 100_000, "nested deeper than 200"),
+        ("- " * 100_000, "nested deeper than 200"),
+        ("? " * 100_000, "nested deeper than 200"),
+        ("\n".join(" " * n + "-" for n in range(1000)), "nested deeper than 200"),
+        (MERGED, "more than 100000 values"),
+        ("[" + "x, " * 200_000 + "]", "more than 100000 values"),
+        ("&a [*a]", "stands for what it is in"),
+        ("&a {<<: *a}", "stands for what it is in"),
+        ("!!bool x", "not YAML"),
+        ("!!timestamp x", "not YAML"),
+        ("!!int x", "not YAML"),
+        ("!!float ''", "not YAML"),
+        ("!!binary é", "not YAML"),
+        ("!!python/object/apply:os.system [id]", "not YAML"),
+        ("2026-99-99", "not YAML"),
+        ("9" * 10_000, "not YAML"),
+        ("? [a]\n: b", "not YAML"),
+        ("--- a\n--- b", "not YAML"),
+        ("\x00", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        ("\ud800", "not YAML"),
+    ],
+)
+def test_what_is_no_document_is_said_in_one_line(text: str | bytes, words: str) -> None:
+    with pytest.raises(DocumentError, match=words) as caught:
+        read_yaml(text)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_holds_itself_is_too_large() -> None:
-    own: list[object] = []
-    own.append(own)
-    own.append(own)
-    assert is_larger(own)
+@given(st.text(alphabet="[]{}&*!|>-?:,#%@`'\"ab<= \n\t0") | st.binary())
+def test_any_text_is_read_or_refused(text: str | bytes) -> None:
+    try:
+        read_yaml(text)
+    except DocumentError:
+        pass
 
 
-def test_a_long_text_is_cut() -> None:
+def test_texts_are_cut() -> None:
     assert cut("short") == "short"
-    assert cut("x" * 100, 10) == "x" * 10 + "..."
+    assert cut("x" * 100) == "x" * 60 + "..."
