@@ -12,7 +12,7 @@ takes them), and a field that is there with its default value means the same as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -169,7 +169,12 @@ class Packer:
 
 def joined(own: Sequence[bytes], shared: Sequence[Sequence[bytes]]) -> bytes:
     """One run of all messages; `own` has one piece more than each column of `shared`."""
-    return b"".join([*chain.from_iterable(zip(own, *shared, strict=False)), own[-1]])
+    width = 1 + len(shared)
+    pieces = [b""] * (len(own) * width - len(shared))
+    pieces[::width] = own
+    for place, column in enumerate(shared, 1):
+        pieces[place::width] = column
+    return b"".join(pieces)
 
 
 def split(block: bytes) -> list[bytes]:

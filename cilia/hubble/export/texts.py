@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-from cilia.hubble.columns import Events, Times, blobs, translated
+import numpy as np
+import numpy.typing as npt
+
+from cilia.hubble.columns import Events, Mask, blobs, translated
 from cilia.hubble.convert import whole
 from cilia.hubble.export import messages
 from cilia.hubble.export.field_trees import Tree
@@ -16,8 +19,9 @@ from cilia.proto.flow import flow_pb2
 REMEMBERED_TEXTS = 1 << 13
 """Per kind of fragment."""
 
-SOURCE_PLACE, DESTINATION_PLACE = 40_001, 40_002
-"""Ports that stand for any in a text that is filled in later."""
+PORTS = ("source_port", "destination_port")
+BOTH_PORTS = b'"source_port":%d,"destination_port":%d}}'
+"""How `l4` ends where both are shown."""
 
 
 class Texts:
@@ -36,67 +40,88 @@ class Texts:
 
 
 class Transports:
-    """The JSON member `l4`. Ports seldom come twice: all but them is remembered, and they stand between."""
-
-    width = 5
-    """Columns: what stands before, source port, what stands between, destination port, what stands after."""
+    """The JSON member `l4`. Ports seldom come twice, so they stand at its end; all before is remembered."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[bytes, bytes, bytes]] = {}
+        self._known: dict[int, bytes] = {}
 
     def columns(self, rows: Rows) -> list[list[bytes]]:
-        """Texts to be joined row by row, with a comma in front; ports that are 0 are not shown."""
+        """Two columns of text to be joined row by row, with a comma in front: what stands before the ports,
+        and they."""
         events = rows.events
-        source, destination = self.ports(events)
-        key = (source == 0).astype(np.int64) | (destination == 0).astype(np.int64) << 1
+        ports = ports_shown(events)
+        key = some(ports).astype(np.int64)
         for shift, name in ((8, "protocol"), (16, "tcp_flags"), (24, "icmp_type"), (32, "icmp_code")):
             key |= events[name].astype(np.int64) << shift
         distinct, first, place = np.unique(key, return_index=True, return_inverse=True)
         texts = [
-            self._texts(word, rows, index)
+            self._head(word, events[index : index + 1])
             for word, index in zip(distinct.tolist(), first.tolist(), strict=True)
         ]
-        places = place.tolist()
-        before, between, after = ([texts[place][part] for place in places] for part in range(3))
-        return [before, port_texts(source), between, port_texts(destination), after]
+        return [list(map(texts.__getitem__, place.tolist())), port_texts(ports)]
 
-    def ports(self, events: Events) -> tuple[Times, Times]:
-        """Both ports as they are shown; 0: not at all."""
-        ported = LAYER4_KEYS[events["protocol"]] != 0
-        source = np.where(translated(events), events["original_source_port"], events["source_port"])
-        return np.where(ported, source, 0), np.where(ported, events["destination_port"], 0)
-
-    def around(self, events: Events) -> list[tuple[bytes, bytes, bytes]]:
-        """The text of each event around its ports."""
-        return [self._split(events[place : place + 1]) for place in range(len(events))]
-
-    def _texts(self, key: int, rows: Rows, index: int) -> tuple[bytes, bytes, bytes]:
+    def _head(self, key: int, event: Events) -> bytes:
         known = self._known.get(key)
         if known is None:
             if len(self._known) > REMEMBERED_TEXTS:
                 self._known.clear()
-            known = self._known[key] = self._split(rows.events[index : index + 1])
+            (known,) = heads(event)
+            self._known[key] = known
         return known
 
-    def _split(self, event: Events) -> tuple[bytes, bytes, bytes]:
-        """The text of an event around its ports."""
-        event = blobs(event).copy().view(event.dtype)
-        for name, port in (
-            ("source_port", SOURCE_PLACE),
-            ("original_source_port", SOURCE_PLACE),
-            ("destination_port", DESTINATION_PLACE),
-        ):
-            event[name] = np.where(event[name] == 0, 0, port)
-        (fragment,) = whole(transports(event))
-        text = messages.members(flow_pb2.Flow.FromString(fragment))
-        before, _, rest = text.rpartition(b"%d" % SOURCE_PLACE)
-        between, _, after = rest.rpartition(b"%d" % DESTINATION_PLACE)
-        return before, between, after
+
+class Ports(NamedTuple):
+    """Ports as they are shown, one of each per row; 0: not at all."""
+
+    source: npt.NDArray[np.uint16]
+    destination: npt.NDArray[np.uint16]
+    ported: Mask
+    """The protocol has some."""
 
 
-def port_texts(ports: Times) -> list[bytes]:
-    """Ports as they stand in JSON; nothing for 0."""
-    return list(map(PORT_TEXTS.__getitem__, ports.tolist()))
+def ports_shown(events: Events) -> Ports:
+    """The ports of each flow."""
+    ported = LAYER4_KEYS[events["protocol"]] != 0
+    source, destination = events["source_port"], events["destination_port"]
+    was = translated(events)
+    if was.any():
+        source = np.where(was, events["original_source_port"], source)
+    if not ported.all():
+        source, destination = np.where(ported, source, 0), np.where(ported, destination, 0)
+    return Ports(source, destination, ported)
 
 
-PORT_TEXTS = [b"", *(b"%d" % port for port in range(1, 1 << 16))]
+def some(ports: Ports) -> Mask:
+    """Where any port is shown."""
+    return np.asarray((ports.source | ports.destination) != 0)
+
+
+def heads(events: Events) -> list[bytes]:
+    """The text of `l4` of each event up to its ports, with a comma in front."""
+    bare = blobs(events).copy().view(events.dtype)
+    for name in (*PORTS, "original_source_port"):
+        bare[name] = 0
+    ports = ports_shown(events)
+    texts = (messages.members(flow_pb2.Flow.FromString(fragment)) for fragment in whole(transports(bare)))
+    return [
+        head(text, shown) if ported else text
+        for text, shown, ported in zip(texts, some(ports).tolist(), ports.ported.tolist(), strict=True)
+    ]
+
+
+def head(text: bytes, shown: bool) -> bytes:
+    """All but the end of a header without ports, ready for `shown` ones."""
+    text = text.removesuffix(b"}}")
+    return text + b"," if shown and not text.endswith(b"{") else text
+
+
+def port_texts(ports: Ports) -> list[bytes]:
+    """How `l4` ends, of each flow."""
+    texts = [
+        BOTH_PORTS % pair for pair in zip(ports.source.tolist(), ports.destination.tolist(), strict=True)
+    ]
+    for index in np.flatnonzero((ports.source == 0) | (ports.destination == 0)).tolist():
+        pairs = zip(PORTS, (int(ports.source[index]), int(ports.destination[index])), strict=True)
+        shown = b",".join(b'"%b":%d' % (name.encode(), port) for name, port in pairs if port)
+        texts[index] = shown + b"}}" if ports.ported[index] else b""
+    return texts

@@ -1,8 +1,8 @@
 """Lines of whole flows, many in one run of bytes: what is its own in every flow is made as columns.
 
-    end of the line   time, UUID   meaning, ports, flags           sockets   names, pair
+    end of the line   time, UUID   meaning, flags   ports   sockets   names, pair
     before
-    ◄─────────── own ────────────► ◄─ remembered around ports ──► ◄───────► ◄─ remembered ─► ◄─ next's own
+    ◄─────────── own ────────────► ◄─ remembered ─► ◄─own─► ◄───────► ◄─ remembered ─► ◄─ next's own
 
 So a line costs a few references to bytes, and all of them are joined once (as `hubble.blocks` does for
 messages). What is remembered is made of the texts of fragments, so what differs in one of them is soon there.
@@ -12,25 +12,21 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from cilia.hubble.blocks import HEX_DIGITS, Packer, hex_digits
+from cilia.hubble.blocks import HEX_DIGITS, Packer, hex_digits, joined
 from cilia.hubble.columns import Times
 from cilia.hubble.convert import END_COLUMNS, MEANING_FIELDS, PAIR_FIELDS, Converter, end_columns, whole
 from cilia.hubble.encode import NANOSECONDS
-from cilia.hubble.export.texts import Texts, Transports, port_texts
+from cilia.hubble.export.texts import Texts, heads, port_texts, ports_shown, some
 from cilia.hubble.meaning import has_sockets
 from cilia.hubble.past import Meanings
 from cilia.hubble.remembered import Remembered
 from cilia.hubble.store import Rows
-
-Around = tuple[bytes, bytes, bytes]
-"""Before, between and after ports."""
 
 REMEMBERED = 1 << 13
 """Texts of each kind."""
@@ -58,10 +54,9 @@ class WholeLines:
         self._converter = converter
         self._texts = texts
         self._own = Own(run, tail)
-        self._transports = Transports()
-        self._keys_of_meanings = Packer(MEANING_FIELDS, [("shown", "u1")])
+        self._keys_of_meanings = Packer(MEANING_FIELDS, [("shown", "?")])
         self._keys_of_ends = Packer(PAIR_FIELDS, END_COLUMNS)
-        self._known_meanings: Remembered[bytes, Around] = Remembered(REMEMBERED, total)
+        self._known_meanings: Remembered[bytes, bytes] = Remembered(REMEMBERED, len)
         self._known_ends: Remembered[bytes, bytes] = Remembered(REMEMBERED, len)
         self._generations: tuple[int, ...] = ()
 
@@ -71,26 +66,18 @@ class WholeLines:
             return b""
         self._forget_compacted()
         events = rows.events
-        source, destination = self._transports.ports(events)
-        shown = (source == 0).view(np.uint8) | (destination == 0).view(np.uint8) << np.uint8(1)
-        keys = self._keys_of_meanings.pack(events, [shown])
-        before, between, after = zip(*self._known_meanings.find(keys, rows, self._around_ports), strict=True)
-        keys = self._keys_of_ends.pack(events, end_columns(rows))
-        parts: list[Sequence[bytes]] = [before, port_texts(source), between, port_texts(destination), after]
+        ports = ports_shown(events)
+        keys = self._keys_of_meanings.pack(events, [some(ports)])
+        parts = [self._known_meanings.find(keys, rows, self._meanings_to_ports), port_texts(ports)]
         if has_sockets(events):
             parts.append(self._column("sockets", rows))
+        keys = self._keys_of_ends.pack(events, end_columns(rows))
         parts.append(self._known_ends.find(keys, rows, self._ends))
-        own = self._own.pieces(rows)
-        return b"".join([*chain.from_iterable(zip(own, *parts, strict=False)), own[-1]])
+        return joined(self._own.pieces(rows), parts)
 
-    def _around_ports(self, rows: Rows) -> list[Around]:
-        """What a flow says of itself, around its ports."""
-        meanings = self._column("meanings", rows)
-        around = self._transports.around(rows.events)
-        return [
-            (meaning + before, between, after)
-            for meaning, (before, between, after) in zip(meanings, around, strict=True)
-        ]
+    def _meanings_to_ports(self, rows: Rows) -> list[bytes]:
+        """What a flow says of itself, its ports last."""
+        return whole([self._column("meanings", rows), heads(rows.events)])
 
     def _ends(self, rows: Rows) -> list[bytes]:
         """Both sides, the service and the pair."""
@@ -141,11 +128,6 @@ class Own:
             for near in (index, index + 1):
                 pieces[near] = pieces[near].replace(b'"%b"' % digits, b'"%b"' % short)
         return cast(list[bytes], pieces)
-
-
-def total(parts: Around) -> int:
-    """Bytes of all three."""
-    return sum(map(len, parts))
 
 
 def stamp_digits(moments: Times) -> npt.NDArray[np.void]:

@@ -134,6 +134,28 @@ def test_random_flows_read_as_the_protobuf_library_writes_them() -> None:
                 assert json.loads(line) == json.loads(text)
 
 
+@pytest.mark.parametrize("mask", [None, ["l4", "verdict"]])
+def test_ports_of_any_value_stand_in_any_header(mask: list[str] | None) -> None:
+    flows = store()
+    ports = [(0, 0), (7, 0), (0, 7), (65_535, 1)]
+    flows.append(
+        [
+            events(
+                *(
+                    {"protocol": protocol, "tcp_flags": flags, "source_port": source, "destination_port": to}
+                    for protocol in (6, 17, 132, 1, 112, 99)
+                    for flags in (0, 18)
+                    for source, to in ports
+                )
+            )
+        ],
+        offset=WALL,
+    )
+    converter = Converter(flows, NODE)
+    maker = LineMaker(flows, NODE, converter, field_trees.parse(mask or []))
+    assert parsed(lines_of(maker, flows)) == expected(converter, flows, mask)
+
+
 def test_names_are_those_of_now_when_the_store_has_forgotten_others() -> None:
     flows = store(capacity=64)
     converter = Converter(flows, NODE)
