@@ -81,12 +81,21 @@ def parse_reasons(text: str) -> frozenset[int]:
 class DropEvents:
     """Drops in, notices out; time is an argument."""
 
-    def __init__(self, store: FlowStore, reasons: frozenset[int], interval: float = DEFAULT_INTERVAL) -> None:
-        """`interval`: seconds between two notices with the same words."""
+    def __init__(
+        self,
+        store: FlowStore,
+        reasons: frozenset[int],
+        interval: float = DEFAULT_INTERVAL,
+        *,
+        extended: bool = False,
+    ) -> None:
+        """`interval`: seconds between two notices with the same words. `extended`: policies go with the place
+        of the rule in their YAML."""
         self._store = store
         self._reasons = np.array(sorted(reasons))
         self._names = {number: flow_pb2.DropReason.Name(number).lower() for number in reasons}  # type: ignore[arg-type]
         self._interval = interval
+        self._extended = extended
         self._known: dict[tuple[Subject, str], Memory] = {}
         self._by_pod: Counter[Subject] = Counter()
         self.suppressed = 0
@@ -123,7 +132,7 @@ class DropEvents:
         message = (
             f"{'Incoming' if incoming else 'Outgoing'} {what} dropped ({self._names[word & 0xFF]}) "
             f"{'from' if incoming else 'to'} {named(peer, address)} {transport(word)}"
-            f"{policies(self._store.rules.values[key[5]])}"
+            f"{policies(self._store.rules.values[key[5]], extended=self._extended)}"
         )
         self._remember((pod.namespace, pod.pod), message, count, first, last)
 
@@ -194,11 +203,13 @@ def transport(word: int) -> str:
     return f"{name}/{word >> 24 & 0xFFFF}" if protocol in WITH_PORTS else name
 
 
-def policies(rules: Rules) -> str:
-    """Which policies are behind it, as the end of a sentence; nothing where none is."""
+def policies(rules: Rules, *, extended: bool = False) -> str:
+    """Which policies are behind it, as the end of a sentence; nothing where none is. `extended`: with the
+    place of the rule in their YAML."""
     names = list(
         dict.fromkeys(
-            f"{rule.kind} {rule.namespace}/{rule.name}" if rule.namespace else f"{rule.kind} {rule.name}"
+            f"{rule.kind} {'/'.join(filter(None, (rule.namespace, rule.name)))}"
+            f"{f' {rule.path}' if extended else ''}"
             for rule in rules.row.rules
         )
     )

@@ -7,17 +7,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.agent_node import AgentNode, agent_node
+from cilia.api.types import Health
+from tests.support.agent_node import ANSWERED, UNANSWERED, AgentNode, agent_node
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")]
 
+SETTLE = 0.5
+"""Seconds without another flow, after which none is under way."""
 CILIA = (sys.executable, "-P", "-c", "from cilia.apps.ctl import main; main()")
 DENY = {
     "apiVersion": "cilium.io/v2",
@@ -68,7 +72,8 @@ def answers(node: AgentNode, *filters: str) -> list[dict[str, Any]]:
 
 
 def reaches(node: AgentNode, pod: str) -> bool:
-    return node.reaches("client", node.addresses[pod][0], timeout=0.2)
+    due = pod == "open"
+    return node.reaches("client", node.addresses[pod][0], timeout=ANSWERED if due else UNANSWERED)
 
 
 def reported(node: AgentNode) -> Counter[str]:
@@ -83,13 +88,15 @@ def reported(node: AgentNode) -> Counter[str]:
 
 
 def mark_the_end(node: AgentNode) -> None:
-    """Wait until what was reported so far can be read: the reader takes 20 ms."""
-    seen = -1
+    """Wait until what was reported so far can be read: the reader takes 20 ms, and longer when it is busy."""
+    seen, since = -1, 0.0
 
     def settled() -> bool:
-        nonlocal seen
+        nonlocal seen, since
         before, seen = seen, node.client.status().hubble.seen_flows
-        return before == seen
+        if before != seen:
+            since = time.monotonic()
+        return time.monotonic() - since > SETTLE
 
     until(settled, "the reader")
 
@@ -126,6 +133,43 @@ def test_without_aggregation_every_packet_is_reported(node: AgentNode) -> None:
     many = reported(node)["FORWARDED"]
     cilia(node, "config", "MonitorAggregationLevel=medium")
     assert reported(node)["FORWARDED"] < many
+
+
+def test_without_correlation_flows_name_no_policy(node: AgentNode) -> None:
+    assert denied(node)["ingress_denied_by"][0]["name"] == "deny"
+    node.agent.end()
+    node.start("env", "CILIA_HUBBLE_NETWORK_POLICY_CORRELATION_ENABLED=false")
+    assert "ingress_denied_by" not in denied(node)
+    node.agent.end()
+    node.start()
+
+
+def denied(node: AgentNode) -> dict[str, Any]:
+    """The newest denial."""
+    reaches(node, "closed")
+    until(lambda: answers(node, "--type", "policy-verdict", "--verdict", "DROPPED"), "a denial")
+    return dict(answers(node, "--type", "policy-verdict", "--verdict", "DROPPED")[-1]["flow"])
+
+
+def test_a_denial_is_told_to_who_asks_for_verdicts(node: AgentNode) -> None:
+    told = denied(node)
+    assert (told["event_type"], told["drop_reason_desc"]) == ({"type": 5}, "POLICY_DENIED")
+    line = cilia(node, "observe", "--type", "policy-verdict", "--verdict", "DROPPED", "--last", "1")
+    assert "policy-verdict:none INGRESS DENIED (TCP Flags: SYN)" in line
+
+
+def test_without_hubble_policies_hold_and_nobody_is_told(node: AgentNode) -> None:
+    node.agent.end()
+    node.start("env", "CILIA_ENABLE_HUBBLE=false", hubble_metrics="drop")
+    assert reaches(node, "open")
+    assert not reaches(node, "closed")
+    status = node.client.status()
+    assert status.hubble.state == Health.DISABLED
+    assert status.hubble.seen_flows == 0
+    assert not (node.state / "hubble.sock").exists()
+    node.agent.end()
+    node.start()
+    assert "FORWARDED" in reported(node)
 
 
 def test_what_a_limit_held_back_is_told_as_lost(node: AgentNode) -> None:

@@ -26,12 +26,15 @@ class TableDirectory:
         *,
         cluster: str,
         device: Callable[[int], str],
+        policies: bool = True,
     ) -> None:
+        """`policies`: whether rules are told."""
         self._inputs = inputs
         self._desired = desired
         self._services = services
         self._cluster = cluster
         self._device = device
+        self._policies = policies
 
     def revision(self) -> int:
         """The tables' revisions together: each only grows, so the sum changes with any of them."""
@@ -77,7 +80,7 @@ class TableDirectory:
         return ()
 
     def rules(self, cookie: int) -> CookieRow | None:
-        return self._desired.cookies.get(Cookie(cookie))
+        return self._desired.cookies.get(Cookie(cookie)) if self._policies else None
 
     def service(self, number: int) -> Service | None:
         return _service(self._services.entry(number))

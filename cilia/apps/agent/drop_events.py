@@ -37,8 +37,6 @@ WAITING = 1000
 """Notices that wait for the API server."""
 REMEMBERED = 4096
 """Events whose counts may grow."""
-AT_ONCE = 20
-"""Events written in one go; the rest is next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,10 @@ class DropEventSettings:
     """Seconds between two writes about the same drops."""
     reasons: str = DEFAULT_REASONS
     """Names of drop reasons, with blanks or commas."""
+    extended: bool = False
+    """Name the place in the YAML, too."""
+    rate_limit: int = 20
+    """Writes per second, the rest is next; 0: as many as there are."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -71,7 +73,9 @@ class DropEventWriter:
         self._inputs = inputs
         self._clock = clock
         self._node = node
-        self._drops = DropEvents(flows, parse_reasons(settings.reasons), settings.interval)
+        self._drops = DropEvents(
+            flows, parse_reasons(settings.reasons), settings.interval, extended=settings.extended
+        )
         self._waiting: deque[DropNotice] = deque()
         self._written: dict[tuple[str, str, str], Written] = {}
         """By namespace, pod and message; the oldest are forgotten first."""
@@ -122,7 +126,8 @@ class DropEventWriter:
 
     async def tell(self, store: Store) -> None:
         """Write some Events. Raises StoreError; what was not written is tried again."""
-        for _ in range(min(AT_ONCE, len(self._waiting))):
+        # Called once in LOOK_SECONDS.
+        for _ in range(min(self._settings.rate_limit or WAITING, len(self._waiting))):
             notice = self._waiting[0]
             if await self._write(store, notice):
                 self.told += 1

@@ -180,13 +180,17 @@ class Doors:
 class PeerList:
     """Tells the peer service of every node in the cluster, as the table of nodes has them."""
 
-    def __init__(self, peers: Peers, nodes: Table[str, Node], own: Peer, *, cluster: str, port: int) -> None:
-        """`port`: of all observers in the cluster; 0: only this one is told, for it has no port."""
+    def __init__(
+        self, peers: Peers, nodes: Table[str, Node], own: Peer, *, cluster: str, port: int, ipv6: bool = False
+    ) -> None:
+        """`port`: of all observers in the cluster; 0: only this one is told, for it has no port. `ipv6`: that
+        address of nodes which have one."""
         self._peers = peers
         self._nodes = nodes
         self._own = own
         self._cluster = cluster
         self._port = port
+        self._ipv6 = ipv6
         self._changed = asyncio.Event()
         nodes.listen(self._changed.set)
 
@@ -206,16 +210,23 @@ class PeerList:
             name = f"{self._cluster}/{node.name}"
             if name != self._own.name and node.addresses:
                 secured = server_name(node.name, self._cluster) if self._own.tls_name else ""
-                yield Peer(name, at(node.addresses[0], self._port), secured)
+                yield Peer(name, at(preferred(node.addresses, self._ipv6), self._port), secured)
 
 
-def own_peer(settings: DoorSettings, node: str, cluster: str, addresses: tuple[str, ...]) -> Peer:
+def preferred(addresses: tuple[str, ...], ipv6: bool) -> str:
+    """The first of the wanted family, or the first there is."""
+    return next((address for address in addresses if (":" in address) == ipv6), addresses[0])
+
+
+def own_peer(
+    settings: DoorSettings, node: str, cluster: str, addresses: tuple[str, ...], *, ipv6: bool = False
+) -> Peer:
     """How other nodes reach this observer; without a port, how this node does."""
     name = f"{cluster}/{node}"
     if not settings.address:
         return Peer(name, f"unix://{settings.socket}")
     host, port = split_address(settings.address)
-    reachable = host if host not in ("", "0.0.0.0", "::") else addresses[0]
+    reachable = host if host not in ("", "0.0.0.0", "::") else preferred(addresses, ipv6)
     return Peer(name, at(reachable, port), server_name(node, cluster) if settings.cert_file else "")
 
 

@@ -16,6 +16,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from cilia import __version__
 from cilia.apps.agent import exporting
 from cilia.apps.agent.agent_events import AgentEventWriter
@@ -48,6 +50,8 @@ from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 from cilia.schema import Desired, Inputs
 
+log = structlog.get_logger(__name__)
+
 if TYPE_CHECKING:
     from cilia.hubble.history.keeper import History
 
@@ -67,9 +71,18 @@ class Observability:
         self._settings = settings
         self._clock = clock
         self._kernel = kernel
-        self._owners = SocketOwners(inputs, desired, settings.cgroup_root)
+        if "hubble_event_queue_size" in settings.sources:
+            log.info("--hubble-event-queue-size is without meaning: events wait in no queue here")
+        self._owners = SocketOwners(
+            inputs, desired, settings.cgroup_root, pods_only=settings.hubble_skip_unknown_cgroup_ids
+        )
         directory = TableDirectory(
-            inputs, desired, state.service_maps, cluster=settings.cluster_name, device=kernel.device_name
+            inputs,
+            desired,
+            state.service_maps,
+            cluster=settings.cluster_name,
+            device=kernel.device_name,
+            policies=settings.hubble_network_policy_correlation_enabled,
         )
         self.store = FlowStore(kernel.event_dtype, directory, capacity=settings.hubble_capacity)
         self._name = f"{settings.cluster_name}/{settings.node_name}"
@@ -90,7 +103,8 @@ class Observability:
         self.drop_events = drop_events(settings, self.store, inputs, clock)
         """Started once the cluster's objects are known."""
         ways = door_settings(settings)
-        own = own_peer(ways, settings.node_name, settings.cluster_name, kernel.addresses)
+        ipv6 = settings.hubble_prefer_ipv6
+        own = own_peer(ways, settings.node_name, settings.cluster_name, kernel.addresses, ipv6=ipv6)
         observer = Observer(
             self.store,
             self._facts,
@@ -106,7 +120,9 @@ class Observability:
         observer.past = self.history
         peers = Peers([own])
         port = split_address(ways.address)[1] if ways.address else 0
-        self._peer_list = PeerList(peers, inputs.nodes, own, cluster=settings.cluster_name, port=port)
+        self._peer_list = PeerList(
+            peers, inputs.nodes, own, cluster=settings.cluster_name, port=port, ipv6=ipv6
+        )
         health = Health(["observer.Observer", "peer.Peer"])
         self._happened = EventLog()
         agent = EventStream("/observer.Observer/GetAgentEvents", self._happened, self._name, clock)
@@ -126,7 +142,9 @@ class Observability:
         )
 
     async def open(self, stack: AsyncExitStack) -> None:
-        """Answer clients until the stack closes. Raises StartError."""
+        """Answer clients until the stack closes, unless Hubble is off. Raises StartError."""
+        if not self._settings.enable_hubble:
+            return
         if self.history is not None:
             try:
                 await self.history.open()
@@ -137,7 +155,9 @@ class Observability:
         await self.doors.open(stack)
 
     def start(self, tasks: TaskGroup) -> None:
-        """Begin what goes on as long as the agent runs."""
+        """Begin what goes on as long as the agent runs, unless Hubble is off."""
+        if not self._settings.enable_hubble:
+            return
         self.doors.start(tasks)
         self.metrics.start(tasks)
         if self.history is not None:
@@ -147,6 +167,8 @@ class Observability:
 
     def tell(self, tasks: TaskGroup, revision: Callable[[], int]) -> Callable[[], None]:
         """Begin to note what the agent does; `revision`: of its policies. What to call after each step."""
+        if not (self._settings.enable_hubble and self._settings.tells_of_agent):
+            return lambda: None
         writer = AgentEventWriter(self._happened, *self._tables, revision, self._clock)
         writer.start()
         tasks.spawn("note agent events", writer.run())
@@ -236,6 +258,8 @@ def drop_events(settings: AgentSettings, flows: FlowStore, inputs: Inputs, clock
         enabled=settings.hubble_drop_events,
         interval=settings.hubble_drop_events_interval,
         reasons=settings.hubble_drop_events_reasons,
+        extended=settings.hubble_drop_events_extended,
+        rate_limit=settings.hubble_drop_events_rate_limit,
     )
     try:
         return DropEventWriter(wanted, flows, inputs, clock, node=settings.node_name)

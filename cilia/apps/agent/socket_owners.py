@@ -15,7 +15,7 @@ import numpy as np
 
 from cilia.dataplane.bpf import Array
 from cilia.dataplane.maps import packing
-from cilia.hubble.columns import FLAG_IPV6, KIND_SOCKET, PRE_REVERSE
+from cilia.hubble.columns import FLAG_IPV6, KIND_SOCKET, PRE_REVERSE, VERDICT_DROPPED, blobs
 from cilia.model.endpoint import HOST_ENDPOINT, Endpoint
 from cilia.model.ids import EndpointId
 from cilia.schema import Desired, Inputs
@@ -31,26 +31,33 @@ LOOKED_AT = 16
 class SocketOwners:
     """Fills in who connects: endpoint, identity and address."""
 
-    def __init__(self, inputs: Inputs, desired: Desired, root: Path | None) -> None:
-        """`root`: the control group whose sockets are translated."""
+    def __init__(
+        self, inputs: Inputs, desired: Desired, root: Path | None, *, pods_only: bool = False
+    ) -> None:
+        """`root`: the control group whose sockets are translated. `pods_only`: leave out translations of
+        sockets that belong to no pod and not to the node."""
         self._attachments = inputs.attachments
         self._desired = desired
         self._root = root
+        self._pods_only = pods_only
         self._revision = -1
         self._known: dict[int, EndpointId] = {}
         """By control group."""
         self._searched = -SEARCH_SECONDS
 
     def tell(self, events: Array) -> Array:
-        """The same events, those of sockets with their owners."""
+        """The same events, those of sockets with their owners; without translations of strangers', if so
+        wanted."""
         if self._root is None or not (events["kind"] == KIND_SOCKET).any():
             return events
         events = events.copy()
+        strange = (events["kind"] == KIND_SOCKET) & (events["verdict"] != VERDICT_DROPPED)
         for at in np.flatnonzero((events["kind"] == KIND_SOCKET) & (events["cgroup"] != 0)):
             owner = self._owner(int(events["cgroup"][at]))
             if owner is not None:
                 self._write(events[at : at + 1], owner)
-        return events
+                strange[at] = False
+        return blobs(events)[~strange].view(events.dtype) if self._pods_only and strange.any() else events
 
     def _write(self, event: Array, owner: EndpointId) -> None:
         side = "destination" if event["point"][0] >= PRE_REVERSE else "source"

@@ -114,6 +114,21 @@ def test_nothing_is_lost_while_the_store_is_away_for_a_while() -> None:
     asyncio.run(story(Story()))
 
 
+@pytest.mark.parametrize(("rate", "written"), [(2, [2, 4, 5]), (0, [5, 5, 5])])
+def test_writes_have_a_limit(rate: int, written: list[int]) -> None:
+    async def story(world: Story) -> None:
+        settings = DropEventSettings(enabled=True, interval=60.0, rate_limit=rate)
+        world.writer = DropEventWriter(settings, world.flows, Inputs(), world.clock, node="n1")
+        await world.happen(*[{**DROP, "destination_port": 80 + number} for number in range(5)])
+        told = []
+        for _ in written:
+            await world.writer.tell(world.store)
+            told.append(len(await world.written()))
+        assert told == written
+
+    asyncio.run(story(Story()))
+
+
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drop_events, "WAITING", 3)
 

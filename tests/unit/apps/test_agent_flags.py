@@ -96,6 +96,26 @@ def test_sockets_are_beside_the_state_unless_somebody_says_where(started: list[A
         ("--hubble-history-max-age 7D", "hubble_history_max_age", 604_800.0),
         ("--node-port-range 30000-30009", "node_ports", (30000, 30009)),
         ("--no-enable-host-firewall", "host_firewall", False),
+        ("--hubble-monitor-events drop", "bpf_events_drop_enabled", True),
+        ("--hubble-monitor-events drop", "bpf_events_trace_enabled", False),
+        ("--hubble-monitor-events drop", "bpf_events_policy_verdict_enabled", False),
+        ("--hubble-monitor-events drop", "tells_of_agent", False),
+        ("--hubble-monitor-events drop", "silence", "forwarded packets and policy verdicts not reported"),
+        ("--hubble-monitor-events Trace,agent --trace-sock", "trace_sock", False),
+        ("--hubble-monitor-events trace,agent", "tells_of_agent", True),
+        ("--hubble-monitor-events l7,trace-sock", "trace_sock", True),
+        ("--hubble-monitor-events= --no-bpf-events-trace-enabled", "bpf_events_trace_enabled", False),
+        ("--hubble-monitor-events=", "silence", ""),
+        ("--enable-hubble=false", "events", False),
+        ("--enable-hubble=false --hubble-metrics drop", "hubble_metrics", ""),
+        ("--no-enable-hubble --hubble-history-dir flows", "hubble_history_dir", None),
+        ("--enable-hubble=true", "events", True),
+        ("--hubble-event-queue-size=4096", "hubble_event_queue_size", 4096),
+        (
+            "--hubble-network-policy-correlation-enabled=false",
+            "hubble_network_policy_correlation_enabled",
+            False,
+        ),
     ],
 )
 def test_what_is_written_has_its_meaning(
@@ -116,6 +136,7 @@ def test_what_is_written_has_its_meaning(
         ("--bpf-events-default-rate-limit 10", "set both or none"),
         ("--hubble-capacity 1000", "power of two"),
         ("--hubble-capacity -4", "power of two"),
+        ("--hubble-monitor-events drop,http", "of drop, debug, capture, trace"),
         ("--hubble-lost-event-send-interval 0", "must be a duration"),
         ("--hubble-history-max-bytes 0", "must be a number of bytes"),
         ("--hubble-history-max-age forever", "no length of time"),
@@ -131,6 +152,14 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
     code, said = run(*words.split())
     assert (code, started) == (2, [])
     assert sentence in said.strip().splitlines()[-1]
+
+
+def test_what_only_watched_events_decide_comes_from_there(started: list[AgentSettings]) -> None:
+    run("--no-bpf-events-trace-enabled", CILIA_HUBBLE_MONITOR_EVENTS="trace drop")
+    (settings,) = started
+    assert settings.bpf_events_trace_enabled
+    assert settings.sources["bpf_events_trace_enabled"] == "environment"
+    assert settings.sources["trace_sock"] == "environment"
 
 
 def test_help_has_a_heading_for_each_part() -> None:

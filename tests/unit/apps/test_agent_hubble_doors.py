@@ -174,6 +174,26 @@ def test_peers_follow_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     run(story)
 
 
+@pytest.mark.parametrize(("ipv6", "address"), [(False, "192.0.2.2"), (True, "[fd00::2]")])
+def test_of_two_families_one_is_preferred(ipv6: bool, address: str) -> None:
+    nodes: Table[str, Node] = Table("nodes", lambda row: row.name)
+    nodes.put(Node(name="b", addresses=("192.0.2.2", "fd00::2")))
+    nodes.put(Node(name="c", addresses=("192.0.2.3",)))
+    own = own_peer(settings(**TLS), "a", "default", ("192.0.2.1", "fd00::1"), ipv6=ipv6)
+    assert own.address == f"{'[fd00::1]' if ipv6 else '192.0.2.1'}:4244"
+
+    async def story(tasks: TaskGroup, _stack: AsyncExitStack) -> None:
+        peers = Peers()
+        made = PeerList(peers, nodes, own, cluster="default", port=4244, ipv6=ipv6)
+        tasks.spawn("peers", made.run())
+        await until_async(lambda: len(peers.all()) == 3, "three peers")
+        told = {peer.name: peer.address for peer in peers.all()}
+        assert told["default/b"] == f"{address}:4244"
+        assert told["default/c"] == "192.0.2.3:4244"
+
+    run(story)
+
+
 def test_without_a_port_only_this_node_is_told() -> None:
     nodes: Table[str, Node] = Table("nodes", lambda row: row.name)
     nodes.put(Node(name="b", addresses=("192.0.2.2",)))

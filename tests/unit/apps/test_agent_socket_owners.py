@@ -13,6 +13,8 @@ from cilia.apps.agent import socket_owners
 from cilia.apps.agent.socket_owners import SocketOwners
 from cilia.dataplane.bpf import Array
 from cilia.dataplane.maps import packing
+from cilia.hubble.columns import VERDICT_DROPPED
+from cilia.hubble.store import joined
 from cilia.model.endpoint import HOST_ENDPOINT, Attachment, Endpoint, EndpointState
 from cilia.model.ids import EndpointId, IdentityId
 from cilia.model.labels import Labels
@@ -101,6 +103,18 @@ def test_what_is_not_known_or_no_socket_stays_as_it_was(node: Node) -> None:
     nothing = SocketOwners(node.inputs, node.desired, None)
     row = event(node.group)
     assert nothing.tell(row.copy()) == row
+
+
+def test_translations_of_strangers_are_left_out_if_so_wanted(node: Node) -> None:
+    picky = SocketOwners(node.inputs, node.desired, node.root, pods_only=True)
+    refused = event(node.empty)
+    refused["verdict"] = VERDICT_DROPPED
+    rows = [event(node.empty), event(node.group), refused, event(0), event(node.empty, kind=2)]
+    told = picky.tell(joined(rows, rows[0].dtype))
+    assert told["kind"].tolist() == [4, 4, 2]
+    assert [side(told[at : at + 1], "source")[2] for at in range(3)] == [POD, 0, 0]
+    assert len(picky.tell(event(node.empty))) == 0
+    assert len(node.owners.tell(joined(rows, rows[0].dtype))) == len(rows)
 
 
 def test_pods_that_go_are_forgotten(node: Node) -> None:

@@ -61,6 +61,14 @@ def test_a_pod_that_may_not_reach_somebody() -> None:
     ]
 
 
+def test_the_place_in_the_yaml_is_told_if_so_wanted() -> None:
+    story = Story()
+    story.drops = DropEvents(story.flows, parse_reasons(DEFAULT_REASONS), extended=True)
+    row = {**DROP, "reason": 181, "direction": 2, "egress_cookie": DENY_DB}
+    ((_, words),) = story.words(row)
+    assert words.endswith("denied by CiliumClusterwideNetworkPolicy no-db spec.egressDeny[1].toEndpoints[0]")
+
+
 def test_the_world_has_a_name_and_icmp_no_port() -> None:
     row = {**DROP, "direction": 2, "protocol": 1, "icmp_type": 8}
     row |= {"destination": "192.0.2.80", "destination_identity": 2, "destination_endpoint": 0}

@@ -32,7 +32,9 @@ AGENT_FLAGS = """
     hubble-redact-http-userinfo hubble-redact-kafka-apikey hubble-redact-http-headers-allow
     hubble-redact-http-headers-deny hubble-drop-events hubble-drop-events-interval hubble-drop-events-reasons
     monitor-aggregation bpf-events-drop-enabled bpf-events-trace-enabled bpf-events-policy-verdict-enabled
-    bpf-events-default-rate-limit bpf-events-default-burst-limit
+    bpf-events-default-rate-limit bpf-events-default-burst-limit enable-hubble hubble-event-queue-size
+    hubble-monitor-events hubble-prefer-ipv6 hubble-network-policy-correlation-enabled
+    hubble-skip-unknown-cgroup-ids hubble-drop-events-extended hubble-drop-events-rate-limit
 """.split()  # noqa: SIM905
 
 RELAY_FLAGS = """

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cilia.apps.agent.settings.datapath import DatapathSettings
 from cilia.apps.agent.settings.drop_notices import DropNoticeSettings
@@ -34,6 +35,21 @@ PARTS: tuple[tuple[str, type], ...] = (
     ("Hubble: redaction", RedactionSettings),
 )
 """Each with its heading."""
+WITHOUT_HUBBLE: Mapping[str, Any] = {
+    "events": False,
+    "hubble_capacity": 1,
+    "hubble_metrics": "",
+    "hubble_dynamic_metrics_config_path": None,
+    "hubble_drop_events": False,
+    "hubble_export_file_path": "",
+    "hubble_flowlogs_config_path": None,
+    "hubble_listen_address": "",
+    "hubble_disable_tls": False,
+    "hubble_tls_cert_file": None,
+    "hubble_tls_key_file": None,
+    "hubble_tls_client_ca_files": "",
+}
+"""What there is of it where it is off, whatever flags say."""
 
 
 class SettingsError(ValueError):
@@ -64,13 +80,18 @@ class AgentSettings(
         """With what follows from other settings and from the machine. Raises SettingsError."""
         self.check()
         history = self.hubble_history_dir
+        watched = self.watched
+        source = self.sources.get("hubble_monitor_events", "default")
         return dataclasses.replace(
             self,
+            **watched,
+            **({} if self.enable_hubble else WITHOUT_HUBBLE),
+            sources={**self.sources, **dict.fromkeys(watched, source)},
             node_name=self.node_name or os.uname().nodename,
             api_socket=self._in_state("api_socket", self.api_socket),
             cni_socket=self._in_state("cni_socket", self.cni_socket),
             hubble_socket=self._in_state("hubble_socket", self.hubble_socket),
-            hubble_history_dir=self.state_dir / history if history else None,
+            hubble_history_dir=self.state_dir / history if history and self.enable_hubble else None,
             cgroup_root=self.cgroup_root or cgroup_mount(),
         )
 

@@ -21,3 +21,9 @@ class DropNoticeSettings:
     hubble_drop_events_reasons: Annotated[
         str, Option(help="Names of drop reasons, with blanks or commas.")
     ] = "auth_required policy_denied policy_deny"
+    hubble_drop_events_extended: Annotated[
+        bool, Option(help="Name the place in the YAML of each policy, too.")
+    ] = False
+    hubble_drop_events_rate_limit: Annotated[
+        int, Option(min=0, help="Writes per second at most, the rest waits; 0: no limit.")
+    ] = 20

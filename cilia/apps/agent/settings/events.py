@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import BadParameter, Option
 
@@ -18,6 +18,10 @@ AGGREGATION: Mapping[str, str] = {
 """What is understood, Cilium's words and numbers, and what it means."""
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 """From the lowest bit on (RFC 9293, section 3.1)."""
+MONITOR_EVENTS = (
+    *("drop", "debug", "capture", "trace", "policy-verdict", "recorder", "trace-sock", "l7", "agent"),
+)
+"""What monitors of Cilium tell apart. Of debug, capture, recorder and l7 there are none here."""
 MOST_EVENTS = 1_000_000
 """Of a limit: more a second than the data path has packets to tell of."""
 
@@ -28,6 +32,14 @@ def aggregation(text: str) -> str:
     if found is None:
         raise BadParameter("must be none, low or medium")
     return found
+
+
+def monitor_events(text: str) -> str:
+    """Names with commas or blanks, once each; empty: all."""
+    names = text.lower().replace(",", " ").split()
+    if not set(names) <= set(MONITOR_EVENTS):
+        raise BadParameter(f"must be names with commas, of {', '.join(MONITOR_EVENTS)}")
+    return ",".join(dict.fromkeys(names))
 
 
 def events_limit(text: str | int) -> int:
@@ -104,6 +116,32 @@ class EventSettings:
             "anyway."
         ),
     ] = False
+
+    hubble_monitor_events: Annotated[
+        str,
+        Option(
+            parser=monitor_events,
+            help="Report only these kinds of events, with commas, of drop, trace, policy-verdict, trace-sock "
+            "and agent. Empty: as the flags above say.",
+        ),
+    ] = ""
+
+    @property
+    def watched(self) -> dict[str, Any]:
+        """The switches above as `hubble_monitor_events` sets them; none where it says nothing."""
+        kinds = self.hubble_monitor_events.split(",")
+        fields = {
+            "bpf_events_drop_enabled": "drop",
+            "bpf_events_trace_enabled": "trace",
+            "bpf_events_policy_verdict_enabled": "policy-verdict",
+            "trace_sock": "trace-sock",
+        }
+        return {field: kind in kinds for field, kind in fields.items()} if kinds[0] else {}
+
+    @property
+    def tells_of_agent(self) -> bool:
+        """Whether what the agent does is an event."""
+        return not self.hubble_monitor_events or "agent" in self.hubble_monitor_events.split(",")
 
     @property
     def silence(self) -> str:

@@ -15,6 +15,12 @@ from cilia.kit.flags import period, power_of_two
 class HubbleServerSettings:
     """How many flows are kept in memory, and the doors to them."""
 
+    enable_hubble: Annotated[
+        bool,
+        Option(
+            help="Off: no events, no socket, no metrics, no files, whatever the other flags of Hubble say."
+        ),
+    ] = True
     hubble_capacity: Annotated[
         int,
         Option(
@@ -40,6 +46,9 @@ class HubbleServerSettings:
         str,
         Option(help="[HOST]:PORT of Hubble for other nodes; empty: :4244 with certificates, none without."),
     ] = ""
+    hubble_prefer_ipv6: Annotated[
+        bool, Option(help="Tell relays the IPv6 address of nodes that have one of either family.")
+    ] = False
     hubble_disable_tls: Annotated[
         bool, Option(help="Serve Hubble on TCP to everybody who can connect, in plain text.")
     ] = False
@@ -57,3 +66,15 @@ class HubbleServerSettings:
         Option(parser=period, show_default="1s", help="Between two notes to one client about lost events."),
     ] = 1.0
     """Seconds; what happens in between is added up."""
+    hubble_network_policy_correlation_enabled: Annotated[
+        bool, Option(help="Name the policies that decided in flows, metrics and Events.")
+    ] = True
+    hubble_skip_unknown_cgroup_ids: Annotated[
+        bool, Option(help="Leave out translations of sockets that belong to no pod and not to the node.")
+    ] = False
+    hubble_event_queue_size: Annotated[
+        int,
+        Option(
+            min=0, help="Taken for the sake of files that have it, and without meaning: nothing queues here."
+        ),
+    ] = 0
