@@ -22,6 +22,7 @@ import structlog
 from cilia.cluster.store import NAMESPACES, Listing, Resource, StoreError
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.kit.clock import Clock
+from cilia.kit.tasks import TaskGroup
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,11 @@ ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", 
 REVIEWS = 16
 """Access reviews asked at a time for one viewer."""
 REMEMBERED = 1024
-"""Viewers remembered; then the oldest are forgotten."""
+"""Viewers remembered, and refused tokens beside them; then the oldest are forgotten."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises of an answer that is none, or has too many brackets."""
+ASKED = 64
+"""Tokens asked about at a time: strangers with many can't take all calls, nor flood the API server."""
 
 
 class Reviews(Protocol):
@@ -56,6 +61,8 @@ class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds an answer holds; a right that was withdrawn is noticed after so long."""
     remember_refusal: float = 10.0
     """Seconds a token that is not valid stays refused without asking again."""
+    patience: float = 15.0
+    """Seconds for all reviews of one viewer together; then nobody is let in."""
     namespaces: int = 1000
     """The most namespaces asked for one viewer, one review each."""
     mask_addresses: bool = False
@@ -117,50 +124,69 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class Access:
-    """Answers who a token is and what it may see."""
+    """Answers who a token is and what it may see; end it with `close`."""
 
     def __init__(self, reviews: Reviews, settings: AccessSettings, clock: Clock) -> None:
         self._reviews = reviews
         self.settings = settings
         self._clock = clock
-        self._remembered: dict[bytes, Remembered] = {}
-        self._asking: dict[bytes, asyncio.Lock] = {}
+        self._viewers: dict[bytes, Remembered] = {}
+        self._refused: dict[bytes, Remembered] = {}
+        """Apart, so that many bad tokens don't push out the good ones."""
+        self._asking: dict[bytes, asyncio.Task[Remembered]] = {}
+        self._tasks = TaskGroup()
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._tasks.close()
 
     async def viewer(self, headers: Mapping[str, str]) -> Viewer:
-        """Of a call. Raises RpcError: UNAUTHENTICATED, PERMISSION_DENIED, or UNAVAILABLE."""
+        """Of a call.
+
+        Raises RpcError: UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED or UNAVAILABLE.
+        """
         token = bearer(headers)
         # The token itself is not kept.
         key = hashlib.sha256(token.encode()).digest()
-        lock = self._asking.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                known = self._remembered.get(key)
-                if known is None or known.until <= self._clock.monotonic():
-                    known = await self._ask(key, token)
-        finally:
-            if not lock.locked():
-                self._asking.pop(key, None)
+        known = self._viewers.get(key) or self._refused.get(key)
+        if known is None or known.until <= self._clock.monotonic():
+            # All who wait share one answer, also a failure; who goes away does not take it from the others.
+            known = await asyncio.shield(self._asking.get(key) or self._begin(key, token))
         if isinstance(known.answer, RpcError):
             raise RpcError(known.answer.code, known.answer.sentence)
         return known.answer
 
+    def _begin(self, key: bytes, token: str) -> asyncio.Task[Remembered]:
+        if len(self._asking) >= ASKED:
+            sentence = f"{ASKED} other tokens are being checked: try again later"
+            raise RpcError(Code.RESOURCE_EXHAUSTED, sentence)
+        asking = self._asking[key] = self._tasks.spawn("review of a viewer", self._ask(key, token))
+        asking.add_done_callback(lambda _: self._asking.pop(key))
+        return asking
+
     async def _ask(self, key: bytes, token: str) -> Remembered:
-        self._remembered.pop(key, None)
-        answer: Viewer | RpcError
+        self._viewers.pop(key, None)
+        self._refused.pop(key, None)
         settings = self.settings
         try:
-            answer, holds = await self._review(token), settings.remember
-        except StoreError as error:
-            log.warning("viewers can't be checked", reason=str(error))
+            async with asyncio.timeout(settings.patience):
+                viewer = await self._review(token)
+        except (StoreError, TimeoutError) as error:
+            reason = str(error) or f"no answer within {settings.patience:g} s"
+            log.warning("viewers can't be checked", reason=reason)
             sentence = "the Kubernetes API can't be asked what you may see: try again later"
-            raise RpcError(Code.UNAVAILABLE, sentence) from None
+            return Remembered(RpcError(Code.UNAVAILABLE, sentence), 0.0)
         except RpcError as error:
-            answer, holds = error, settings.remember_refusal
-        known = Remembered(answer, self._clock.monotonic() + holds)
-        while len(self._remembered) >= REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[key] = known
-        return known
+            return self._remember(self._refused, key, error, settings.remember_refusal)
+        return self._remember(self._viewers, key, viewer, settings.remember)
+
+    def _remember(
+        self, memory: dict[bytes, Remembered], key: bytes, answer: Viewer | RpcError, seconds: float
+    ) -> Remembered:
+        while len(memory) >= REMEMBERED:
+            del memory[next(iter(memory))]
+        memory[key] = Remembered(answer, self._clock.monotonic() + seconds)
+        return memory[key]
 
     async def _review(self, token: str) -> Viewer:
         user = await self._user(token)
@@ -220,7 +246,7 @@ class Access:
         listing = await self._reviews.list(NAMESPACES)
         try:
             objects = [msgspec.json.decode(item, type=_Object) for item in listing.items]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"a namespace is no object: {error}") from error
         return sorted(each.metadata.name for each in objects)
 
@@ -229,7 +255,7 @@ class Access:
         answer = await self._reviews.create(resource, msgspec.json.encode(body))
         try:
             return msgspec.json.decode(answer, type=model)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"the answer to a {resource.kind} is none: {error}") from error
 
 

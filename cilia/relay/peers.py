@@ -24,6 +24,11 @@ protocol has no mark at its end."""
 CHECK_SECONDS = 20.0
 CHECK_PATIENCE = 10.0
 
+LONGEST = 1024
+"""Characters of a peer's name, address or server name: what no host's and no socket's has."""
+MOST = 10_000
+"""Peers taken of a peer service: twice as many as the largest clusters have."""
+
 TlsFor = Callable[[str], ssl.SSLContext | None]
 """A context for a server of that name; None: plain text."""
 
@@ -57,6 +62,8 @@ class PeerService:
         self._tls = tls
         self._server_name = server_name
         self._known: dict[str, Peer] = {}
+        self._left_out = False
+        """Whether it was said that peers of this connection are left out."""
         self.problem = "the peer service was not reached yet"
         """Why the list may be old; empty while it is followed."""
 
@@ -79,6 +86,7 @@ class PeerService:
         try:
             call = channel.call(NOTIFY, b"")
             heard: set[str] = set()
+            self._left_out = False
             settled = False
             while True:
                 try:
@@ -110,8 +118,21 @@ class PeerService:
         if change.type == peer_pb2.PEER_DELETED:
             self._known.pop(change.name, None)
         elif change.name and change.address:
-            self._known[change.name] = Peer(change.name, change.address, change.tls.server_name)
+            self._take(Peer(change.name, change.address, change.tls.server_name))
         return change.name
+
+    def _take(self, peer: Peer) -> None:
+        """Know a peer, if it can be one: whom the peer service can name may have named itself."""
+        reason = ""
+        if not all(is_word(text) for text in (peer.name, peer.address, peer.tls_name)):
+            reason = f"a name or address is longer than {LONGEST} characters or not printable"
+        elif peer.name not in self._known and len(self._known) >= MOST:
+            reason = f"there are more than {MOST:,}"
+        if not reason:
+            self._known[peer.name] = peer
+        elif not self._left_out:
+            self._left_out = True
+            log.warning("peers are left out", first=peer.name[:64], reason=reason)
 
     def _keep_only(self, names: set[str]) -> None:
         """Forget peers that a new connection did not tell again."""
@@ -120,3 +141,8 @@ class PeerService:
             del self._known[name]
         if gone:
             self._changed(list(self._known.values()))
+
+
+def is_word(text: str) -> bool:
+    """Whether a text can name something, and be told in a sentence."""
+    return len(text) <= LONGEST and text.isprintable()

@@ -147,13 +147,13 @@ class Relay:
         self.numbers = Numbers()
         self.pool = Pool(options.pool, tls_for(options.client_tls))
         self.health = Health(["observer.Observer"])
-        access = Access(options.reviews, options.access, self.clock) if options.reviews else None
+        self.access = Access(options.reviews, options.access, self.clock) if options.reviews else None
         said = RelaySettings(
             version=__version__,
             node_name=f"{options.cluster_name}/{socket.gethostname()}",
             answer=options.answer,
         )
-        observer = RelayObserver(self.pool, said, self.clock, self.numbers, access)
+        observer = RelayObserver(self.pool, said, self.clock, self.numbers, self.access)
         reflection = Reflection([observer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
         self.server = Server({**observer.methods(), **self.health.methods(), **reflection.methods()})
         self.probes = Server(self.health.methods())
@@ -170,6 +170,8 @@ class Relay:
         stack.callback(self.tally.close)
         stack.callback(self.tidy.close)
         stack.push_async_callback(self.pool.close)
+        if self.access:
+            stack.push_async_callback(self.access.close)
         stack.push_async_callback(self.server.close)
         stack.push_async_callback(self.probes.close)
 

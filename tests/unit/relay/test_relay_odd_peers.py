@@ -1,0 +1,113 @@
+"""What a peer service may say of peers, and what must not end the relay: names, addresses, numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+
+from cilia.hubble.peer import Peer, Peers
+from cilia.hubble.rpc.server import Server
+from cilia.relay import peers as relay_peers
+from cilia.relay.peers import LONGEST, PeerService
+from cilia.relay.pool import Pool, PoolSettings
+
+pytestmark = pytest.mark.timeout(60)
+
+ODD = [
+    Peer("nul", "192.0.2.1:4244", "a\0b"),
+    Peer("line\nbreak", "192.0.2.1:4244"),
+    Peer("escape", "192.0.2.1:4244\x1b[2J"),
+    Peer("n" * (LONGEST + 1), "192.0.2.1:4244"),
+    Peer("long", "a" * (1 << 20)),
+    Peer("", "192.0.2.1:4244"),
+    Peer("nowhere", ""),
+]
+GOOD = Peer("default/worker-1", "192.0.2.1:4244", "worker-1.default.hubble-grpc.cilium.io")
+
+
+async def heard(path: Path, told: list[Peer], then: list[Peer] | None = None) -> list[list[Peer]]:
+    """The lists that a follower of a peer service gets, which tells of these peers, and then of others."""
+    service = Peers(told)
+    server = Server(service.methods())
+    await server.listen_unix(path)
+    lists: list[list[Peer]] = []
+    came = asyncio.Event()
+
+    def changed(peers: object) -> None:
+        lists.append(list(peers))  # type: ignore[call-overload]
+        came.set()
+
+    following = asyncio.ensure_future(PeerService(f"unix://{path}", changed, lambda _name: None).run())
+    try:
+        async with asyncio.timeout(20):
+            await came.wait()
+            if then is not None:
+                came.clear()
+                service.update(then)
+                await came.wait()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await server.close()
+    return lists
+
+
+def test_what_can_be_no_peer_is_left_out_and_the_others_are_taken(tmp_path: Path) -> None:
+    assert asyncio.run(heard(tmp_path / "peers.sock", [*ODD, GOOD]))[-1] == [GOOD]
+
+
+def test_peers_beyond_a_bound_are_left_out_until_others_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_peers, "MOST", 3)
+    crowd = [Peer(f"{number}", "192.0.2.1:4244") for number in range(5)]
+    moved = [Peer(f"{number}", "192.0.2.2:4244") for number in range(3)]
+    fresh = Peer("fresh", "192.0.2.9:4244")
+    lists = asyncio.run(heard(tmp_path / "peers.sock", crowd, [*moved[1:], *crowd[3:], fresh]))
+    assert lists[0] == crowd[:3]
+    assert set(lists[-1]) == {*moved[1:], fresh}, (
+        "known ones may move, and new ones have the place of gone ones"
+    )
+
+
+ADDRESSES = ["", ":", "a:-1", "[::1", "\0", "..:1", ".a:1", "é:1", "unix:", "unix:///\0", "/", "x" * 300]
+NAMES = [".foo", "a" * 300, "ü", "*", "a..b", "-", "xn--zzzz", "127.0.0.1"]
+
+
+async def problems(addresses: list[str], names: list[str]) -> list[str]:
+    """What the pool says of peers with such addresses, or behind TLS with such names."""
+
+    async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    listener = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    pool = Pool(PoolSettings(dial_timeout=10.0), lambda _name: context)
+    tried = asyncio.Event()
+    pool.listeners.add(lambda: None if any(link.dialling for link in pool.links()) else tried.set())
+    peers = [Peer(f"address-{number}", address) for number, address in enumerate(addresses)]
+    peers += [Peer(f"name-{number}", f"127.0.0.1:{port}", name) for number, name in enumerate(names)]
+    try:
+        pool.set_peers(peers)
+        async with asyncio.timeout(50):
+            while not (tried.is_set() or pool.failed.is_set()):
+                await asyncio.wait(
+                    [asyncio.ensure_future(each.wait()) for each in (tried, pool.failed)],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        assert not pool.failed.is_set()
+        return [link.problem for link in pool.links()]
+    finally:
+        listener.close()
+        await pool.close()
+
+
+def test_no_address_and_no_name_ends_the_relay() -> None:
+    found = asyncio.run(problems(ADDRESSES, NAMES))
+    assert len(found) == len(ADDRESSES) + len(NAMES)
+    assert all("can't be reached" in problem or "not accepted" in problem for problem in found), found
