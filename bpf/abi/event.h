@@ -86,10 +86,18 @@ enum event_flags {
 	EVENT_FIRST_REPORT = 1 << 3, /* opens a flow */
 	EVENT_LAST_REPORT = 1 << 4,  /* closes a flow */
 	EVENT_JUDGED_APART = 1 << 5, /* events of their own tell what was judged */
+	/* In a record: it stands for that side's verdict, too, which comes before the trace. */
+	EVENT_WITH_EGRESS_VERDICT = 1 << 6,
+	EVENT_WITH_INGRESS_VERDICT = 1 << 7,
 };
 
 /* One fixed record for everything the data path says: no fields come later without a new layout
- * version. Addresses and ports are as on the wire; times are bpf_ktime_get_ns. */
+ * version. Addresses and ports are as on the wire; times are bpf_ktime_get_ns.
+ *
+ * Verdicts that let a flow begin differ from the trace of its first packet in kind and direction
+ * alone. So the record of such a trace may stand for them, too: its flags say for which. Whoever
+ * reads the ring makes events of it: egress verdict, ingress verdict, trace, numbered from
+ * sequence on. */
 struct event {
 	__u64 time;
 	__u64 sequence; /* per CPU and ring; a gap is a loss */

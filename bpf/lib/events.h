@@ -231,6 +231,13 @@ static __always_inline __u8 direction_of_trace(const struct flow *flow)
 	return flow->direction;
 }
 
+/* How many events the record of a packet stands for. */
+static __always_inline __u32 events_within(const struct flow *flow)
+{
+	return 1 + !!(flow->flags & EVENT_WITH_EGRESS_VERDICT) +
+	       !!(flow->flags & EVENT_WITH_INGRESS_VERDICT);
+}
+
 /* Returns whether there is room for it. Global, as parse_headers is, and for the same reason: it
  * can't follow the pointers in a flow. */
 __noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
@@ -241,19 +248,21 @@ __noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
 	struct event *event;
 	__u64 sequence;
 	bool priority;
+	__u32 count;
 
 	if (!flow || !happening || !settings || !state)
 		return false;
 	priority = happening->ring == RING_PRIORITY;
-	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], 1)
-			    : __sync_fetch_and_add(&state->sequence[1], 1);
-	if (!may_emit(settings, happening->ring, happening->kind,
-		      deciding_cookie(flow, happening->direction)))
+	count = events_within(flow);
+	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], count)
+			    : __sync_fetch_and_add(&state->sequence[1], count);
+	if (count == 1 && !may_emit(settings, happening->ring, happening->kind,
+				    deciding_cookie(flow, happening->direction)))
 		return false;
 	event = priority ? bpf_ringbuf_reserve(&events_priority, sizeof(*event), 0)
 			 : bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		__sync_fetch_and_add(priority ? &state->lost[0] : &state->lost[1], 1);
+		__sync_fetch_and_add(priority ? &state->lost[0] : &state->lost[1], count);
 		return false;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
@@ -318,9 +327,14 @@ static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flo
 	emit(skb, flow, &trace);
 }
 
+/* This side's rules let the flow begin. Who is not isolated has nobody to name. */
+static __always_inline bool let_begin(const struct flow *flow, __u32 side)
+{
+	return flow->state == CONNECTION_NEW && flow->cookie[side];
+}
+
 /* One side's word about a packet that goes on: that it would have denied it, or that its rules let
- * the flow begin. Who is not isolated has nobody to name; what is allowed must not wash drops away.
- */
+ * the flow begin. What is allowed must not wash drops away. */
 static __always_inline void report_verdict(struct __sk_buff *skb, struct flow *flow, __u32 side,
 					   __u8 audited)
 {
@@ -332,7 +346,7 @@ static __always_inline void report_verdict(struct __sk_buff *skb, struct flow *f
 	    .direction = side == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
 	};
 
-	if (audited || (flow->state == CONNECTION_NEW && flow->cookie[side]))
+	if (audited || let_begin(flow, side))
 		emit(skb, flow, &verdict);
 }
 
@@ -348,13 +362,30 @@ static __noinline int report_verdicts(struct __sk_buff *skb, struct flow *flow)
 	return 0;
 }
 
-/* A packet that goes on. */
+/* What rules let begin is told in the record of the trace that follows. */
+static __always_inline void enclose_verdicts(struct flow *flow)
+{
+	flow->flags |= EVENT_JUDGED_APART;
+	if (let_begin(flow, CT_EGRESS))
+		flow->flags |= EVENT_WITH_EGRESS_VERDICT;
+	if (let_begin(flow, CT_INGRESS))
+		flow->flags |= EVENT_WITH_INGRESS_VERDICT;
+}
+
+/* A packet that goes on. What audit let pass goes by another ring than the trace, and a limit holds
+ * back one event at a time: then verdicts have records of their own. */
 static __noinline int report_passing(struct __sk_buff *skb, struct flow *flow)
 {
+	bool traced = flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES);
+
 	if ((flow->flags & EVENT_FIRST_REPORT || flow->audited) &&
-	    !is_muted(flow->settings, NODE_MUTE_VERDICTS))
-		report_verdicts(skb, flow);
-	if (flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES))
+	    !is_muted(flow->settings, NODE_MUTE_VERDICTS)) {
+		if (traced && !flow->audited && !flow->settings->event_rate)
+			enclose_verdicts(flow);
+		else
+			report_verdicts(skb, flow);
+	}
+	if (traced)
 		report_trace(skb, flow);
 	return 0;
 }

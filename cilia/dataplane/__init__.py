@@ -5,8 +5,8 @@ decision about what should be (that is `control`), any meaning of an event (that
 the desired tables of `schema` and nobody else's calls; events leave as numpy batches. The only room that
 opens bpf(2) and netlink.
 
-    Desired tables ──► order ──► maps.* ──► bpf ──► kernel maps          ringbuf ──► batches of events
-                         │                            ▲                     ▲
+    Desired tables ──► order ──► maps.* ──► bpf ──► kernel maps        ringbuf, records ──► batches of events
+                         │                            ▲                   ▲
                          └─────► links ──► netlink    loader (programs, pins, attach)
 
 Beside that line: `sweeps` forgets what flows left behind, `verify` compares all of it with what was desired.

@@ -19,6 +19,7 @@ import numpy as np
 from cilia import abi
 from cilia.dataplane.bpf import Array, Map
 from cilia.dataplane.maps.nodes import Settings
+from cilia.dataplane.records import Records
 
 HEADER_BYTES = 8
 BUSY = np.uint32(1 << 31)
@@ -30,7 +31,7 @@ CALM_SECONDS = 0.040
 CALM_PART = 16
 """A ring fills slowly when a poll finds less than one part of so many in it."""
 RUN, SHORTEST_RUN = 8192, 256
-"""Records that a poll takes from a ring at most: some 10 ms of the loop with what is made of them; fewer
+"""Events that a poll takes from a ring at most: some 10 ms of the loop with what is made of them; fewer
 where that takes long, since all of them are about strangers."""
 QUICK_SECONDS, SLOW_SECONDS = 0.004, 0.010
 """Of work on a run that is followed by a longer or a shorter one."""
@@ -65,9 +66,10 @@ class Batch(msgspec.Struct, frozen=True):
 class Ring:
     """One ring, mapped. Not thread-safe; one reader per ring."""
 
-    def __init__(self, ring: Map, event: np.dtype[np.void]) -> None:
+    def __init__(self, ring: Map, layout: abi.Layout) -> None:
         self.fd = ring.fd
-        self._event = event
+        event = self._event = layout.dtype("event")
+        self._records = Records(layout)
         self._size = ring.info.max_entries
         self._stride = HEADER_BYTES + (event.itemsize + 7) // 8 * 8
         page = mmap.PAGESIZE
@@ -88,8 +90,8 @@ class Ring:
         return int(self._produced[0]) - int(self._consumed[0])
 
     def read(self, limit: int | None = None) -> Array:
-        """Complete records, copied out, oldest first; all, or at most `limit`. An empty array when there are
-        none."""
+        """Complete events, copied out, oldest first: all, or as many as `limit` and what comes in the same
+        record. An empty array when there are none."""
         consumed = int(self._consumed[0])
         count = (int(self._produced[0]) - consumed) // self._stride
         if limit is not None:
@@ -102,13 +104,15 @@ class Ring:
         busy = (headers & BUSY) != 0
         if busy.any():
             count = int(busy.argmax())
-            run, headers = run[:count], headers[:count]
-        events = run[:, HEADER_BYTES : HEADER_BYTES + self._event.itemsize].copy()
+            run = run[:count]
+        records = run[:, HEADER_BYTES : HEADER_BYTES + self._event.itemsize].copy().reshape(-1)
+        records = records.view(self._event)
+        counts = self._records.counts(records)
+        counts[(headers[:count] & DISCARDED) != 0] = 0
+        if limit is not None and counts.sum() > limit:
+            count = int(np.searchsorted(np.cumsum(counts), limit)) + 1
         self._consumed[0] = consumed + count * self._stride
-        discarded = (headers & DISCARDED) != 0
-        if discarded.any():
-            events = events[~discarded]
-        return events.reshape(-1).view(self._event)
+        return self._records.events(records[:count], counts[:count])
 
     def close(self) -> None:
         """Unmap; the ring and what is unread stay."""
@@ -224,8 +228,7 @@ class RingReader:
     ) -> None:
         """`rings`: events_priority and events, in the order of enum event_ring. A CPU that `taken` does not
         tell of counts from its first record to its last."""
-        event = layout.dtype("event")
-        self._rings = [Ring(ring, event) for ring in rings]
+        self._rings = [Ring(ring, layout) for ring in rings]
         self._taken: Taken = taken or (lambda: [{}] * len(rings))
         self._losses = [LossCounter(at, begun) for at, begun in enumerate(self._taken())]
         self._settings = settings
@@ -256,7 +259,7 @@ class RingReader:
             ring.close()
 
     def drain(self, limit: int | None = None) -> int:
-        """Deliver what is there now, of each ring at most `limit` events; how many."""
+        """Deliver what is there now, of each ring some `limit` events at most; how many."""
         parts = [ring.read(limit) for ring in self._rings]
         calm = all(len(part) < ring.calm for ring, part in zip(self._rings, parts, strict=True))
         self.pace = CALM_SECONDS if calm else POLL_SECONDS

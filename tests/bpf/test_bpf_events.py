@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from cilia.dataplane import bpf
 from tests.support.datapath_ears import Ears, ahead, back
 from tests.support.datapath_world import (
     DENY,
@@ -408,3 +412,69 @@ def test_log_rules_do_not_change_what_is_reported(world: World, ears: Ears) -> N
     world.set_policy(2, (Rule(INGRESS, cookie=50, flags=2),))
     world.from_pod(world.pod_a, ahead("S"))
     assert [int(event["ingress_cookie"]) for event in ears.traces()] == [50]
+
+
+def records_of(world: World) -> int:
+    """How many records the ring of traces has been given so far."""
+    ring = world.dataplane.maps["events"]
+    with mmap.mmap(ring.fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE) as page:
+        (produced,) = struct.unpack_from("<Q", page, 0)
+    return int(produced) // (8 + world.layout.dtype("event").itemsize)
+
+
+@pytest.mark.parametrize(
+    ("muted", "limit", "expected"),
+    [("", 0, 1), ("VERDICTS", 0, 1), ("TRACES", 0, 2), ("", 1000, 3)],
+)
+def test_verdicts_travel_with_the_trace_if_there_is_one(
+    world: World, ears: Ears, muted: str, limit: int, expected: int
+) -> None:
+    world.settings["event_rate"][0] = world.settings["event_burst"][0] = limit
+    if muted:
+        world.settings["flags"][0] |= world.layout.value(f"NODE_MUTE_{muted}")
+    before = records_of(world)
+    world.from_pod(world.pod_a, ahead("S"))
+    assert records_of(world) - before == expected
+    found = [(int(event["kind"]), int(event["direction"])) for event in ears.read()[1]]
+    verdicts, traces = [(VERDICT, EGRESS), (VERDICT, INGRESS)], [(TRACE, INGRESS)]
+    assert found == verdicts * (muted != "VERDICTS") + traces * (muted != "TRACES")
+
+
+def test_only_sides_with_rules_are_in_the_record(world: World, ears: Ears) -> None:
+    world.set_policy(2, (Rule(INGRESS, cookie=0),))
+    world.from_pod(world.pod_a, ahead("S"))
+    world.set_policy(1, (Rule(EGRESS, cookie=0),))
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst="10.0.0.12") / UDP(sport=5, dport=53))
+    found = [(int(event["kind"]), int(event["direction"])) for event in ears.read()[1]]
+    assert found == [(VERDICT, EGRESS), (TRACE, INGRESS), (TRACE, INGRESS)]
+
+
+def test_numbers_follow_each_other_across_records(world: World, ears: Ears) -> None:
+    world.from_pod(world.pod_a, ahead("S"))
+    world.from_pod(world.pod_b, back("SA"))
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst="10.0.0.12") / UDP(sport=5, dport=53))
+    numbers = [int(event["sequence"]) for event in ears.read()[1]]
+    assert len(numbers) == 7 and numbers == list(range(numbers[0], numbers[0] + 7))
+
+
+def test_a_record_that_is_lost_counts_for_all_it_stands_for(world: World, ears: Ears) -> None:
+    state = world.dataplane.maps["event_state"]
+
+    def told() -> tuple[int, int]:
+        found = state.lookup(np.uint32(0))
+        assert found is not None
+        return int(found["lost"][:, 1].sum()), int(found["sequence"][:, 1].sum())
+
+    world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
+    lost = told()[0]
+    world.from_pod(world.pod_a, ahead("A"))
+    context = bytearray(192)
+    struct.pack_into("<I", context, 40, world.pod_a.ifindex)
+    packet = bytes(Ether(src=world.pod_a.mac, dst=world.pod_a.host_mac) / ahead("A"))
+    program = world.dataplane.programs["from_container"]
+    while told()[0] == lost:
+        bpf.test_run(program, packet, context=bytes(context), repeat=5000)
+    before = told()
+    world.from_pod(world.pod_a, IP(src="10.0.0.11", dst="10.0.0.12") / UDP(sport=5, dport=53))
+    assert told() == (before[0] + 3, before[1] + 3)
+    ears.read()

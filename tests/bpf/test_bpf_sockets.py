@@ -270,7 +270,7 @@ def test_a_refusal_is_counted_and_told(services: ServiceMaps, world: World) -> N
     reason = world.layout.value("DROP_SERVICE_BACKEND_NOT_FOUND")
     index = np.uint32(reason * 4 + world.layout.value("DIRECTION_EGRESS"))
     services.add((VIP4, 80))
-    with closing(Ring(world.dataplane.maps["events"], world.layout.dtype("event"))) as ring:
+    with closing(Ring(world.dataplane.maps["events"], world.layout)) as ring:
         ring.read()
         before = counted(world, index)
         with pytest.raises(ConnectionRefusedError):
@@ -422,7 +422,7 @@ def test_translations_are_told_when_asked_for(services: ServiceMaps, world: Worl
     services.add((VIP4, 53), (SERVER4, 5353), protocol=UDP)
     services.enable("NODE_TRACE_SOCKETS")
     world.settings["aggregation"][0] = world.layout.value("AGGREGATION_NONE")
-    ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
+    ring = Ring(world.dataplane.maps["events"], world.layout)
     with closing(ring), server((SERVER4, 5353), UDP) as answering, client(UDP) as made:
         ring.read()
         made.sendto(b"x", (VIP4, 53))
@@ -448,7 +448,7 @@ def test_translations_are_told_once_with_aggregation(
     services.add((VIP4, 53), (SERVER4, 5353), protocol=UDP)
     services.enable("NODE_TRACE_SOCKETS")
     world.settings["aggregation"][0] = world.layout.value(f"AGGREGATION_{level}")
-    ring = Ring(world.dataplane.maps["events"], world.layout.dtype("event"))
+    ring = Ring(world.dataplane.maps["events"], world.layout)
     with closing(ring), server((SERVER4, 5353), UDP) as answering, client(UDP) as made:
         ring.read()
         for _ in range(2):

@@ -113,7 +113,7 @@ def empty(dataplane: Dataplane) -> None:
             keys = found.dump()[0]
             found.put(keys, found.values(len(keys)))
         elif found.type is MapType.RINGBUF:
-            ring = Ring(found, dataplane.layout.dtype("event"))
+            ring = Ring(found, dataplane.layout)
             ring.read()
             ring.close()
 

@@ -13,6 +13,9 @@ from cilia.dataplane.bpf import Map
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
 HEADER = 8
+WITH_VERDICT = {64: 2, 128: 1}
+"""Flags of a trace's record that stands for verdicts, too, and their directions: egress before ingress."""
+VERDICT = 3
 
 
 class Ring:
@@ -39,7 +42,23 @@ class Ring:
                 break
             size = length & ~DISCARDED
             if not length & DISCARDED:
-                found.append(np.frombuffer(self._producer, self._record, 1, start + HEADER)[0].copy())
+                found += events_of(np.frombuffer(self._producer, self._record, 1, start + HEADER)[0])
             at += (HEADER + size + 7) // 8 * 8
         struct.pack_into("<Q", self._consumer, 0, at)
         return found
+
+
+def events_of(record: np.void) -> list[np.void]:
+    """What one record stands for."""
+    found = []
+    sequence, flags = int(record["sequence"]), int(record["flags"])
+    for flag, direction in WITH_VERDICT.items():
+        if flags & flag:
+            verdict = record.copy()
+            verdict["kind"], verdict["direction"] = VERDICT, direction
+            found.append(verdict)
+    found.append(record.copy())
+    for number, event in enumerate(found):
+        event["sequence"], event["flags"] = sequence + number, flags & 63
+        event["time"] += number
+    return found

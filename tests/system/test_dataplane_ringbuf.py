@@ -46,7 +46,7 @@ def unlimited(dataplane: Dataplane) -> Settings:
 
 def test_records_come_out_whole_and_once(dataplane: Dataplane) -> None:
     unlimited(dataplane)
-    ring = Ring(dataplane.maps["events_priority"], dataplane.layout.dtype("event"))
+    ring = Ring(dataplane.maps["events_priority"], dataplane.layout)
     assert len(ring.read()) == 0
     drop(dataplane, 40)
     events = ring.read()
@@ -61,7 +61,7 @@ def test_records_come_out_whole_and_once(dataplane: Dataplane) -> None:
 
 def test_the_reader_wraps_around_the_ring(dataplane: Dataplane) -> None:
     unlimited(dataplane)
-    ring = Ring(dataplane.maps["events_priority"], dataplane.layout.dtype("event"))
+    ring = Ring(dataplane.maps["events_priority"], dataplane.layout)
     total = 0
     for _ in range(4):
         bpf.test_run(dataplane.programs["from_container"], PACKET, repeat=2000)

@@ -16,7 +16,7 @@ from cilia.hubble.directory import MemoryDirectory, Pod
 from cilia.model.ids import Cookie
 from cilia.model.policy import CookieRow, RuleRef
 from tests.support.datapath_world import ALLOW_ALL, DENY_ALL, World, load_world
-from tests.support.hubble import DTYPE, WALL, Beside, beside
+from tests.support.hubble import WALL, Beside, beside
 
 pytestmark = pytest.mark.root
 
@@ -44,7 +44,7 @@ def people() -> MemoryDirectory:
 
 def drain(world: World, running: Beside) -> None:
     """Both rings of the world into the store."""
-    rings = [Ring(world.dataplane.maps[name], DTYPE) for name in ("events_priority", "events")]
+    rings = [Ring(world.dataplane.maps[name], world.layout) for name in ("events_priority", "events")]
     batches = [ring.read() for ring in rings]
     for ring in rings:
         ring.close()
