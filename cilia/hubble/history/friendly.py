@@ -26,8 +26,11 @@ from cilia.hubble.columns import (
     VERDICT_DROPPED,
     Mask,
     Refs,
+    Times,
+    Words,
+    address_words,
     flagged,
-    octets,
+    sender_words,
     service_is_source,
     translated,
 )
@@ -45,11 +48,9 @@ from cilia.hubble.frames.schema import (
     array,
     bools,
     constant,
-    fixed_binary,
     fixed_texts,
     listed,
     named,
-    native,
     numbers_where,
     qualified,
     referred,
@@ -65,11 +66,24 @@ if TYPE_CHECKING:
 TYPES = {KIND_DROP: "drop", KIND_TRACE: "trace", KIND_VERDICT: "policy-verdict", KIND_SOCKET: "trace-sock"}
 
 
-def addresses(raw: Any) -> pa.Array:
-    """Dictionary array of the texts of addresses: shape (n, 16)."""
-    encoded = fixed_binary(raw).dictionary_encode()
-    texts = [address(value) for value in encoded.dictionary.to_pylist()]
-    return referred(native(encoded.indices, np.int32), texts)
+def addresses(words: tuple[Words, Words], refs: Refs) -> pa.Array:
+    """Dictionary array of the texts of addresses, given as raw halves. `refs`: what usually has one address,
+    the party; where it has more, addresses are compared one by one."""
+    high, low = words
+    some = np.zeros(int(refs.max()) + 1, np.intp)
+    some[refs] = np.arange(len(refs))
+    same = some[refs]
+    if not (np.array_equal(high[same], high) and np.array_equal(low[same], low)):
+        refs, some = distinct(high, low)
+    halves = np.column_stack((high[some], low[some])).tobytes()
+    return referred(refs, [address(halves[at : at + 16]) for at in range(0, len(halves), 16)])
+
+
+def distinct(high: Words, low: Words) -> tuple[Any, Any]:
+    """Of pairs: the number of each, and a row that has it by number."""
+    highs, lows = (np.unique(half, return_inverse=True)[1].astype(np.int64) for half in (high, low))
+    _, some, numbers = np.unique(highs << 32 | lows, return_index=True, return_inverse=True)
+    return numbers, some
 
 
 # -- columns ------------------------------------------------------------------------------------------------
@@ -104,7 +118,7 @@ def friendly_columns(rows: Rows, known: Known, node: str) -> dict[str, pa.Array]
         "bytes": numbers_where(events["length"], pa.uint32()),
     }
     columns |= source_addresses(rows, ported)
-    columns["destination_ip"] = addresses(octets(events, "destination"))
+    columns["destination_ip"] = addresses(address_words(events, "destination"), rows.destination)
     columns["destination_port"] = numbers_where(events["destination_port"], pa.uint16(), ported)
     for side, refs in (("source", rows.source), ("destination", rows.destination)):
         columns |= party_columns(side, refs, known.parties.values)
@@ -115,12 +129,12 @@ def friendly_columns(rows: Rows, known: Known, node: str) -> dict[str, pa.Array]
 
 def source_addresses(rows: Rows, ported: Mask) -> dict[str, pa.Array]:
     """The address and port the sender used, and the address it was given for outside."""
-    events, was = rows.events, translated(rows.events)
-    now, before = octets(events, "source"), octets(events, "original_source")
+    events, was, zero = rows.events, translated(rows.events), np.uint64(0)
+    high, low = address_words(events, "source")
     ports = np.where(was, events["original_source_port"], events["source_port"])
     return {
-        "source_ip": addresses(np.where(was[:, None], before, now)),
-        "source_ip_xlated": addresses(np.where(was[:, None], now, np.uint8(0))),
+        "source_ip": addresses(sender_words(events), rows.source),
+        "source_ip_xlated": addresses((np.where(was, high, zero), np.where(was, low, zero)), rows.source),
         "source_port": numbers_where(ports, pa.uint16(), ported),
     }
 
@@ -164,12 +178,29 @@ def policy_columns(rows: Rows, rules: Sequence[Rules]) -> dict[str, pa.Array]:
         columns[f"{name}_denied_by"] = referred(refs, texts, denied)
         columns[f"{name}_allowed_by"] = referred(refs, texts, allowed)
         shown[name] = np.where(denied | allowed, refs.astype(np.int64), -1)
-    pairs = (shown["egress"] + 1) << 32 | (shown["ingress"] + 1)
-    used, inverse = np.unique(pairs, return_inverse=True)
-    both = [((pair >> 32) - 1, (pair & 0xFFFFFFFF) - 1) for pair in used.tolist()]
+    used, inverse = pairs(shown["egress"], shown["ingress"], len(rules))
     texts = [
         listed(qualified(r.namespace, r.name) for ref in pair if ref >= 0 for r in rules[ref].row.rules)
-        for pair in both
+        for pair in used
     ]
     columns["policies"] = referred(inverse, texts)
     return columns
+
+
+def pairs(first: Times, second: Times, end: int) -> tuple[list[tuple[int, int]], Any]:
+    """The distinct pairs of numbers from -1 to before `end`, and which of them each row has."""
+    codes = (first + 1) * (end + 1) + (second + 1)
+    if (end + 1) ** 2 <= FEW_PAIRS:
+        there = np.zeros((end + 1) ** 2, np.bool_)
+        there[codes] = True
+        used = np.flatnonzero(there)
+        table = np.zeros(len(there), np.int32)
+        table[used] = np.arange(len(used))
+        inverse = table[codes]
+    else:
+        used, inverse = np.unique(codes, return_inverse=True)
+    return [(code // (end + 1) - 1, code % (end + 1) - 1) for code in used.tolist()], inverse
+
+
+FEW_PAIRS = 1 << 18
+"""Up to so many a table is quicker than sorting."""
