@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 OURS = ("cilia", "lxc")
 BEFORE = pytest.StashKey[frozenset[str]]()
@@ -29,6 +30,14 @@ PATIENCE = 30.0 if os.environ.get("CI") else 5.0
 """Seconds: the kernel takes namespaces and links away a moment after their last user."""
 ORDER = ("system", "flows", "api", "bpf", "unit")
 """Files that take long and wait much come first, so that no process has one left when the others are done."""
+
+settings.register_profile(
+    "patient",
+    settings(),
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.too_slow],
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
