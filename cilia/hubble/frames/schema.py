@@ -146,8 +146,10 @@ def referred(refs: Indexes, texts: Sequence[str | None], mask: Mask | None = Non
     """Dictionary array of the text behind each reference; null for None and ''. `mask`: where it counts."""
     index: dict[str, int] = {}
     codes = [index.setdefault(text, len(index)) if text else -1 for text in texts]
+    if not index:
+        return pa.nulls(len(refs), STRINGS)
     found = np.array(codes or [-1], np.int32)[refs]
-    if mask is not None and index:
+    if mask is not None:
         found = np.where(mask, found, np.int32(-1))
     return coded(found, list(index))
 
@@ -159,11 +161,16 @@ def coded(codes: Any, texts: Sequence[str]) -> pa.Array:
 
 def named(numbers: Any, table: Table, mask: Mask | None = None) -> pa.Array:
     """Dictionary array of the names of numbers."""
-    small = numbers.dtype.itemsize == 1
-    if not small:
+    if numbers.dtype.itemsize == 1:
+        there = np.zeros(256, np.bool_)
+        there[numbers] = True
+        used = np.flatnonzero(there)
+        place = np.zeros(256, np.uint8)
+        place[used] = np.arange(len(used))
+        numbers = place[numbers]
+    else:
         used, numbers = np.unique(numbers, return_inverse=True)
-    keys = range(256) if small else used.tolist()
-    return referred(numbers, [table.get(key) for key in keys], mask)
+    return referred(numbers, [table.get(key) for key in used.tolist()], mask)
 
 
 def constant(text: str, count: int) -> pa.Array:
