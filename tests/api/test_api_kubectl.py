@@ -35,7 +35,7 @@ def kubectl(api: Client, namespace: str, tmp_path: Path) -> Kubectl:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -108,7 +108,7 @@ def test_custom_resources(kubectl: Kubectl, widgets: str) -> None:
     kubectl("patch", "wg", "w", "--type=merge", "--subresource=status", "-p", '{"status":{"conditions":[]}}')
     status = '{"status":{"conditions":[{"type":"Ready","status":"True"}]}}'
     kubectl("patch", "wg", "w", "--type=merge", "--subresource=status", "-p", status)
-    assert "condition met" in kubectl("wait", "--for=condition=Ready", "wg/w", "--timeout=20s")
+    assert "condition met" in kubectl("wait", "--for=condition=Ready", "wg/w", "--timeout=90s")
     assert "size" in kubectl("explain", "widget.spec")
     assert "Size:" in kubectl("describe", "wg", "w")
     assert '"w" deleted' in kubectl("delete", "wg", "w")
@@ -201,7 +201,7 @@ def test_deleting_and_waiting(kubectl: Kubectl, api: Client, namespace: str) -> 
     path = f"/api/v1/namespaces/{namespace}/pods/web"
     kubelet = threading.Timer(1.0, lambda: api.delete(path, gracePeriodSeconds=0))
     kubelet.start()
-    kubectl("wait", "--for=delete", "pod/web", "--timeout=30s")
+    kubectl("wait", "--for=delete", "pod/web", "--timeout=90s")
     kubelet.join()
     assert 'pods "web" not found' in kubectl("get", "pod", "web", code=1)
     kubectl("create", "namespace", f"{namespace}-b")
@@ -235,7 +235,7 @@ def test_asking_about_the_server(kubectl: Kubectl, widgets: str) -> None:
 
 def test_established_definitions(kubectl: Kubectl, widgets: str) -> None:
     name = "crd/widgets.test.cilia.example"
-    assert "condition met" in kubectl("wait", "--for=condition=Established", name, "--timeout=20s")
+    assert "condition met" in kubectl("wait", "--for=condition=Established", name, "--timeout=90s")
     assert "widgets.test.cilia.example" in kubectl("get", "crd")
 
 

@@ -39,9 +39,9 @@ def defined(api: Client) -> Iterator[Client]:
         assert answer.code in (201, 409), answer.json
         if answer.code == 201:
             made.append(definition["metadata"]["name"])
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not all(established(api, name) for name in made):
-        assert time.monotonic() < end, "the definitions were not established within 30 s"
+        assert time.monotonic() < end, "the definitions were not established within 60 s"
         time.sleep(0.05)
     yield api
     for name in made:

@@ -67,7 +67,7 @@ def test_definitions_prefixes_and_a_change_of_leader(server: Server) -> None:
         leader = holder(admin)
         with operator(kubeconfig, *pools):
             first.send_signal(signal.SIGTERM)
-            assert first.wait(20) == 0
+            assert first.wait(60) == 0
             assert first.stderr is not None
             assert "Traceback" not in first.stderr.read()
             until(lambda: holder(admin) not in ("", leader), "another leader")

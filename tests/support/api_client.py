@@ -28,7 +28,7 @@ import yaml
 from cilia.cluster.embedded.auth import Role
 from cilia.cluster.embedded.credentials import issue_token, make_authority, write_kubeconfig
 
-START_SECONDS = 30.0
+START_SECONDS = 90.0
 
 
 class Answer:
@@ -61,7 +61,7 @@ class Client:
     def connect(self) -> http.client.HTTPSConnection:
         where = urlsplit(self.server)
         return http.client.HTTPSConnection(
-            where.hostname or "", where.port or 443, context=self._tls, timeout=20
+            where.hostname or "", where.port or 443, context=self._tls, timeout=60
         )
 
     def call(
@@ -106,7 +106,7 @@ class Client:
     def watch(self, path: str, *, accept: str = "application/json", **query: Any) -> Watch:
         return Watch(self, _with_query(path, {"watch": "true", **query}), accept, self._token)
 
-    def until_gone(self, path: str, seconds: float = 10.0) -> None:
+    def until_gone(self, path: str, seconds: float = 60.0) -> None:
         """Wait until a path answers 404."""
         end = time.monotonic() + seconds
         while self.get(path).code != 404:

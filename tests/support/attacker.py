@@ -34,7 +34,9 @@ OUTGOING = 4
 """PACKET_OUTGOING of linux/if_packet.h: what the socket's own side sent."""
 _MARK = re.compile(rb"mark-\d{8}-")
 SETTLE = 0.25
-"""Seconds within which a frame has gone all the way through the lab."""
+"""Seconds within which a frame has gone all the way through the lab, unless the machine is very busy."""
+PATIENCE = 30.0
+"""Seconds to wait for what must come."""
 
 
 class Place:
@@ -81,18 +83,20 @@ class Place:
                     yield frame
 
     def bound(self, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
-        """A socket of this place."""
+        """A socket of this place; it listens if it is one of connections."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with kernel.inside_network(self.netns):
             found = socket.socket(family, kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((address, port))
-        found.settimeout(2 * SETTLE)
+        found.settimeout(PATIENCE)
         if kind is socket.SOCK_STREAM:
             found.listen()
         return found
 
-    def connected(self, address: str, port: int, source_port: int = 0, timeout: float = 2) -> socket.socket:
+    def connected(
+        self, address: str, port: int, source_port: int = 0, timeout: float = PATIENCE
+    ) -> socket.socket:
         """A TCP connection from this place. Raises OSError."""
         with kernel.inside_network(self.netns):
             found = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -142,6 +146,13 @@ class Siege:
             # Not `any`: each place is emptied for the next call.
             if [frame for frame in place.frames() if mark in frame]
         }
+
+    def comes_out(self, mark: bytes, name: str, due: bool) -> bool:
+        """Whether a mark comes out at a place; it is waited for patiently only where it is due."""
+        end = time.monotonic() + (PATIENCE if due else SETTLE)
+        while not (found := name in self.heard(mark, SETTLE / 10)) and time.monotonic() < end:
+            pass
+        return found
 
     def marks_heard(self) -> dict[bytes, set[str]]:
         """Every mark that has come out since the last call, and where."""
@@ -200,7 +211,7 @@ def run_cilia(*words: str) -> str:
     """What the command line says."""
     program = "from cilia.apps.ctl import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], check=False, text=True, capture_output=True, timeout=30
+        [sys.executable, "-c", program, *words], check=False, text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -214,7 +225,7 @@ def siege(name: str, manifests: str) -> Iterator[Siege]:
     try:
         starting.start(plan, lambda _: None)
         kubectl(plan, "apply", "-f", "-", stdin=manifests)
-        kubectl(plan, "wait", "pod", "--all", "-n", "red", "--for=condition=Ready", "--timeout=30s")
+        kubectl(plan, "wait", "pod", "--all", "-n", "red", "--for=condition=Ready", "--timeout=90s")
         under_attack = Siege(plan)
         try:
             yield under_attack

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds that the thread has to end."""
 
 

@@ -24,7 +24,7 @@ def kubectl(plan: LabPlan, *arguments: str, stdin: str = "") -> str:
         capture_output=True,
         env={**os.environ, "KUBECONFIG": plan.kubeconfig},
         input=stdin,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

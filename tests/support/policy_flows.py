@@ -87,7 +87,7 @@ class Conversation:
         server.bind((address, port))
         with kernel.inside_network(netns[0]):
             client = socket.socket(family, kind)
-        client.settimeout(5)
+        client.settimeout(30)
         if kind == socket.SOCK_STREAM:
             server.listen()
             client.connect((address, port))
@@ -101,7 +101,7 @@ class Conversation:
             server.connect(client.getsockname())
             # The client begins, so that it is the initiator of the flow for both nodes.
             client.send(MESSAGE.pack(0, 0.0))
-            server.settimeout(5)
+            server.settimeout(30)
             server.recv(MESSAGE.size)
         for opened in (client, server):
             opened.setblocking(False)

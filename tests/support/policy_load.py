@@ -33,7 +33,7 @@ SENDERS = 4
 RENEWED = 50
 """One packet of so many leaves by a socket that was opened for it: a flow nobody has seen."""
 TICK = 0.002
-MARGIN = 0.05
+MARGIN = 0.1
 """Seconds between the return of the call that sends a packet and its verdict, at the most."""
 NUMBER = struct.Struct("!I")
 
@@ -106,7 +106,8 @@ class Traffic(Background):
                     due = time.monotonic() + TICK
                     for _ in range(self._per_tick):
                         self._send()
-            self._receive(selector, 2 * MARGIN)
+            while self._receive(selector, 5 * MARGIN):
+                pass
 
     def _send(self) -> None:
         draw = self._random.randrange
@@ -124,8 +125,10 @@ class Traffic(Background):
         self._senders[source][slot].sendto(NUMBER.pack(number), address)
         self.sent.append(time.monotonic())
 
-    def _receive(self, selector: selectors.BaseSelector, patience: float) -> None:
-        for key, _ in selector.select(patience):
+    def _receive(self, selector: selectors.BaseSelector, patience: float) -> bool:
+        """Whether anything came."""
+        ready = selector.select(patience)
+        for key, _ in ready:
             opened = key.fileobj
             assert isinstance(opened, socket.socket)
             try:
@@ -133,6 +136,7 @@ class Traffic(Background):
                     self.arrived[NUMBER.unpack(data)[0]] = 1
             except BlockingIOError:
                 continue
+        return bool(ready)
 
 
 @dataclass

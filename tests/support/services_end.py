@@ -35,6 +35,8 @@ from cilia.lab import podinit
 
 BACKLOG = 4096
 RESEND_AFTER = 0.25
+ANSWERED = 10.0
+"""Seconds to wait for an answer, if the question does not say."""
 ERRORS = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "reset",
@@ -176,7 +178,7 @@ class Talk:
     def __init__(self, question: dict[str, Any]) -> None:
         self.question = question
         self.target = (question["address"], question["port"])
-        self.timeout = question.get("timeout", 2.0)
+        self.timeout = question.get("timeout", ANSWERED)
         self.protocol = question["protocol"]
         self.socket = socket.socket(family_of(self.target[0]), KINDS[self.protocol])
         try:
@@ -246,7 +248,7 @@ def ask_sctp(question: dict[str, Any]) -> dict[str, Any]:
     family = family_of(question["address"])
     port = question.get("source_port") or 32768 + int.from_bytes(os.urandom(2), "big") % 28000
     tag = int.from_bytes(os.urandom(4), "big") | 1
-    deadline = time.monotonic() + question.get("timeout", 2.0)
+    deadline = time.monotonic() + question.get("timeout", ANSWERED)
     with socket.socket(family, socket.SOCK_RAW, podinit.SCTP) as asker:
         asker.settimeout(RESEND_AFTER)
         while time.monotonic() < deadline:
@@ -339,7 +341,7 @@ class Load:
         """Many at a time, none waits for another."""
         selector = selectors.DefaultSelector()
         rate, made = self.question["rate"], 0
-        limit = self.question.get("timeout", 5.0)
+        limit = self.question.get("timeout", ANSWERED)
         open_: dict[socket.socket, float] = {}
         while open_ or not self.stopping.is_set():
             now = time.monotonic()

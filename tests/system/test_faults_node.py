@@ -98,7 +98,7 @@ def test_bytes_that_are_no_call(node: AgentNode) -> None:
         b"GET / HTTP/1.1\r\n\r\n",
     ):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-            caller.settimeout(5)
+            caller.settimeout(30)
             caller.connect(str(node.state / "cni.sock"))
             caller.sendall(garbage)
             caller.shutdown(socket.SHUT_WR)
@@ -129,7 +129,7 @@ def test_a_pod_whose_namespace_vanishes_at_once(node: AgentNode) -> None:
         node.pod("brief", {"app": f"brief-{number}"})
         adding = node.spawn("ADD", "brief")
         kernel.delete_network(str(node.netns_of("brief")))
-        adding.communicate(timeout=30)
+        adding.communicate(timeout=90)
         node.delete("brief")
         node.drop_pod("brief")
 

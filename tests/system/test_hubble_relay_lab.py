@@ -37,7 +37,7 @@ CONNECTIONS = 20
 DIAL = """
 import socket, sys
 for _ in range(int(sys.argv[2])):
-    with socket.create_connection((sys.argv[1], 8080), timeout=5) as made:
+    with socket.create_connection((sys.argv[1], 8080), timeout=20) as made:
         print(made.getsockname()[1])
 """
 ASK = """
@@ -134,7 +134,7 @@ def stage() -> Iterator[Stage]:
         starting.start(plan, lambda _message: None)
         stage = Stage(plan)
         stage.kubectl("apply", "-f", "-", stdin=OBJECTS)
-        stage.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+        stage.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
         until(lambda: states(stage.ask(number=1)) == {"NODE_CONNECTED": EVERYBODY}, "all nodes to answer")
         yield stage
     finally:
@@ -167,7 +167,7 @@ def test_each_node_tells_of_a_connection_once_and_all_by_time(stage: Stage) -> N
     def seen() -> bool:
         return set(opened(stage.ask(number=4000), ports)) >= wanted
 
-    until(seen, "flows of both nodes", 30)
+    until(seen, "flows of both nodes")
     answer = stage.ask(number=4000)
     assert opened(answer, ports) == dict.fromkeys(wanted, 1)
     flows = [each["flow"] for each in answer if "flow" in each]
@@ -187,25 +187,25 @@ def test_without_a_certificate_or_trust_nothing_is_told(stage: Stage, files: tup
 def test_a_follower_and_an_answer_say_that_a_node_is_away_and_that_it_is_back(stage: Stage) -> None:
     client = {"whitelist": [{"source_pod": ["default/client"]}]}
     with stage.follow(**client) as came:
-        first = came.get(timeout=30)
+        first = came.get(timeout=60)
         assert states([first]) == {"NODE_CONNECTED": EVERYBODY}
         control.ask(stage.plan.control_socket, {"kill_agent": "node-2"})
         until_told(came, {"NODE_UNAVAILABLE": ["default/node-2"]})
 
         away = {"NODE_CONNECTED": [EVERYBODY[0], EVERYBODY[2]], "NODE_UNAVAILABLE": ["default/node-2"]}
-        until(lambda: states(stage.ask(number=5)) == away, "a partial answer that says so", 30)
+        until(lambda: states(stage.ask(number=5)) == away, "a partial answer that says so")
         (port,) = stage.dial(1)
-        until(lambda: set(opened(stage.ask(number=4000), {port})) == {(port, EVERYBODY[0])}, "its flow", 30)
+        until(lambda: set(opened(stage.ask(number=4000), {port})) == {(port, EVERYBODY[0])}, "its flow")
 
         control.ask(stage.plan.control_socket, {"start_agent": "node-2"})
         until_told(came, {"NODE_CONNECTED": ["default/node-2"]})
-        until(lambda: states(stage.ask(number=5)) == {"NODE_CONNECTED": EVERYBODY}, "a whole answer", 60)
+        until(lambda: states(stage.ask(number=5)) == {"NODE_CONNECTED": EVERYBODY}, "a whole answer")
 
         def both() -> bool:
             (port,) = stage.dial(1)
             return set(opened(stage.ask(number=4000), {port})) == {(port, node) for node in EVERYBODY[:2]}
 
-        until(both, "flows of the node that is back", 30)
+        until(both, "flows of the node that is back")
         until_told(came, node="default/node-2")
 
 

@@ -83,7 +83,7 @@ def plan() -> Iterator[LabPlan]:
     try:
         starting.start(made, lambda _: None)
         kubectl(made, "apply", "-f", "-", stdin=PODS)
-        kubectl(made, "wait", "pod", "--all", "-n", "shop", "--for=condition=Ready", "--timeout=30s")
+        kubectl(made, "wait", "pod", "--all", "-n", "shop", "--for=condition=Ready", "--timeout=90s")
         yield made
     finally:
         teardown.take_down(NAME)
@@ -170,7 +170,7 @@ def test_a_killed_pod_is_made_again(plan: LabPlan) -> None:
 
 def test_a_deleted_pod_goes_with_its_sandbox(plan: LabPlan) -> None:
     pod = running(plan)["worker"]
-    kubectl(plan, "delete", "pod", "-n", "shop", "worker", "--timeout=20s")
+    kubectl(plan, "delete", "pod", "-n", "shop", "worker", "--timeout=90s")
     assert not records.alive(pod)
     assert not Path(pod.netns).exists()
     assert not Path(pod.directory).exists()
@@ -185,7 +185,7 @@ def test_a_refused_attachment_is_told_and_tried_again(plan: LabPlan) -> None:
     until(lambda: "FailedCreatePodSandBox" in kubectl(plan, "get", "events"), "an event with the reason")
     assert "agent" in kubectl(plan, "get", "events").lower()
     control.ask(plan.control_socket, {"start_agent": "node-1"})
-    kubectl(plan, "wait", "pod", "late", "--for=condition=Ready", "--timeout=20s")
+    kubectl(plan, "wait", "pod", "late", "--for=condition=Ready", "--timeout=90s")
 
 
 def test_an_agent_can_be_killed_and_started(plan: LabPlan) -> None:

@@ -29,7 +29,7 @@ SERVE = [("TCP", 80), ("UDP", 80)]
 MANY = ("198.18.0.0/16", "2001:db8:f00::/48")
 """Prefixes of the host outside: it answers on each of their addresses."""
 PORT = 8080
-MARGIN = 0.05
+MARGIN = 0.2
 """Seconds between a send and the packet's verdict, at the most."""
 ENOUGH = 5
 """Packets to each address that show what is in force."""
@@ -217,7 +217,7 @@ class Stream:
                 self.sent.append((began, time.monotonic(), index))
             self._read()
             time.sleep(0.001)
-        time.sleep(2 * MARGIN)
+        time.sleep(5 * MARGIN)
         self._read()
 
     def _read(self) -> None:
@@ -247,7 +247,7 @@ class Stream:
     def stop(self) -> None:
         """End, and take what is under way."""
         self._stopping.set()
-        self._thread.join(10)
+        self._thread.join(60)
         for opened in (*self._senders, self._receiver):
             opened.close()
 

@@ -24,12 +24,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "services.md").read_text()
 EXAMPLES = REPOSITORY / "examples" / "services"
 NAME = f"tsd{os.getpid() % 1000000}"
-PATIENCE = 60.0
+PATIENCE = 120.0
 ASK = """
 import sys, urllib.request
 for url in sys.argv[1:]:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             print(answer.read().decode().strip())
     except OSError as error:
         print(error)
@@ -79,7 +79,7 @@ def lab() -> Iterator[Lab]:
         starting.start(plan, lambda _: None)
         made = Lab(plan)
         made.kubectl("apply", "-f", str(EXAMPLES))
-        made.kubectl("wait", "-n", "shop", "pod", "--all", "--for=condition=Ready", "--timeout=60s")
+        made.kubectl("wait", "-n", "shop", "pod", "--all", "--for=condition=Ready", "--timeout=90s")
         until(made.are_served, "the agents to serve the examples")
         yield made
     finally:

@@ -59,9 +59,9 @@ KINDS = {
     "redirect of a service": (*INSIDE, "node-2"),
 }
 """Who may ask for what. Addresses outside are nobody's inside unless they are the node's own."""
-PATIENCE = 3.0
-"""Seconds without an answer that mean none."""
-SETTLE = 20.0
+PATIENCE = 20.0
+"""Seconds without an answer that mean none: hundreds are asked for at once."""
+SETTLE = 90.0
 """Seconds until services must be served, on a busy machine."""
 
 

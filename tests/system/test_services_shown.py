@@ -47,7 +47,7 @@ spec: {selector: {app: nobody}, ports: [{port: 80}]}
 DIAL = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as found:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as found:
         found.sendall(b"hello")
         print(found.recv(16).decode())
 except OSError as error:
@@ -117,7 +117,7 @@ def node() -> Iterator[Node]:
         starting.start(made, lambda _: None)
         found = Node(made)
         found.kubectl("apply", "-f", "-", stdin=OBJECTS)
-        found.kubectl("wait", "pod", "--all", "--for=condition=Ready", "--timeout=60s")
+        found.kubectl("wait", "pod", "--all", "--for=condition=Ready", "--timeout=90s")
         until(lambda: found.dial(found.address("web"), 80) == "hello", "the service to answer")
         yield found
     finally:

@@ -25,7 +25,7 @@ BACKEND = "192.0.2.1"
 DIAL = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2) as found:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as found:
         print(found.recv(16).decode())
 except OSError as error:
     print(type(error).__name__)

@@ -29,7 +29,7 @@ spec:
     - name: c
       image: cilia.io/lab/server
       ports: [{name: http, containerPort: 8080}]
-      lifecycle: {preStop: {sleep: {seconds: 3}}}
+      lifecycle: {preStop: {sleep: {seconds: 12}}}
 ---
 apiVersion: v1
 kind: Pod
@@ -64,7 +64,7 @@ answers = []
 for target in sys.argv[1:]:
     host, _, port = target.rpartition("@")
     try:
-        with socket.create_connection((host, int(port)), timeout=2) as found:
+        with socket.create_connection((host, int(port)), timeout=10) as found:
             found.sendall(b"hello")
             answers.append(found.recv(16).decode())
     except OSError as error:
@@ -74,7 +74,7 @@ print(" ".join(answers))
 HOLD = """
 import socket, sys
 host, _, port = sys.argv[1].rpartition("@")
-with socket.create_connection((host, int(port)), timeout=60) as found:
+with socket.create_connection((host, int(port)), timeout=300) as found:
     print("open", flush=True)
     try:
         print("ended" if not found.recv(1) else "data", flush=True)
@@ -138,7 +138,7 @@ def cluster() -> Iterator[Cluster]:
         starting.start(made, lambda _: None)
         found = Cluster(made)
         found.kubectl("apply", "-f", "-", stdin=PODS)
-        found.kubectl("wait", "pod", "--all", "--for=condition=Ready", "--timeout=60s")
+        found.kubectl("wait", "pod", "--all", "--for=condition=Ready", "--timeout=90s")
         until(lambda: len(found.conditions()) == 2, "both pods in the slice")
         yield found
     finally:
@@ -160,7 +160,7 @@ def test_health_checks_tell_where_endpoints_are(cluster: Cluster) -> None:
         done = subprocess.run(
             cluster.command(
                 "node-1",
-                "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())",
+                "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())",
                 f"http://{node.ipv4}:{spec['healthCheckNodePort']}/",
             ),
             capture_output=True,

@@ -56,7 +56,7 @@ def is_served(lab: ServicesLab, name: str) -> bool:
 def asked(lab: ServicesLab, name: str, protocol: str, six: bool) -> dict[str, object]:
     node = lab.plan.nodes[0]
     address = node.ipv6 if six else node.ipv4
-    return question(protocol, address, lab.node_ports(name)[protocol], timeout=3.0)
+    return question(protocol, address, lab.node_ports(name)[protocol])
 
 
 @contextmanager

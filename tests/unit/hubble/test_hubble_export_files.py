@@ -149,7 +149,7 @@ def test_a_reader_of_a_pipe_gets_whole_lines(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
     reader.start()
     data = LINE * 2000
-    for _ in range(100):
+    for _ in range(6000):
         try:
             file.write(data)
             break
@@ -157,7 +157,7 @@ def test_a_reader_of_a_pipe_gets_whole_lines(tmp_path: Path) -> None:
             reader.join(0.01)
     file.tidy()
     file.close()
-    reader.join(5)
+    reader.join(60)
     assert got == [data]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -170,13 +170,14 @@ def test_a_pipe_that_nobody_reads_gives_up_and_goes_on_where_it_was(monkeypatch:
         data = LINE * 2000
         with pytest.raises(TimeoutError):
             stream.write(data)
+        monkeypatch.setattr(files, "PIPE_PATIENCE", 60.0)
         with os.fdopen(os.dup(read), "rb") as reader:
             got: list[bytes] = []
             thread = threading.Thread(target=lambda: got.append(reader.read(len(data) + 4)))
             thread.start()
             stream.write(data)
             stream.write(b"end\n")
-            thread.join(5)
+            thread.join(60)
         assert got == [data + b"end\n"]
     finally:
         os.close(read)
@@ -190,12 +191,13 @@ def test_a_batch_that_is_given_up_ends_its_line(monkeypatch: pytest.MonkeyPatch)
         stream = Stream(write)
         with pytest.raises(TimeoutError):
             stream.write(b"a" * 100_000 + b"\n" + b"b\n")
+        monkeypatch.setattr(files, "PIPE_PATIENCE", 60.0)
         got: list[bytes] = []
         with os.fdopen(os.dup(read), "rb") as reader:
             thread = threading.Thread(target=lambda: got.append(reader.read(100_001 + 4)))
             thread.start()
             stream.write(b"new\n")
-            thread.join(5)
+            thread.join(60)
         assert got == [b"a" * 100_000 + b"\nnew\n"]
     finally:
         os.close(read)
