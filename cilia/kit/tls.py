@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cilia.kit.clock import Clock, SystemClock
-from cilia.kit.files import Stamp, stamp
+from cilia.kit.files import Stamp, read_regular, stamp
 
 if TYPE_CHECKING:
     from cilia.kit.certificates import Facts
@@ -34,6 +34,9 @@ LOOK_INTERVAL = 1.0
 """Seconds between two looks at the files."""
 NOTICE = 7 * 86400.0
 """Seconds before the end of a certificate from which on each load warns."""
+
+LARGEST = 4 << 20
+"""Bytes of a file of certificates or a key: thousands of authorities."""
 
 GRPC = ("h2",)
 """Application protocols (ALPN) of gRPC."""
@@ -209,6 +212,8 @@ def _own_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> F
     # Imported late: who has no certificate is spared 10 MiB and a quarter of a second.
     from cilia.kit import certificates
 
+    for path in (certificate, key):
+        _look_at(path)
     try:
         # An empty passphrase: OpenSSL would ask the terminal for one.
         context.load_cert_chain(certificate, key, password="")
@@ -230,12 +235,22 @@ def _own_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> F
 
 
 def _authorities(context: ssl.SSLContext, path: Path) -> None:
+    _look_at(path)
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
         raise TlsError(
             f"{path} has no certificate of an authority ({_words(error)}): make it anew"
         ) from error
+    except OSError as error:
+        raise TlsError(f"{path} can't be read ({error.strerror}): mount or make it") from error
+
+
+def _look_at(path: Path) -> None:
+    """Raise TlsError for what OpenSSL would wait for or read without end: a pipe, a device, a huge file."""
+    try:
+        if len(read_regular(path, LARGEST)) > LARGEST:
+            raise TlsError(f"{path} has more than {LARGEST >> 20} MiB: give a file with certificates only")
     except OSError as error:
         raise TlsError(f"{path} can't be read ({error.strerror}): mount or make it") from error
 

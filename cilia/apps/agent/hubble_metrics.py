@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_ADDRESS = ":9965"
 RETRY_SECONDS = 5.0
+SETTLE_SECONDS = 1.0
+"""For which a changed file must stay the same before it counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,8 @@ class HubbleMetrics:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
+            changing = self._follower is not None and self._follower.changing
+            await asyncio.sleep(SETTLE_SECONDS if changing else RETRY_SECONDS)
             self._look()
 
     def _look(self) -> None:

@@ -20,12 +20,12 @@ import structlog
 
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.hubble.export.exporter import Exporter, ExportStatus, State
-from cilia.hubble.export.settings import STATIC, ExportError, ExportSettings, read_file
+from cilia.hubble.export.settings import LONGEST_FILE, STATIC, ExportError, ExportSettings, read_file
 from cilia.hubble.store import FlowStore
 from cilia.kit import threads
 from cilia.kit.backoff import Backoff
 from cilia.kit.clock import Clock
-from cilia.kit.files import Stamp, stamp
+from cilia.kit.files import Stamp, read_regular, stamp
 from cilia.kit.tasks import TaskGroup
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,8 @@ class Exporters:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._seen: Stamp | None = None
         """Of the file of flow logs when it was read last."""
+        self._changing: Stamp | None = None
+        """Of the same when it was last looked at."""
         self._group: TaskGroup | None = None
         self.problem = ""
         """Why the file of flow logs is not followed; one sentence."""
@@ -88,7 +90,7 @@ class Exporters:
         """Have exactly these exporters beside the static one. When it raises ExportError, nothing changed."""
         static = self._running.get(STATIC)
         for settings in wanted.values():
-            if static is not None and settings.path == static.settings.path:
+            if static is not None and settings.place == static.settings.place:
                 raise ExportError(f"{settings.path} is the static exporter's: give each its own file")
         ours = {name: exporter for name, exporter in self._running.items() if name != STATIC}
         changed = {
@@ -114,10 +116,14 @@ class Exporters:
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def look(self, path: Path) -> None:
-        """Follow the file if it changed since the last look."""
+        """Follow the file if it changed, and is the same in two looks: half of it would end exporters that
+        the other half names."""
         # The path of a mounted ConfigMap is a link whose target is replaced.
         seen = stamp(path)
         if seen is not None and seen == self._seen:
+            return
+        settled, self._changing = seen == self._changing, seen
+        if self.config_applied and not settled:
             return
         self._seen = seen
         try:
@@ -127,7 +133,7 @@ class Exporters:
             self._note_problem(f"{path} is not followed: {error}")
             return
         self.problem = ""
-        self.config_hash, self.config_applied = zlib.crc32(content.encode()), self._clock.wall()
+        self.config_hash, self.config_applied = zlib.crc32(content), self._clock.wall()
 
     def _note_problem(self, problem: str) -> None:
         if problem != self.problem:
@@ -180,12 +186,10 @@ class Exporters:
             await exporter.finish()
 
 
-def read(path: Path) -> tuple[str, dict[str, ExportSettings]]:
+def read(path: Path) -> tuple[bytes, dict[str, ExportSettings]]:
     """What a file of flow logs has, and what that means. Raises ExportError."""
     try:
-        content = path.read_text()
+        content = read_regular(path, LONGEST_FILE)
     except OSError as error:
         raise ExportError(f"it can't be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"it is not text: {error}") from error
     return content, read_file(content)

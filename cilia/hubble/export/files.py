@@ -23,7 +23,9 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+import msgspec
 
 from cilia.hubble.export.settings import STDOUT, ExportSettings
 from cilia.kit.files import sync_directory
@@ -36,6 +38,12 @@ PIPE_PATIENCE = 5.0
 """Seconds a reader of a pipe may sleep before what is for it counts as not written."""
 NEW_FILE, NEW_DIRECTORY = 0o600, 0o755
 BLOCK = 1 << 20
+LINE_START = b'{"'
+"""How lines of ours begin."""
+LONGEST_LINE = 4 << 20
+"""Bytes at the end of a file in which its last line begins."""
+CLOCK_SLACK = 1.0
+"""Seconds by which names of files set aside may be ahead of the clock: of one moment each has its own."""
 
 
 class Output(Protocol):
@@ -125,6 +133,17 @@ class RotatedFile:
         self._descriptor = os.open(self._path, flags, NEW_FILE)
         regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._stream = None if regular else Stream(self._descriptor)
+        if regular:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        """Take away the half line that a predecessor left who was killed while writing."""
+        half = last_line(self._path)
+        if half.startswith(LINE_START) and not is_json(half):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - len(half))
+        elif half:
+            # Only its end is missing, or it is somebody else's text.
+            os.write(self._descriptor, b"\n")
 
     def _set_aside(self) -> None:
         mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
@@ -142,7 +161,8 @@ class RotatedFile:
         self.untidy = False
         if self._stream is not None:
             return
-        found = sorted(set_aside(self._path), reverse=True)
+        found = self._newest_first()
+        remove_unpacked(self._path)
         if self._backups:
             for path in found[self._backups :]:
                 path.unlink(missing_ok=True)
@@ -151,18 +171,24 @@ class RotatedFile:
             if path.suffix != ".gz":
                 self._seal(path)
 
+    def _newest_first(self) -> list[Path]:
+        """The files set aside. One of a moment that is still to come is of a clock that was wrong: were it
+        the newest, what is set aside now would go first."""
+        now = backup_name(self._path, self._wall() + CLOCK_SLACK).name
+        return sorted(set_aside(self._path), key=lambda path: (path.name < now, path.name), reverse=True)
+
     def _seal(self, path: Path) -> None:
+        scratch = path.with_name(f".{path.name}.gz.tmp")
         with path.open("rb") as plain:
             if not self._compress:
                 os.fsync(plain.fileno())
                 return
-            scratch = path.with_name(f".{path.name}.gz.tmp")
-            with scratch.open("wb") as target:
-                os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(plain.fileno()).st_mode))
-                with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=6) as packed:
-                    shutil.copyfileobj(plain, packed, BLOCK)
-                target.flush()
-                os.fsync(target.fileno())
+            try:
+                pack(plain, scratch)
+            except OSError:
+                # On a full disk half a copy helps nobody.
+                scratch.unlink(missing_ok=True)
+                raise
         scratch.rename(path.with_name(f"{path.name}.gz"))
         path.unlink(missing_ok=True)
         sync_directory(path.parent)
@@ -212,6 +238,36 @@ class Stream:
         pass
 
 
+def pack(plain: BinaryIO, target: Path) -> None:
+    """Write a compressed copy that is as private as its original. Raises OSError."""
+    with target.open("wb") as file:
+        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(plain.fileno()).st_mode))
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6) as packed:
+            shutil.copyfileobj(plain, packed, BLOCK)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def last_line(path: Path) -> bytes:
+    """What stands after the last end of a line. Raises OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read() in (b"", b"\n"):
+            return b""
+        file.seek(max(0, size - LONGEST_LINE))
+        return file.read().rpartition(b"\n")[2]
+
+
+def is_json(text: bytes) -> bool:
+    """Whether a text is a whole value."""
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def pieces(data: bytes, size: int) -> Iterator[memoryview]:
     """Views of parts that are at most so long."""
     view = memoryview(data)
@@ -227,7 +283,18 @@ def backup_name(path: Path, moment: float) -> Path:
 
 def set_aside(path: Path) -> list[Path]:
     """The files of this name that were set aside."""
-    pattern = re.compile(
-        re.escape(path.stem) + r"-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}" + re.escape(path.suffix) + r"(\.gz)?"
-    )
+    pattern = re.compile(aside_pattern(path) + r"(\.gz)?")
     return [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
+
+
+def remove_unpacked(path: Path) -> None:
+    """Remove what was left of compressed copies by a predecessor that was killed."""
+    pattern = re.compile(r"\." + aside_pattern(path) + r"\.gz\.tmp")
+    for each in path.parent.iterdir():
+        if pattern.fullmatch(each.name):
+            each.unlink(missing_ok=True)
+
+
+def aside_pattern(path: Path) -> str:
+    """Of the names `backup_name` gives, as a regular expression."""
+    return re.escape(path.stem) + r"-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}" + re.escape(path.suffix)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,11 @@ class ExportSettings:
     end: float | None = None
     """Moment (seconds since the epoch) when the exporter ends; None: never."""
 
+    @property
+    def place(self) -> str:
+        """The path in one spelling."""
+        return "/" + posixpath.normpath(self.path).lstrip("/")
+
     def check(self) -> None:
         """Raise ExportError when a value can't be followed."""
         try:
@@ -84,7 +90,11 @@ class ExportSettings:
         except field_trees.MaskError as error:
             raise ExportError(str(error)) from None
         if self.path != STDOUT and not self.path.startswith("/"):
-            raise ExportError(f"the file {self.path!r} must be a path from the root, or stdout")
+            raise ExportError(f"the file {cut(self.path)!r} must be a path from the root, or stdout")
+        if not self.path.isprintable():
+            raise ExportError(
+                f"the file {cut(self.path)!r} has characters that can't be printed: name another"
+            )
         if self.max_size_mb < 1 or self.max_backups < 0:
             raise ExportError(
                 "files must hold at least 1 MiB each, and the number of backups can't be negative"
@@ -93,10 +103,10 @@ class ExportSettings:
             raise ExportError("flows that are grouped need an aggregation interval such as 30s")
 
 
-def read_file(content: str) -> dict[str, ExportSettings]:
+def read_file(content: bytes | str) -> dict[str, ExportSettings]:
     """The exporters of a file of flow logs, by name. Raises ExportError."""
     if len(content) > LONGEST_FILE:
-        raise ExportError(f"it has {len(content)} bytes, and {LONGEST_FILE} are the most that is read")
+        raise ExportError(f"it has more than {LONGEST_FILE >> 20} MiB: write fewer exporters")
     try:
         document = read_yaml(content)
     except DocumentError as error:
@@ -118,7 +128,7 @@ def read_file(content: str) -> dict[str, ExportSettings]:
             raise ExportError(f"{where}: {error}") from None
         if settings.name in found or settings.name == STATIC:
             raise ExportError(f"{where}: the name {settings.name!r} is taken: each exporter needs its own")
-        if settings.path in {each.path for each in found.values()}:
+        if settings.place in {each.place for each in found.values()}:
             raise ExportError(
                 f"{where}: {settings.path} is written by another exporter: give each its own file"
             )

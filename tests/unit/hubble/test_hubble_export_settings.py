@@ -109,7 +109,7 @@ def aliases(most: int, use: str) -> str:
         (ENTRY.format("fileMaxBackups: many"), "must be a number"),
         (ENTRY.format("fileCompress: yes please"), "true or false"),
         (ENTRY.format("end: tomorrow"), "'tomorrow' is not a time"),
-        ("a: " + "x" * (1 << 20), "are the most"),
+        ("a: " + "x" * (1 << 20), "more than 1 MiB"),
         ("flowLogs: " + "[" * 5000 + "]" * 5000, "nested deeper than 200"),
         (aliases(9, "includeFilters: [*a9]"), "more than 100000 values: .* fewer aliases"),
         (aliases(3, "includeFilters: [*a3]"), r"\.\.\. is not a filter"),

@@ -138,12 +138,14 @@ def test_a_changed_file_is_taken_and_a_broken_one_is_not(tmp_path: Path) -> None
     assert follower.problem == ""
     path.write_bytes(b"metrics: [{name: drops}]")
     follower.look()
+    follower.look()
     assert "no metric 'drops'" in follower.problem
     assert len(taken) == 1
     # As Kubernetes changes the files of a ConfigMap.
     (tmp_path / "next.yaml").write_bytes(b"metrics: [{name: drop}]")
     path.unlink()
     path.symlink_to(tmp_path / "next.yaml")
+    follower.look()
     follower.look()
     assert [len(configs) for configs in taken] == [2, 1]
     assert follower.problem == ""
