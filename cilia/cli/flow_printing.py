@@ -6,9 +6,10 @@ import enum
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 
-from cilia.cli import flows
+from cilia.cli import flows, readers
 from cilia.cli.flow_json import Writer
 from cilia.cli.live import LiveLine
 from cilia.cli.output import printable_json, printable_lines
@@ -62,10 +63,11 @@ class Printer:
         self.counted = flows.AnswerCounts(style)
 
     def print_all(self, responses: Iterable[Response]) -> None:
-        """Until the answer ends or the user has seen enough (Ctrl-C)."""
+        """Until the answer ends, the user has seen enough (Ctrl-C), or nobody reads what follows."""
         try:
             live = self._follow and not self._silent and sys.stderr.isatty()
-            with LiveLine(lambda: self.counted.flows, self.counted.sentence, on=live) as line:
+            seen = readers.noticed() if self._follow else nullcontext()
+            with seen, LiveLine(lambda: self.counted.flows, self.counted.sentence, on=live) as line:
                 for response in responses:
                     if self.counted.add(response):
                         line.print(partial(self._print, response))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -11,7 +12,7 @@ import typer
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cilia.cli import flows
+from cilia.cli import flows, readers
 from cilia.cli.errors import UserError
 from cilia.cli.flow_json import to_json
 from cilia.cli.flow_printing import JSON_FORMS, Form
@@ -91,10 +92,9 @@ def show(ctx: typer.Context, kind: Kind, window: Window, output: Form, style: fl
     window.put(request, datetime.now(UTC).astimezone())
     with connected(ctx) as client:
         answers = client.stream(kind.method, request.SerializeToString())
-        try:
+        seen = readers.noticed() if window.follow else nullcontext()
+        with suppress(KeyboardInterrupt), seen:
             print_events((kind.response.FromString(data) for data in answers), kind, output, style)
-        except KeyboardInterrupt:
-            return
 
 
 def print_events(responses: Iterable[Any], kind: Kind, output: Form, style: flows.Style) -> None:

@@ -6,13 +6,14 @@ import enum
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from cilia.cli import flows
+from cilia.cli import flows, readers
 from cilia.cli.errors import UserError
 from cilia.cli.flow_json import to_json
 from cilia.cli.flow_printing import JSON_FORMS, Form
@@ -138,14 +139,11 @@ def watch_peers(
     Examples:
       cilia watch peers
     """
-    with connected(ctx) as client:
-        try:
-            for change in client.peers():
-                text = printable_json(to_json(change)) if output is Watching.JSON else peer_line(change)
-                print(text)
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            return
+    with connected(ctx) as client, suppress(KeyboardInterrupt), readers.noticed():
+        for change in client.peers():
+            text = printable_json(to_json(change)) if output is Watching.JSON else peer_line(change)
+            print(text)
+            sys.stdout.flush()
 
 
 def peer_line(change: peer_pb2.ChangeNotification) -> str:

@@ -237,7 +237,7 @@ def unreachable(target: str, error: Exception, timeout: float) -> str:
         case ValueError():
             return f"{target!r} is no address of a server: write unix:///path or host:port"
         case FileNotFoundError():
-            return f"there is no socket {target}: is the agent running?"
+            return f"there is no socket {target}: is the agent running, with Hubble on?"
         case PermissionError():
             return f"you may not use {target}: try as root, or as a member of the socket's group"
         case TimeoutError():

@@ -204,7 +204,8 @@ class LiveSettings:
         try:
             dataclasses.replace(self._started, **changes).check()  # type: ignore[arg-type]
         except SettingsError as error:
-            raise ApiError(400, f"{error}.") from error
+            names = " and ".join(option.name for option in NODE_OPTIONS if option.field in TOGETHER)
+            raise ApiError(400, f"{names} go together: set both, or none.") from error
 
 
 def _load(path: Path) -> dict[str, Value]:

@@ -281,7 +281,7 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        reason = str(error or "the other side closed it")
+        reason = getattr(error, "strerror", None) or str(error or "the other side closed it")
         if isinstance(error, ssl.SSLError):
             # Imported late: most channels are to sockets, and never need it.
             from cilia.kit.tls import refusal
