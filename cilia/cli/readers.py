@@ -43,5 +43,7 @@ def _wait(output: int, ended: threading.Event) -> None:
     reader.register(output, 0)
     reader.poll()
     if not ended.is_set():
+        # A shell's command in the background is deaf to Ctrl-C.
+        deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         # To that thread, so that what it waits in returns.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if deaf else signal.SIGINT)

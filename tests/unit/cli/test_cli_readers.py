@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,11 @@ def test_what_is_inside_is_interrupted() -> None:
     code, said = ended([sys.executable, "-c", WAITS])
     assert code != 0
     assert said.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_in_the_background_of_a_script_too() -> None:
+    deaf = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    assert ended([sys.executable, "-c", deaf + WAITS]) == (-signal.SIGTERM, "")
 
 
 def test_what_ends_by_itself_is_left_alone() -> None:
