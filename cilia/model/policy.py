@@ -24,7 +24,7 @@ class Direction(enum.IntEnum):
 
 
 class PolicyMode(enum.StrEnum):
-    """When subjects are isolated (row P405)."""
+    """When subjects are isolated."""
 
     DEFAULT = "default"
     """In the directions in which some policy isolates them."""

@@ -41,4 +41,4 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """No denial is enforced on this node."""
     allow_localhost: bool = True
     cidr_nodes: bool = False
-    """CIDR rules mean nodes, too (row P412)."""
+    """CIDR rules mean nodes, too."""

@@ -112,7 +112,7 @@ class PolicyNode:
     # What others may ask.
 
     def peers(self) -> dict[Meant, frozenset[IdentityId]]:
-        """Every peer that rules in force here speak of, and the identities it means now (row P427)."""
+        """Every peer that rules in force here speak of, and the identities it means now."""
         return self._everybody.peers()
 
     def largest_peers(self) -> dict[str, int]:

@@ -203,7 +203,7 @@ def test_peers_are_of_this_cluster(read: Callable[[str], Parsed]) -> None:
 
 
 class TestClusters:
-    """Row P422."""
+    """Whose pods a selector means."""
 
     @pytest.mark.parametrize(
         ("requirement", "meant"),

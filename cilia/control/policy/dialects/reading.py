@@ -236,7 +236,7 @@ class Reader:
             self.refuse(path, f"Operator {operator} takes no values: remove them.")
 
     def peer_pods(self, found: Iterable[Requirement]) -> Selector:
-        """Pods as peers: of this cluster, unless the requirements speak of clusters themselves (row P422)."""
+        """Pods as peers: of this cluster, unless the requirements speak of clusters themselves."""
         wanted = list(found)
         keys = {(r.source, r.key) for r in wanted if r.operator is Operator.IN}
         if ("k8s", NAMESPACE) not in keys:
