@@ -20,6 +20,8 @@ SWITCHES = {
     "MonitorAggregationLevel": ("none", "low", "medium"),
     "MonitorAggregationInterval": ("5s",),
     "MonitorAggregationFlags": ("syn,fin,rst",),
+    "EventsRateLimit": ("0", "1000"),
+    "EventsBurstLimit": ("0", "5000"),
 }
 """What may be changed while the agent runs, and the values to choose from."""
 

@@ -42,11 +42,13 @@ def config(
       PolicyDenyResponse         none, icmp               answers to pods that were denied
       DropNotification           Enabled, Disabled        dropped packets are reported
       TraceNotification          Enabled, Disabled        forwarded packets are reported
-      PolicyVerdictNotification  Enabled, Disabled        what only audit lets pass is reported
+      PolicyVerdictNotification  Enabled, Disabled        new flows that policy lets begin are reported
       TraceSockNotification      Enabled, Disabled        translations of sockets are reported
       MonitorAggregationLevel    none, low, medium        how many packets of a flow are reported
       MonitorAggregationInterval such as 5s               between two reports of a flow
       MonitorAggregationFlags    such as syn,fin,rst      TCP flags whose first sight is reported
+      EventsRateLimit            such as 1000; 0: none    events per second at most
+      EventsBurstLimit           such as 5000             events at once; goes with the limit per second
 
     \b
     Examples:

@@ -13,6 +13,8 @@ from cilia.apps.agent.live import ENDPOINT_OPTIONS, NODE_OPTIONS, LiveSettings, 
 from cilia.apps.agent.settings import AgentSettings
 from cilia.apps.agent.state import EndpointFiles, NodeFile, SavedEndpoint
 from cilia.apps.agent.switches import EndpointSwitches
+from cilia.cli.completing import SWITCHES
+from cilia.cli.config import config as show_config
 from cilia.model.endpoint import HOST_ENDPOINT, Attachment, Endpoint
 from cilia.model.ids import EndpointId
 from cilia.schema import EndpointOptions, Inputs
@@ -246,3 +248,11 @@ def test_audit_is_told_with_whose_word_it_is(tmp_path: Path) -> None:
     assert told(False, False) == (False, "default")
     assert told(True, False) == (True, "annotation")
     assert told(False, True) == (True, "node")
+
+
+def test_help_completion_and_page_name_every_option() -> None:
+    names = {option.name for option in NODE_OPTIONS}
+    assert set(SWITCHES) == names
+    page = Path(__file__).parents[3] / "docs" / "api.md"
+    for text in (show_config.__doc__ or "", page.read_text()):
+        assert {name for name in names if name not in text} == set()
