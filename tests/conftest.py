@@ -31,6 +31,10 @@ PATIENCE = 30.0 if os.environ.get("CI") else 5.0
 ORDER = ("system", "flows", "api", "bpf", "unit")
 """Files that take long and wait much come first, so that no process has one left when the others are done."""
 
+# Commands print times in the zone of whoever looks.
+os.environ["TZ"] = "UTC"
+time.tzset()
+
 settings.register_profile(
     "patient",
     settings(),

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
     for name in ("HUBBLE_SERVER", "CILIA_HUBBLE_SOCKET", "HUBBLE_ALLOWLIST", "HUBBLE_DENYLIST"):
         monkeypatch.delenv(name, raising=False)
 

@@ -31,7 +31,6 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("HUBBLE_SERVER", raising=False)
 
 

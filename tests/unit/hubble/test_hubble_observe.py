@@ -39,7 +39,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("HUBBLE_SERVER", raising=False)
     monkeypatch.delenv("CILIA_HUBBLE_SOCKET", raising=False)
 
