@@ -44,6 +44,7 @@ from cilia.hubble.rpc.messages import frame
 from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore
+from cilia.kit import startup
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.kit.tls import ServerTls
@@ -390,6 +391,7 @@ async def one_round(name: str, seconds: float) -> tuple[float, float]:
         await clients.stdout.readline()
         if case.events:
             tasks.spawn("events", coming(store))
+        startup.started()
         await asyncio.sleep(0.5)
         if case.flood:
             begin()

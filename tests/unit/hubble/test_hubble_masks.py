@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from google.protobuf import field_mask_pb2
 
@@ -56,6 +60,31 @@ def test_what_is_left(paths: list[str]) -> None:
         assert response.flow == expected
         assert (response.time, response.node_name) == (full.time, full.node_name)
         assert response.HasField("flow")
+
+
+def leaves(message: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
+    """Names of fields and of fields inside of them."""
+    for field in message.fields:
+        yield prefix + field.name
+        if field.message_type is not None and not field.is_repeated and depth > 1:
+            yield from leaves(field.message_type, f"{prefix}{field.name}.", depth - 1)
+
+
+def test_random_masks_leave_what_the_library_leaves() -> None:
+    flows = filled()
+    (rows,) = flows.spans(0, flows.head)
+    full = [
+        observer_pb2.GetFlowsResponse.FromString(data).flow for data in Converter(flows, NODE).responses(rows)
+    ]
+    names = list(leaves(flow_pb2.Flow.DESCRIPTOR))
+    chance = random.Random(4)
+    for _ in range(300):
+        paths = chance.sample(names, chance.randint(1, 40))
+        mask = FlowMask(paths)
+        for each in full:
+            expected = flow_pb2.Flow()
+            field_mask_pb2.FieldMask(paths=paths).MergeMessage(each, expected)
+            assert flow_pb2.Flow.FromString(mask.cut(each.SerializeToString())) == expected, paths
 
 
 def test_each_column_holds_its_fields_only() -> None:
