@@ -9,6 +9,6 @@ Belongs here: finding peers, connections to them, merging by time, what a viewer
 anything of a flow's making or storing (that is `hubble`), flags (that is the application). Talks to:
 `hubble` for the gRPC it speaks, `cluster` for token and access reviews, `proto` for messages, `kit`.
 
-A flow passes as bytes: of it are read the kind and the time, by a scan of its top level. Only for a viewer
-that may not see everything is it parsed.
+A flow passes as bytes: of it are read the kind and the time, by a scan of its top level. It is parsed only
+for a viewer that may not see everything; else protobuf just says whether a client will be able to.
 """

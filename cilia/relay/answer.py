@@ -25,7 +25,7 @@ from cilia.proto.relay import relay_pb2
 from cilia.relay.merge import Item, Lane, Merge, MergeSettings
 from cilia.relay.numbers import Numbers
 from cilia.relay.pool import Link, Pool, reasons
-from cilia.relay.scan import ScanError, Scanner, is_flow
+from cilia.relay.scan import ScanError, Scanner, check, is_flow
 from cilia.relay.view import View
 
 GET_FLOWS = "/observer.Observer/GetFlows"
@@ -258,6 +258,8 @@ class Answer:
         if not batch:
             return False
         times = scanner.times(batch)
+        if not self._view:
+            check(batch)
         if name in self._asked:
             self._asked[name] = max(self._asked[name], *times)
         if self._view:
@@ -361,7 +363,7 @@ class Answer:
             async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
                 await self._bell.wait()
         except TimeoutError:
-            pass
+            check(batch)
 
     def _has_missing(self) -> bool:
         """Whether a follower has connected peers to ask again; looked at now and then."""
