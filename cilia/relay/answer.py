@@ -363,7 +363,7 @@ class Answer:
             async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
                 await self._bell.wait()
         except TimeoutError:
-            check(batch)
+            pass
 
     def _has_missing(self) -> bool:
         """Whether a follower has connected peers to ask again; looked at now and then."""
