@@ -31,6 +31,13 @@ PATIENCE = 30.0 if os.environ.get("CI") else 5.0
 ORDER = ("system", "flows", "api", "bpf", "unit")
 """Files that take long and wait much come first, so that no process has one left when the others are done."""
 
+OTHERS = re.compile(
+    r"(?i:.*_proxy)|FORCE_COLOR|PY_COLORS|COLUMNS|LINES|KUBECONFIG|HUBBLE_.*|CILIA_(?!TEST_|LONG|WIRE_FACTS|RANDOM_FLOWS).*"
+)
+"""Variables by which somebody tells programs of theirs what tests must find out by themselves."""
+
+for name in [name for name in os.environ if OTHERS.fullmatch(name)]:
+    del os.environ[name]
 # Commands print times in the zone of whoever looks.
 os.environ["TZ"] = "UTC"
 time.tzset()
