@@ -348,7 +348,9 @@ class SealedFile:
     def read(self, group: int) -> Rows:
         """The rows of one group. Raises Damaged."""
         try:
-            table = self._file.read_row_group(group, columns=["time", "number", "event", "refs"])
+            # One thread: the event loop needs a core, too.
+            names = ["time", "number", "event", "refs"]
+            table = self._file.read_row_group(group, columns=names, use_threads=False)
             return decode(table, self._dtype, self.footer.known)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise Damaged(str(error)) from error

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cilia.hubble.columns import address_words
 from cilia.hubble.convert import Converter
 from cilia.hubble.directory import Pod
 from cilia.hubble.filters import FlowMatcher
-from cilia.hubble.history import archive, codec, recorder
+from cilia.hubble.history import archive, codec, friendly, recorder
 from cilia.hubble.history.keeper import History
 from cilia.hubble.history.settings import HistoryError, HistorySettings
 from cilia.hubble.history.shelf import Shelf, Title
@@ -126,6 +127,7 @@ LEAN = """
 import sys
 from pathlib import Path
 from cilia.hubble.frames.decode import Decoder
+from cilia.hubble.columns import address_words
 from cilia.hubble.convert import Converter
 from cilia.hubble.history import codec
 from tests.support.hubble import DTYPE, NODE, WALL, events, flow, store
@@ -135,6 +137,7 @@ flows.append([events(flow(1), flow(2))], offset=WALL)
 path = Path(sys.argv[1]) / "flows.parquet"
 codec.write(path, codec.detach(flows.spans(0, 2), flows, []), "node")
 assert len(codec.SealedFile(path, DTYPE).read(0).wall) == 2
+assert "pyarrow.compute" not in sys.modules, "an import while flows are sealed holds the event loop"
 decoder = Decoder()
 decoder.add(Converter(flows, NODE).responses(flows.spans(0, 2)[0]))
 assert len(decoder.table()) == 2
@@ -145,6 +148,24 @@ assert "pandas" not in sys.modules
 
 def test_nobody_pays_for_pandas_who_does_not_use_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LEAN, str(tmp_path)], check=True)
+
+
+def test_addresses_are_those_of_rows_also_where_a_party_has_several() -> None:
+    texts = ["10.0.1.5", "10.0.2.7", "fd00::1", "10.0.1.5", "fd00::2", ""]
+    rows = events(*(flow(each, source=text or "::") for each, text in enumerate(texts)))
+    words = address_words(rows, "source")
+    wanted = [text or None for text in texts]
+    for refs in ([0, 1, 2, 0, 3, 4], [0, 0, 0, 0, 0, 0], [7, 1, 1, 7, 2, 2]):
+        found = friendly.addresses(words, np.array(refs, np.uint32))
+        assert found.to_pylist() == wanted
+
+
+@pytest.mark.parametrize("end", [3, 5_000])
+def test_pairs_are_told_apart(end: int) -> None:
+    first, second = np.array([-1, 0, 2, -1, 2, 0]), np.array([-1, 2, 0, -1, 0, 1])
+    used, inverse = friendly.pairs(first, second, end)
+    assert len(used) == len(set(used)) == 4
+    assert [used[place] for place in inverse] == list(zip(first.tolist(), second.tolist(), strict=True))
 
 
 def test_filters_on_names_work_on_a_file(tmp_path: Path) -> None:
