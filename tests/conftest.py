@@ -32,7 +32,8 @@ ORDER = ("system", "flows", "api", "bpf", "unit")
 """Files that take long and wait much come first, so that no process has one left when the others are done."""
 
 OTHERS = re.compile(
-    r"(?i:.*_proxy)|FORCE_COLOR|PY_COLORS|COLUMNS|LINES|KUBECONFIG|HUBBLE_.*|CILIA_(?!TEST_|LONG|WIRE_FACTS|RANDOM_FLOWS).*"
+    r"(?i:.*_proxy)|FORCE_COLOR|PY_COLORS|COLUMNS|LINES|KUBECONFIG|HUBBLE_.*"
+    r"|CILIA_(?!TEST_|LONG|WIRE_FACTS|RANDOM_FLOWS).*"
 )
 """Variables by which somebody tells programs of theirs what tests must find out by themselves."""
 
