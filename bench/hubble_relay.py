@@ -8,7 +8,8 @@ the time on the clock, in which the three share the machine. Medians of five rou
 
 The thousand nodes are reached by TLS, in a process that has measured nothing else: what the merge leaves
 behind would hide what they take. While they connect, all at once, a beat of a millisecond tells how long the
-relay's event loop is held.
+relay's event loop is held. Then they go at once, and come and go some more: the last number is what stays in
+memory of each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -34,7 +36,7 @@ from typing import Any, Self
 import uvloop
 
 from bench import limits
-from cilia.apps.relay.running import RelayOptions, relaying
+from cilia.apps.relay.running import Relay, RelayOptions, relaying
 from cilia.hubble.client import Client
 from cilia.hubble.health import Health
 from cilia.hubble.peer import Peer
@@ -49,6 +51,7 @@ from cilia.proto.observer import observer_pb2
 from cilia.relay.access import AccessSettings
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.pool import PoolSettings
+from cilia.relay.tidy import give_back
 
 PEERS = 10
 FLOWS = 20_000
@@ -56,8 +59,12 @@ ROUNDS = 5
 REACH = 100_000
 """Flows a second of one core."""
 MANY = 1000
+COMINGS = 4
+"""Times that all of them come and go; the first leaves what any later one finds."""
 PEER_KIB = 256
 """What a connected peer may cost the relay."""
+LEFT_KIB = 1.0
+"""What may stay in memory of one that is gone."""
 HOLD = 20.0
 """Milliseconds: what may hold the event loop at a time."""
 SERVER_NAME = server_name("worker-1", "default")
@@ -316,6 +323,7 @@ async def peers_cost(count: int) -> dict[str, float]:
                         asked = resident_kib()
                     finally:
                         client.close()
+            held_leaving, left = await leaving(options("", [], tls, ""), peers)
     return {
         "connected_kib": (idle - before) / count,
         "unread_kib": (asked - idle) / count,
@@ -323,7 +331,33 @@ async def peers_cost(count: int) -> dict[str, float]:
         "held_ms": held,
         "late_ms": late,
         "asking_held_ms": max(asking.used),
+        "leaving_held_ms": held_leaving,
+        "left_kib": left / count,
     }
+
+
+async def leaving(chosen: RelayOptions, peers: list[Peer]) -> tuple[float, float]:
+    """Milliseconds the loop is held while all peers go at once, and KiB that each round leaves behind."""
+    relay = Relay(chosen)
+    changed = asyncio.Event()
+    relay.pool.listeners.add(changed.set)
+    held, resident = [], []
+    for _ in range(COMINGS):
+        relay.pool.set_peers(peers)
+        while not all(link.channel for link in relay.pool.links()):
+            changed.clear()
+            await changed.wait()
+        async with Beat() as beat:
+            relay.pool.set_peers([])
+            await asyncio.sleep(1)
+        held.append(max(beat.used))
+        gc.collect()
+        give_back()
+        resident.append(resident_kib())
+    await relay.pool.close()
+    relay.tally.close()
+    relay.tidy.close()
+    return max(held), (resident[-1] - resident[0]) / (COMINGS - 1)
 
 
 def peers_cost_apart(count: int) -> dict[str, float]:
@@ -345,6 +379,8 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         ("peer of an unread answer", "KiB", PEER_KIB, [cost["unread_kib"]]),
         ("loop held while all peers connect", "ms CPU", HOLD, [cost["held_ms"]]),
         ("loop held while all peers are asked", "ms CPU", HOLD, [cost["asking_held_ms"]]),
+        ("loop held while all peers go", "ms CPU", HOLD, [cost["leaving_held_ms"]]),
+        ("left by a peer that came and went", "KiB", LEFT_KIB, [cost["left_kib"]]),
     ]
     return [limits.row("hubble-relay", *row, statistics.median) for row in rows]
 
