@@ -29,6 +29,7 @@ from cilia.hubble.layer4 import PORTS, transports
 from cilia.hubble.past import Meanings
 from cilia.hubble.ring import Rows
 from cilia.hubble.turns import Turn
+from cilia.kit.documents import cut
 from cilia.proto.flow import flow_pb2
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ WRAPPERS = {
 }
 
 
+FAULTS = (TypeError, ValueError, IndexError, ArithmeticError)
+"""What evaluating raises where the values of a flow don't suit: a division by a port that is 0, too."""
+
+
 class Condition:
     """One expression, compiled; says whether a flow matches."""
 
@@ -73,7 +78,7 @@ class Condition:
         """Whether it is true of a flow; an error while evaluating is no match."""
         try:
             return self._program.execute(self._variables(flow, sparse=self._sparse)) is True
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError):
+        except (*FAULTS, KeyError, RuntimeError):
             return False
 
     def _variables(self, flow: flow_pb2.Flow, *, sparse: bool) -> dict[str, Any]:
@@ -83,20 +88,24 @@ class Condition:
         """Evaluate once over an empty flow, which finds fields and functions that don't exist."""
         unknown = self._fields.difference(flow_pb2.Flow.DESCRIPTOR.fields_by_name)
         if unknown:
-            raise FilterError(f"the CEL expression {text!r} names {min(unknown)!r}, which no flow has")
+            raise FilterError(f"the CEL expression {cut(text)!r} names {min(unknown)!r}, which no flow has")
         try:
             answer = self._program.execute(self._variables(flow_pb2.Flow(), sparse=False))
         except KeyError as error:
-            raise FilterError(f"the CEL expression {text!r} names {error}, which no flow has") from None
+            raise FilterError(f"the CEL expression {cut(text)!r} names {error}, which no flow has") from None
         except RuntimeError as error:
             if str(error).startswith("Undefined"):
                 sentence = str(error).partition(". ")[0]
-                raise FilterError(f"the CEL expression {text!r} can't be evaluated: {sentence}") from None
+                raise FilterError(
+                    f"the CEL expression {cut(text)!r} can't be evaluated: {sentence}"
+                ) from None
             return
-        except (TypeError, ValueError, IndexError):
+        except FAULTS:
             return
         if not isinstance(answer, bool):
-            raise FilterError(f"the CEL expression {text!r} is not a condition: it must be true or false")
+            raise FilterError(
+                f"the CEL expression {cut(text)!r} is not a condition: it must be true or false"
+            )
 
 
 class Expression(Condition):
@@ -144,7 +153,7 @@ def compiled(text: str) -> cel.Program:
         reason = str(error).partition("ERROR: ")[2].partition("\n")[0] or "it can't be read"
         # The library lists all that could have come instead.
         reason = reason.partition(" expecting {")[0]
-        raise FilterError(f"the CEL expression {text!r} is wrong: {reason}") from None
+        raise FilterError(f"the CEL expression {cut(text)!r} is wrong: {reason}") from None
 
 
 def mentioned(code: str) -> frozenset[str]:
