@@ -42,6 +42,10 @@ large as their pods have labels."""
 FIRST_CHUNK = 16
 """To begin with: where every peer is new, a row takes ten times as long."""
 
+PACE, ENOUGH = 0.1, 8 * CHUNK
+"""Seconds between two looks for one who follows, and rows that are not waited with: a look costs some
+milliseconds of CPU, whatever it finds. What comes alone after a pause is sent at once."""
+
 SCAN = 32 * CHUNK
 """Rows filtered, to begin with, before other tasks get their turn: a millisecond or two."""
 
@@ -327,10 +331,14 @@ class Answer:
 
     async def _follow(self) -> None:
         """Send what comes until the client goes away or `until` has passed."""
+        due = self._clocks.monotonic()
         with self._cursor as cursor:
             while True:
                 waiting = self._untold.left(self._clocks.monotonic())
                 arrived = await cursor.wait(least(self._seconds_left(), waiting))
+                if arrived:
+                    await self._gather(cursor, due)
+                began = self._clocks.monotonic()
                 seconds = self._seconds_left()
                 if not arrived and seconds is not None and seconds <= 0:
                     return
@@ -340,7 +348,14 @@ class Answer:
                     for gap in step.gaps:
                         self._untold.add(gap)
                     await self._pass_on(step, [])
+                    if cursor.waiting:
+                        due = began + PACE
                 await self._tell(self._untold.due(self._clocks.monotonic()))
+
+    async def _gather(self, cursor: Cursor, due: float) -> None:
+        """Wait for more rows until the next look is due, but not beyond `until`."""
+        pause = due - self._clocks.monotonic()
+        await cursor.gather(least(self._seconds_left(), pause) or 0.0, ENOUGH)
 
     def _seconds_left(self) -> float | None:
         """Until `until`; None: for ever."""

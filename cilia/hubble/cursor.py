@@ -13,6 +13,7 @@ before it came.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import NamedTuple, Self
 
 from cilia.hubble.store import FlowStore, LossRow
@@ -42,13 +43,19 @@ class Cursor:
         self.gap = store.gaps
         """Serial of the next gap not told."""
         self._bell = asyncio.Event()
+        self._wanted = 0
+        """Rows for which the bell rings."""
 
     def __enter__(self) -> Self:
-        self._store.listeners.add(self._bell.set)
+        self._store.listeners.add(self._look)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._store.listeners.discard(self._bell.set)
+        self._store.listeners.discard(self._look)
+
+    def _look(self) -> None:
+        if self._store.head - self.position >= self._wanted:
+            self._bell.set()
 
     @property
     def waiting(self) -> bool:
@@ -65,6 +72,19 @@ class Cursor:
         except TimeoutError:
             return False
         return True
+
+    async def gather(self, seconds: float, enough: int) -> None:
+        """Let rows come for so many seconds, or until so many are there: many at once cost less each."""
+        if seconds <= 0 or self._store.head - self.position >= enough:
+            return
+        self._wanted = enough
+        self._bell.clear()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._bell.wait()
+        finally:
+            self._wanted = 0
 
     def step(self, limit: int) -> Arrived:
         """Go on by at most `limit` rows."""

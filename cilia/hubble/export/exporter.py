@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 PACE = 0.25
 """Seconds between two batches while few flows come: how late a line is at most."""
+ENOUGH = 4096
+"""Rows that are not waited with."""
 BATCH = 1 << 20
 """Bytes handed to a thread at once."""
 LEAST_STEP, MOST_STEP = 128, 1024
@@ -178,8 +180,8 @@ class Exporter:
         self._rewind()
         with self._cursor as cursor:
             while not self._over():
-                if await cursor.wait(self._pause()) and self._near():
-                    await asyncio.sleep(PACE)
+                if await cursor.wait(self._pause()):
+                    await cursor.gather(PACE, ENOUGH)
                 await self._catch_up()
         await self.finish()
         self.state = State.ENDED
@@ -232,10 +234,6 @@ class Exporter:
         if self._groups is not None and (len(self._groups) or self._batch.losses):
             times.append(self._due - self._clock.monotonic())
         return max(0.0, min(times)) if times else None
-
-    def _near(self) -> bool:
-        """Little enough has come to wait for more."""
-        return self._store.head - self._cursor.position < MOST_STEP * 4
 
     # -- reading ------------------------------------------------------------------------------------------
 

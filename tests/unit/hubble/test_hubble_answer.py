@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cilia.hubble import answer
 from cilia.hubble.answer import SCAN, Untold
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.status import completeness_of
@@ -16,6 +17,7 @@ from cilia.kit.clock import ManualClock
 from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from tests.support.hubble import NODE, WALL, MessageSink, events, flow, store
+from tests.support.waiting import until_async
 
 DROP = {"kind": 1, "verdict": 2, "reason": 133, "state": 0}
 DROPPED = flow_pb2.FlowFilter(verdict=[flow_pb2.DROPPED])
@@ -180,6 +182,52 @@ def test_notes_are_at_most_one_in_an_interval_per_source() -> None:
     untold.add(row(3))
     assert [gap.count for gap in untold.all()] == [3]
     assert untold.left(9.0) is None
+
+
+def test_a_follower_gets_what_comes_alone_at_once_and_the_rest_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answer, "PACE", 3600.0)
+    monkeypatch.setattr(answer, "ENOUGH", 20)
+    flows = store()
+    observer = Observer(flows, NODE, ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9))
+
+    async def story() -> None:
+        reader = Reader()
+        request = observer_pb2.GetFlowsRequest(follow=True)
+        call = asyncio.ensure_future(observer.get_flows(request.SerializeToString(), reader))
+        await asyncio.sleep(0)
+        flows.append([events(flow(0))], offset=WALL)
+        await until_async(lambda: reader.ports == [0])
+        for number in range(1, 20):
+            flows.append([events(flow(number))], offset=WALL)
+            await asyncio.sleep(0.001)
+        assert reader.ports == [0], "the next look is due in an hour"
+        flows.append([events(flow(20))], offset=WALL)
+        await until_async(lambda: reader.ports == list(range(21)))
+        call.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_slow_filter_makes_a_follower_no_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "PACE", 3600.0)
+    flows = store()
+    observer = Observer(flows, NODE, ObserverSettings(version="1"), ManualClock(wall=WALL / 1e9))
+    cel = flow_pb2.FlowFilter(
+        experimental=flow_pb2.FlowFilter.Experimental(cel_expression=["_flow.l4.TCP.source_port > 0"])
+    )
+
+    async def story() -> None:
+        reader = Reader()
+        request = observer_pb2.GetFlowsRequest(follow=True, whitelist=[cel])
+        call = asyncio.ensure_future(observer.get_flows(request.SerializeToString(), reader))
+        await until_async(lambda: flows.listeners, "the follower")
+        flows.append([events(*map(flow, range(4 * answer.SLOW_SCAN)))], offset=WALL)
+        await until_async(lambda: len(reader.ports) == 4 * answer.SLOW_SCAN)
+        call.cancel()
+
+    asyncio.run(story())
 
 
 def test_a_follower_learns_of_a_flood_of_gaps_in_two_notes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,29 @@ def test_names_of_kept_rows_survive_compaction() -> None:
     assert flows.parties.generation > 0
     (kept, *_) = flows.spans(0, flows.head)
     assert flows.parties.values[kept.source[0]].identity == 77
+
+
+def test_a_cursor_waits_until_time_is_over_or_enough_is_there() -> None:
+    flows = store()
+
+    async def body() -> None:
+        with Cursor(flows) as cursor:
+            gathering = asyncio.ensure_future(cursor.gather(60.0, 3))
+            for count in range(3):
+                await asyncio.sleep(0.01)
+                assert not gathering.done(), f"{count} were enough"
+                flows.append([events(flow(count))], offset=WALL)
+            await asyncio.wait_for(gathering, 10.0)
+            await asyncio.wait_for(cursor.gather(60.0, 3), 10.0)
+            assert cursor.step(2).end == 2
+            await cursor.gather(0.01, 3)
+            assert await cursor.wait() and cursor.step(9).end == 3
+            waiting = asyncio.ensure_future(cursor.wait(60.0))
+            await asyncio.sleep(0)
+            flows.append([events(flow(4))], offset=WALL)
+            assert await asyncio.wait_for(waiting, 10.0), "one is enough again"
+
+    asyncio.run(body())
 
 
 def test_a_cursor_reads_what_was_kept_and_counts_the_rest() -> None:
