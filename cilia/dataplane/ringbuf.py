@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic_ns, thread_time
+from time import monotonic, monotonic_ns, thread_time
 
 import msgspec
 import numpy as np
@@ -30,11 +30,13 @@ CALM_SECONDS = 0.040
 """Between two polls of rings that fill slowly: what a poll costs hardly depends on how much it finds."""
 CALM_PART = 16
 """A ring fills slowly when a poll finds less than one part of so many in it."""
-RUN, SHORTEST_RUN = 8192, 256
-"""Events that a poll takes from a ring at most: some 10 ms of the loop with what is made of them; fewer
-where that takes long, since all of them are about strangers."""
-QUICK_SECONDS, SLOW_SECONDS = 0.004, 0.010
+RUN, FIRST_RUN, SHORTEST_RUN = 8192, 512, 64
+"""Events that are taken from a ring at once: at most, to begin with, and where each takes long, since all of
+them are about strangers."""
+QUICK_SECONDS, SLOW_SECONDS = 0.001, 0.002
 """Of work on a run that is followed by a longer or a shorter one."""
+POLL_WORK_SECONDS = 0.006
+"""Of work of a poll: it takes runs until then, or until there are no more."""
 BREATH_SECONDS = 0.005
 """The least that others get of the loop before a poll takes what the last one left."""
 IDLE_POLLS = 3
@@ -151,12 +153,16 @@ class LossCounter:
 
     def count(self, events: Array) -> list[LostEvents]:
         """Take note of a drain's events (it may be empty) and return the losses that are now certain."""
+        self.note(events)
+        return [lost for cpu, seen in self._seen.items() if (lost := self._settle(cpu, seen)) is not None]
+
+    def note(self, events: Array) -> None:
+        """Take note of events (there may be none)."""
         if len(events):
             cpus, sequences, times = events["cpu"], events["sequence"].astype(np.int64), events["time"]
             for cpu in np.flatnonzero(np.bincount(cpus)).tolist():
                 mine = np.flatnonzero(cpus == cpu)
                 self._note(cpu, sequences[mine], times[mine])
-        return [lost for cpu, seen in self._seen.items() if (lost := self._settle(cpu, seen)) is not None]
 
     def look(self, taken: Mapping[int, int], now: int) -> bool:
         """Take note of the sequence numbers that each CPU has taken when there was nothing left to drain, at
@@ -238,7 +244,7 @@ class RingReader:
         self._empty = 0
         self.pace = POLL_SECONDS
         """Seconds until the next poll while events flow."""
-        self._run = RUN
+        self._run = FIRST_RUN
         self._watching = False
         self.received = 0
         self.lost = 0
@@ -263,9 +269,18 @@ class RingReader:
         parts = [ring.read(limit) for ring in self._rings]
         calm = all(len(part) < ring.calm for ring, part in zip(self._rings, parts, strict=True))
         self.pace = CALM_SECONDS if calm else POLL_SECONDS
-        lost = tuple(
-            gap for losses, part in zip(self._losses, parts, strict=True) for gap in losses.count(part)
-        )
+        found = [losses.count(part) for losses, part in zip(self._losses, parts, strict=True)]
+        return self._pass_on(parts, tuple(gap for gaps in found for gap in gaps))
+
+    def _go_on(self, limit: int) -> int:
+        """Deliver the next events of the same poll; how many. What is missing now is judged in the next poll,
+        for a record may come a little late."""
+        parts = [ring.read(limit) for ring in self._rings]
+        for losses, part in zip(self._losses, parts, strict=True):
+            losses.note(part)
+        return self._pass_on(parts, ())
+
+    def _pass_on(self, parts: Sequence[Array], lost: tuple[LostEvents, ...]) -> int:
         count = sum(map(len, parts))
         self.received += count
         self.lost += sum(gap.count for gap in lost)
@@ -276,14 +291,21 @@ class RingReader:
 
     def _poll(self) -> None:
         loop = self._running_loop()
-        start, run, worked = loop.time(), self._run, thread_time()
+        start, worked, run = monotonic(), thread_time(), self._run
         count = self.drain(run)
-        self._adapt(thread_time() - worked)
-        took = loop.time() - start
+        spent = self._adapt(worked)
+        more = count >= run
+        while more and spent < POLL_WORK_SECONDS:
+            worked, run = thread_time(), self._run
+            taken = self._go_on(run)
+            spent += self._adapt(worked)
+            count += taken
+            more = taken >= run
+        took = monotonic() - start
         self._empty = 0 if count or self._look() else self._empty + 1
         if self._empty < IDLE_POLLS:
             # In an overflow, answers get as much of the loop as the rings: else nobody sees what is read.
-            pause = self.pace if count < run else BREATH_SECONDS
+            pause = BREATH_SECONDS if more else self.pace
             self._timer = loop.call_later(max(took, pause), self._poll)
         else:
             self._sleep()
@@ -294,12 +316,14 @@ class RingReader:
         unseen = [losses.look(numbers, now) for losses, numbers in zip(self._losses, taken, strict=True)]
         return any(unseen)
 
-    def _adapt(self, worked: float) -> None:
-        """Take shorter or longer runs, by the seconds of this thread that the last one took."""
+    def _adapt(self, since: float) -> float:
+        """Take shorter or longer runs, by the seconds of this thread that the last took, and give them."""
+        worked = thread_time() - since
         if worked > SLOW_SECONDS:
-            self._run = max(SHORTEST_RUN, self._run // 2)
+            self._run = max(SHORTEST_RUN, min(self._run // 2, int(self._run * SLOW_SECONDS / worked)))
         elif worked < QUICK_SECONDS:
             self._run = min(RUN, self._run * 2)
+        return worked
 
     def _sleep(self) -> None:
         loop = self._running_loop()

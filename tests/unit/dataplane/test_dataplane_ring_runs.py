@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from cilia.dataplane import ringbuf
-from cilia.dataplane.ringbuf import RUN, SHORTEST_RUN, SLOW_SECONDS, Batch, RingReader
+from cilia.dataplane.ringbuf import (
+    FIRST_RUN,
+    POLL_WORK_SECONDS,
+    RUN,
+    SHORTEST_RUN,
+    SLOW_SECONDS,
+    Batch,
+    RingReader,
+)
 
 EVENT = np.dtype([("time", "<u8"), ("sequence", "<u8"), ("cpu", "<u2")])
 
@@ -80,13 +88,31 @@ def runs_of(monkeypatch: pytest.MonkeyPatch, costs: list[float]) -> list[int]:
 
 
 def test_runs_are_shorter_while_each_record_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    dear = 2 * SLOW_SECONDS / 1024
+    dear = 2 * SLOW_SECONDS / FIRST_RUN
     runs = runs_of(monkeypatch, [dear] * 6 + [0.0] * 9)
-    assert runs[0] == RUN and max(runs[4:7]) <= 1024
-    assert runs[-1] == max(runs) == RUN and sorted(runs[6:]) == runs[6:]
+    assert runs[0] == FIRST_RUN and max(runs[2:7]) <= FIRST_RUN // 2
+    assert runs[-1] == max(runs) and sorted(runs[6:]) == runs[6:]
 
 
 def test_runs_have_an_end_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     dear = 2 * SLOW_SECONDS / SHORTEST_RUN
-    runs = runs_of(monkeypatch, [dear / 8] * 6 + [dear] * 3 + [0.0])
+    runs = runs_of(monkeypatch, [0.0] * 8 + [dear] * 2 + [0.0])
     assert min(runs) >= SHORTEST_RUN and max(runs) == RUN
+
+
+def test_a_poll_ends_when_it_has_worked_for_some_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of records that take long it has a few runs, then others have the loop."""
+    dear = SLOW_SECONDS / FIRST_RUN
+    polls: list[int] = []
+    monkeypatch.setattr(RingReader, "_look", lambda _self: False)
+    whole = RingReader._poll
+
+    def poll(self: RingReader) -> None:
+        before = self.received
+        whole(self)
+        polls.append(self.received - before)
+
+    monkeypatch.setattr(RingReader, "_poll", poll)
+    runs = runs_of(monkeypatch, [dear] * 20)
+    assert max(polls[:-1]) * dear < 3 * POLL_WORK_SECONDS
+    assert len(polls) > 1 and sum(polls) >= sum(runs[:-1])
