@@ -50,6 +50,9 @@ from cilia.hubble.ring import Rows
 from cilia.hubble.turns import Turn
 from cilia.proto.flow import flow_pb2
 
+HIGHEST_SUB_TYPE = 255
+"""Drop reasons and observation points are bytes."""
+
 T = TypeVar("T", bound=Hashable)
 
 Predicate: TypeAlias = Callable[[Rows], Mask]
@@ -221,16 +224,19 @@ def by_protocol(_context: Context, values: list[str]) -> Predicate:
 def by_event_type(_context: Context, values: list[flow_pb2.EventTypeFilter]) -> Predicate:
     """Message types as monitors number them; the sub-type is a drop reason or an observation point."""
     kinds = {number: kind for kind, number in EVENT_TYPES.items()}
+    # A client may name thousands of them: each distinct one is compared once.
+    wanted = {
+        (kinds[value.type], value.sub_type if value.match_sub_type else None)
+        for value in values
+        if value.type in kinds and not (value.match_sub_type and value.sub_type > HIGHEST_SUB_TYPE)
+    }
 
     def predicate(rows: Rows) -> Mask:
         matched = np.zeros(len(rows.wall), np.bool_)
-        for value in values:
-            kind = kinds.get(value.type)
-            if kind is None:
-                continue
+        for kind, number in wanted:
             this = equal(rows.events, "kind", kind)
-            if value.match_sub_type:
-                this = this & of_sub_type(rows, kind, value.sub_type)
+            if number is not None:
+                this = this & of_sub_type(rows, kind, number)
             matched |= this
         return matched
 

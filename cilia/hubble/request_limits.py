@@ -49,10 +49,10 @@ def check(request: observer_pb2.GetFlowsRequest) -> None:
     check_times(request)
     if len(request.field_mask.paths) > MAX_PATHS:
         raise _too_many("paths in the field mask", len(request.field_mask.paths), MAX_PATHS)
-    filters = [*request.whitelist, *request.blacklist]
     for name, count in (("allow", len(request.whitelist)), ("deny", len(request.blacklist))):
         if count > MAX_FILTERS:
             raise _too_many(f"{name} filters", count, MAX_FILTERS)
+    filters = [*request.whitelist, *request.blacklist]
     expressions = sum(len(one.experimental.cel_expression) for one in filters)
     if expressions > MAX_EXPRESSIONS:
         raise _too_many("CEL expressions", expressions, MAX_EXPRESSIONS)
