@@ -5,7 +5,7 @@ A file has columns for people and their tools (`friendly`), and beside them what
     number            the row's number
     event   struct    the fields of the data path's record, by name; one that is 0 in all rows is left out
     refs    struct    the columns of indexes of `store.Rows`
-    footer            what the indexes point into, and the gaps among the rows (msgpack)
+    footer            what the indexes point into, and the gaps among the rows (msgpack, as text)
 
 Disks give back other bytes than they were given. Pages have checksums. Parquet has none for its metadata, and
 a bit turned there can end the process that reads it, so its checksum stands before it, where nobody looks.
@@ -15,6 +15,7 @@ Fields are read back by name: a file outlives a change of the record's layout, a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import struct
@@ -286,10 +287,11 @@ def field_array(events: Events, name: str) -> pa.Array:
 
 
 def packed(footer: Footer) -> bytes:
-    """Compressed msgpack, with its length in front."""
+    """Compressed msgpack, with its length in front, as text: what Parquet keeps for others must be UTF-8, and
+    some readers refuse the whole file where it is not."""
     data = msgspec.msgpack.encode(footer)
     compressed: bytes = pa.compress(data, "zstd", asbytes=True)
-    return len(data).to_bytes(8, "little") + compressed
+    return base64.b64encode(len(data).to_bytes(8, "little") + compressed)
 
 
 def merge(paths: Sequence[Path], target: Path, dtype: np.dtype[np.void]) -> int:
@@ -364,12 +366,15 @@ class SealedFile:
 def unpacked(data: bytes) -> Footer:
     """Raises Damaged."""
     try:
+        if 0 not in data[:8]:
+            # Files of before had the bytes as they are; their length ends in zeros.
+            data = base64.b64decode(data, validate=True)
         size = int.from_bytes(data[:8], "little")
         if not 0 < size < MAX_FOOTER:
             raise Damaged("it has no footer of ours")
         plain = pa.decompress(data[8:], size, "zstd", asbytes=True)
         footer = msgspec.msgpack.decode(plain, type=Footer)
-    except (msgspec.MsgspecError, OSError, pa.ArrowException) as error:
+    except (msgspec.MsgspecError, OSError, ValueError, pa.ArrowException) as error:
         raise Damaged(f"its footer is unreadable: {error}") from error
     if footer.format != FORMAT:
         raise Damaged(f"it has format {footer.format}, and this version reads {FORMAT}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import stat
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import polars
 import pyarrow.parquet as pq
 import pytest
 
@@ -196,6 +198,18 @@ def test_a_file_is_read_by_any_tool_and_says_who_talked_to_whom(tmp_path: Path) 
     assert (row["source_ip"], row["source_port"], row["tcp_flags"]) == ("10.0.1.5", 10_000, "SYN")
     assert row["icmp_type"] is None
     assert flows.row_of(row["uuid"]) == 0
+    assert polars.read_parquet(tmp_path / "one.parquet").to_dicts() == [row]
+
+
+def test_footers_of_before_are_read(tmp_path: Path) -> None:
+    flows = store(64)
+    fill(flows, 0, 3)
+    block = codec.detach(flows.spans(0, 3), flows, [])
+    footer = codec.Footer(format=codec.FORMAT, node=NODE.name, known=block.known, gaps=())
+    assert codec.unpacked(base64.b64decode(codec.packed(footer))) == footer
+    assert codec.unpacked(codec.packed(footer)) == footer
+    with pytest.raises(codec.Damaged):
+        codec.unpacked(b"no footer of ours")
 
 
 def test_a_file_of_another_layout_lacks_what_it_never_had(tmp_path: Path) -> None:
