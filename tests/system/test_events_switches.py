@@ -138,7 +138,8 @@ def test_without_aggregation_every_packet_is_reported(node: AgentNode) -> None:
 def test_without_correlation_flows_name_no_policy(node: AgentNode) -> None:
     assert denied(node)["ingress_denied_by"][0]["name"] == "deny"
     node.agent.end()
-    node.start("env", "CILIA_HUBBLE_NETWORK_POLICY_CORRELATION_ENABLED=false")
+    node.start("env", "CILIA_HUBBLE_NETWORK_POLICY_CORRELATION_ENABLED=false", hubble_event_queue_size="64")
+    assert node.agent.words().count("--hubble-event-queue-size is without meaning") == 1
     assert "ingress_denied_by" not in denied(node)
     node.agent.end()
     node.start()
