@@ -205,16 +205,22 @@ static __always_inline bool may_emit(const struct node_settings *settings, __u8 
 	return false;
 }
 
+/* Ids of the endpoints of this node that the packet comes from and goes to; 0: neither is. */
+struct ends {
+	__u16 source;
+	__u16 destination;
+};
+
 /* The fields that say what happened to the packet. */
 struct happening {
 	__u8 kind;
 	__u8 verdict;
 	__u8 reason;
 	__u8 ring;
-	__u8 direction; /* of a drop or a verdict: the side that judged */
+	__u8 direction;	    /* of a drop or a verdict: the side that judged */
+	__u8 with_verdicts; /* of a trace: its record tells what rules let begin, too */
 	__u32 suppressed;
-	__u16 source_endpoint; /* filled by emit */
-	__u16 destination_endpoint;
+	struct ends ends;
 };
 
 static __always_inline __u32 deciding_cookie(const struct flow *flow, __u8 direction)
@@ -231,11 +237,23 @@ static __always_inline __u8 direction_of_trace(const struct flow *flow)
 	return flow->direction;
 }
 
-/* How many events the record of a packet stands for. */
-static __always_inline __u32 events_within(const struct flow *flow)
+/* This side's rules let the flow begin. Who is not isolated has nobody to name. */
+static __always_inline bool let_begin(const struct flow *flow, __u32 side)
 {
-	return 1 + !!(flow->flags & EVENT_WITH_EGRESS_VERDICT) +
-	       !!(flow->flags & EVENT_WITH_INGRESS_VERDICT);
+	return flow->state == CONNECTION_NEW && flow->cookie[side];
+}
+
+/* Flags of a record that tells what rules let begin, too. */
+static __always_inline __u8 verdicts_within(const struct flow *flow)
+{
+	return (let_begin(flow, CT_EGRESS) ? EVENT_WITH_EGRESS_VERDICT : 0) |
+	       (let_begin(flow, CT_INGRESS) ? EVENT_WITH_INGRESS_VERDICT : 0);
+}
+
+/* How many events a record with these flags stands for. */
+static __always_inline __u32 events_within(__u8 flags)
+{
+	return 1 + !!(flags & EVENT_WITH_EGRESS_VERDICT) + !!(flags & EVENT_WITH_INGRESS_VERDICT);
 }
 
 /* Returns whether there is room for it. Global, as parse_headers is, and for the same reason: it
@@ -247,13 +265,15 @@ __noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
 	struct event_state *state = event_counters();
 	struct event *event;
 	__u64 sequence;
+	__u8 verdicts;
 	bool priority;
 	__u32 count;
 
 	if (!flow || !happening || !settings || !state)
 		return false;
 	priority = happening->ring == RING_PRIORITY;
-	count = events_within(flow);
+	verdicts = happening->with_verdicts ? verdicts_within(flow) : 0;
+	count = events_within(verdicts);
 	sequence = priority ? __sync_fetch_and_add(&state->sequence[0], count)
 			    : __sync_fetch_and_add(&state->sequence[1], count);
 	if (count == 1 && !may_emit(settings, happening->ring, happening->kind,
@@ -274,11 +294,12 @@ __noinline int write_event(struct __sk_buff *skb, const struct flow *flow,
 	event->reason = happening->reason;
 	event->ring = happening->ring;
 	event->suppressed = happening->suppressed;
-	event->source_endpoint = happening->source_endpoint;
-	event->destination_endpoint = happening->destination_endpoint;
+	event->source_endpoint = happening->ends.source;
+	event->destination_endpoint = happening->ends.destination;
 	event->ifindex = skb->ifindex;
 	event->vlan = skb->vlan_present ? skb->vlan_tci : 0;
 	describe_flow(event, flow);
+	event->flags |= verdicts;
 	event->direction = happening->direction;
 	if (happening->kind == EVENT_DROP) {
 		event->file = flow->packet.file;
@@ -295,48 +316,64 @@ static __always_inline __u16 id_of(const struct endpoint *endpoint)
 	return endpoint ? endpoint->id : 0;
 }
 
-/* As write_event, after which the verifier takes the pointers in the flow for mere numbers: they
- * are put back, which the compiler must not find needless. */
-static __always_inline int emit(struct __sk_buff *skb, struct flow *flow,
-				struct happening *happening)
+static __always_inline struct ends ends_of(const struct flow *flow)
 {
-	struct node_settings *settings = flow->settings;
-	struct endpoint *source = flow->source.endpoint;
-	struct endpoint *destination = flow->destination.endpoint;
-	volatile struct flow *forgotten = flow;
-	int written;
+	struct ends ends = {
+	    .source = id_of(flow->source.endpoint),
+	    .destination = id_of(flow->destination.endpoint),
+	};
 
-	happening->source_endpoint = id_of(source);
-	happening->destination_endpoint = id_of(destination);
-	written = write_event(skb, flow, happening);
-	forgotten->settings = settings;
-	forgotten->source.endpoint = source;
-	forgotten->destination.endpoint = destination;
-	return written;
+	return ends;
 }
 
-static __always_inline void report_trace(struct __sk_buff *skb, struct flow *flow)
+/* What a flow points to. After a global function has seen the flow, the verifier takes its pointers
+ * for mere numbers. */
+struct pointers {
+	struct node_settings *settings;
+	struct endpoint *source;
+	struct endpoint *destination;
+};
+
+static __always_inline struct pointers pointers_of(const struct flow *flow)
+{
+	struct pointers pointers = {
+	    .settings = flow->settings,
+	    .source = flow->source.endpoint,
+	    .destination = flow->destination.endpoint,
+	};
+
+	return pointers;
+}
+
+/* Puts them back, which the compiler must not find needless. */
+static __always_inline void put_back(struct flow *flow, struct pointers pointers)
+{
+	volatile struct flow *forgotten = flow;
+
+	forgotten->settings = pointers.settings;
+	forgotten->source.endpoint = pointers.source;
+	forgotten->destination.endpoint = pointers.destination;
+}
+
+static __always_inline void report_trace(struct __sk_buff *skb, const struct flow *flow,
+					 struct ends ends, bool with_verdicts)
 {
 	struct happening trace = {
 	    .kind = EVENT_TRACE,
 	    .verdict = VERDICT_FORWARDED,
 	    .ring = RING_NORMAL,
 	    .direction = direction_of_trace(flow),
+	    .with_verdicts = with_verdicts,
+	    .ends = ends,
 	};
 
-	emit(skb, flow, &trace);
-}
-
-/* This side's rules let the flow begin. Who is not isolated has nobody to name. */
-static __always_inline bool let_begin(const struct flow *flow, __u32 side)
-{
-	return flow->state == CONNECTION_NEW && flow->cookie[side];
+	write_event(skb, flow, &trace);
 }
 
 /* One side's word about a packet that goes on: that it would have denied it, or that its rules let
  * the flow begin. What is allowed must not wash drops away. */
-static __always_inline void report_verdict(struct __sk_buff *skb, struct flow *flow, __u32 side,
-					   __u8 audited)
+static __always_inline void report_verdict(struct __sk_buff *skb, const struct flow *flow,
+					   struct ends ends, __u32 side, __u8 audited)
 {
 	struct happening verdict = {
 	    .kind = EVENT_VERDICT,
@@ -344,50 +381,56 @@ static __always_inline void report_verdict(struct __sk_buff *skb, struct flow *f
 	    .reason = audited,
 	    .ring = audited ? RING_PRIORITY : RING_NORMAL,
 	    .direction = side == CT_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
+	    .ends = ends,
 	};
 
 	if (audited || let_begin(flow, side))
-		emit(skb, flow, &verdict);
+		write_event(skb, flow, &verdict);
 }
 
-static __noinline int report_verdicts(struct __sk_buff *skb, struct flow *flow)
+static __always_inline void report_verdicts(struct __sk_buff *skb, const struct flow *flow,
+					    struct ends ends)
 {
 	struct workspace *space = own_workspace();
 
 	if (!space)
+		return;
+	report_verdict(skb, flow, ends, CT_EGRESS, space->audited[CT_EGRESS]);
+	report_verdict(skb, flow, ends, CT_INGRESS, space->audited[CT_INGRESS]);
+}
+
+/* What there is to say of a packet that goes on. What rules let begin is told in the record of its
+ * trace. But what audit let pass goes by the other ring, and a limit holds back one event at a
+ * time: then verdicts have records of their own. Global, as write_event is, and for the same
+ * reason. */
+__noinline int tell_passing(struct __sk_buff *skb, struct flow *flow, const struct ends *ends)
+{
+	const struct node_settings *settings = node_settings();
+	bool traced, judged, together;
+
+	if (!flow || !ends || !settings)
 		return 0;
-	flow->flags |= EVENT_JUDGED_APART;
-	report_verdict(skb, flow, CT_EGRESS, space->audited[CT_EGRESS]);
-	report_verdict(skb, flow, CT_INGRESS, space->audited[CT_INGRESS]);
-	return 0;
-}
-
-/* What rules let begin is told in the record of the trace that follows. */
-static __always_inline void enclose_verdicts(struct flow *flow)
-{
-	flow->flags |= EVENT_JUDGED_APART;
-	if (let_begin(flow, CT_EGRESS))
-		flow->flags |= EVENT_WITH_EGRESS_VERDICT;
-	if (let_begin(flow, CT_INGRESS))
-		flow->flags |= EVENT_WITH_INGRESS_VERDICT;
-}
-
-/* A packet that goes on. What audit let pass goes by another ring than the trace, and a limit holds
- * back one event at a time: then verdicts have records of their own. */
-static __noinline int report_passing(struct __sk_buff *skb, struct flow *flow)
-{
-	bool traced = flow->report && !is_muted(flow->settings, NODE_MUTE_TRACES);
-
-	if ((flow->flags & EVENT_FIRST_REPORT || flow->audited) &&
-	    !is_muted(flow->settings, NODE_MUTE_VERDICTS)) {
-		if (traced && !flow->audited && !flow->settings->event_rate)
-			enclose_verdicts(flow);
-		else
-			report_verdicts(skb, flow);
-	}
+	traced = flow->report && !is_muted(settings, NODE_MUTE_TRACES);
+	judged = (flow->flags & EVENT_FIRST_REPORT || flow->audited) &&
+		 !is_muted(settings, NODE_MUTE_VERDICTS);
+	together = traced && judged && !flow->audited && !settings->event_rate;
+	if (judged)
+		flow->flags |= EVENT_JUDGED_APART;
+	if (judged && !together)
+		report_verdicts(skb, flow, *ends);
 	if (traced)
-		report_trace(skb, flow);
+		report_trace(skb, flow, *ends, together);
 	return 0;
+}
+
+/* A packet that goes on. */
+static __always_inline void report_passing(struct __sk_buff *skb, struct flow *flow)
+{
+	struct pointers pointers = pointers_of(flow);
+	struct ends ends = ends_of(flow);
+
+	tell_passing(skb, flow, &ends);
+	put_back(flow, pointers);
 }
 
 /* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
@@ -425,11 +468,15 @@ static __noinline int report_drop(struct __sk_buff *skb, struct flow *flow, __u3
 	    .reason = reason,
 	    .ring = RING_PRIORITY,
 	    .direction = flow->direction,
+	    .ends = ends_of(flow),
 	};
+	struct pointers pointers = pointers_of(flow);
 	__u32 cookie = deciding_cookie(flow, flow->direction);
 
-	if (may_report_drop(flow->settings, &key, cookie, &drop.suppressed) &&
-	    !emit(skb, flow, &drop) && drop.suppressed)
+	if (!may_report_drop(flow->settings, &key, cookie, &drop.suppressed))
+		return 0;
+	if (!write_event(skb, flow, &drop) && drop.suppressed)
 		hold_back_again(&key, drop.suppressed);
+	put_back(flow, pointers);
 	return 0;
 }
