@@ -39,8 +39,9 @@ LARGE_BLOCK = 512 << 10
 """Bytes of a block that is followed by a smaller one: whoever does not read has one in memory. Flows are as
 large as their pods have labels."""
 
-FIRST_CHUNK = 16
-"""To begin with: where every peer is new, a row takes ten times as long."""
+FIRST_CHUNK, SMALLEST_CHUNK = 2, 1
+"""To begin with: where every peer is new, a row takes ten times as long; with a field mask and a thousand
+labels, milliseconds."""
 
 PACE, ENOUGH = 0.1, 8 * CHUNK
 """Seconds between two looks for one who follows, and rows that are not waited with: a look costs some
@@ -466,8 +467,10 @@ class Answer:
         start = self._clocks.spent()
         block = converter.block(self._shown(rows), self._cuts)
         seconds = self._clocks.spent() - start
-        if seconds > SLOW or len(block) > LARGE_BLOCK:
-            self._chunk = max(SMALLEST_SCAN, self._chunk // 2)
+        if seconds > SLOW:
+            self._chunk = max(SMALLEST_CHUNK, min(self._chunk // 2, int(len(rows.wall) * SLOW / seconds)))
+        elif len(block) > LARGE_BLOCK:
+            self._chunk = max(SMALLEST_CHUNK, self._chunk // 2)
         elif seconds < QUICK * 2 and len(block) < LARGE_BLOCK // 2:
             self._chunk = min(CHUNK, self._chunk * 2)
         return block

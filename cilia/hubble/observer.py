@@ -20,7 +20,7 @@ from cilia.hubble.filters import FlowMatcher
 from cilia.hubble.masks import FlowMask
 from cilia.hubble.past import Meanings, Past
 from cilia.hubble.predicates import Context
-from cilia.hubble.request_limits import check
+from cilia.hubble.request_limits import check, check_size
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.hubble.rpc.rounds import Gate
 from cilia.hubble.rpc.server import BlockSink, Methods, Sink
@@ -78,6 +78,7 @@ class Observer:
 
     async def get_flows(self, data: bytes, sink: BlockSink) -> None:
         """Stream flows and gaps."""
+        check_size(data)
         request = parse(observer_pb2.GetFlowsRequest(), data)
         check(request)
         if request.first and request.follow:

@@ -23,6 +23,8 @@ MAX_ALL_VALUES = 2000
 """In all filters of a request."""
 MAX_FILTER_BYTES = 128 << 10
 """Of all filters of a request."""
+MAX_BYTES = 256 << 10
+"""Of a request for flows as it comes: what is larger would take long to read, only to be refused."""
 MAX_TEXT = 1024
 """Characters of a name, a pattern, a regular expression or a label selector."""
 MAX_EXPRESSION = 8192
@@ -42,6 +44,12 @@ class Bounded(Protocol):
     def since(self) -> Timestamp: ...
     @property
     def until(self) -> Timestamp: ...
+
+
+def check_size(data: bytes) -> None:
+    """Raise RpcError for a serialised request that is larger than any that is answered."""
+    if len(data) > MAX_BYTES:
+        raise _too_many("bytes of a request for flows", len(data), MAX_BYTES)
 
 
 def check(request: observer_pb2.GetFlowsRequest) -> None:

@@ -395,6 +395,10 @@ class Connection(asyncio.Protocol):
 
     # -- writing ------------------------------------------------------------------------------------------
 
+    async def turn(self) -> None:
+        """Wait for one's turn among all calls."""
+        await self._server.gate.turn()
+
     async def room_for(self, stream: Stream, wanted: int) -> int:
         """Wait until something can be sent on a stream; how many bytes."""
         while True:

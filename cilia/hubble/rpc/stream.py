@@ -30,6 +30,10 @@ class Line(Protocol):
     client: str
     peer: str
 
+    async def turn(self) -> None:
+        """Wait for one's turn among all calls."""
+        ...
+
     async def room_for(self, stream: Stream, wanted: int) -> int:
         """Wait until something can be sent on a stream; how many bytes."""
         ...
@@ -107,6 +111,7 @@ class Stream:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
+        await self._line.turn()
         return self.messages.popleft()
 
     def arrived(self) -> None:

@@ -77,3 +77,10 @@ def test_a_mask_of_all_fields_fits() -> None:
         return len(descriptor.fields) + (sum(inner) if depth else 0)
 
     assert count(Flow.DESCRIPTOR, 1) < request_limits.MAX_PATHS
+
+
+def test_a_request_that_is_too_large_is_not_read() -> None:
+    request_limits.check_size(bytes(request_limits.MAX_BYTES))
+    with pytest.raises(RpcError, match="bytes of a request") as refused:
+        request_limits.check_size(bytes(request_limits.MAX_BYTES + 1))
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
