@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class Server:
         """Since the start."""
         self._connections: set[Connection] = set()
         self._arriving: set[Connection] = set()
-        self._handshakes: set[Secured] = set()
+        self._handshakes: dict[Secured, None] = {}
+        """Oldest first."""
         self._listeners: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._group: int | None = None
@@ -164,15 +166,27 @@ class Server:
 
     def handshaking(self, secured: Secured) -> bool:
         """Whether one more handshake may begin."""
-        if len(self._handshakes) >= self.limits.handshakes:
+        if len(self._handshakes) >= self.limits.handshakes and not self._make_way(secured):
             self._refuse(secured, f"{self.limits.handshakes} handshakes are under way")
             return False
-        self._handshakes.add(secured)
+        self._handshakes[secured] = None
+        return True
+
+    def _make_way(self, secured: Secured) -> bool:
+        """End the oldest handshake of the machine that has most, if the newcomer's has fewer: one that begins
+        many and ends none must not keep out the others."""
+        hosts = Counter(host_of(each.peer) for each in self._handshakes)
+        crowd, most = hosts.most_common(1)[0]
+        if hosts[host_of(secured.peer)] + 1 >= most:
+            return False
+        oldest = next(each for each in self._handshakes if host_of(each.peer) == crowd)
+        self._handshakes.pop(oldest)
+        oldest.abort()
         return True
 
     def handshaken(self, secured: Secured, failure: str | None) -> None:
         """A handshake is over; why it failed, or None when it did not."""
-        self._handshakes.discard(secured)
+        self._handshakes.pop(secured, None)
         if failure is not None:
             self._refuse(secured, failure)
 
@@ -186,6 +200,11 @@ class Server:
         log.warning("a TLS client is refused", client=secured.peer, reason=reason, more_before=self._untold)
         self._told = now
         self._untold = 0
+
+
+def host_of(peer: str) -> str:
+    """The address without its port."""
+    return peer.rpartition(":")[0]
 
 
 def keep_alive(peer: Any) -> None:
