@@ -100,7 +100,7 @@ def test_a_connection_whose_last_backend_has_gone_ends(node: World, backend: str
     with inside(f"{PREFIX}a"):
         asking = socket.socket(family)
     with listening, asking:
-        asking.settimeout(5)
+        asking.settimeout(30)
         asking.connect((vip, 80))
         asking.sendall(b"question")
         node.add_service(frontend, [], "SERVICE_REJECT")

@@ -68,7 +68,7 @@ def test_extension_headers(nodes: dict[str, World], path: str, size: int) -> Non
 def test_pings(nodes: dict[str, World], path: str, size: int) -> None:
     client, _, address, _ = PATHS[path]
     command = end(client, "ask", "ping", address, str(size))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert (done.stdout.strip(), done.stderr) == (address, "")
 
 
@@ -126,7 +126,7 @@ def test_a_stream_that_is_denied_midway(nodes: dict[str, World], address: str) -
         before = node.counted(133)
         node.settings["flags"][0] |= node.layout.value("NODE_DENY_RESPONSE")
         node.set_policy(1, DENY_ALL)
-        _, said = asking.communicate(timeout=30)
+        _, said = asking.communicate(timeout=90)
         assert said.strip() in ("silence", "prohibited")
         assert node.counted(133) > before
     finally:

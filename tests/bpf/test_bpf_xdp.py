@@ -68,7 +68,7 @@ class Wire:
         frame = packet if isinstance(packet, Ether) else Ether(src=source, dst=self.mac) / packet
         self._socket.send(bytes(frame))
 
-    def receive(self, wanted: Callable[[Packet], bool], seconds: float = 2.0) -> Packet:
+    def receive(self, wanted: Callable[[Packet], bool], seconds: float = 30.0) -> Packet:
         """The next frame from the node that is wanted."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:

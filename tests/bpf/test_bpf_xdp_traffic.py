@@ -93,11 +93,11 @@ def test_an_open_stream_needs_the_driver_only(
             listener.listen()
         with inside(CLIENT):
             client = stack.enter_context(closing(socket.socket(family)))
-        client.settimeout(5.0)
-        listener.settimeout(5.0)
+        client.settimeout(30.0)
+        listener.settimeout(30.0)
         client.connect((VIRTUAL4 if ipv4 else VIRTUAL6, ASKED))
         server = stack.enter_context(closing(listener.accept()[0]))
-        server.settimeout(5.0)
+        server.settimeout(30.0)
         client.sendall(b"open")
         assert exactly(server, 4) == b"open"
         stack.enter_context(without_netdev(accelerated))

@@ -15,7 +15,7 @@ import threading
 
 PORT = 7777
 NAME = 64
-TIMEOUT = 3.0
+TIMEOUT = 5.0
 UDP_SEGMENT, SEGMENT = 103, 1000
 SO_RCVBUFFORCE = 33
 
@@ -102,7 +102,7 @@ def ask_again(address: str, size: int) -> str:
     """One datagram, until it is answered: the first may teach the client what fits."""
     body = random.Random(size).randbytes(size)
     with socket.socket(family(address), socket.SOCK_DGRAM) as asker:
-        asker.settimeout(0.3)
+        asker.settimeout(0.6)
         asker.connect(place(address))
         for tries in range(8):
             try:

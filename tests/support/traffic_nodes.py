@@ -235,7 +235,7 @@ def talk(client: str, server: str, address: str, kind: str, size: int = 1, *, as
         assert listening.stdout is not None
         listening.stdout.readline()
         command = end(client, "ask", kind, asked or address, str(size))
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
         return done.stdout.strip() or done.stderr
     finally:
         listening.kill()
@@ -245,5 +245,5 @@ def talk(client: str, server: str, address: str, kind: str, size: int = 1, *, as
 def ask(client: str, kind: str, address: str) -> str:
     """How asking where nobody answers fails."""
     command = end(client, "ask", kind, address, "1")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     return done.stderr.strip()
