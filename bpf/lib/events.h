@@ -424,13 +424,14 @@ __noinline int tell_passing(struct __sk_buff *skb, struct flow *flow, const stru
 }
 
 /* A packet that goes on. */
-static __always_inline void report_passing(struct __sk_buff *skb, struct flow *flow)
+static __noinline int report_passing(struct __sk_buff *skb, struct flow *flow)
 {
 	struct pointers pointers = pointers_of(flow);
 	struct ends ends = ends_of(flow);
 
 	tell_passing(skb, flow, &ends);
 	put_back(flow, pointers);
+	return 0;
 }
 
 /* Whether a drop may be reported; *held_back: how many like it could not since the last report. One
