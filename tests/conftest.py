@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 OURS = ("cilia", "lxc")
@@ -50,6 +51,27 @@ settings.register_profile(
     suppress_health_check=[*settings().suppress_health_check, HealthCheck.too_slow],
 )
 settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loggers_that_forget() -> Iterator[None]:
+    """No logger keeps how it was set up when it was first used: that ends with the test of a command."""
+    configure = structlog.configure
+
+    def without_memory(**settings: Any) -> None:
+        configure(**{**settings, "cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", without_memory)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging(loggers_that_forget: None) -> Iterator[None]:
+    """A command that a test runs in this process sets up logging for all that follow."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(autouse=True)
