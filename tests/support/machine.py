@@ -23,6 +23,12 @@ def free_port(address: str = "127.0.0.1") -> int:
         return port
 
 
+def is_served(path: Path) -> bool:
+    """Whether somebody accepts connections at a unix socket; one that is there may not listen yet."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def resident() -> int:
     """Bytes of memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
