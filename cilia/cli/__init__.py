@@ -17,6 +17,7 @@ the cluster; commands ask the agent's REST API (`cilia.api.client`) and Hubble's
       filter_flags.py flow_filters.py request_filters.py windows.py moments.py   flags that choose flows
       flow_files.py flow_matching.py flow_json.py   flows of files, with the same filters
       flows.py flow_printing.py live.py   how flows are printed
+      readers.py   ends what follows once nobody reads it
       sections.py completing_flows.py   help under headings; values a shell offers
     flows_sql.py flow_frames.py   `cilia flows sql`, and the data frames it asks
     explain.py   explanations and check reports as trees, for policy.py
