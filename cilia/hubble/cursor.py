@@ -74,7 +74,9 @@ class Cursor:
         return True
 
     async def gather(self, seconds: float, enough: int) -> None:
-        """Let rows come for so many seconds, or until so many are there: many at once cost less each."""
+        """Let rows come for so many seconds, or until so many are there: many at once cost less each. A small
+        ring is read before it is full."""
+        enough = min(enough, self._store.capacity // 4)
         if seconds <= 0 or self._store.head - self.position >= enough:
             return
         self._wanted = enough

@@ -86,6 +86,20 @@ def test_a_cursor_waits_until_time_is_over_or_enough_is_there() -> None:
     asyncio.run(body())
 
 
+def test_a_cursor_lets_gather_no_more_than_a_part_of_a_small_ring() -> None:
+    flows = store(capacity=16)
+
+    async def body() -> None:
+        with Cursor(flows) as cursor:
+            gathering = asyncio.ensure_future(cursor.gather(60.0, 4096))
+            await asyncio.sleep(0)
+            flows.append([events(*map(flow, range(4)))], offset=WALL)
+            await asyncio.wait_for(gathering, 10.0)
+            assert cursor.step(99).overwritten == 0
+
+    asyncio.run(body())
+
+
 def test_a_cursor_reads_what_was_kept_and_counts_the_rest() -> None:
     flows = store(capacity=8)
     cursor = Cursor(flows, 0)
