@@ -29,7 +29,8 @@ POLL_SECONDS = 0.020
 CALM_SECONDS = 0.040
 """Between two polls of rings that fill slowly: what a poll costs hardly depends on how much it finds."""
 CALM_PART = 16
-"""A ring fills slowly when a poll finds less than one part of so many in it."""
+"""A ring fills slowly when the first run of a poll is all there is, and less than one part of so many of the
+ring."""
 RUN, FIRST_RUN, SHORTEST_RUN = 8192, 512, 64
 """Events that are taken from a ring at once: at most, to begin with, and where each takes long, since all of
 them are about strangers."""
@@ -172,7 +173,7 @@ class LossCounter:
         for cpu in unseen:
             seen = self._seen.get(cpu) or self._begin(cpu, self._begun[cpu])
             last_time = self._highest[cpu][1]
-            if seen.missing == 0:
+            if self._missing(cpu, seen) <= 0:
                 seen.before = last_time
             seen.after = now
             self._highest[cpu] = (taken[cpu] - 1, last_time)
@@ -195,19 +196,24 @@ class LossCounter:
         if seen is None:
             first = int(sequences[0])
             seen = self._begin(cpu, min(first, self._begun.get(cpu, first)))
+        new_gap = self._missing(cpu, seen) <= 0
         seen.received += int((sequences >= seen.expected).sum())
         last, last_time = self._highest[cpu]
         steps = np.diff(np.concatenate(([last], sequences)))
         gaps = np.flatnonzero(steps > 1)
         if len(gaps):
-            if seen.missing == 0:
+            if new_gap:
                 seen.before = int(times[gaps[0] - 1]) if gaps[0] else last_time
             seen.after = int(times[gaps[-1]])
         if sequences[-1] > last:
             self._highest[cpu] = (int(sequences[-1]), int(times[-1]))
 
+    def _missing(self, cpu: int, seen: Seen) -> int:
+        """Numbers up to the highest that no record had and no loss told of."""
+        return self._highest[cpu][0] + 1 - seen.expected - seen.received - seen.reported
+
     def _settle(self, cpu: int, seen: Seen) -> LostEvents | None:
-        missing = self._highest[cpu][0] + 1 - seen.expected - seen.received - seen.reported
+        missing = self._missing(cpu, seen)
         certain, seen.missing = min(missing, seen.missing), missing
         if certain <= 0:
             return None
@@ -275,6 +281,7 @@ class RingReader:
     def _go_on(self, limit: int) -> int:
         """Deliver the next events of the same poll; how many. What is missing now is judged in the next poll,
         for a record may come a little late."""
+        self.pace = POLL_SECONDS
         parts = [ring.read(limit) for ring in self._rings]
         for losses, part in zip(self._losses, parts, strict=True):
             losses.note(part)

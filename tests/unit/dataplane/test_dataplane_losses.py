@@ -44,6 +44,16 @@ def test_a_gap_between_two_drains_counts() -> None:
     assert counter.count(events([6])) == [LostEvents(0, 0, 2, 20, 50)]
 
 
+def test_gaps_of_one_poll_are_told_with_the_time_of_all_of_them() -> None:
+    counter = LossCounter(0, {})
+    counter.count(events([1, 2]))
+    for run in ([5, 6], [9, 10], [14]):
+        counter.note(events(run))
+    assert counter.look({0: 17}, now=990)
+    counter.count(NOTHING)
+    assert counter.count(NOTHING) == [LostEvents(0, 0, 9, 20, 990)]
+
+
 def test_a_late_record_is_no_loss() -> None:
     counter = LossCounter(0, {})
     counter.count(events([1, 2, 4]))

@@ -12,6 +12,7 @@ import pytest
 from cilia.dataplane import ringbuf
 from cilia.dataplane.ringbuf import (
     FIRST_RUN,
+    POLL_SECONDS,
     POLL_WORK_SECONDS,
     RUN,
     SHORTEST_RUN,
@@ -116,3 +117,19 @@ def test_a_poll_ends_when_it_has_worked_for_some_milliseconds(monkeypatch: pytes
     runs = runs_of(monkeypatch, [dear] * 20)
     assert max(polls[:-1]) * dear < 3 * POLL_WORK_SECONDS
     assert len(polls) > 1 and sum(polls) >= sum(runs[:-1])
+
+
+def test_what_takes_more_than_a_run_does_not_come_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though each run is a small part of the ring."""
+    monkeypatch.setattr(FullRing, "calm", 2 * RUN)
+    paces: list[float] = []
+    monkeypatch.setattr(RingReader, "_look", lambda _self: False)
+    whole = RingReader._poll
+
+    def poll(self: RingReader) -> None:
+        whole(self)
+        paces.append(self.pace)
+
+    monkeypatch.setattr(RingReader, "_poll", poll)
+    runs_of(monkeypatch, [0.0] * 6)
+    assert paces[0] == POLL_SECONDS
