@@ -92,6 +92,8 @@ class Batched(NamedTuple):
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MOST = (1 << 31) - 1
+LARGEST = 16 << 10
+"""Bytes of a frame, where the server has not said more (RFC 9113, 6.5.2)."""
 
 
 def greeting() -> bytes:
@@ -111,12 +113,17 @@ def batches(calls: Sequence[Sequence[tuple[str, bytes]]]) -> list[Batched]:
         for method, messages in batch:
             head = HeadersFrame(stream, encoder.encode(path(method)))
             head.flags.add("END_HEADERS")
-            body = DataFrame(stream, messages)
-            body.flags.add("END_STREAM")
-            frames += head, body
+            frames += head, *body(stream, messages)
             stream += 2
         found.append(Batched(b"".join(each.serialize() for each in frames), len(batch)))
     return found
+
+
+def body(stream: int, messages: bytes) -> list[DataFrame]:
+    """What one call sends, in frames that any server takes."""
+    frames = [DataFrame(stream, messages[at : at + LARGEST]) for at in range(0, len(messages), LARGEST)]
+    frames[-1].flags.add("END_STREAM")
+    return frames
 
 
 def asking(*requests: observer_pb2.GetFlowsRequest) -> list[list[Batched]]:
