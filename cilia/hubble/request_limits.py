@@ -1,6 +1,7 @@
 """How much a request may ask: what no client needs is refused before anything is computed.
 
 A server's own bounds (bytes, calls, connections) are in `rpc.limits`; these are about what a request means.
+What an expression may ask is in `cel_limits`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cilia.hubble.cel_limits import MAX_LENGTH
 from cilia.hubble.rpc.messages import Code, RpcError
 from cilia.proto.observer import observer_pb2
 
@@ -27,8 +29,6 @@ MAX_BYTES = 256 << 10
 """Of a request for flows as it comes: what is larger would take long to read, only to be refused."""
 MAX_TEXT = 1024
 """Characters of a name, a pattern, a regular expression or a label selector."""
-MAX_EXPRESSION = 8192
-"""Characters of a CEL expression."""
 MAX_EXPRESSIONS = 16
 """In all filters of a request."""
 MAX_PATHS = 500
@@ -90,7 +90,7 @@ def _values(message: Message) -> int:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             count += sum(_values(item) for item in items if isinstance(item, Message))
         elif field.type == FieldDescriptor.TYPE_STRING:
-            _lengths(field.name, items, MAX_EXPRESSION if field.name == "cel_expression" else MAX_TEXT)
+            _lengths(field.name, items, MAX_LENGTH if field.name == "cel_expression" else MAX_TEXT)
     return count
 
 

@@ -50,7 +50,7 @@ def test_what_people_ask_passes() -> None:
         ),
         ({"blacklist": [FlowFilter(http_path=["x" * 1025])]}, Code.INVALID_ARGUMENT, "1025 characters"),
         (
-            {"whitelist": [FlowFilter(experimental=cel(["x" * 8193]))]},
+            {"whitelist": [FlowFilter(experimental=cel(["x" * 2001]))]},
             Code.INVALID_ARGUMENT,
             "cel_expression",
         ),
