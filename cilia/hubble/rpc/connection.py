@@ -253,9 +253,8 @@ class Connection(asyncio.Protocol):
             self._wake(0)
         elif isinstance(event, h2.events.StreamReset):
             self._reset(event.stream_id)
-        elif isinstance(event, h2.events.ConnectionTerminated) and self._transport:
-            self._cancel_all()
-            self._transport.close()
+        elif isinstance(event, h2.events.ConnectionTerminated):
+            self.close()
 
     def _begin(self, stream_id: int, headers: dict[str, str]) -> None:
         if headers.get(":method") != "POST" or not CONTENT_TYPE.fullmatch(headers.get("content-type", "")):
@@ -326,6 +325,10 @@ class Connection(asyncio.Protocol):
 
     def _spawn(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
         stream.task = self._server.tasks.spawn(f"rpc {stream.method}", self._run(stream, begin))
+        stream.task.add_done_callback(self._ended)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._server.calls -= 1
 
     async def _run(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
         code, sentence = Code.OK, ""
@@ -357,11 +360,13 @@ class Connection(asyncio.Protocol):
         stream.end(code, sentence)
 
     def _drop(self, stream: Stream) -> bool:
-        """Count a call as ended; False when it was already."""
+        """Take a call off the list; False when it was already. It counts as long as its task runs: who opens
+        calls and leaves must not have more of them wait for their end than may run."""
         if self._streams.pop(stream.id, None) is None:
             return False
         stream.be_patient(True)
-        self._server.calls -= 1
+        if stream.task is None:
+            self._server.calls -= 1
         if not self._streams:
             self.idle_since = asyncio.get_running_loop().time()
         return True

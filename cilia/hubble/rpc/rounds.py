@@ -50,7 +50,7 @@ class Gate:
     """Lets one through in each round."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()
         self._running = False
         self.number = 0
         """Of the turn: while it is what it was when one was let through, it is one's turn still."""
@@ -59,15 +59,17 @@ class Gate:
         """Wait for one's turn; what is done until the next wait is done in it."""
         future = asyncio.get_running_loop().create_future()
 
-        def wake() -> None:
-            if not future.done():
-                future.set_result(None)
+        def wake() -> bool:
+            if future.done():
+                return False
+            future.set_result(None)
+            return True
 
         self.add(wake)
         await future
 
-    def add(self, wake: Callable[[], object]) -> None:
-        """Wake somebody when it is their turn, instead."""
+    def add(self, wake: Callable[[], bool]) -> None:
+        """Wake somebody when it is their turn, instead; `wake` says whether there was somebody still."""
         self._waiting.append(wake)
         if not self._running:
             self._running = True
@@ -75,12 +77,13 @@ class Gate:
 
     def _next(self) -> None:
         """Wake one. Loops keep the order of what is to be called: whoever is woken has had their turn when
-        this comes again."""
+        this comes again. Those who went away while they waited take no turn."""
         self.number += 1
         self._running = bool(self._waiting)
         if not self._running:
             return
         try:
-            self._waiting.popleft()()
+            while self._waiting and not self._waiting.popleft()():
+                pass
         finally:
             asyncio.get_running_loop().call_soon(self._next)

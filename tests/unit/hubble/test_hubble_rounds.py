@@ -43,3 +43,17 @@ def test_a_gate_lets_one_through_in_a_round() -> None:
 
     numbers = asyncio.run(story())
     assert len(set(numbers)) == 10
+
+
+def test_who_has_gone_takes_no_turn() -> None:
+    async def story() -> int:
+        gate = Gate()
+        gone = [asyncio.ensure_future(gate.turn()) for _ in range(100)]
+        await asyncio.sleep(0)
+        for each in gone:
+            each.cancel()
+        before = gate.number
+        await gate.turn()
+        return gate.number - before
+
+    assert asyncio.run(story()) < 10

@@ -113,6 +113,25 @@ def test_calls_are_bounded_over_all_connections(serve: Served) -> None:
     serve.alive()
 
 
+def test_calls_of_clients_who_left_count_until_they_have_ended(serve: Served) -> None:
+    server = serve()
+    followers = serve.running.store.listeners
+    with serve.raw() as client:
+        for _ in range(3):
+            client.ask(GET_FLOWS, FOLLOW)
+        until(lambda: serve.running.call(lambda: len(followers)) == 3, "three followers")
+        serve.running.call(lambda: [server.gate.add(lambda: True) for _ in range(30_000)])
+    counts: list[tuple[int, int]] = []
+
+    def left() -> bool:
+        counts.append(serve.running.call(lambda: (server.calls, len(followers))))
+        return serve.running.call(lambda: server.clients) == 0
+
+    until(left, "its leaving")
+    until(lambda: left() and counts[-1] == (0, 0), "the end of its calls")
+    assert all(calls >= following for calls, following in counts), counts
+
+
 def test_a_large_request_is_refused(serve: Served) -> None:
     serve(request=10_000)
     with grpc.insecure_channel(f"unix:{serve.path}") as channel:
