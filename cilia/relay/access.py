@@ -37,7 +37,8 @@ REMEMBERED = 1024
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises of an answer that is none, or has too many brackets."""
 ASKED = 64
-"""Tokens asked about at a time: strangers with many can't take all calls, nor flood the API server."""
+"""Tokens asked about at a time: strangers with many can't take all calls, nor flood the API server. Who was
+let in before is asked about all the same, else strangers could end the calls of followers."""
 
 
 class Reviews(Protocol):
@@ -157,7 +158,7 @@ class Access:
         return known.answer
 
     def _begin(self, key: bytes, token: str) -> asyncio.Task[Remembered]:
-        if len(self._asking) >= ASKED:
+        if len(self._asking) >= ASKED and key not in self._viewers:
             sentence = f"{ASKED} other tokens are being checked: try again later"
             raise RpcError(Code.RESOURCE_EXHAUSTED, sentence)
         asking = self._asking[key] = self._tasks.spawn("review of a viewer", self._ask(key, token))
@@ -205,7 +206,13 @@ class Access:
             async with turns:
                 return await self._may(user, name)
 
-        allowed = await asyncio.gather(*map(may, names))
+        asking = [asyncio.ensure_future(may(name)) for name in names]
+        try:
+            allowed = await asyncio.gather(*asking)
+        finally:
+            # One that fails is the end of all: the others must not go on behind the next attempt.
+            for each in asking:
+                each.cancel()
         seen = frozenset(name for name, yes in zip(names, allowed, strict=True) if yes)
         if not seen:
             sentence = (

@@ -113,6 +113,24 @@ def test_many_tokens_at_a_time_are_refused_beyond_a_bound_and_known_viewers_go_o
     asyncio.run(story())
 
 
+def test_strangers_do_not_keep_a_viewer_from_being_asked_about_again() -> None:
+    async def story() -> None:
+        api, clock = Api(), ManualClock()
+        access = Access(api, AccessSettings(), clock)
+        await ask(access, "good")
+        clock.advance(61)
+        api.hang.clear()
+        waiting = [asyncio.ensure_future(ask(access, f"bad-{number}")) for number in range(ASKED)]
+        await asyncio.sleep(0.01)
+        waiting.append(asyncio.ensure_future(ask(access, "good")))
+        assert await ask(access, "new") is Code.RESOURCE_EXHAUSTED
+        api.hang.set()
+        assert (await asyncio.gather(*waiting))[-1] == Viewer("good", None)
+        await access.close()
+
+    asyncio.run(story())
+
+
 def test_bad_tokens_do_not_push_out_good_ones() -> None:
     async def story() -> None:
         api = Api()
@@ -191,6 +209,35 @@ def test_an_api_server_that_dies_lets_nobody_in() -> None:
         api.error = StoreError("the API server can't be reached")
         access = Access(api, AccessSettings(), ManualClock())
         assert await ask(access, "good") is Code.UNAVAILABLE
+        await access.close()
+
+    asyncio.run(story())
+
+
+def test_after_a_review_that_fails_no_other_of_the_same_viewer_goes_on() -> None:
+    class Failing(Api):
+        """Answers every review of a namespace but the first with a failure."""
+
+        reviews = 0
+
+        async def create(self, resource: Resource, body: bytes, *, namespace: str | None = None) -> bytes:
+            if resource.plural == "tokenreviews":
+                return user("ann")
+            self.reviews += 1
+            await asyncio.sleep(0)
+            if self.reviews > 1:
+                raise StoreError("the API server can't be reached")
+            return b"{}"
+
+    async def story() -> None:
+        api = Failing()
+        api.namespaces = tuple(b'{"metadata": {"name": "n%d"}}' % number for number in range(500))
+        access = Access(api, AccessSettings(), ManualClock())
+        assert await ask(access, "good") is Code.UNAVAILABLE
+        until_then = api.reviews
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert api.reviews == until_then < 100
         await access.close()
 
     asyncio.run(story())
