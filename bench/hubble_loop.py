@@ -77,6 +77,8 @@ KINDS: tuple[tuple[str, Callable[[int], Any]], ...] = (
     ("event_type", lambda n: flow_pb2.EventTypeFilter(type=4, match_sub_type=True, sub_type=n)),
 )
 """Fields of filters, and the n-th value of each."""
+MOST_MESSAGES = 400
+"""Values that are messages: what is in them counts, too."""
 
 
 # -- what clients send --------------------------------------------------------------------------------------
@@ -148,7 +150,8 @@ def large_filters() -> list[list[Batched]]:
     ]
     found = [observer_pb2.GetFlowsRequest(whitelist=many)]
     for field, value in KINDS:
-        fields: dict[str, Any] = {field: [value(each) for each in range(1000)]}
+        most = 1000 if isinstance(value(0), str | int) else MOST_MESSAGES
+        fields: dict[str, Any] = {field: [value(each) for each in range(most)]}
         found.append(observer_pb2.GetFlowsRequest(whitelist=[flow_pb2.FlowFilter(**fields)]))
     return asking(*found)
 

@@ -12,10 +12,11 @@ import numpy as np
 from cilia.hubble import selectors
 from cilia.hubble.columns import FLAG_IPV6, Mask, Words, flagged
 from cilia.hubble.store import Rows
+from cilia.hubble.turns import unhurried
 from cilia.model.address import pack, prefix_bits
 
 COMPARED = 16
-"""Prefixes that are compared with each address, one after the other; more are searched."""
+"""Prefixes and ranges of ports that are compared with each row, one after the other; more are looked up."""
 
 
 class FilterError(ValueError):
@@ -52,7 +53,7 @@ class Prefixes:
 
     def __init__(self, values: Iterable[str]) -> None:
         """Raises FilterError."""
-        self._all = [Prefix.parse(value) for value in values]
+        self._all = [Prefix.parse(value) for value in unhurried(values)]
         self._ranges = [Ranges([each for each in self._all if each.six is six]) for six in (False, True)]
 
     def hold(self, rows: Rows, high: Words, low: Words) -> Mask:
@@ -76,7 +77,9 @@ class Ranges:
     def __init__(self, prefixes: Iterable[Prefix]) -> None:
         firsts: list[bytes] = []
         lasts: list[bytes] = []
-        for first, last in sorted(map(ends, prefixes), key=lambda pair: (pair[0], -int.from_bytes(pair[1]))):
+        for first, last in sorted(
+            map(ends, unhurried(prefixes)), key=lambda pair: (pair[0], -int.from_bytes(pair[1]))
+        ):
             if not lasts or first > lasts[-1]:
                 firsts.append(first)
                 lasts.append(last)
@@ -112,10 +115,34 @@ def port_range(value: str) -> tuple[int, int]:
     return first, last
 
 
+class Ports:
+    """Which ports lie in one of some ranges."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        """Raises FilterError."""
+        self._ranges = [port_range(value) for value in unhurried(values)]
+        self._table: Mask | None = None
+        """By port, where there are many ranges: a request may have a thousand filters with few of them, and
+        tables for all would take 64 MiB."""
+        if len(self._ranges) > COMPARED:
+            self._table = np.zeros(1 << 16, np.bool_)
+            for first, last in self._ranges:
+                self._table[first : last + 1] = True
+
+    def hold(self, ports: Any) -> Mask:
+        """Ask about a port of each row."""
+        if self._table is not None:
+            return np.asarray(self._table[ports], np.bool_)
+        matched = np.zeros(len(ports), np.bool_)
+        for first, last in self._ranges:
+            matched |= (ports >= first) & (ports <= last)
+        return matched
+
+
 def parsed_selectors(values: list[str]) -> list[selectors.Selector]:
     """Read label selectors. Raises FilterError."""
     try:
-        return [selectors.parse(value) for value in values]
+        return [selectors.parse(value) for value in unhurried(values)]
     except selectors.SelectorError as error:
         raise FilterError(str(error)) from None
 

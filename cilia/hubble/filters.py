@@ -18,7 +18,7 @@ from cilia.hubble.filter_values import FilterError, UnsupportedFilter
 from cilia.hubble.meaning import EVENT_TYPES
 from cilia.hubble.predicates import APPLICATION_FIELDS, FIELDS, SIDE_FIELDS, Context, Predicate
 from cilia.hubble.store import Rows
-from cilia.hubble.turns import TurnOver
+from cilia.hubble.turns import TurnOver, unhurried
 from cilia.model.drop_reasons import BY_POLICY
 from cilia.proto.flow import flow_pb2
 
@@ -85,8 +85,8 @@ class FlowMatcher:
         blacklist: Sequence[flow_pb2.FlowFilter] = (),
     ) -> None:
         """Raises FilterError for a value that can't be read, UnsupportedFilter for a field not known."""
-        self._white = [compile_filter(context, with_denials(each)) for each in whitelist]
-        self._black = [compile_filter(context, each) for each in blacklist]
+        self._white = [compile_filter(context, with_denials(each)) for each in unhurried(whitelist)]
+        self._black = [compile_filter(context, each) for each in unhurried(blacklist)]
         self._turn = context.turn
         self._begun: dict[int, Begun] = {}
         """By the number of the first row."""

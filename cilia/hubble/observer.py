@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cilia.hubble import encode
 from cilia.hubble.answer import Answer, Tools
+from cilia.hubble.beside import Beside
 from cilia.hubble.convert import Converter, NodeFacts
 from cilia.hubble.cuts import Cuts
 from cilia.hubble.filter_values import FilterError, UnsupportedFilter
@@ -27,14 +28,14 @@ from cilia.hubble.rpc.server import BlockSink, Methods, Sink
 from cilia.hubble.status import completeness
 from cilia.hubble.store import FlowStore
 from cilia.hubble.turns import Turn
-from cilia.kit import threads
 from cilia.kit.clock import Clock
 from cilia.proto.observer import observer_pb2
 from cilia.proto.relay import relay_pb2
 
 NAMESPACE_WINDOW = 3600 * encode.NANOSECONDS
 LARGE_REQUEST = 4096
-"""Bytes from which on filters are compiled beside the event loop: a thousand patterns take seconds."""
+"""Bytes from which on a request is read, and its filters compiled, beside the event loop: that of a thousand
+filters takes many milliseconds."""
 
 M = TypeVar("M", bound=Message)
 
@@ -62,6 +63,8 @@ class Observer:
         self._started = clock.monotonic()
         self._converter = Converter(store, node)
         self._gate = Gate()
+        self.beside = Beside("filters")
+        """Reads and compiles what is large."""
         self.past: Past | None = None
         """Who keeps flows that are older than the ring; set before the first call."""
 
@@ -79,8 +82,7 @@ class Observer:
     async def get_flows(self, data: bytes, sink: BlockSink) -> None:
         """Stream flows and gaps."""
         check_size(data)
-        request = parse(observer_pb2.GetFlowsRequest(), data)
-        check(request)
+        request = read(data) if len(data) < LARGE_REQUEST else await self.beside.run(read, data)
         if request.first and request.follow:
             raise RpcError(Code.INVALID_ARGUMENT, "first and follow exclude each other: leave one out")
         tools = Tools(self._store, self.past, self._settings.lost_events_interval, self._gate)
@@ -180,7 +182,7 @@ class Reading:
         if self._request.ByteSize() < LARGE_REQUEST and not expressions:
             self._matcher = self._compile(self._observer.store, self.turn)
         else:
-            self._matcher = await threads.start("filters", self._compile, self._observer.store, self.turn)
+            self._matcher = await self._observer.beside.run(self._compile, self._observer.store, self.turn)
 
     def matcher(self, meanings: Meanings) -> FlowMatcher:
         """The filters over the store or a file."""
@@ -201,6 +203,13 @@ class Reading:
     def converter(self, meanings: Meanings) -> Converter:
         """Rows to messages."""
         return self._observer.converter(meanings)
+
+
+def read(data: bytes) -> observer_pb2.GetFlowsRequest:
+    """A request for flows. Raises RpcError for one that is malformed, or asks too much."""
+    request = parse(observer_pb2.GetFlowsRequest(), data)
+    check(request)
+    return request
 
 
 def parse(message: M, data: bytes) -> M:

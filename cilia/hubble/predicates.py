@@ -24,6 +24,7 @@ from cilia.hubble.columns import (
     KIND_SOCKET,
     KIND_TRACE,
     VERDICT_DROPPED,
+    Bytes,
     Mask,
     Refs,
     address_words,
@@ -37,10 +38,10 @@ from cilia.hubble.convert import NodeFacts
 from cilia.hubble.directory import Device, Party, Service
 from cilia.hubble.filter_values import (
     FilterError,
+    Ports,
     Prefixes,
     Wildcard,
     parsed_selectors,
-    port_range,
 )
 from cilia.hubble.layer4 import TCP_FLAGS
 from cilia.hubble.meaning import EVENT_TYPES, TO_ENDPOINT
@@ -171,17 +172,14 @@ def by_translated_address(_context: Context, values: list[str]) -> Predicate:
 
 def by_port(_context: Context, side: str, values: list[str]) -> Predicate:
     """Ports and ranges of ports (`8000-8080`) of protocols that have ports."""
-    wanted = np.zeros(1 << 16, np.bool_)
-    for first, last in map(port_range, values):
-        wanted[first : last + 1] = True
+    wanted = Ports(values)
 
     def predicate(rows: Rows) -> Mask:
         events = rows.events
         ports = events[f"{side}_port"]
         if side == "source":
             ports = np.where(translated(events), events["original_source_port"], ports)
-        matched: Mask = wanted[ports]
-        return matched & np.isin(events["protocol"], WITH_PORTS)
+        return wanted.hold(ports) & np.isin(events["protocol"], WITH_PORTS)
 
     return predicate
 
@@ -224,35 +222,28 @@ def by_protocol(_context: Context, values: list[str]) -> Predicate:
 def by_event_type(_context: Context, values: list[flow_pb2.EventTypeFilter]) -> Predicate:
     """Message types as monitors number them; the sub-type is a drop reason or an observation point."""
     kinds = {number: kind for kind, number in EVENT_TYPES.items()}
-    # A client may name thousands of them: each distinct one is compared once.
-    wanted = {
-        (kinds[value.type], value.sub_type if value.match_sub_type else None)
-        for value in values
-        if value.type in kinds and not (value.match_sub_type and value.sub_type > HIGHEST_SUB_TYPE)
-    }
+    answers = np.zeros((1 << 8, HIGHEST_SUB_TYPE + 1), np.bool_)
+    for value in values:
+        if value.type not in kinds:
+            continue
+        if not value.match_sub_type:
+            answers[kinds[value.type]] = True
+        elif 0 <= value.sub_type <= HIGHEST_SUB_TYPE:
+            answers[kinds[value.type], value.sub_type] = True
 
     def predicate(rows: Rows) -> Mask:
-        matched = np.zeros(len(rows.wall), np.bool_)
-        for kind, number in wanted:
-            this = equal(rows.events, "kind", kind)
-            if number is not None:
-                this = this & of_sub_type(rows, kind, number)
-            matched |= this
+        matched: Mask = answers[rows.events["kind"], sub_types(rows)]
         return matched
 
     return predicate
 
 
-def of_sub_type(rows: Rows, kind: int, number: int) -> Mask:
-    """Which rows, if they are of a kind, are of a sub-type as flows tell it (`meaning.sub_type`)."""
-    column = SUB_TYPES.get(kind)
-    if column is None:
-        return np.full(len(rows.wall), number == 0)
-    wanted = equal(rows.events, column, number)
-    if kind != KIND_TRACE:
-        return wanted
-    arrived = equal(rows.events, column, TO_ENDPOINT)
-    return wanted | arrived if number == 0 else wanted & ~arrived
+def sub_types(rows: Rows) -> Bytes:
+    """The sub-type of each row as flows tell it (`meaning.sub_type`)."""
+    kind, point = rows.events["kind"], rows.events["point"]
+    nothing = np.uint8(0)
+    pointed = (kind == KIND_TRACE) & (point != TO_ENDPOINT) | (kind == KIND_SOCKET)
+    return np.where(kind == KIND_DROP, rows.events["reason"], np.where(pointed, point, nothing))
 
 
 def by_reply(_context: Context, values: list[bool]) -> Predicate:
@@ -426,6 +417,3 @@ FIELDS: dict[str, Field] = {
 
 APPLICATION_FIELDS = {"dns_query", *(name for name in FIELDS if name.startswith("http_"))}
 """Fields that event types other than application records contradict."""
-
-
-SUB_TYPES = {KIND_DROP: "reason", KIND_TRACE: "point", KIND_SOCKET: "point"}

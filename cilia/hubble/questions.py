@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cilia.hubble import selectors
 from cilia.hubble.directory import Party
 from cilia.hubble.filter_values import FilterError, Wildcard, parsed_selectors
+from cilia.hubble.turns import unhurried
 from cilia.proto.flow import flow_pb2
 
 
@@ -73,7 +74,7 @@ def clusters(values: list[str]) -> Callable[[Party], bool]:
 
 def fqdns(values: list[str]) -> Callable[[Party], bool]:
     """DNS names, `*` stands for anything."""
-    patterns = [Wildcard(value.rstrip(".").lower()) for value in values]
+    patterns = [Wildcard(value.rstrip(".").lower()) for value in unhurried(values)]
 
     def question(party: Party) -> bool:
         names = [name.rstrip(".").lower() for name in party.names]

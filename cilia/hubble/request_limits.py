@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cilia.hubble.cel_limits import MAX_LENGTH
 from cilia.hubble.rpc.messages import Code, RpcError
+from cilia.hubble.turns import unhurried
 from cilia.proto.observer import observer_pb2
 
 MAX_FILTERS = 1000
@@ -67,7 +68,7 @@ def check(request: observer_pb2.GetFlowsRequest) -> None:
     size = sum(one.ByteSize() for one in filters)
     if size > MAX_FILTER_BYTES:
         raise _too_many("bytes of filters", size, MAX_FILTER_BYTES)
-    values = sum(_values(one) for one in filters)
+    values = sum(_values(one) for one in unhurried(filters))
     if values > MAX_ALL_VALUES:
         raise _too_many("values in all filters", values, MAX_ALL_VALUES)
 

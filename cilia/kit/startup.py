@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SELDOM = (2_000, 20, 500)
+SELDOM = (2_000, 10, 1_000)
 """Thresholds of the collector's generations once a process has started. With Python's own (700, 10, 10), one
 change in a hundred waited for a full collection, which takes longer than the change: of one identity among
 ten thousand the 99th percentile was three times as high. The youngest generation stays small: to give back
