@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if self._server.arriving(self):
-            self._server.rounds.add(self._arrive)
+            self._server.rounds.add(self._arrive, self._abort)
         else:
             transport.abort()
 
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
         readable = self._frame > 0 < len(self._unread) or len(self._unread) >= FRAME_HEAD_BYTES
         if self._open and readable and not self._waiting:
             self._waiting = True
-            self._server.rounds.add(self._take_turn)
+            self._server.rounds.add(self._take_turn, self._abort)
         self._pause(len(self._unread) > MOST_UNREAD)
 
     def _take_turn(self) -> None:
@@ -225,6 +225,11 @@ class Connection(asyncio.Protocol):
         except h2.exceptions.ProtocolError:
             pass
         self._flush()
+
+    def _abort(self) -> None:
+        """End it without a word."""
+        if self._transport:
+            self._transport.abort()
 
     def _must_have_greeted(self) -> None:
         if not self._greeted:

@@ -1,6 +1,6 @@
 """Rounds of the event loop, shared: however many want something, each round has little of it.
 
-    rounds.add(step)            steps that do not wait: as many in a round as fit into some milliseconds
+    rounds.add(step, give_up)   steps that do not wait: as many in a round as fit into some milliseconds
     await gate.turn()           what tasks do between two waits: one of them in each round
 
 A hundred clients at a time are then no longer a wait for the rest of the agent than one. Who comes last has
@@ -23,12 +23,12 @@ class Rounds:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._steps: deque[Callable[[], None]] = deque()
+        self._steps: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._running = False
 
-    def add(self, step: Callable[[], None]) -> None:
-        """Do something soon."""
-        self._steps.append(step)
+    def add(self, step: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Do something soon; `give_up` is called if it raises, which the loop tells of."""
+        self._steps.append((step, give_up))
         if not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._round)
@@ -37,7 +37,12 @@ class Rounds:
         end = monotonic() + self._seconds
         try:
             while self._steps:
-                self._steps.popleft()()
+                step, give_up = self._steps.popleft()
+                try:
+                    step()
+                except Exception:
+                    give_up()
+                    raise
                 if monotonic() >= end:
                     break
         finally:

@@ -87,7 +87,7 @@ class Secured(asyncio.Protocol):
         """Have the next part of the handshake done or the next record read, when it is its turn."""
         if not self._waiting and not self._held:
             self._waiting = True
-            self._gate.rounds.add(self._take_turn)
+            self._gate.rounds.add(self._take_turn, self.abort)
         self._regulate()
 
     def _take_turn(self) -> None:

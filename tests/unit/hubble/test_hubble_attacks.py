@@ -137,6 +137,33 @@ def test_what_waits_for_its_turn_is_dropped_with_its_client() -> None:
     asyncio.run(attack())
 
 
+def test_what_nobody_expected_ends_one_connection_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: Connection, _event: object) -> None:
+        raise KeyError("nobody expected this")
+
+    async def attack() -> list[object]:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["exception"]))
+        server = Server({"/a/b": answer})
+        broken, whole = (Connection(server), Wire()), (Connection(server), Wire())
+        for connection, wire in (broken, whole):
+            connection.connection_made(wire)
+        await asyncio.sleep(0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "_handle", fail)
+            broken[0].data_received(PREFACE)
+            await asyncio.sleep(0.01)
+        sent = whole[1].sent
+        whole[0].data_received(PREFACE)
+        await asyncio.sleep(0.01)
+        assert broken[1].closed and not whole[1].closed and whole[1].sent > sent
+        await server.close()
+        return told
+
+    (error,) = asyncio.run(attack())
+    assert isinstance(error, KeyError)
+
+
 def test_a_token_in_a_bad_header_stays_out_of_the_log() -> None:
     async def attack() -> None:
         server = Server({"/a/b": answer})
