@@ -21,7 +21,7 @@ yet: whoever does hands them through it before they are stored.
     chosen    filters: predicates, questions, filter_values, selectors, cel, cel_limits
     made      convert, blocks: meaning, pairs, layer4, protocols, icmp, summary,
               cuts, masks, encode, remembered
-    answered  observer, answer: turns, request_limits, verdicts, past, cursor
+    answered  observer, answer: turns, beside, request_limits, verdicts, past, cursor
     besides   agent_events, peer, health, status, drop_events, client
 
 Must not be here: reading the kernel's rings (that is `dataplane`; a batch is an argument of `append`),
