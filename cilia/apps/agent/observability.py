@@ -41,6 +41,7 @@ from cilia.hubble.history.numbers import HistoryNumbers
 from cilia.hubble.history.settings import HistoryError, HistorySettings, require_extra
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.peer import Peers
+from cilia.hubble.rpc.calls import Methods
 from cilia.hubble.rpc.reflection import Reflection
 from cilia.hubble.store import FlowStore, LossSource
 from cilia.kit.clock import Clock
@@ -76,15 +77,8 @@ class Observability:
         self._owners = SocketOwners(
             inputs, desired, settings.cgroup_root, pods_only=settings.hubble_skip_unknown_cgroup_ids
         )
-        directory = TableDirectory(
-            inputs,
-            desired,
-            state.service_maps,
-            cluster=settings.cluster_name,
-            device=kernel.device_name,
-            policies=settings.hubble_network_policy_correlation_enabled,
-        )
-        self.store = FlowStore(kernel.event_dtype, directory, capacity=settings.hubble_capacity)
+        names = directory(settings, inputs, desired, kernel, state)
+        self.store = FlowStore(kernel.event_dtype, names, capacity=settings.hubble_capacity)
         self._name = f"{settings.cluster_name}/{settings.node_name}"
         self._facts = NodeFacts(name=self._name, version=__version__, files=file_names(kernel.source_files))
         self.exporters = exporting.exporters(settings, self.store, self._facts, clock)
@@ -123,23 +117,24 @@ class Observability:
         self._peer_list = PeerList(
             peers, inputs.nodes, own, cluster=settings.cluster_name, port=port, ipv6=ipv6
         )
-        health = Health(["observer.Observer", "peer.Peer"])
         self._happened = EventLog()
-        agent = EventStream("/observer.Observer/GetAgentEvents", self._happened, self._name, clock)
-        debug = EventStream("/observer.Observer/GetDebugEvents", EventLog(), self._name, clock)
         self._tables = (inputs, desired, state)
+        self.doors = Doors(ways, self._methods(observer, peers))
+
+    def _methods(self, observer: Observer, peers: Peers) -> Methods:
+        """All that clients may call."""
+        agent = EventStream("/observer.Observer/GetAgentEvents", self._happened, self._name, self._clock)
+        debug = EventStream("/observer.Observer/GetDebugEvents", EventLog(), self._name, self._clock)
+        health = Health(["observer.Observer", "peer.Peer"])
         reflection = Reflection([observer_pb2.DESCRIPTOR, peer_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
-        self.doors = Doors(
-            ways,
-            {
-                **observer.methods(),
-                **agent.methods(),
-                **debug.methods(),
-                **peers.methods(),
-                **health.methods(),
-                **reflection.methods(),
-            },
-        )
+        return {
+            **observer.methods(),
+            **agent.methods(),
+            **debug.methods(),
+            **peers.methods(),
+            **health.methods(),
+            **reflection.methods(),
+        }
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Answer clients until the stack closes, unless Hubble is off. Raises StartError."""
@@ -196,6 +191,20 @@ class Observability:
             history=self.history_numbers(),
             drop_events=self.drop_events.numbers() if self._settings.hubble_drop_events else None,
         )
+
+
+def directory(
+    settings: AgentSettings, inputs: Inputs, desired: Desired, kernel: NodeKernel, state: KernelState
+) -> TableDirectory:
+    """Who and what is behind the numbers of events."""
+    return TableDirectory(
+        inputs,
+        desired,
+        state.service_maps,
+        cluster=settings.cluster_name,
+        device=kernel.device_name,
+        policies=settings.hubble_network_policy_correlation_enabled,
+    )
 
 
 def history(settings: AgentSettings, store: FlowStore, node: str, clock: Clock) -> History | None:
