@@ -85,7 +85,8 @@ class PeerService:
         channel = await Channel.open(self._target, tls=tls, server_name=self._server_name or None)
         try:
             call = channel.call(NOTIFY, b"")
-            heard: set[str] = set()
+            # Not the names that it tells of: there is no end to these.
+            untold = set(self._known)
             self._left_out = False
             settled = False
             while True:
@@ -97,11 +98,11 @@ class PeerService:
                         await channel.check(CHECK_PATIENCE)
                     else:
                         settled = True
-                        self._keep_only(heard)
+                        self._forget(untold)
                     continue
                 if not batch:
                     raise RpcError(Code.UNAVAILABLE, f"the peer service {self._target} ended its answer")
-                heard.update(map(self._apply, batch))
+                untold.difference_update(map(self._apply, batch))
                 self.problem = ""
                 pauses.reset()
                 self._changed(list(self._known.values()))
@@ -134,9 +135,9 @@ class PeerService:
             self._left_out = True
             log.warning("peers are left out", first=peer.name[:64], reason=reason)
 
-    def _keep_only(self, names: set[str]) -> None:
+    def _forget(self, names: set[str]) -> None:
         """Forget peers that a new connection did not tell again."""
-        gone = self._known.keys() - names
+        gone = self._known.keys() & names
         for name in gone:
             del self._known[name]
         if gone:

@@ -76,6 +76,32 @@ def test_peers_beyond_a_bound_are_left_out_until_others_go(
     assert max(map(len, asyncio.run(heard(tmp_path / "peers.sock", *steps)))) == 3
 
 
+def test_peers_that_a_new_connection_does_not_tell_of_are_forgotten_once_it_has_told_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_peers, "SETTLE_SECONDS", 1.0)
+    path = tmp_path / "peers.sock"
+    stays, moves, goes = (Peer(name, "192.0.2.1:4244") for name in ("stays", "moves", "goes"))
+    moved, fresh = Peer("moves", "192.0.2.2:4244"), Peer("fresh", "192.0.2.3:4244")
+    lists: list[set[Peer]] = [set()]
+
+    async def story() -> None:
+        follower = PeerService(f"unix://{path}", lambda peers: lists.append(set(peers)), lambda _name: None)
+        following = asyncio.ensure_future(follower.run())
+        try:
+            for told in ([stays, moves, goes], [stays, moved, fresh]):
+                server = Server(Peers(told).methods())
+                await server.listen_unix(path)
+                await until_async(lambda: lists[-1] == set(told), "the list")  # noqa: B023
+                await server.close()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(story())
+    assert {stays, moved, goes, fresh} in lists, "until then nobody is taken for gone"
+
+
 ADDRESSES = ["", ":", "a:-1", "[::1", "\0", "..:1", ".a:1", "é:1", "unix:", "unix:///\0", "/", "x" * 300]
 NAMES = [".foo", "a" * 300, "ü", "*", "a..b", "-", "xn--zzzz", "127.0.0.1"]
 
