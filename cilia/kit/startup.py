@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SELDOM = (2_000, 10, 1_000)
+SELDOM = (2_000, 5, 2_000)
 """Thresholds of the collector's generations once a process has started. With Python's own (700, 10, 10), one
 change in a hundred waited for a full collection, which takes longer than the change: of one identity among
-ten thousand the 99th percentile was three times as high. The youngest generation stays small: to give back
+ten thousand the 99th percentile was three times as high. The younger generations stay small: to give back
 ten thousand objects at once, which connections and filters leave behind, held the event loop for 14 ms."""
 
 
