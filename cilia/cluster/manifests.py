@@ -20,7 +20,7 @@ from cilia.cluster.store import (
     RESOURCES,
     Resource,
 )
-from cilia.kit.documents import check_depth
+from cilia.kit.documents import check_depth, weigh, yaml_loader
 from cilia.kit.files import Stamp
 from cilia.model.resources.base import AnyObject
 
@@ -53,14 +53,13 @@ LONGEST_COPIES = 4 << 20
 """Characters that aliases may add to what a document says: a few lines can stand for gigabytes."""
 
 
-class _Loader(yaml.CSafeLoader):
+class _Loader(yaml_loader()):  # type: ignore[misc]
     """YAML as PyYAML reads it, but a key given twice is an error: half of what was meant would be lost. So
     are aliases that multiply."""
 
     def construct_document(self, node: Any) -> Any:
-        written: dict[int, int] = {}
-        meant = _size(node, written)
-        if meant > sum(written.values()) + LONGEST_COPIES:
+        meant, written = weigh(node, _characters)
+        if meant > written + LONGEST_COPIES:
             raise yaml.constructor.ConstructorError(
                 None, None, f"its aliases stand for {meant} characters: write out what is meant"
             )
@@ -76,34 +75,12 @@ class _Loader(yaml.CSafeLoader):
                     None, None, f"line {line}: {key.value} is given twice"
                 )
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
-def _size(node: Any, written: dict[int, int]) -> int:
-    """Characters of a node with all aliases written out; `written`: those of each node itself, by its id.
-
-    Raises ConstructorError for a node within itself.
-    """
-    meant: dict[int, int] = {}
-    todo = [(node, False)]
-    while todo:
-        found, parts_known = todo.pop()
-        parts = _parts(found)
-        if parts_known:
-            if any(id(part) not in meant for part in parts):
-                raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is in")
-            meant[id(found)] = written[id(found)] + sum(meant[id(part)] for part in parts)
-        elif id(found) not in written:
-            written[id(found)] = 1 if parts else 1 + len(found.value)
-            todo.append((found, True))
-            todo.extend((part, False) for part in parts)
-    return meant[id(node)]
-
-
-def _parts(node: Any) -> list[Any]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+def _characters(node: Any) -> int:
+    return 1 if isinstance(node.value, list) else 1 + len(node.value)
 
 
 class Problem(msgspec.Struct, frozen=True):

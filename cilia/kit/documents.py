@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 MOST_VALUES = 100_000
@@ -29,7 +30,7 @@ def read_yaml(content: bytes | str, most: int = MOST_VALUES) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if _values(node) > most:
+            if weigh(node)[0] > most:
                 raise DocumentError(f"it has more than {most} values: write fewer, or fewer aliases")
             return loader.construct_document(node)
         finally:
@@ -60,27 +61,28 @@ def check_depth(content: bytes | str) -> None:
             depth -= 1
 
 
-def _values(root: Any) -> int:
-    """Values of a YAML node, each counted as often as aliases refer to it. It is asked before anything is
-    made of the node: merged keys (`<<`) would be written out even where they are all the same.
+def weigh(root: Any, weight: Callable[[Any], int] = lambda node: 1) -> tuple[int, int]:
+    """What a YAML node weighs with all aliases written out, and as it is written; `weight`: of a node without
+    its parts. It is asked before anything is made of the node: merged keys (`<<`) would be written out even
+    where they are all the same.
 
     Raises DocumentError for a node within itself.
     """
-    known: dict[int, int] = {}
-    begun: set[int] = set()
+    meant: dict[int, int] = {}
+    written: dict[int, int] = {}
     todo = [(root, False)]
     while todo:
         node, parts_known = todo.pop()
         parts = _parts(node)
         if parts_known:
-            if any(id(part) not in known for part in parts):
+            if any(id(part) not in meant for part in parts):
                 raise DocumentError("an alias stands for what it is in: write out what is meant")
-            known[id(node)] = 1 + sum(known[id(part)] for part in parts)
-        elif id(node) not in begun:
-            begun.add(id(node))
+            meant[id(node)] = written[id(node)] + sum(meant[id(part)] for part in parts)
+        elif id(node) not in written:
+            written[id(node)] = weight(node)
             todo.append((node, True))
             todo.extend((part, False) for part in parts)
-    return known[id(root)]
+    return meant[id(root)], sum(written.values())
 
 
 def _parts(node: Any) -> list[Any]:
