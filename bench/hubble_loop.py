@@ -371,7 +371,8 @@ def measure(quick: bool) -> list[dict[str, Any]]:
 def busy(name: str, seconds: float) -> tuple[float, float]:
     """One round in a process of its own: milliseconds held, and those by the clock."""
     program = [sys.executable, "-m", "bench.hubble_loop", "busy", name, str(seconds)]
-    held, by_clock = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    output = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    held, by_clock = json.loads(output.splitlines()[-1])  # After what the server logs.
     return held, by_clock
 
 
