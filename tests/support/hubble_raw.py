@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,9 @@ class Raw:
         self.socket.close()
 
     def flush(self) -> None:
-        """Send what is waiting; a server that has hung up is no error."""
-        try:
+        """Send what is waiting. If the server has hung up, what it said before is still to read."""
+        with suppress(OSError):
             self.socket.sendall(self.h2.data_to_send())
-        except OSError:
-            self.closed = True
 
     def begin(self, method: str, more: list[tuple[str, str]] | None = None) -> int:
         """Send the headers of a call; its stream."""
