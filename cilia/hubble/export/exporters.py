@@ -121,6 +121,7 @@ class Exporters:
         # The path of a mounted ConfigMap is a link whose target is replaced.
         seen = stamp(path)
         if seen is not None and seen == self._seen:
+            self._changing = seen
             return
         settled, self._changing = seen == self._changing, seen
         if self.config_applied and not settled:

@@ -168,6 +168,11 @@ class Secured(asyncio.Protocol):
         self._flush()
         return bool(data)
 
+    def give_way(self) -> None:
+        """End the handshake: another machine needs its place."""
+        self._settle("it took longest for its handshake where others came from other machines")
+        self.abort()
+
     def _fail(self, reason: str) -> None:
         """End a handshake; an alert that OpenSSL made says why to the client."""
         self._flush()

@@ -8,6 +8,7 @@ Handlers are handed in as a table of methods. What clients may take is bounded b
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 import stat
@@ -54,8 +55,8 @@ class Server:
         """Since the start."""
         self._connections: set[Connection] = set()
         self._arriving: set[Connection] = set()
-        self._handshakes: dict[Secured, None] = {}
-        """Oldest first."""
+        self._handshakes: dict[Secured, str] = {}
+        """Whose they are, by machine; oldest first."""
         self._listeners: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._group: int | None = None
@@ -166,22 +167,22 @@ class Server:
 
     def handshaking(self, secured: Secured) -> bool:
         """Whether one more handshake may begin."""
-        if len(self._handshakes) >= self.limits.handshakes and not self._make_way(secured):
+        machine = machine_of(secured.peer)
+        if len(self._handshakes) >= self.limits.handshakes and not self._make_way(machine):
             self._refuse(secured, f"{self.limits.handshakes} handshakes are under way")
             return False
-        self._handshakes[secured] = None
+        self._handshakes[secured] = machine
         return True
 
-    def _make_way(self, secured: Secured) -> bool:
+    def _make_way(self, newcomer: str) -> bool:
         """End the oldest handshake of the machine that has most, if the newcomer's has fewer: one that begins
         many and ends none must not keep out the others."""
-        hosts = Counter(host_of(each.peer) for each in self._handshakes)
-        crowd, most = hosts.most_common(1)[0]
-        if hosts[host_of(secured.peer)] + 1 >= most:
+        machines = Counter(self._handshakes.values())
+        crowd, most = machines.most_common(1)[0]
+        if machines[newcomer] + 1 >= most:
             return False
-        oldest = next(each for each in self._handshakes if host_of(each.peer) == crowd)
-        self._handshakes.pop(oldest)
-        oldest.abort()
+        oldest = next(each for each, machine in self._handshakes.items() if machine == crowd)
+        oldest.give_way()
         return True
 
     def handshaken(self, secured: Secured, failure: str | None) -> None:
@@ -202,9 +203,13 @@ class Server:
         self._untold = 0
 
 
-def host_of(peer: str) -> str:
-    """The address without its port."""
-    return peer.rpartition(":")[0]
+def machine_of(peer: str) -> str:
+    """Which machine an `address:port` is of: by the /64 of IPv6, all of whose addresses one machine may have
+    (RFC 4862)."""
+    host = peer.rpartition(":")[0]
+    if not host.startswith("["):
+        return host
+    return str(ipaddress.ip_network((host[1:-1].partition("%")[0], 64), strict=False))
 
 
 def keep_alive(peer: Any) -> None:

@@ -12,25 +12,39 @@ from cilia.hubble.rpc.server import Server
 class Shaking:
     """A client amid its handshake."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, server: Any, peer: str) -> None:
+        self.server = server
         self.peer = peer
-        self.aborted = False
+        self.gave_way = False
 
-    def abort(self) -> None:
-        self.aborted = True
+    def give_way(self) -> None:
+        self.server.handshaken(self, "others came")
+        self.gave_way = True
 
 
 def test_a_crowd_of_one_machine_makes_way_for_others() -> None:
     async def body() -> None:
         server: Any = Server({}, ServerLimits(handshakes=4))
-        crowd = [Shaking(f"10.0.0.66:{port}") for port in range(6)]
+        crowd = [Shaking(server, f"10.0.0.66:{port}") for port in range(6)]
         assert [server.handshaking(each) for each in crowd] == [True] * 4 + [False] * 2
-        others = [Shaking(f"[fd00::7]:{port}") for port in range(3)]
+        others = [Shaking(server, f"[fd00::7]:{port}") for port in range(3)]
         assert [server.handshaking(each) for each in others] == [True, True, False]
-        assert [each.aborted for each in crowd[:4]] == [True, True, False, False]
-        assert not any(each.aborted for each in others)
+        assert [each.gave_way for each in crowd[:4]] == [True, True, False, False]
+        assert not any(each.gave_way for each in others)
         for each in (*crowd, *others):
             server.handshaken(each, None)
-        assert server.handshaking(Shaking("10.0.0.66:9"))
+        assert server.handshaking(Shaking(server, "10.0.0.66:9"))
+
+    asyncio.run(body())
+
+
+def test_all_addresses_of_a_network_of_ipv6_are_one_machine() -> None:
+    async def body() -> None:
+        server: Any = Server({}, ServerLimits(handshakes=4))
+        crowd = [Shaking(server, f"[2001:db8:0:7::{host:x}]:443") for host in range(4)]
+        assert all(server.handshaking(each) for each in crowd)
+        assert server.handshaking(Shaking(server, "[2001:db8:0:8::1]:443"))
+        assert [each.gave_way for each in crowd] == [True, False, False, False]
+        assert not server.handshaking(Shaking(server, "[2001:db8:0:7::99]:443"))
 
     asyncio.run(body())

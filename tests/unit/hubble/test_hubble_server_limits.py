@@ -19,6 +19,7 @@ from cilia.hubble.client import Client
 from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.messages import frame
 from cilia.hubble.rpc.reflection import METHODS, Reflection
+from cilia.hubble.rpc.rounds import Gate
 from cilia.hubble.rpc.server import Server
 from cilia.proto.observer import observer_pb2
 from cilia.proto.observer.observer_pb2 import GetFlowsRequest, GetFlowsResponse
@@ -113,6 +114,12 @@ def test_calls_are_bounded_over_all_connections(serve: Served) -> None:
     serve.alive()
 
 
+def keep_busy(gate: Gate, turns: int) -> None:
+    """Let so many wait before all who come later."""
+    for _ in range(turns):
+        gate.add(lambda: True)
+
+
 def test_calls_of_clients_who_left_count_until_they_have_ended(serve: Served) -> None:
     server = serve()
     followers = serve.running.store.listeners
@@ -120,7 +127,7 @@ def test_calls_of_clients_who_left_count_until_they_have_ended(serve: Served) ->
         for _ in range(3):
             client.ask(GET_FLOWS, FOLLOW)
         until(lambda: serve.running.call(lambda: len(followers)) == 3, "three followers")
-        serve.running.call(lambda: [server.gate.add(lambda: True) for _ in range(30_000)])
+        serve.running.call(lambda: keep_busy(server.gate, 30_000))
     counts: list[tuple[int, int]] = []
 
     def left() -> bool:
