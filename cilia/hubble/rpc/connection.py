@@ -20,6 +20,7 @@ import h2.settings
 import structlog
 
 from cilia.hubble.rpc.calls import Conversation, Handler, Methods
+from cilia.hubble.rpc.http2 import release
 from cilia.hubble.rpc.limits import ServerLimits
 from cilia.hubble.rpc.messages import (
     Code,
@@ -206,6 +207,8 @@ class Connection(asyncio.Protocol):
         self._forget_timer()
         self._server.forget(self)
         self._cancel_all()
+        if hasattr(self, "_h2"):
+            release(self._h2)
 
     def close(self, sentence: str = "") -> None:
         """Say goodbye (if that is still possible), end all calls and close."""
@@ -330,10 +333,13 @@ class Connection(asyncio.Protocol):
 
     def _spawn(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
         stream.task = self._server.tasks.spawn(f"rpc {stream.method}", self._run(stream, begin))
-        stream.task.add_done_callback(self._ended)
+        stream.task.add_done_callback(lambda _: self._ended(stream))
 
-    def _ended(self, _task: asyncio.Task[None]) -> None:
+    def _ended(self, stream: Stream) -> None:
+        self._drop(stream)
         self._server.calls -= 1
+        # A cancelled task holds its frames, and these the stream: collections of such rings come seldom.
+        stream.task = None
 
     async def _run(self, stream: Stream, begin: Callable[[], Awaitable[None]]) -> None:
         code, sentence = Code.OK, ""

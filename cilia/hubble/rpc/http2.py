@@ -1,4 +1,4 @@
-"""The client's side of an HTTP/2 connection, as both of our clients want it."""
+"""HTTP/2 as all of our connections want it: how clients begin, how both sides end."""
 
 from __future__ import annotations
 

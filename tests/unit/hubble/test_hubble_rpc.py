@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 from tests.support.hubble import Beside, beside, events, flow
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -275,6 +278,31 @@ def test_what_is_no_grpc_gets_an_http_status(shared: Beside) -> None:
             found = state.receive_data(connection.recv(65536))
             answers += [event for event in found if isinstance(event, h2.events.ResponseReceived)]
     assert dict(answers[0].headers)[b":status"] == b"415"
+
+
+def test_a_client_that_leaves_is_no_garbage(shared: Beside) -> None:
+    """Collections come seldom: what waits for one stays for hours."""
+    kept: list[weakref.ref[object]] = []
+
+    def look() -> None:
+        for connection in shared.server._connections:
+            kept.extend((weakref.ref(connection), weakref.ref(connection._h2)))
+
+    shared.call(gc.disable)
+    try:
+        with grpc.insecure_channel(shared.target) as channel:
+            status = channel.unary_unary("/observer.Observer/ServerStatus", bytes, bytes)
+            follow = channel.unary_stream("/observer.Observer/GetFlows", bytes, bytes)
+            assert status(b"", timeout=30)
+            request = observer_pb2.GetFlowsRequest(follow=True, number=1).SerializeToString()
+            flows = follow(request, timeout=60)
+            assert next(flows)
+            shared.call(look)
+        until(lambda: not shared.call(lambda: shared.server.clients or shared.server.calls), "the leaving")
+        assert kept
+        until(lambda: not any(each() for each in kept), "connections to go without a collection", patience=5)
+    finally:
+        shared.call(gc.enable)
 
 
 def test_a_socket_nobody_serves_is_replaced_and_a_served_one_is_not(tmp_path: Path) -> None:
