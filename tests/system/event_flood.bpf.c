@@ -26,7 +26,7 @@ int flood_traces(struct __sk_buff *skb)
 	struct flow flow = made_up();
 
 	if (flow.settings)
-		report_trace(skb, &flow);
+		report_trace(skb, &flow, ends_of(&flow), false);
 	return 0;
 }
 
