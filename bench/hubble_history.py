@@ -32,6 +32,7 @@ from cilia.hubble.history.settings import HistorySettings
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore
+from cilia.kit import startup
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.observer import observer_pb2
@@ -46,8 +47,7 @@ FRAME = 100_000
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Rows of the table."""
-    # As the agent does: a thread that computes may keep the loop from each of its steps for so long.
-    sys.setswitchinterval(0.0005)
+    startup.switch_often()
     rounds, blocks = (2, 8) if quick else (5, 32)
     sealed, read, size, held, clock, frames = [], [], [], [], [], []
     for _ in range(rounds):

@@ -59,8 +59,6 @@ GROUP = "hubble-flows"
 ROWS = 1 << 16
 SECONDS, QUICK_SECONDS = 6.0, 2.0
 """Of watching a case."""
-SWITCH_SECONDS = 0.0005
-"""As the agent sets it."""
 CHECK = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 AT_ONCE = 60
@@ -483,6 +481,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "attack":
         attack(*sys.argv[2:])
     else:
-        sys.setswitchinterval(SWITCH_SECONDS)
+        startup.switch_often()
         found = uvloop.run(one_round(sys.argv[2], float(sys.argv[3])))
         print(json.dumps([round(1e3 * each, 2) for each in found]))

@@ -48,6 +48,7 @@ from cilia.hubble.metrics.processor import FlowMetrics
 from cilia.hubble.observer import Observer, ObserverSettings
 from cilia.hubble.rpc.server import Server
 from cilia.hubble.store import FlowStore
+from cilia.kit import startup
 from cilia.kit.clock import SystemClock
 from cilia.kit.tasks import TaskGroup
 from cilia.proto.observer import observer_pb2
@@ -67,8 +68,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "and history": ("history",),
     "and all of them": ("follow", "export", "history"),
 }
-SWITCH_SECONDS = 0.0005
-"""As the agent sets it."""
 
 
 class Found(NamedTuple):
@@ -107,7 +106,7 @@ def busy(extras: tuple[str, ...], seconds: float) -> Found:
 
 def one_round(extras: tuple[str, ...], seconds: float) -> Found:
     """Watch a node that reports."""
-    sys.setswitchinterval(SWITCH_SECONDS)
+    startup.switch_often()
     with rings.reporting_node() as node, reported(node) as begin:
         return asyncio.run(watch(node, begin, extras, seconds))
 

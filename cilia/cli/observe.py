@@ -46,6 +46,7 @@ class ObserveGroup(Ordered, ServerGroup):
 
 
 Output = Annotated[Form, flag(PRINTING, "--output -o", "How flows are printed.", show_default=True)]
+AsJson = Annotated[bool, flag(PRINTING, "--json -j", "What -o json was called once.", hidden=True)]
 Times = Annotated[
     flows.TimeFormat, flag(PRINTING, "--time-format", "How times are printed.", show_default=True)
 ]
@@ -97,6 +98,7 @@ def show_flows(
     allowlist: Allowlist = None,
     denylist: Denylist = None,
     output: Output = Form.COMPACT,
+    as_json: AsJson = False,
     time_format: Times = flows.TimeFormat.STAMP,
     color: Color = Colour.AUTO,
     ip_translation: Names = True,
@@ -123,6 +125,7 @@ def show_flows(
     """
     if ctx.invoked_subcommand:
         return
+    output = Form.JSON if as_json else output
     now = datetime.now(UTC).astimezone()
     request = observer_pb2.GetFlowsRequest()
     set_filters(request, ctx, allowlist or (), denylist or ())

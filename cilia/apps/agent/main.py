@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -61,8 +60,7 @@ def start(settings: AgentSettings) -> int:
 
     log.configure(settings.log_level, "json" if settings.log_format == "json" else "text")
     os.umask(0o077)
-    # A thread that computes may keep the event loop from each of its steps for so long (seconds).
-    sys.setswitchinterval(0.0005)
+    startup.switch_often()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Runtime(settings).run())

@@ -208,7 +208,7 @@ def test_how_many(
 
 
 def test_masks(asked: list[observer_pb2.GetFlowsRequest]) -> None:
-    run("-o", "json", "--field-mask", "source.pod_name,verdict", "--field-mask", "uuid")
+    run("--json", "--field-mask", "source.pod_name,verdict", "--field-mask", "uuid")
     run("--experimental-use-default-field-masks")
     run("-o", "json", "--use-default-field-masks")
     assert list(asked[0].field_mask.paths) == ["source.pod_name", "verdict", "uuid"]
@@ -229,7 +229,7 @@ def test_a_recording_is_read_like_a_server(tmp_path: Path, capsys: pytest.Captur
     file.write_text("\n".join(map(json.dumps, [*lines, lost, bare])) + "\n\n")
 
     def uuids(*arguments: str) -> list[str]:
-        run("--input-file", str(file), "-o", "json", *arguments)
+        run("--input-file", str(file), "-j", *arguments)
         found = map(json.loads, capsys.readouterr().out.splitlines())
         return [each["flow"]["uuid"] for each in found if "flow" in each]
 
