@@ -33,6 +33,7 @@ from bench import (
     services_xdp,
     sweeps,
 )
+from cilia.kit import log
 
 app = typer.Typer(add_completion=False)
 GROUPS = {
@@ -72,6 +73,8 @@ def bench(
     """Measure Cilia against plain kernel networking in one run."""
     # Agents start many times: each would compile every module again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Parts that run inside this process log too; stdout is the JSON's.
+    log.configure("warning")
     console = Console(stderr=True, width=150)
     netbench.build()
     rows: list[dict[str, Any]] = []
