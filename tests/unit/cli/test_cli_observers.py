@@ -24,7 +24,7 @@ from cilia.proto.flow import flow_pb2
 from cilia.proto.observer import observer_pb2
 from cilia.proto.peer import peer_pb2
 from cilia.proto.relay import relay_pb2
-from tests.support.relay import Cluster, Node, cluster, response
+from tests.support.relay import Cluster, Node, cluster, ready, response
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -236,6 +236,7 @@ def test_nodes_that_do_not_answer_are_told_once_and_at_the_end(
     ill.refusal = RpcError(Code.INTERNAL, "the disk is on fire")
     target = running.relay([running.start(well), running.start(ill), Peer("gone", running.address("gone"))])
     try:
+        ready(target, 2)
         observe(["--server", target, "--last", "5"], standalone_mode=False)
         out, err = capsys.readouterr()
         assert len([line for line in out.splitlines() if "VERDICT_UNKNOWN" in line]) == 1
