@@ -12,11 +12,13 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from cilia.hubble.peer import Peer
+from cilia.proto.observer import observer_pb2
+from cilia.proto.relay import relay_pb2
 from cilia.relay.answer import AnswerSettings
 from cilia.relay.merge import MergeSettings
 from cilia.relay.pool import PoolSettings
-from tests.support.grpc_client import get_flows
-from tests.support.relay import Cluster, Node, Response, channel_to, ready, response, server_status
+from tests.support.grpc_client import get_flows, unary
+from tests.support.relay import Cluster, Node, Response, channel_to, ready, response
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
@@ -102,9 +104,11 @@ def manglers(running: Cluster, node: Node) -> list[Peer]:
     return peers
 
 
-def connected(target: str) -> int:
+def good_and_another(target: str) -> bool:
     with channel_to(target) as channel:
-        return int(server_status(channel).num_connected_nodes.value)
+        listed = unary(channel, "GetNodes", observer_pb2.GetNodesRequest(), observer_pb2.GetNodesResponse)
+    names = [node.name for node in listed.nodes if node.state == relay_pb2.NODE_CONNECTED]
+    return "good" in names and len(names) > 1
 
 
 def of_the_good(responses: list[Response]) -> list[str]:
@@ -116,7 +120,7 @@ def test_histories_are_whole_but_for_what_was_damaged(running: Cluster) -> None:
     node = Node("node", [response("node", moment) for moment in range(FLOWS)])
     running.start(node)
     target = running.relay([running.start(good), *manglers(running, node)], answer=ANSWER, pool=POOL)
-    until(lambda: connected(target) > 1, "the good one and some that are not")
+    until(lambda: good_and_another(target), "the good one and some that are not")
     expected = [f"good-{moment}" for moment in range(FLOWS)]
     for _ in range(3):
         with channel_to(target) as channel:
@@ -130,7 +134,7 @@ def test_followers_get_all_of_the_others(running: Cluster) -> None:
     good, node = Node("good"), Node("node")
     running.start(node)
     target = running.relay([running.start(good), *manglers(running, node)], answer=ANSWER, pool=POOL)
-    until(lambda: connected(target) > 1, "the good one and some that are not")
+    until(lambda: good_and_another(target), "the good one and some that are not")
     with channel_to(target) as channel:
         call = get_flows(channel, follow=True)
         next(call)
